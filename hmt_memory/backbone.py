@@ -1,0 +1,238 @@
+"""A Hugging Face causal decoder seen as three functions: embed, body, head. The only file that knows its attribute names.
+
+Knows no HMT: token ids in, hidden states after the final norm and logits out, plus the tokenizer's text functions.
+Sequences are right-padded, never masked: a causal decoder cannot see what stands to the right, so padding is invisible to
+every family alike, the state-space ones included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import BackboneError, InputError
+
+_CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")  # attention families, Mamba, RWKV
+_PROBE_TOLERANCE = 1e-3
+
+
+class Backbone(nn.Module):
+    """Wraps `causal_lm` (a `PreTrainedModel` with a language-model head, or a PEFT model around one) and its tokenizer.
+
+    Checks by two tiny forward passes that the model is causal, that its body takes and returns the same width, and that
+    its head is understood.
+
+    Raises:
+        BackboneError: encoder-only, encoder-decoder, or a head this class cannot reproduce.
+    """
+
+    def __init__(self, causal_lm: nn.Module, tokenizer: Any = None, *, name: str | None = None) -> None:
+        super().__init__()
+        plain: Any = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
+        self.name = name or str(getattr(plain, "name_or_path", "") or "unnamed")
+        config = getattr(plain, "config", None)
+        if config is None or not hasattr(plain, "get_input_embeddings"):
+            raise BackboneError(f"{type(causal_lm).__name__} is not a Hugging Face model. Pass a causal language model.")
+        if getattr(config, "is_encoder_decoder", False):
+            raise BackboneError(
+                f"{self.name} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model."
+            )
+        if plain.get_output_embeddings() is None:
+            raise BackboneError(
+                f"{self.name} ({type(plain).__name__}) has no language-model head. Load it with AutoModelForCausalLM."
+            )
+        self.causal_lm = causal_lm
+        self.tokenizer = tokenizer
+        self.config = config.get_text_config()
+        self._plain = (plain,)  # in a tuple, so that the module is registered once
+        self._cache_argument = _cache_argument(self._body)
+        self._head_scale = _head_scale(self.config)
+        self._probe()
+
+    @property
+    def _body(self) -> Any:
+        return self._plain[0].base_model
+
+    @property
+    def embedding(self) -> nn.Module:
+        """The input embedding module; calling it applies what the family applies (Gemma scales)."""
+        return self._plain[0].get_input_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def hidden_size(self) -> int:
+        """d: width of an input embedding and of a hidden state after the final norm (and projection, in OPT-350m)."""
+        return int(self.embedding.weight.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.embedding.weight.shape[0])
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the backbone was built for; None for state-space families."""
+        if self._cache_argument != "past_key_values":
+            return None
+        found = getattr(self.config, "max_position_embeddings", None)
+        return None if found is None else int(found)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device  # type: ignore[return-value]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Every token id that ends an answer, by the tokenizer, the model's and the generation configuration."""
+        generation = getattr(self._plain[0], "generation_config", None)
+        found: set[int] = set()
+        for owner in (self.tokenizer, self.config, generation):
+            value = getattr(owner, "eos_token_id", None)
+            found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+        return frozenset(found)
+
+    @property
+    def start_id(self) -> int | None:
+        """The token a text begins with, where the family has one."""
+        for owner in (self.tokenizer, self.config):
+            if (found := getattr(owner, "bos_token_id", None)) is not None:
+                return int(found)
+        return None
+
+    # --- tensors ----------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[..., T] token ids to input embeddings [..., T, d]."""
+        return self.embedding(ids)  # type: ignore[no-any-return]
+
+    def body(self, embeddings: Tensor) -> Tensor:
+        """[B, T, d] input embeddings to hidden states [B, T, d] after the final norm; no cache, no head."""
+        return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+    def advance(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Append [1, T, d] to what `cache` holds: the last hidden state [1, d] and the new cache (the old is spent)."""
+        output = self._body(inputs_embeds=embeddings, use_cache=True, **{self._cache_argument: cache})
+        return output.last_hidden_state[:, -1], getattr(output, self._cache_argument)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., d] to logits [..., vocab], with the family's scaling and soft cap."""
+        project = self._plain[0].get_output_embeddings()
+        logits: Tensor = project(hidden.to(project.weight.dtype)) * self._head_scale
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def embedding_norm(self) -> float:
+        """Mean Euclidean norm of an input embedding as it enters the body."""
+        with torch.no_grad():
+            ids = torch.arange(0, self.vocab_size, max(1, self.vocab_size // 1024), device=self.device)
+            return float(self.embed(ids).float().norm(dim=-1).mean())
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint remembers of its backbone: architecture and a digest of its embeddings.
+
+        The digest rounds to bf16, so loading in fp32 or bf16 gives the same one; it is None in other precisions.
+        """
+        digest = None
+        if self.dtype in (torch.float32, torch.bfloat16):
+            weight = self.embedding.weight.detach().flatten()
+            sample = weight[:: max(1, weight.numel() // 65536)].to(torch.bfloat16).cpu()
+            digest = hashlib.sha256(sample.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+        return {
+            "name": self.name,
+            "model_type": str(self.config.model_type),
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": int(self.config.num_hidden_layers),
+            "vocab_size": self.vocab_size,
+            "embedding_digest": digest,
+        }
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        was_training = self.causal_lm.training
+        self.causal_lm.eval()
+        top = self.vocab_size - 1
+        ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=self.device).clamp(max=top)
+        try:
+            hidden = self.body(self.embed(ids))
+            logits = self._plain[0](input_ids=ids, use_cache=False).logits
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise BackboneError(
+                f"{self.name} ({type(self._plain[0]).__name__}) does not run on input embeddings: {error}. "
+                "Choose a decoder-only model."
+            ) from error
+        finally:
+            self.causal_lm.train(was_training)
+        if hidden.shape[-1] != self.hidden_size:
+            raise BackboneError(
+                f"{self.name}: hidden states are {hidden.shape[-1]} wide and input embeddings {self.hidden_size}; a memory "
+                "embedding must fit both. Choose a model whose two widths are equal."
+            )
+        if _relative_difference(hidden[0, :-1], hidden[1, :-1]) > _PROBE_TOLERANCE:
+            raise BackboneError(
+                f"{self.name} ({self.config.model_type}) looks ahead: it is an encoder, not a causal decoder. "
+                "Choose a decoder-only model."
+            )
+        if _relative_difference(self.head(hidden), logits) > 10 * _PROBE_TOLERANCE:
+            raise BackboneError(
+                f"{self.name} ({self.config.model_type}) does more to its logits than this package knows. "
+                "Please report the model type."
+            )
+
+    # --- text -------------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without start or end tokens."""
+        return list(self._tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out; incomplete UTF-8 decodes to U+FFFD."""
+        return str(self._tokenizer().decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+        """The tokenizer's chat template applied to `messages` (role, content).
+
+        Raises:
+            InputError: the model has no chat template, or the template refuses these messages.
+        """
+        tokenizer = self._tokenizer()
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError(f"{self.name} has no chat template. Pass a plain text prompt, or choose an instruct model.")
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        except Exception as error:  # jinja2's own errors, and whatever a template raises
+            raise InputError(f"the chat template of {self.name} refused the messages: {error}") from error
+
+    def end_text(self) -> str:
+        """The text of the end-of-answer token, as chat templates write it; empty without a tokenizer's own."""
+        return str(getattr(self.tokenizer, "eos_token", None) or "")
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise InputError(f"{self.name} was wrapped without a tokenizer. Pass token ids, or wrap it with a tokenizer.")
+        return self.tokenizer
+
+
+def _cache_argument(body: Any) -> str:
+    parameters = inspect.signature(body.forward).parameters
+    return next((name for name in _CACHE_ARGUMENTS if name in parameters), _CACHE_ARGUMENTS[0])
+
+
+def _head_scale(config: Any) -> float:
+    """Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`."""
+    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def _relative_difference(found: Tensor, expected: Tensor) -> float:
+    difference = (found.float() - expected.float()).norm()
+    return float(difference / expected.float().norm().clamp(min=1e-12))

@@ -1,0 +1,159 @@
+"""The checkpoint folder: `hmt_config.json`, `hmt_memory.safetensors`, optional `backbone_adapter/` (PEFT). Never a pickle.
+
+Knows files and the names in them; the backbone's own weights are never part of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from . import __version__, weights
+from .backbone import Backbone
+from .config import HMTConfig
+from .errors import CheckpointError, MissingDependencyError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from .model import HMTModel
+
+CONFIG_FILE = "hmt_config.json"
+MEMORY_FILE = "hmt_memory.safetensors"
+ADAPTER_FOLDER = "backbone_adapter"
+
+
+def save(model: HMTModel, folder: Path) -> None:
+    """Write `folder`, each file replaced atomically, the configuration last."""
+    from safetensors.torch import save as to_bytes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(model.backbone.causal_lm, "peft_config"):
+        model.backbone.causal_lm.save_pretrained(folder / ADAPTER_FOLDER)  # type: ignore[operator]
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.memory_parameters().items()}
+    _replace(folder / MEMORY_FILE, to_bytes(tensors))
+    content = {
+        "hmt_memory_version": __version__,
+        "config": model.config.to_dict(),
+        "backbone": model.backbone.identity(),
+    }
+    _replace(folder / CONFIG_FILE, json.dumps(content, indent=2).encode())
+
+
+def load_model(
+    cls: type[HMTModel],
+    name: str,
+    *,
+    adapter: str | Path | None,
+    config: HMTConfig | None,
+    dtype: str | torch.dtype,
+    device: str,
+    options: Mapping[str, Any],
+) -> HMTModel:
+    """What `HMTModel.from_pretrained` does; see there."""
+    if adapter is None and (Path(name) / CONFIG_FILE).is_file():
+        adapter, name = name, str(_read_config(Path(name))["backbone"]["name"])
+    if adapter is not None and not Path(adapter).is_dir():
+        raise ModelNotFoundError(f"there is no adapter folder {adapter}. Check the path.")
+    stored = None if adapter is None else _read_config(Path(adapter))
+    causal_lm, tokenizer = weights.load(name, dtype=dtype, device=device, **options)
+    causal_lm.requires_grad_(False)
+    if adapter is None or stored is None:
+        return cls(Backbone(causal_lm, tokenizer, name=name), config or HMTConfig()).eval()
+    backbone = Backbone(causal_lm, tokenizer, name=name)
+    _check_backbone(Path(adapter), stored["backbone"], backbone.identity())
+    if (Path(adapter) / ADAPTER_FOLDER).is_dir():
+        backbone = Backbone(_with_peft(causal_lm, Path(adapter) / ADAPTER_FOLDER), tokenizer, name=name)
+    model = cls(backbone, HMTConfig.from_dict(stored["config"]))
+    load_memory(model, Path(adapter))
+    return model.eval()
+
+
+def load_memory(model: HMTModel, folder: Path) -> None:
+    """Fill the memory parameters from `folder`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds other tensors than this configuration has.
+    """
+    tensors = _read_tensors(folder / MEMORY_FILE)
+    parameters = model.memory_parameters()
+    if missing := sorted(set(parameters) - set(tensors)):
+        raise CheckpointError(f"{folder / MEMORY_FILE} lacks {', '.join(missing)}. Save the checkpoint again.")
+    if foreign := sorted(set(tensors) - set(parameters)):
+        raise CheckpointError(f"{folder / MEMORY_FILE} holds unknown tensors {', '.join(foreign)}. Is it an HMT checkpoint?")
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{folder / MEMORY_FILE}: {name} is {tuple(tensors[name].shape)}, the configuration says "
+                f"{tuple(parameter.shape)}. The two files do not belong together."
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise CheckpointError(f"{folder / MEMORY_FILE}: {name} holds NaN or infinity. Use an earlier checkpoint.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    model.is_trained = True
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not an HMT checkpoint: it has no {CONFIG_FILE}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Restore the file.") from error
+    if not isinstance(content, dict) or not {"config", "backbone"} <= content.keys():
+        raise CheckpointError(f"{path} is not an HMT configuration: it lacks 'config' or 'backbone'.")
+    return content
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {MEMORY_FILE}. Save the checkpoint again.") from error
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}. Restore the file.") from error
+
+
+def _check_backbone(folder: Path, stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "embedding_digest"):
+        if stored.get(key) != found[key] and None not in (stored.get(key), found[key]):
+            raise CheckpointError(
+                f"{folder} was made for {stored.get('name')}: its {key} is {stored.get(key)}, that of {found['name']} is "
+                f"{found[key]}. Load the backbone it was made for."
+            )
+
+
+def _with_peft(causal_lm: Any, folder: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingDependencyError(
+            "this checkpoint has a PEFT adapter for its backbone. Run: pip install 'hmt-memory[train]'"
+        ) from error
+    try:
+        return PeftModel.from_pretrained(causal_lm, str(folder))
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"the PEFT adapter in {folder} does not load: {error}") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""The one configuration of a model: the paper's sizes, the extensions (off by default) and the view's token budgets.
+
+Knows numbers and how they fit a backbone's window; knows nothing of torch, files or Hugging Face.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError
+
+MemoryInput = Literal["paper", "scaled", "mapped"]
+Mode = Literal["hmt", "rmt", "plain"]
+
+# What the view's budgets become when they are left to the backbone's window, largest first to give way (tokens).
+_AUTOMATIC_BUDGETS = {"recent_tokens": 1024, "replay_tokens": 1024, "pinned_tokens": 512}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HMTConfig:
+    """Sizes of the Hierarchical Memory Transformer (He et al., NAACL 2025, arXiv 2405.06067) in tokens, unless said.
+
+    `None` means "derived from the backbone": `HMTModel.wrap` fills it in, so `model.config` holds numbers only.
+
+    Raises:
+        ConfigError: a value is impossible; the message names the field.
+
+    >>> HMTConfig(segment_length=64).summary_length is None
+    True
+    >>> HMTConfig(segment_length=64).resolve(hidden_size=576, positions=8192).summary_length
+    32
+    """
+
+    segment_length: int = 256  # L: tokens a segment
+    summary_length: int | None = None  # j: leading tokens of a segment that are summarised; None: L // 2
+    sensory_length: int = 32  # k: trailing tokens of the previous segment that stay visible
+    recall_window: int = 300  # N: how many of the latest segments recall attends to while reading
+    recall_dim: int | None = None  # d_h: width of the recall projections; None: the hidden width
+    memory_tokens: int = 1  # m: memory embeddings a segment (extension; the paper has 1)
+    memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped)
+    mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
+    recent_tokens: int | None = None  # view: verbatim tokens before the open segment; None: up to 1024
+    replay_tokens: int | None = None  # view: budget of replayed passages; None: up to 1024
+    pinned_tokens: int | None = None  # view: budget of text that never scrolls away; None: up to 512
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        length = self.segment_length
+        if self.sensory_length >= length:
+            raise ConfigError(
+                f"sensory_length={self.sensory_length} must be smaller than segment_length={length}: "
+                "it is the tail of one segment. Lower sensory_length or raise segment_length."
+            )
+        if self.summary_length is not None and not 1 <= self.summary_length <= length:
+            raise ConfigError(
+                f"summary_length={self.summary_length} must be between 1 and segment_length={length}. "
+                "Leave it out for the paper's half segment."
+            )
+
+    def _check_types(self) -> None:
+        at_least_one = {"segment_length", "recall_window", "recall_dim", "memory_tokens"}
+        choices = {"memory_input": get_args(MemoryInput), "mode": get_args(Mode)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in choices:
+                if value not in choices[field.name]:
+                    raise ConfigError(f"{field.name}={value!r} is unknown. Choose one of {choices[field.name]}.")
+            elif value is None and "None" in str(field.type):
+                continue
+            elif not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"{field.name}={value!r} must be a whole number.")
+            elif value < (lowest := int(field.name in at_least_one)):
+                raise ConfigError(f"{field.name}={value} must be at least {lowest}.")
+
+    def resolve(self, *, hidden_size: int, positions: int | None) -> HMTConfig:
+        """Fill every `None` from a backbone of width `hidden_size` with `positions` positions (None: no limit).
+
+        Raises:
+            ConfigError: the segment or the explicitly given budgets do not fit the window.
+        """
+        reading = self.segment_length + self.sensory_length + 2 * self.memory_tokens
+        if positions is not None and reading > positions:
+            raise ConfigError(
+                f"segment_length={self.segment_length} + sensory_length={self.sensory_length} + 2 x memory_tokens="
+                f"{self.memory_tokens} is {reading} positions, over the backbone's {positions}. Lower segment_length."
+            )
+        return replace(
+            self,
+            summary_length=self.summary_length if self.summary_length is not None else max(1, self.segment_length // 2),
+            recall_dim=self.recall_dim or hidden_size,
+            **self._budgets(positions),
+        )
+
+    def _budgets(self, positions: int | None) -> dict[str, int]:
+        given = {name: value for name in _AUTOMATIC_BUDGETS if (value := getattr(self, name)) is not None}
+        wanted = {name: size for name, size in _AUTOMATIC_BUDGETS.items() if name not in given}
+        if positions is None:
+            return given | wanted
+        room = positions - self.memory_tokens - self.segment_length - sum(given.values())
+        if room < 0:
+            largest = max(given, key=lambda name: given[name]) if given else "segment_length"
+            raise ConfigError(
+                f"the view needs {positions - room} positions, over the backbone's {positions} (memory_tokens="
+                f"{self.memory_tokens} + segment_length={self.segment_length} + {given}). Lower {largest}."
+            )
+        share = min(1.0, room / max(1, sum(wanted.values())))
+        return given | {name: int(size * share) for name, size in wanted.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> HMTConfig:
+        """The inverse of `to_dict`; missing fields take their defaults.
+
+        Raises:
+            ConfigError: a key is not a field of this version; the message names it and the nearest field.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known fields: {', '.join(known)}."
+                raise ConfigError(f"unknown configuration key {key!r}. {hint} A newer hmt-memory may have written it.")
+        return cls(**values)

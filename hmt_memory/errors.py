@@ -1,0 +1,36 @@
+"""Every error this package raises on purpose. Each is an `HMTError` and also the builtin a caller would expect.
+
+A message says what is wrong, names the field or file, and ends with what to do.
+"""
+
+
+class HMTError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(HMTError, ValueError):
+    """A field of `HMTConfig` is unknown, impossible, or does not fit the backbone."""
+
+
+class BackboneError(HMTError, ValueError):
+    """The Hugging Face model cannot serve as an HMT backbone (not a causal decoder, or an unknown output head)."""
+
+
+class ModelNotFoundError(HMTError, LookupError):
+    """No weights were found under the given name, folder or file."""
+
+
+class CheckpointError(HMTError, ValueError):
+    """An adapter folder is incomplete, damaged, foreign, or belongs to another backbone."""
+
+
+class InputError(HMTError, ValueError):
+    """A call received input it cannot use: wrong shape, wrong type, unknown token ids, an empty prompt."""
+
+
+class BudgetError(HMTError, ValueError):
+    """A part of the view is larger than its token budget."""
+
+
+class MissingDependencyError(HMTError, ImportError):
+    """An optional package is needed for this call."""

@@ -1,0 +1,344 @@
+"""Eq. 1-5: the memory parameters and the steps of one segment.
+
+Knows a backbone as embed, body and head. Training (`forward`), reading (`reader.py`) and answering (`generate.py`) go
+through the same steps. Sequences of unequal length are right-padded: invisible to a causal decoder.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
+
+from .backbone import Backbone
+from .config import HMTConfig
+from .errors import ConfigError, InputError
+from .recall import Recall
+from .segments import unroll
+from .state import HMTState
+
+if TYPE_CHECKING:
+    from .generate import Generation
+
+class HMTOutput(NamedTuple):
+    """What `HMTModel.forward` returns for B rows of T tokens."""
+
+    loss: Tensor | None  # scalar fp32: mean cross-entropy of the next token, where `labels` were given
+    logits: Tensor  # [B, T, vocab], aligned with the input; positions that are padding carry nothing
+    state: list[HMTState]  # one per row, with gradient history: detach() it to truncate
+
+
+class Step(NamedTuple):
+    """What Eq. 4-5 give for one segment of B rows."""
+
+    hidden: list[Tensor]  # B x [t_b, d] hidden states of the segment's own tokens
+    memory: Tensor  # [B, m, d] M_n
+
+
+class MemoryInput(nn.Module):
+    """How a memory embedding enters the backbone. `paper`: as it is.
+
+    `scaled`: standardised and brought to the norm of an input embedding times one learned gain. `mapped`: the same, then
+    a learned d x d map that starts as the identity. Extensions beyond the paper: a memory embedding is a hidden state,
+    whose norm may be twenty times that of the embeddings it stands among.
+    """
+
+    def __init__(self, kind: str, hidden_size: int, embedding_norm: float) -> None:
+        super().__init__()
+        self.unit = embedding_norm / hidden_size**0.5
+        self.gain = None if kind == "paper" else nn.Parameter(torch.ones(1))
+        self.map = nn.Linear(hidden_size, hidden_size, bias=False) if kind == "mapped" else None
+        if self.map is not None:
+            nn.init.eye_(self.map.weight)
+
+    def forward(self, prompt: Tensor) -> Tensor:
+        """[..., d] memory embeddings to input embeddings [..., d]."""
+        if self.gain is None:
+            return prompt
+        wide = prompt.float()
+        deviation, mean = torch.std_mean(wide, dim=-1, keepdim=True, correction=0)
+        scaled = (wide - mean) / (deviation + 1e-6) * self.unit * self.gain
+        return scaled if self.map is None else self.map(scaled)  # type: ignore[no-any-return]
+
+
+class HMTModel(nn.Module):
+    """The Hierarchical Memory Transformer (arXiv 2405.06067) around one backbone.
+
+    Trainable: `summary_prompt` T [1, d], `initial_memory` P_0 [m, d], `recall.query` and `recall.key` [d_h, d], and
+    `memory_input.*` where that extension is on; all in fp32. The backbone keeps its own flags and precision.
+    Build it with `from_pretrained` or `wrap`.
+    """
+
+    def __init__(self, backbone: Backbone, config: HMTConfig) -> None:
+        super().__init__()
+        self.config = config.resolve(hidden_size=backbone.hidden_size, positions=backbone.positions)
+        self._given_config = config
+        self.backbone = backbone
+        width, slots = backbone.hidden_size, self.config.memory_tokens
+        norm = backbone.embedding_norm()
+        self.summary_prompt = nn.Parameter(_like_start_token(backbone, 1))
+        self.initial_memory = nn.Parameter(_like_start_token(backbone, slots))
+        self.recall = Recall(width, self.config.recall_dim or width)
+        self.memory_input = MemoryInput(self.config.memory_input, width, norm)
+        for module in (self.recall, self.memory_input):
+            module.to(backbone.device)
+        self.is_trained = False  # whether the memory parameters came from a checkpoint
+
+    # --- building ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def wrap(cls, causal_lm: nn.Module, tokenizer: Any = None, config: HMTConfig | None = None) -> HMTModel:
+        """Around a loaded Hugging Face decoder, with untrained memory parameters. Its `requires_grad` flags stay.
+
+        Raises:
+            BackboneError: not a causal decoder. ConfigError: the sizes do not fit it; the message names the field.
+        """
+        return cls(Backbone(causal_lm, tokenizer), config or HMTConfig())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        config: HMTConfig | None = None,
+        dtype: str | torch.dtype = "auto",
+        device: str = "auto",
+        **options: Any,
+    ) -> HMTModel:
+        """Load a backbone, frozen and in eval mode, and the memory parameters of an adapter folder if there is one.
+
+        Args:
+            name: `smollm2-135m-instruct`, a hub id, a model folder, a `.gguf` file, or a folder that `save_pretrained`
+                wrote (its backbone is then loaded by the name recorded there).
+            adapter: a folder that `save_pretrained` wrote.
+            config: sizes for an untrained model; with an adapter its own configuration holds.
+            dtype: "auto": bf16 where the hardware multiplies it natively, else fp32; or a torch dtype or its name.
+            device: "auto": CUDA, else MPS, else CPU; or a torch device.
+            options: passed to transformers' `from_pretrained`.
+
+        Raises:
+            ModelNotFoundError, BackboneError, CheckpointError, ConfigError: each says what to do.
+        """
+        from . import checkpoint
+
+        return checkpoint.load_model(
+            cls, str(name), adapter=adapter, config=config, dtype=dtype, device=device, options=options
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the memory parameters, the configuration and a PEFT adapter if the backbone has one; never its weights."""
+        from . import checkpoint
+
+        checkpoint.save(self, Path(folder))
+
+    def with_config(self, **changes: Any) -> HMTModel:
+        """The same parameters (shared, not copied) under a changed configuration, e.g. `mode="rmt"`.
+
+        Raises:
+            ConfigError: the change would need other parameters (memory_tokens, memory_input, recall_dim).
+        """
+        try:
+            given = replace(self._given_config, **changes)
+        except TypeError as error:
+            raise ConfigError(f"{error}. Known fields: {', '.join(self.config.to_dict())}.") from error
+        config = given.resolve(hidden_size=self.backbone.hidden_size, positions=self.backbone.positions)
+        for name in ("memory_tokens", "memory_input", "recall_dim"):
+            if getattr(config, name) != getattr(self.config, name):
+                raise ConfigError(f"{name} decides which parameters exist. Build a new model to change it.")
+        twin = copy.copy(self)
+        twin.config, twin._given_config = config, given
+        return twin
+
+    # --- Eq. 1-5 ----------------------------------------------------------------------------------------------------
+
+    def summarize(self, segments: Sequence[Tensor]) -> Tensor:
+        """Eq. 1: `S_n = BBM([T | H_n[0,j) | T])` at its last position, for S segments at once.
+
+        Args:
+            segments: S tensors [t] of token ids; the first j of each are used, fewer where a segment is shorter.
+
+        Returns:
+            [S, d] summaries.
+        """
+        prompt = self.summary_prompt.to(self.backbone.dtype)
+        rows = [torch.cat([prompt, self._embed(ids[: self.config.summary_length]), prompt]) for ids in segments]
+        hidden = self.backbone.body(pad_sequence(rows, batch_first=True))
+        return torch.stack([hidden[at, len(row) - 1] for at, row in enumerate(rows)])
+
+    def prompt(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
+        """Eq. 2-3: the memorisation prompt P_n [B, m, d]; P_0 for a row without memory.
+
+        Args:
+            summaries: B x [d] S_n; only rows that recall need one.
+            memories: B x [n_b, m, d], the latest N segments of each row.
+        """
+        if self.config.mode == "plain":
+            return self.initial_memory.new_zeros(len(memories), 0, self.backbone.hidden_size)
+        prompts: list[Tensor] = [self.initial_memory.to(self.backbone.dtype)] * len(memories)
+        rows = [row for row, memory in enumerate(memories) if len(memory)]
+        if self.config.mode == "rmt":
+            found: Iterable[Tensor] = [memories[row][-1] for row in rows]
+        elif rows:
+            found = self._recalled([summaries[row] for row in rows], [memories[row] for row in rows])
+        else:
+            found = []
+        for row, prompt in zip(rows, found, strict=True):
+            prompts[row] = prompt
+        return torch.stack(prompts)
+
+    def _recalled(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
+        counts = torch.tensor([len(memory) for memory in memories], device=memories[0].device)
+        padded = pad_sequence(list(memories), batch_first=True)  # [B, n, m, d]
+        ragged = int(counts.min()) < padded.shape[1]
+        mask = torch.arange(padded.shape[1], device=counts.device) < counts[:, None] if ragged else None
+        return self.recall(torch.stack(summaries), padded, mask).prompt  # type: ignore[no-any-return, arg-type]
+
+    def augment(self, prompt: Tensor, sensory: Sequence[Tensor], segments: Sequence[Tensor]) -> Step:
+        """Eq. 4-5: `H = BBM([P_n | H_{n-1}[L-k, L) | H_n | P_n])`, split into the segment's positions and M_n.
+
+        Args:
+            prompt: [B, m, d] P_n.
+            sensory: B x [s_b] token ids, the tail of the previous segment.
+            segments: B x [t_b] token ids.
+        """
+        slots = prompt.shape[1]
+        ends = self.memory_input(prompt).to(self.backbone.dtype)  # [B, m, d]
+        rows = [
+            torch.cat([end, self._embed(torch.cat([tail, ids])), end])
+            for end, tail, ids in zip(ends, sensory, segments, strict=True)
+        ]
+        hidden = self.backbone.body(pad_sequence(rows, batch_first=True))
+        starts = [slots + len(tail) for tail in sensory]
+        stops = [start + len(ids) for start, ids in zip(starts, segments, strict=True)]
+        return Step(
+            hidden=[hidden[at, start:stop] for at, (start, stop) in enumerate(zip(starts, stops, strict=True))],
+            memory=torch.stack([hidden[at, stop : stop + slots] for at, stop in enumerate(stops)]),
+        )
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.backbone.embed(ids.to(self.backbone.device))
+
+    # --- using ------------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        state: HMTState | Sequence[HMTState] | None = None,
+    ) -> HMTOutput:
+        """Eq. 1-5 over whole rows, differentiable through all segments.
+
+        Args:
+            input_ids: [B, T] int64.
+            attention_mask: [B, T], nonzero where a token is real; padding may stand anywhere and changes nothing.
+            labels: [B, T] token ids, -100 where no loss is wanted; shifted here, as in transformers.
+            state: what the rows continue (one for B = 1, else a sequence of B); None: fresh streams.
+
+        Raises:
+            InputError: shapes, types or token ids do not fit.
+        """
+        real = _real_tokens(input_ids, attention_mask)
+        self.check_ids(input_ids[real])
+        states = self.states(state, len(input_ids))
+        rows = [ids[keep] for ids, keep in zip(input_ids, real, strict=True)]
+        states_after, hidden = unroll(self, states, rows, keep_hidden=True)
+        wide = torch.zeros(*input_ids.shape, self.backbone.hidden_size, dtype=hidden[0].dtype, device=hidden[0].device)
+        wide[real.to(wide.device)] = torch.cat(hidden)
+        logits = self.backbone.head(wide)
+        loss = None if labels is None else _next_token_loss(logits, labels, real)
+        return HMTOutput(loss, logits, states_after)
+
+    def read(self, ids_or_text: Any, state: HMTState | None = None) -> HMTState:
+        """Read tokens or text into memory; any length, any chunk size. See `hmt_memory.reader.read`."""
+        from . import reader
+
+        return reader.read(self, ids_or_text, state)
+
+    def generate(self, prompt: Any, *, state: HMTState | None = None, **options: Any) -> Generation:
+        """Answer `prompt` as an iterator of text pieces. See `hmt_memory.generate.Generation`."""
+        from . import generate
+
+        return generate.generate(self, prompt, state=state, **options)
+
+    def empty_state(self) -> HMTState:
+        """The state of a stream before its first token."""
+        return HMTState.empty(
+            hidden_size=self.backbone.hidden_size, dtype=self.backbone.dtype, device=self.backbone.device
+        )
+
+    def states(self, state: HMTState | Sequence[HMTState] | None, rows: int) -> list[HMTState]:
+        """One state per row.
+
+        Raises:
+            InputError: as many states as rows are needed, each from a model of this width and memory_tokens.
+        """
+        if state is None:
+            return [self.empty_state() for _ in range(rows)]
+        found = [state] if isinstance(state, HMTState) else list(state)
+        if len(found) != rows:
+            raise InputError(f"{len(found)} states for {rows} rows. Pass one state per row.")
+        slots = 0 if self.config.mode == "plain" else self.config.memory_tokens
+        for one in found:
+            if one.memory.shape != (one.segments * slots, self.backbone.hidden_size):
+                raise InputError(
+                    f"a state with memory of shape {tuple(one.memory.shape)} for {one.segments} segments does not fit this "
+                    f"model ({slots} embeddings of width {self.backbone.hidden_size} a segment). Read the text again with "
+                    "this model."
+                )
+        return found
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Raises InputError unless every id is one of the backbone's tokens."""
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise InputError(f"token ids must be whole numbers, not {ids.dtype}. Pass the tokenizer's ids.")
+        if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < self.backbone.vocab_size):
+            raise InputError(
+                f"token ids must lie in 0..{self.backbone.vocab_size - 1}, found {int(ids.min())}..{int(ids.max())}. "
+                "Use the tokenizer of this model."
+            )
+
+    def memory_parameters(self) -> Mapping[str, nn.Parameter]:
+        """The parameters HMT adds to its backbone, by their names in a checkpoint."""
+        return {name: value for name, value in self.named_parameters() if not name.startswith("backbone.")}
+
+
+def _real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise InputError(f"input_ids must be [batch, tokens], not {tuple(input_ids.shape)}. Add the batch dimension.")
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"attention_mask {tuple(attention_mask.shape)} must have the shape of input_ids {tuple(input_ids.shape)}."
+        )
+    return attention_mask.bool()
+
+
+def _next_token_loss(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
+    if labels.shape != real.shape:
+        raise InputError(f"labels {tuple(labels.shape)} must have the shape of input_ids {tuple(real.shape)}.")
+    losses = [
+        cross_entropy(row[keep][:-1].float(), wanted[keep][1:], reduction="sum", ignore_index=-100)
+        for row, wanted, keep in zip(logits, labels.to(logits.device), real.to(logits.device), strict=True)
+    ]
+    counted = sum((wanted[keep][1:] != -100).sum() for wanted, keep in zip(labels, real, strict=True))
+    return torch.stack(losses).sum() / counted
+
+
+def _like_start_token(backbone: Backbone, rows: int) -> Tensor:
+    """[rows, d] fp32: the embedding of the start token, where a decoder expects text to begin, with a little noise."""
+    generator = torch.Generator().manual_seed(0)
+    token = backbone.start_id if backbone.start_id is not None else 0
+    with torch.no_grad():
+        start = backbone.embed(torch.tensor([token], device=backbone.device)).float()
+    noise = torch.randn(rows, backbone.hidden_size, generator=generator).to(start.device)
+    return start + 0.02 * noise * start.std()

