@@ -31,7 +31,7 @@ class Backbone(nn.Module):
         BackboneError: encoder-only, encoder-decoder, or a head this class cannot reproduce.
     """
 
-    def __init__(self, causal_lm: nn.Module, tokenizer: Any = None, *, name: str | None = None) -> None:
+    def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
         super().__init__()
         plain: Any = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
         self.name = name or str(getattr(plain, "name_or_path", "") or "unnamed")
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
             raise BackboneError(
                 f"{self.name} ({type(plain).__name__}) has no language-model head. Load it with AutoModelForCausalLM."
             )
-        self.causal_lm = causal_lm
+        self.causal_lm: Any = causal_lm
         self.tokenizer = tokenizer
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
@@ -59,9 +59,9 @@ class Backbone(nn.Module):
         return self._plain[0].base_model
 
     @property
-    def embedding(self) -> nn.Module:
+    def embedding(self) -> Any:
         """The input embedding module; calling it applies what the family applies (Gemma scales)."""
-        return self._plain[0].get_input_embeddings()  # type: ignore[no-any-return]
+        return self._plain[0].get_input_embeddings()
 
     @property
     def hidden_size(self) -> int:
@@ -82,11 +82,11 @@ class Backbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype  # type: ignore[return-value]
+        return self.embedding.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device  # type: ignore[return-value]
+        return self.embedding.weight.device
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -98,23 +98,15 @@ class Backbone(nn.Module):
             found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
         return frozenset(found)
 
-    @property
-    def start_id(self) -> int | None:
-        """The token a text begins with, where the family has one."""
-        for owner in (self.tokenizer, self.config):
-            if (found := getattr(owner, "bos_token_id", None)) is not None:
-                return int(found)
-        return None
-
     # --- tensors ----------------------------------------------------------------------------------------------------
 
     def embed(self, ids: Tensor) -> Tensor:
         """[..., T] token ids to input embeddings [..., T, d]."""
-        return self.embedding(ids)  # type: ignore[no-any-return]
+        return self.embedding(ids)
 
     def body(self, embeddings: Tensor) -> Tensor:
         """[B, T, d] input embeddings to hidden states [B, T, d] after the final norm; no cache, no head."""
-        return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
 
     def advance(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """Append [1, T, d] to what `cache` holds: the last hidden state [1, d] and the new cache (the old is spent)."""
@@ -128,11 +120,11 @@ class Backbone(nn.Module):
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
-    def embedding_norm(self) -> float:
-        """Mean Euclidean norm of an input embedding as it enters the body."""
-        with torch.no_grad():
-            ids = torch.arange(0, self.vocab_size, max(1, self.vocab_size // 1024), device=self.device)
-            return float(self.embed(ids).float().norm(dim=-1).mean())
+    @torch.no_grad()
+    def embedding_sample(self) -> Tensor:
+        """[v, d] fp32: input embeddings of up to 4096 tokens spread over the vocabulary, as they enter the body."""
+        ids = torch.arange(0, self.vocab_size, -(-self.vocab_size // 4096), device=self.device)
+        return self.embed(ids).float()
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint remembers of its backbone: architecture and a digest of its embeddings.
@@ -206,9 +198,7 @@ class Backbone(nn.Module):
             raise InputError(f"{self.name} has no chat template. Pass a plain text prompt, or choose an instruct model.")
         try:
             return str(
-                tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-                )
+                tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
             )
         except Exception as error:  # jinja2's own errors, and whatever a template raises
             raise InputError(f"the chat template of {self.name} refused the messages: {error}") from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ def save(model: HMTModel, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model.backbone.causal_lm, "peft_config"):
-        model.backbone.causal_lm.save_pretrained(folder / ADAPTER_FOLDER)  # type: ignore[operator]
+        model.backbone.causal_lm.save_pretrained(folder / ADAPTER_FOLDER)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.memory_parameters().items()}
     _replace(folder / MEMORY_FILE, to_bytes(tensors))
     content = {

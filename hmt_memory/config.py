@@ -87,11 +87,14 @@ class HMTConfig:
                 f"segment_length={self.segment_length} + sensory_length={self.sensory_length} + 2 x memory_tokens="
                 f"{self.memory_tokens} is {reading} positions, over the backbone's {positions}. Lower segment_length."
             )
+        budgets = self._budgets(positions)
         return replace(
             self,
-            summary_length=self.summary_length if self.summary_length is not None else max(1, self.segment_length // 2),
+            summary_length=self.summary_length or max(1, self.segment_length // 2),
             recall_dim=self.recall_dim or hidden_size,
-            **self._budgets(positions),
+            recent_tokens=budgets["recent_tokens"],
+            replay_tokens=budgets["replay_tokens"],
+            pinned_tokens=budgets["pinned_tokens"],
         )
 
     def _budgets(self, positions: int | None) -> dict[str, int]:

@@ -27,6 +27,7 @@ from .state import HMTState
 if TYPE_CHECKING:
     from .generate import Generation
 
+
 class HMTOutput(NamedTuple):
     """What `HMTModel.forward` returns for B rows of T tokens."""
 
@@ -65,7 +66,7 @@ class MemoryInput(nn.Module):
         wide = prompt.float()
         deviation, mean = torch.std_mean(wide, dim=-1, keepdim=True, correction=0)
         scaled = (wide - mean) / (deviation + 1e-6) * self.unit * self.gain
-        return scaled if self.map is None else self.map(scaled)  # type: ignore[no-any-return]
+        return scaled if self.map is None else self.map(scaled)
 
 
 class HMTModel(nn.Module):
@@ -82,11 +83,12 @@ class HMTModel(nn.Module):
         self._given_config = config
         self.backbone = backbone
         width, slots = backbone.hidden_size, self.config.memory_tokens
-        norm = backbone.embedding_norm()
-        self.summary_prompt = nn.Parameter(_like_start_token(backbone, 1))
-        self.initial_memory = nn.Parameter(_like_start_token(backbone, slots))
+        sample = backbone.embedding_sample()
+        # The mean embedding says least: in front of a text it changes nothing, where a start token derails short answers.
+        self.summary_prompt = nn.Parameter(_near(sample.mean(dim=0), 1))
+        self.initial_memory = nn.Parameter(_near(sample.mean(dim=0), slots))
         self.recall = Recall(width, self.config.recall_dim or width)
-        self.memory_input = MemoryInput(self.config.memory_input, width, norm)
+        self.memory_input = MemoryInput(self.config.memory_input, width, float(sample.norm(dim=-1).mean()))
         for module in (self.recall, self.memory_input):
             module.to(backbone.device)
         self.is_trained = False  # whether the memory parameters came from a checkpoint
@@ -199,7 +201,7 @@ class HMTModel(nn.Module):
         padded = pad_sequence(list(memories), batch_first=True)  # [B, n, m, d]
         ragged = int(counts.min()) < padded.shape[1]
         mask = torch.arange(padded.shape[1], device=counts.device) < counts[:, None] if ragged else None
-        return self.recall(torch.stack(summaries), padded, mask).prompt  # type: ignore[no-any-return, arg-type]
+        return self.recall(torch.stack([summary for summary in summaries if summary is not None]), padded, mask).prompt
 
     def augment(self, prompt: Tensor, sensory: Sequence[Tensor], segments: Sequence[Tensor]) -> Step:
         """Eq. 4-5: `H = BBM([P_n | H_{n-1}[L-k, L) | H_n | P_n])`, split into the segment's positions and M_n.
@@ -269,11 +271,18 @@ class HMTModel(nn.Module):
 
         return generate.generate(self, prompt, state=state, **options)
 
+    @property
+    def slots(self) -> int:
+        """m, how many memory embeddings a segment leaves; 0 in plain mode."""
+        return 0 if self.config.mode == "plain" else self.config.memory_tokens
+
+    def by_segment(self, state: HMTState) -> Tensor:
+        """The state's memory as [n, m, d]."""
+        return state.memory.view(state.segments, self.slots, self.backbone.hidden_size)
+
     def empty_state(self) -> HMTState:
         """The state of a stream before its first token."""
-        return HMTState.empty(
-            hidden_size=self.backbone.hidden_size, dtype=self.backbone.dtype, device=self.backbone.device
-        )
+        return HMTState.empty(hidden_size=self.backbone.hidden_size, dtype=self.backbone.dtype, device=self.backbone.device)
 
     def states(self, state: HMTState | Sequence[HMTState] | None, rows: int) -> list[HMTState]:
         """One state per row.
@@ -286,12 +295,11 @@ class HMTModel(nn.Module):
         found = [state] if isinstance(state, HMTState) else list(state)
         if len(found) != rows:
             raise InputError(f"{len(found)} states for {rows} rows. Pass one state per row.")
-        slots = 0 if self.config.mode == "plain" else self.config.memory_tokens
         for one in found:
-            if one.memory.shape != (one.segments * slots, self.backbone.hidden_size):
+            if one.memory.shape != (one.segments * self.slots, self.backbone.hidden_size):
                 raise InputError(
                     f"a state with memory of shape {tuple(one.memory.shape)} for {one.segments} segments does not fit this "
-                    f"model ({slots} embeddings of width {self.backbone.hidden_size} a segment). Read the text again with "
+                    f"model ({self.slots} embeddings of width {self.backbone.hidden_size} a segment). Read the text again with "
                     "this model."
                 )
         return found
@@ -300,7 +308,7 @@ class HMTModel(nn.Module):
         """Raises InputError unless every id is one of the backbone's tokens."""
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise InputError(f"token ids must be whole numbers, not {ids.dtype}. Pass the tokenizer's ids.")
-        if len(ids) and not (0 <= int(ids.min()) and int(ids.max()) < self.backbone.vocab_size):
+        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.backbone.vocab_size):
             raise InputError(
                 f"token ids must lie in 0..{self.backbone.vocab_size - 1}, found {int(ids.min())}..{int(ids.max())}. "
                 "Use the tokenizer of this model."
@@ -334,11 +342,7 @@ def _next_token_loss(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
     return torch.stack(losses).sum() / counted
 
 
-def _like_start_token(backbone: Backbone, rows: int) -> Tensor:
-    """[rows, d] fp32: the embedding of the start token, where a decoder expects text to begin, with a little noise."""
-    generator = torch.Generator().manual_seed(0)
-    token = backbone.start_id if backbone.start_id is not None else 0
-    with torch.no_grad():
-        start = backbone.embed(torch.tensor([token], device=backbone.device)).float()
-    noise = torch.randn(rows, backbone.hidden_size, generator=generator).to(start.device)
-    return start + 0.02 * noise * start.std()
+def _near(embedding: Tensor, rows: int) -> Tensor:
+    """[rows, d]: copies of `embedding` [d] with a little noise, so that slots can part in training."""
+    noise = torch.randn(rows, len(embedding), generator=torch.Generator().manual_seed(0))
+    return embedding + 0.02 * embedding.std() * noise.to(embedding.device)

@@ -36,9 +36,7 @@ def read(model: HMTModel, ids_or_text: Any, state: HMTState | None = None) -> HM
     return after
 
 
-def read_in_chunks(
-    model: HMTModel, ids: Tensor, state: HMTState | None = None, *, segments: int = 16
-) -> Iterator[HMTState]:
+def read_in_chunks(model: HMTModel, ids: Tensor, state: HMTState | None = None, *, segments: int = 16) -> Iterator[HMTState]:
     """Read `ids` [t] some `segments` at a time and yield the state after each chunk: for progress, and to stop between."""
     for chunk in ids.split(segments * model.config.segment_length) if len(ids) else [ids]:
         state = read(model, chunk, state)

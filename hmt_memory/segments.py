@@ -29,12 +29,12 @@ def unroll(
 
     With `keep_hidden` the open segment is run too (it leaves no memory); without, closed segments only.
     """
-    length, slots = model.config.segment_length, 0 if model.config.mode == "plain" else model.config.memory_tokens
+    length = model.config.segment_length
     texts = [torch.cat([state.open_ids, ids.cpu()]) for state, ids in zip(states, streams, strict=True)]
     cuts = [list(text.split(length)) if len(text) else [] for text in texts]
     if not keep_hidden:
         cuts = [[ids for ids in cut if len(ids) == length] for cut in cuts]
-    memories = [state.memory.view(state.segments, slots, model.backbone.hidden_size) for state in states]
+    memories = [model.by_segment(state) for state in states]
     windows = [memory[-model.config.recall_window :] for memory in memories]
     made: list[list[Tensor]] = [[] for _ in states]
     tails = [_last(state.recent_ids, model.config.sensory_length) for state in states]
@@ -51,13 +51,9 @@ def unroll(
                 made[row].append(step.memory[at])
                 windows[row] = torch.cat([windows[row], step.memory[at : at + 1]])[-model.config.recall_window :]
                 tails[row] = _last(cuts[row][index], model.config.sensory_length)
-    after = [
-        _advance(model.config, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)
-    ]
+    after = [_advance(model.config, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)]
     none = torch.zeros(0, model.backbone.hidden_size, dtype=model.backbone.dtype, device=model.backbone.device)
-    return after, [
-        torch.cat([none, *parts])[len(state.open_ids) :] for parts, state in zip(hidden, states, strict=True)
-    ]
+    return after, [torch.cat([none, *parts])[len(state.open_ids) :] for parts, state in zip(hidden, states, strict=True)]
 
 
 class _Summaries:
@@ -86,9 +82,7 @@ class _Summaries:
             self._known.update(zip(keys, summaries, strict=True))
 
 
-def _advance(
-    config: HMTConfig, state: HMTState, memory: Tensor, made: list[Tensor], text: Tensor, new: int
-) -> HMTState:
+def _advance(config: HMTConfig, state: HMTState, memory: Tensor, made: list[Tensor], text: Tensor, new: int) -> HMTState:
     closed = len(made) * config.segment_length
     keep = max(config.recent_tokens or 0, config.sensory_length)
     recent = torch.cat([state.recent_ids, text[max(0, closed - keep) : closed]])

@@ -23,9 +23,7 @@ class HMTState:
     tokens: int = 0  # tokens read so far: n * L + t
 
     @classmethod
-    def empty(
-        cls, *, hidden_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> HMTState:
+    def empty(cls, *, hidden_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> HMTState:
         """The state before the first token."""
         none = torch.zeros(0, dtype=torch.long)
         return cls(torch.zeros(0, hidden_size, dtype=dtype, device=device), none, none)

@@ -91,9 +91,7 @@ def cache_folder() -> Path:
 
 def converted_folder(gguf: Path) -> Path:
     """Where the conversion of `gguf` is or will be; named by the file's SHA-256."""
-    with gguf.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
-    return cache_folder() / f"gguf-{digest[:24]}-v{_CACHE_VERSION}"
+    return cache_folder() / f"gguf-{_sha256(gguf)[:24]}-v{_CACHE_VERSION}"
 
 
 def convert_gguf(gguf: Path) -> Path:
@@ -144,10 +142,11 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _sha256(file: Any) -> str:
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 

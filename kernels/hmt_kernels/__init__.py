@@ -14,9 +14,7 @@ __all__ = ["BACKENDS", "Recall", "Selection", "merge", "recall", "select"]
 BACKENDS: dict[str, Callable[..., Recall]] = {"naive": naive.recall}
 
 
-def recall(
-    query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped: int = 0, backend: str = "auto"
-) -> Recall:
+def recall(query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped: int = 0, backend: str = "auto") -> Recall:
     """`softmax(q M^T) M` with weights, log-sum-exp and covered mass; shapes as in `naive.recall`.
 
     Raises:

@@ -1,0 +1,269 @@
+"""Answering: the bounded view of a stream, and decoding from it. Never writes to the stream before an answer is whole.
+
+The view is `[P | pinned | replayed | recent tokens | open segment]`. It is assembled when an answer begins and again each
+time the answer fills a segment, which is then read into memory like any other text; between, a key-value cache grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import chat
+from .decoding import Detokenizer, Sampler, StopStrings, align
+from .errors import BudgetError, InputError
+from .reader import read, token_ids
+from .recall import segment_weights
+from .state import HMTState
+
+if TYPE_CHECKING:
+    from .model import HMTModel
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer."""
+
+    prompt_tokens: int  # what the call added to the stream before the answer
+    completion_tokens: int  # the answer, its end token included
+    view_tokens: int  # positions of the first view: what the answer was conditioned on
+
+
+class SegmentWeight(NamedTuple):
+    """One recalled segment."""
+
+    segment: int  # counted from 0
+    weight: float  # share of the recall softmax
+    token_span: tuple[int, int]  # [start, stop) in the stream's tokens
+
+
+class Generation(Iterator[str]):
+    """An answer being written: iterate for text pieces; when it is finished, `text`, `ids`, `state`, ... are set.
+
+    Abandoned, it leaves nothing behind: the state it was given never changes.
+    """
+
+    def __init__(self, pieces: Iterator[str], prompt_tokens: int) -> None:
+        self._pieces = pieces
+        self.text = ""  # what was given out so far
+        self.ids: list[int] = []  # token ids of the answer, its end token included
+        self.finish_reason: FinishReason | None = None  # "stop": end token or stop string; "length": max_new_tokens
+        self.stop_string: str | None = None  # the stop string that ended it, if one did
+        self.usage = Usage(prompt_tokens, 0, 0)
+        self._state: HMTState | None = None
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    @property
+    def state(self) -> HMTState:
+        """The state after prompt and answer, equal to reading both.
+
+        Raises:
+            InputError: the answer is not finished.
+        """
+        if self._state is None:
+            raise InputError("the answer is not finished: iterate to its end before using its state.")
+        return self._state
+
+    def finish(self) -> Generation:
+        """Run to the end without looking at the pieces."""
+        for _ in self:
+            pass
+        return self
+
+
+def generate(
+    model: HMTModel,
+    prompt: Any,
+    *,
+    state: HMTState | None = None,
+    pinned: Any = None,
+    replayed: Any = (),
+    max_new_tokens: int = 256,
+    min_new_tokens: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: str | Iterable[str] | None = None,
+    logits_processors: Iterable[Any] = (),
+) -> Generation:
+    """Continue a stream with `prompt` and an answer of any length.
+
+    Args:
+        prompt: text or token ids as they are, or chat messages (dicts with role and content) for the chat template,
+            whose leading system messages are pinned.
+        state: the stream so far; None: a fresh one. It is not changed.
+        pinned: text or token ids at the head of every view, instead of the messages' system part.
+        replayed: text or token ids shown between the pinned part and the recent tokens, never added to the stream.
+        max_new_tokens: at most so many tokens, end token included. min_new_tokens: no end token before so many.
+        temperature, top_p, top_k, repetition_penalty, seed, logits_processors: see `decoding.Sampler`.
+        stop: strings that end the answer; they are not part of it.
+
+    Raises:
+        InputError: nothing to continue, or an option out of range. BudgetError: pinned or replayed text is too long.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens={max_new_tokens} must be at least 1.")
+    start = model.states(state, 1)[0]
+    rendered, head = _prompt_ids(model, prompt, start)
+    head = head if pinned is None else token_ids(model, pinned)
+    context = _Context(model, head, token_ids(model, replayed))
+    if not (start.tokens or len(rendered) or len(head)):
+        raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
+    sampler = Sampler(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        processors=logits_processors,
+    )
+    stops = StopStrings(stop)
+    generation = Generation(iter(()), len(rendered))
+    generation._pieces = _pieces(generation, context, sampler, stops, start, rendered, range(min_new_tokens, max_new_tokens))
+    return generation
+
+
+def generate_batch(
+    model: HMTModel, prompts: Sequence[Any], states: Sequence[HMTState | None] | None = None, **options: Any
+) -> list[Generation]:
+    """Finished answers to several prompts; options as in `generate`.
+
+    Rows are answered one after the other, so that no answer depends, even by rounding, on its neighbours.
+    """
+    given = [None] * len(prompts) if states is None else states
+    return [generate(model, prompt, state=state, **options).finish() for prompt, state in zip(prompts, given, strict=True)]
+
+
+@torch.no_grad()
+def recall_segments(model: HMTModel, query: Any, state: HMTState, *, top_k: int = 5) -> list[SegmentWeight]:
+    """The segments a query remembers most, by falling weight: Eq. 1 on the query's last j tokens, Eq. 2 over all memory.
+
+    Args:
+        query: text or token ids.
+
+    Raises:
+        InputError: the query is empty.
+    """
+    ids = token_ids(model, query)
+    if not len(ids):
+        raise InputError("the query is empty.")
+    length = model.config.segment_length
+    (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
+    weights = segment_weights(model.recall, summary, model.by_segment(state))
+    best = weights.topk(min(top_k, len(weights)))
+    return [
+        SegmentWeight(segment, weight, (segment * length, (segment + 1) * length))
+        for segment, weight in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+class _Context:
+    """Assembles views of one call; a view is a function of the state alone."""
+
+    def __init__(self, model: HMTModel, pinned: Tensor, replayed: Tensor) -> None:
+        self.model, self.pinned, self.replayed = model, pinned, replayed
+        for name, ids in (("pinned_tokens", pinned), ("replay_tokens", replayed)):
+            budget = getattr(model.config, name)
+            if len(ids) > budget:
+                raise BudgetError(f"{len(ids)} tokens are over {name}={budget}. Shorten the text or raise {name}.")
+
+    def visible(self, state: HMTState) -> Tensor:
+        """[v] token ids of the stream that the view shows: recent tokens and the open segment."""
+        recent = self.model.config.recent_tokens or 0
+        return torch.cat([state.recent_ids[max(0, len(state.recent_ids) - recent) :], state.open_ids])
+
+    def view(self, state: HMTState) -> Tensor:
+        """[1, t, d] input embeddings of `[P | pinned | replayed | recent | open]`."""
+        backbone = self.model.backbone
+        ids = torch.cat([self.pinned, self.replayed, self.visible(state)]).to(backbone.device)
+        prompt = self.model.memory_input(self._prompt(state)).to(backbone.dtype)
+        return torch.cat([prompt, backbone.embed(ids)])[None]
+
+    def _prompt(self, state: HMTState) -> Tensor:
+        """P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands."""
+        model = self.model
+        window = model.by_segment(state)[-model.config.recall_window :]
+        asked = self.visible(state)[-(model.config.summary_length or 1) :]
+        recalls = model.config.mode == "hmt" and len(window) > 0
+        (summary,) = model.summarize([asked]) if recalls else (None,)
+        return model.prompt([summary], [window])[0]
+
+
+@torch.no_grad()
+def _pieces(
+    generation: Generation,
+    context: _Context,
+    sampler: Sampler,
+    stops: StopStrings,
+    start: HMTState,
+    prompt: Tensor,
+    lengths: range,
+) -> Iterator[str]:
+    """Decode, give out text, and set the results on `generation` before the last piece.
+
+    `lengths`: from the number of tokens before which no end token may come, to the largest number of tokens.
+    """
+    model, backbone = context.model, context.model.backbone
+    state = read(model, prompt, start)
+    marks = [(0, state)]  # states at segment ends: (tokens of the answer so far, state)
+    shown = context.visible(state)
+    view = context.view(state)
+    generation.usage = Usage(len(prompt), 0, view.shape[1])
+    hidden, cache = backbone.advance(view)
+    detokenizer = Detokenizer(backbone.decode)
+    ids = generation.ids
+    while generation.finish_reason is None:
+        logits = backbone.head(hidden)[0]
+        if len(ids) < lengths.start:
+            logits[list(backbone.end_ids)] = float("-inf")
+        ids.append(sampler(torch.cat([shown, torch.tensor(ids, dtype=torch.long)]), logits))
+        piece = stops.push(detokenizer.push(ids[-1]) if backbone.tokenizer else "")
+        if stops.found is not None or ids[-1] in backbone.end_ids:
+            generation.finish_reason, generation.stop_string = "stop", stops.found
+        elif len(ids) >= lengths.stop:
+            generation.finish_reason = "length"
+        elif len(state.open_ids) + len(ids) - marks[-1][0] == model.config.segment_length:
+            state = read(model, ids[marks[-1][0] :], state)
+            marks.append((len(ids), state))
+            hidden, cache = backbone.advance(context.view(state))
+        else:
+            hidden, cache = backbone.advance(backbone.embed(torch.tensor([[ids[-1]]], device=backbone.device)), cache)
+        if generation.finish_reason is not None:
+            piece += stops.flush()
+            _close(generation, context, marks, generation.text + piece, len(prompt))
+        if piece:
+            generation.text += piece
+            yield piece
+
+
+def _close(generation: Generation, context: _Context, marks: list[tuple[int, HMTState]], text: str, prompt: int) -> None:
+    """Set ids, usage and state; after a stop string, for the tokens that make up the text before it."""
+    backbone = context.model.backbone
+    kept = len(generation.ids)
+    if generation.stop_string is not None:
+        generation.ids, kept = align(generation.ids, text, backbone.decode, backbone.encode)
+    count, state = next(mark for mark in reversed(marks) if mark[0] <= kept)
+    generation._state = read(context.model, generation.ids[count:], state)
+    generation.usage = Usage(prompt, len(generation.ids), generation.usage.view_tokens)
+
+
+def _prompt_ids(model: HMTModel, prompt: Any, state: HMTState) -> tuple[Tensor, Tensor]:
+    """Token ids of the prompt and of what it pins."""
+    messages = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) and prompt[0]
+    if not isinstance(messages, Mapping):
+        return token_ids(model, prompt), torch.zeros(0, dtype=torch.long)
+    rendered = chat.render(model.backbone, prompt, continues=state.tokens > 0)
+    text = rendered.text
+    if state.tokens and int(torch.cat([state.recent_ids, state.open_ids])[-1]) in model.backbone.end_ids:
+        text = text.removeprefix(model.backbone.end_text())
+    return token_ids(model, text), token_ids(model, rendered.pinned)
