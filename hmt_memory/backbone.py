@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         for owner in (self.tokenizer, self.config, generation):
             value = getattr(owner, "eos_token_id", None)
             found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
-        return frozenset(found)
+        return frozenset(token for token in found if token < self.vocab_size)
 
     # --- tensors ----------------------------------------------------------------------------------------------------
 

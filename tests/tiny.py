@@ -37,7 +37,7 @@ def _config(family: str) -> Any:
         # families whose heads do more than multiply
         "gemma2": lambda: hf.Gemma2Config(**gemma, final_logit_softcapping=2.0),
         "cohere": lambda: hf.CohereConfig(**grouped, logit_scale=0.25),
-        "granite": lambda: hf.GraniteConfig(**grouped, logits_scaling=4.0),
+        "granite": lambda: hf.GraniteConfig(**grouped, logits_scaling=4.0, attention_multiplier=0.35),
     }
     return builders[family]()
 

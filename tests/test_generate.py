@@ -1,0 +1,343 @@
+"""Answering: memory equals reading, the bounded view, stop strings, UTF-8, sampling, chat templates, interruption."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_reading import counting_tokens, same
+from tiny import FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_model
+
+from hmt_memory import HMTModel, chat
+from hmt_memory.decoding import Detokenizer, StopStrings, align
+from hmt_memory.errors import BudgetError, InputError
+from hmt_memory.generate import generate_batch, recall_segments
+
+TOKENIZER = byte_tokenizer()
+
+
+def decode(ids: Any) -> str:
+    return str(TOKENIZER.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def encode(text: str) -> list[int]:
+    return list(TOKENIZER(text, add_special_tokens=False)["input_ids"])
+
+
+class Script:
+    """A logits processor that forces the answer to a given text: decoding and stopping become predictable."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids, self.calls = ids, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self.ids[self.calls]] = 0
+        self.calls += 1
+        return forced
+
+
+# --- any length, and memory equals reading ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_long_answers_close_segments_and_equal_reading(family: str) -> None:
+    model = tiny_model(family)
+    prompt, length = random_ids(37), SMALL.segment_length
+    answer = model.generate(prompt, max_new_tokens=5 * length + 3, min_new_tokens=5 * length + 3).finish()
+    assert len(answer.ids) == answer.usage.completion_tokens == 5 * length + 3
+    assert answer.finish_reason == "length" and answer.usage.prompt_tokens == 37
+    assert answer.state.segments == (37 + 5 * length + 3) // length
+    assert same(answer.state, model.read([*prompt.tolist(), *answer.ids]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_gives_what_a_view_without_cache_gives(family: str) -> None:
+    """Greedy tokens one by one, each from a freshly assembled view with P of the answer's start, equal cached ones."""
+    model = tiny_model(family)
+    state = model.read(random_ids(16 * 3))
+    answer = model.generate(random_ids(4, seed=9), state=state, max_new_tokens=10, min_new_tokens=10).finish()
+    stream = model.read(random_ids(4, seed=9), state)
+    with torch.no_grad():
+        (summary,) = model.summarize([torch.cat([stream.recent_ids[-20:], stream.open_ids])[-8:]])
+        prompt = model.prompt([summary], [model.by_segment(stream)[-5:]])[0]
+        ids = [*stream.recent_ids[-20:].tolist(), *stream.open_ids.tolist()]
+        for token in answer.ids:
+            inputs = torch.cat([prompt, model.backbone.embed(torch.tensor(ids))])[None]
+            logits = model.backbone.head(model.backbone.body(inputs))[0, -1]
+            logits[list(model.backbone.end_ids)] = float("-inf")
+            assert int(logits.argmax()) == token
+            ids.append(token)
+
+
+def test_answers_continue_a_state_like_one_stream() -> None:
+    model = tiny_model()
+    ids = random_ids(60)
+    options: dict[str, Any] = {"max_new_tokens": 20}
+    split = model.generate(ids[50:], state=model.read(ids[:50]), **options).finish()
+    assert split.ids == model.generate(ids, **options).finish().ids
+
+
+def test_abandoned_and_interrupted_answers_leave_the_state_alone(model: HMTModel) -> None:
+    state = model.read(random_ids(40))
+    kept = state.memory.clone(), state.open_ids.clone()
+    answer = model.generate("Hello", state=state, max_new_tokens=100, min_new_tokens=100)
+    for _ in range(3):
+        next(answer)
+    with pytest.raises(InputError, match="not finished"):
+        _ = answer.state
+    del answer
+
+    class Interrupt(Script):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.generate("Hello", state=state, logits_processors=[Interrupt([])]).finish()
+    assert torch.equal(state.memory, kept[0]) and torch.equal(state.open_ids, kept[1])
+    again = model.generate("Hello", state=state, max_new_tokens=5).finish()
+    assert again.ids == model.generate("Hello", state=model.read(random_ids(40)), max_new_tokens=5).finish().ids
+
+
+def test_a_batch_of_prompts_equals_one_by_one(model: HMTModel) -> None:
+    states = [None, model.read(random_ids(50)), model.read(random_ids(20))]
+    prompts = ["One", "Two and more", [5, 6, 7]]
+    together = generate_batch(model, prompts, states, max_new_tokens=9)
+    for prompt, state, answer in zip(prompts, states, together, strict=True):
+        assert answer.ids == model.generate(prompt, state=state, max_new_tokens=9).finish().ids
+
+
+# --- the view -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_view_is_bounded_whatever_the_history() -> None:
+    model, sizes = tiny_model(), []
+    state = model.read(random_ids(16 * 4 + 7))
+    for _ in range(3):
+        with counting_tokens(model) as seen:
+            answer = model.generate([5], state=state, max_new_tokens=8, min_new_tokens=8).finish()
+        sizes.append((answer.usage.view_tokens, sum(seen)))
+        state = model.read(random_ids(16 * 20), state)
+    assert sizes == [sizes[0]] * 3
+    assert sizes[0][0] == 1 + 20 + 8  # P, recent tokens, open segment
+
+
+def test_long_answers_never_pass_the_window() -> None:
+    model, longest = tiny_model(), 0
+
+    def watch(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal longest
+        cache = kwargs.get("past_key_values")
+        longest = max(longest, kwargs["inputs_embeds"].shape[1] + (cache.get_seq_length() if cache is not None else 0))
+
+    model.backbone.causal_lm.base_model.register_forward_pre_hook(watch, with_kwargs=True)
+    model.generate(random_ids(90), max_new_tokens=80, min_new_tokens=80).finish()
+    assert longest <= 1 + 20 + SMALL.segment_length
+
+
+def test_pinned_and_replayed_text_shape_the_answer_but_not_the_stream(model: HMTModel) -> None:
+    state = model.read(random_ids(40))
+    plain = model.generate("Q", state=state, max_new_tokens=12, min_new_tokens=12).finish()
+    for name in ("pinned", "replayed"):
+        other = model.generate("Q", state=state, max_new_tokens=12, min_new_tokens=12, **{name: "Be brief!"}).finish()
+        assert other.ids != plain.ids
+        assert other.usage.view_tokens == plain.usage.view_tokens + 9
+        assert same(other.state, model.read([*encode("Q"), *other.ids], state))
+
+
+def test_text_over_its_budget_is_refused_by_name() -> None:
+    model = tiny_model(config=replace(SMALL, pinned_tokens=4, replay_tokens=3), tokenizer=TOKENIZER)
+    with pytest.raises(BudgetError, match="pinned_tokens=4"):
+        model.generate("Q", pinned="12345")
+    with pytest.raises(BudgetError, match="replay_tokens=3"):
+        model.generate("Q", replayed="12345")
+
+
+def test_recall_names_segments_by_falling_weight(model: HMTModel) -> None:
+    state = model.read(random_ids(16 * 9))
+    found = recall_segments(model, "what?", state, top_k=4)
+    weights = [one.weight for one in found]
+    assert len(found) == 4 and weights == sorted(weights, reverse=True)
+    assert all(one.token_span == (one.segment * 16, one.segment * 16 + 16) for one in found)
+    everything = recall_segments(model, "what?", state, top_k=99)
+    assert sum(one.weight for one in everything) == pytest.approx(1)
+    assert recall_segments(model, "what?", model.empty_state()) == []
+    with pytest.raises(InputError, match="query is empty"):
+        recall_segments(model, "", state)
+
+
+# --- text: UTF-8 and stop strings ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=30))
+def test_pieces_never_break_a_character(text: str) -> None:
+    detokenizer = Detokenizer(decode)
+    pieces = [detokenizer.push(token) for token in encode(text)]
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        assert "".join(pieces) == text
+        assert all("\N{REPLACEMENT CHARACTER}" not in piece for piece in pieces)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("abc", max_size=12), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_strings_cut_at_the_first_whatever_the_pieces(text: str, stops: list[str], data: Any) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    watcher, given_out = StopStrings(stops), ""
+    for piece in pieces:
+        given_out += watcher.push(piece)
+        if watcher.found is not None:
+            break
+    given_out += watcher.flush()
+    # The first stop string to be completed ends the text: what precedes it can hold no whole stop string.
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    if not ends:
+        assert watcher.found is None and given_out == text
+    else:
+        assert watcher.found in stops and text.startswith(given_out + watcher.found)
+        assert not any(stop in given_out for stop in stops)
+
+
+def test_text_that_cannot_start_a_stop_string_is_not_held_back() -> None:
+    watcher = StopStrings(["User:", "\n\n"])
+    assert watcher.push("Hello U") == "Hello "
+    assert watcher.push("nder") == "Under"
+    assert watcher.push("\n") == "" and watcher.push("x") == "\nx"
+    assert watcher.push("abc\nUser") == "abc\n" and watcher.push(": hi") == "" and watcher.found == "User:"
+
+
+@pytest.mark.parametrize("stop", ["END", ["ND", "zzz"], ["世"]])
+def test_a_stop_string_over_several_tokens_ends_the_answer(model: HMTModel, stop: Any) -> None:
+    text = "grüße 🙂 " * 3 + "stop here 世 END and never this"
+    before = text[: text.find("世" if stop == ["世"] else "END" if stop == "END" else "ND")]
+    script = Script(encode(text))
+    answer = model.generate("Q", stop=stop, logits_processors=[script], max_new_tokens=99)
+    pieces = list(answer)
+    assert "".join(pieces) == answer.text == before
+    assert answer.finish_reason == "stop" and answer.stop_string in ([stop] if isinstance(stop, str) else stop)
+    assert decode(answer.ids) == before and answer.usage.completion_tokens == len(answer.ids)
+    assert same(answer.state, model.read([*encode("Q"), *answer.ids]))
+
+
+def test_a_stop_string_that_spans_a_segments_end_rolls_the_memory_back(model: HMTModel) -> None:
+    text = "x" * 13 + "STOPSTOP" + "y" * 40  # the prompt is 1 token, the segment ends inside the stop string
+    answer = model.generate("Q", stop="STOPSTOP", logits_processors=[Script(encode(text))], max_new_tokens=60).finish()
+    assert answer.text == "x" * 13
+    assert same(answer.state, model.read("Q" + "x" * 13))
+
+
+def test_align_keeps_whole_tokens_and_encodes_the_rest() -> None:
+    words = {1: "Hello", 2: " wor", 3: "ld. "}
+
+    def text_of(ids: Any) -> str:
+        return "".join(words[one] for one in ids)
+
+    assert align([1, 2, 3], "Hello world", text_of, lambda rest: [ord(c) for c in rest]) == ([1, 2, 108, 100], 2)
+    assert align([1, 2], "", text_of, lambda rest: []) == ([], 0)
+
+
+def test_the_end_token_ends_the_answer_and_joins_the_stream(model: HMTModel) -> None:
+    end = model.backbone.tokenizer.eos_token_id
+    answer = model.generate("Q", logits_processors=[Script([*encode("ok"), end])]).finish()
+    assert (answer.text, answer.finish_reason, answer.ids[-1]) == ("ok", "stop", end)
+    assert answer.state.open_ids[-1] == end
+
+
+def test_an_unfinished_character_is_not_given_out(model: HMTModel) -> None:
+    answer = model.generate("Q", logits_processors=[Script(encode("a🙂")[:3])], max_new_tokens=3).finish()
+    assert answer.text == "a" and len(answer.ids) == 3
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------------
+
+
+def test_sampling_is_repeatable_by_seed_and_greedy_at_zero(model: HMTModel) -> None:
+    def ids(**options: Any) -> list[int]:
+        return model.generate("Q", max_new_tokens=20, min_new_tokens=20, **options).finish().ids
+
+    assert ids(temperature=1.0, seed=1) == ids(temperature=1.0, seed=1) != ids(temperature=1.0, seed=2)
+    assert ids() == ids(temperature=1.0, top_k=1, seed=3) == ids(temperature=0.7, top_p=1e-6, seed=4)
+    assert ids() != ids(repetition_penalty=50.0)
+    assert len(set(ids(repetition_penalty=1e6))) == 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"repetition_penalty": 0},
+        {"max_new_tokens": 0},
+        {"stop": [""]},
+        {"stop": [3]},
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_named(model: HMTModel, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        model.generate("Q", **options)
+
+
+def test_nothing_to_continue_is_an_error(model: HMTModel) -> None:
+    with pytest.raises(InputError, match="nothing to continue"):
+        model.generate("")
+    assert model.generate("", state=model.read("some text"), max_new_tokens=2).finish().ids
+
+
+# --- chat ---------------------------------------------------------------------------------------------------------------
+
+
+def turns(*contents: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[at % 2], "content": content} for at, content in enumerate(contents)]
+
+
+def test_rendered_parts_are_the_template(model: HMTModel) -> None:
+    backbone = model.backbone
+    system = [{"role": "system", "content": "Be kind."}]
+    whole = backbone.render(system + turns("a", "b", "c"), add_generation_prompt=True)
+    assert "".join(chat.render(backbone, system + turns("a", "b", "c"))) == whole
+    assert chat.render(backbone, system + turns("a")).pinned == "<s>system\nBe kind.</s>\n"
+    assert "".join(chat.render(backbone, turns("a"))) == backbone.render(turns("a"), add_generation_prompt=True)
+    assert chat.render(backbone, turns("a")).pinned == "<s>system\nDefault.</s>\n"
+
+
+def test_turn_by_turn_the_stream_is_the_whole_conversations_template(model: HMTModel) -> None:
+    end = model.backbone.tokenizer.eos_token_id
+    first = model.generate(turns("Hi"), logits_processors=[Script([*encode("Hello!"), end])]).finish()
+    second = model.generate(turns("And?"), state=first.state, logits_processors=[Script(encode("cut"))], max_new_tokens=3)
+    third = model.generate(turns("More"), state=second.finish().state, logits_processors=[Script([end])]).finish()
+    rendered = chat.render(model.backbone, turns("Hi", "Hello!", "And?", "cut", "More"))
+    assert same(third.state, model.read([*encode(rendered.text), end]))
+
+
+def test_a_template_without_system_turns_pins_it_as_a_user_turn() -> None:
+    model = tiny_model(tokenizer=byte_tokenizer(NO_SYSTEM))
+    rendered = chat.render(model.backbone, [{"role": "system", "content": "Be kind."}, *turns("a")])
+    assert rendered.pinned == "<s><t>user\nBe kind.</s>\n" and rendered.text == "<s><t>user\na</s>\n<t>model\n"
+    assert chat.render(model.backbone, turns("a")).pinned == ""
+
+
+def test_around_user_text_frames_a_document(model: HMTModel) -> None:
+    before, after = chat.around_user_text(model.backbone, "Sys")
+    assert before + "text" + after == "<s>system\nSys</s>\n<s>user\ntext</s>\n<s>assistant\n"
+
+
+@pytest.mark.parametrize(
+    "messages", [[{"role": "user"}], [{"content": "x"}], [{"role": "system", "content": "x"}], [{"role": "user", "content": 3}]]
+)
+def test_malformed_messages_are_refused(model: HMTModel, messages: Any) -> None:
+    with pytest.raises(InputError):
+        model.generate(messages)
+
+
+def test_a_model_without_a_chat_template_says_so() -> None:
+    model = tiny_model(tokenizer=byte_tokenizer(None))
+    with pytest.raises(InputError, match="no chat template"):
+        model.generate(turns("Hi"))
