@@ -127,7 +127,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-    except (ValueError, OSError, RuntimeError, KeyError, IndexError) as error:
+    except Exception as error:  # whatever a parser meets in a damaged file: struct.error, KeyError, ValueError, ...
         raise BackboneError(f"{gguf} could not be read as a GGUF model: {error}. Check that it downloaded whole.") from error
     for file in folder.iterdir():
         with file.open("rb") as written:

@@ -42,9 +42,7 @@ def _config(family: str) -> Any:
     return builders[family]()
 
 
-FAMILIES = (
-    "llama qwen2 mistral gemma3 opt opt-projected gpt2 gpt-neox phi3 mamba rwkv gemma2 cohere granite".split()
-)
+FAMILIES = "llama qwen2 mistral gemma3 opt opt-projected gpt2 gpt-neox phi3 mamba rwkv gemma2 cohere granite".split()
 
 
 def tiny_causal_lm(family: str = "llama", seed: int = 0) -> Any:
@@ -71,9 +69,7 @@ def randomize(model: HMTModel, seed: int = 1) -> HMTModel:
     return model
 
 
-def tiny_model(
-    family: str = "llama", config: HMTConfig = SMALL, *, tokenizer: Any = None, seed: int = 0
-) -> HMTModel:
+def tiny_model(family: str = "llama", config: HMTConfig = SMALL, *, tokenizer: Any = None, seed: int = 0) -> HMTModel:
     return randomize(HMTModel.wrap(tiny_causal_lm(family, seed), tokenizer, config)).eval()
 
 

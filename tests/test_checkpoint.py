@@ -1,0 +1,168 @@
+"""Checkpoints: save, load, equal, exactly these files; whatever is wrong with one is said by name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_reading import same
+from tiny import SMALL, byte_tokenizer, random_ids, randomize, tiny_causal_lm, tiny_model
+
+from hmt_memory import HMTConfig, HMTModel
+from hmt_memory.errors import CheckpointError, ConfigError, ModelNotFoundError
+
+
+@pytest.fixture(scope="module")
+def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_causal_lm().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path, **options: Any) -> HMTModel:
+    return HMTModel.from_pretrained(folder, dtype="float32", device="cpu", **options)
+
+
+@pytest.fixture
+def saved(backbone_folder: Path, tmp_path: Path) -> tuple[HMTModel, Path]:
+    config = replace(SMALL, memory_input="mapped", memory_tokens=2)
+    model = randomize(load(backbone_folder, config=config))
+    model.save_pretrained(tmp_path / "adapter")
+    return model, tmp_path / "adapter"
+
+
+def test_save_load_equal_and_exactly_these_files(saved: tuple[HMTModel, Path], backbone_folder: Path) -> None:
+    model, folder = saved
+    assert sorted(file.name for file in folder.iterdir()) == ["hmt_config.json", "hmt_memory.safetensors"]
+    assert {name: tuple(t.shape) for name, t in load_file(folder / "hmt_memory.safetensors").items()} == {
+        "summary_prompt": (1, 32),
+        "initial_memory": (2, 32),
+        "recall.query.weight": (32, 32),
+        "recall.key.weight": (32, 32),
+        "memory_input.gain": (1,),
+        "memory_input.map.weight": (32, 32),
+    }
+    for again in (load(folder), load(backbone_folder, adapter=folder)):
+        assert again.config == model.config and again.is_trained and not model.is_trained
+        assert same(again.read(random_ids(90)), model.read(random_ids(90)), 0)
+    assert json.loads((folder / "hmt_config.json").read_text())["hmt_memory_version"]
+
+
+def test_a_loaded_backbone_is_frozen_and_in_eval_mode(saved: tuple[HMTModel, Path]) -> None:
+    model = load(saved[1])
+    assert not any(value.requires_grad for value in model.backbone.parameters()) and not model.training
+    assert all(value.requires_grad for value in model.memory_parameters().values())
+
+
+def test_a_peft_adapter_travels_with_the_checkpoint(backbone_folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = load(backbone_folder, config=SMALL)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    wrapped = get_peft_model(plain.backbone.causal_lm, lora).eval()
+    model = randomize(HMTModel.wrap(wrapped, plain.backbone.tokenizer, SMALL))
+    model.backbone.name = str(backbone_folder)
+    ids = random_ids(70)[None]
+    model(ids, labels=ids).loss.backward()  # type: ignore[union-attr]
+    trainable = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert any("lora_" in name for name in trainable)
+    assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
+    assert set(model.memory_parameters()) == {"summary_prompt", "initial_memory", "recall.query.weight", "recall.key.weight"}
+    model.save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "backbone_adapter" / "adapter_model.safetensors").is_file()
+    again = load(tmp_path / "adapter")
+    assert same(again.read(random_ids(90)), model.read(random_ids(90)), 1e-6)
+    assert not same(again.read(random_ids(90)), randomize(load(backbone_folder, config=SMALL)).read(random_ids(90)), 1e-3)
+
+
+def edit(folder: Path, change: Any) -> None:
+    path = folder / "hmt_config.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("hidden_size", 64), ("model_type", "gpt2"), ("vocab_size", 9), ("embedding_digest", "0" * 16)]
+)
+def test_another_backbone_is_refused(saved: tuple[HMTModel, Path], key: str, value: Any) -> None:
+    edit(saved[1], lambda content: content["backbone"].update({key: value}))
+    with pytest.raises(CheckpointError, match=f"its {key} is {value}"):
+        load(saved[1])
+
+
+def test_the_same_architecture_with_other_weights_is_another_backbone(saved: tuple[HMTModel, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tiny_causal_lm(seed=5).save_pretrained(other)
+    byte_tokenizer().save_pretrained(other)
+    with pytest.raises(CheckpointError, match="embedding_digest"):
+        load(other, adapter=saved[1])
+
+
+def test_precision_does_not_make_another_backbone(saved: tuple[HMTModel, Path]) -> None:
+    assert HMTModel.from_pretrained(saved[1], dtype="bfloat16").backbone.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, -1])
+def test_a_truncated_file_is_refused(saved: tuple[HMTModel, Path], size: int) -> None:
+    path = saved[1] / "hmt_memory.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(saved[1])
+
+
+def test_missing_foreign_misshapen_and_nan_tensors_are_named(saved: tuple[HMTModel, Path]) -> None:
+    path = saved[1] / "hmt_memory.safetensors"
+    good = load_file(path)
+    for tensors, message in (
+        ({"lm_head.weight": torch.zeros(2)}, "lacks initial_memory"),
+        (good | {"extra": torch.zeros(2)}, "unknown tensors extra"),
+        (good | {"initial_memory": torch.zeros(1, 32)}, r"initial_memory is \(1, 32\)"),
+        (good | {"summary_prompt": torch.full((1, 32), float("nan"))}, "summary_prompt holds NaN"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(CheckpointError, match=message):
+            load(saved[1])
+
+
+def test_damaged_or_foreign_configurations_are_refused(saved: tuple[HMTModel, Path], tmp_path: Path) -> None:
+    edit(saved[1], lambda content: content["config"].update(segment_lenght=3))
+    with pytest.raises(ConfigError, match="segment_lenght"):
+        load(saved[1])
+    (saved[1] / "hmt_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(saved[1])
+    (saved[1] / "hmt_config.json").write_text('{"a": 1}')
+    with pytest.raises(CheckpointError, match="lacks 'config' or 'backbone'"):
+        load(saved[1])
+    with pytest.raises(ModelNotFoundError, match="no adapter folder"):
+        load(saved[1], adapter=tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="it has no hmt_config.json"):
+        load(saved[1].parent / "adapter", adapter=tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(saved: tuple[HMTModel, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    model, folder = saved
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    randomize(model, seed=7)
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        model.save_pretrained(folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_defaults_are_saved_resolved(backbone_folder: Path, tmp_path: Path) -> None:
+    load(backbone_folder, config=HMTConfig(segment_length=16, sensory_length=2)).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "hmt_config.json").read_text())["config"]["summary_length"] == 8

@@ -1,0 +1,98 @@
+"""Impossible sizes are refused by name; what is left open is derived from the backbone."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+from tiny import tiny_causal_lm, tiny_model
+
+from hmt_memory import HMTConfig, HMTModel
+from hmt_memory.errors import ConfigError, HMTError
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"segment_length": 16, "sensory_length": 16}, "sensory_length=16 must be smaller than segment_length=16"),
+        ({"segment_length": 16, "sensory_length": 4, "summary_length": 17}, "summary_length=17"),
+        ({"summary_length": 0}, "summary_length=0"),
+        ({"segment_length": 0}, "segment_length=0"),
+        ({"segment_length": "256"}, "segment_length='256'"),
+        ({"segment_length": True}, "segment_length=True"),
+        ({"segment_length": None}, "segment_length=None"),
+        ({"recall_window": 0}, "recall_window=0"),
+        ({"recall_dim": 0}, "recall_dim=0"),
+        ({"memory_tokens": 0}, "memory_tokens=0"),
+        ({"sensory_length": -1}, "sensory_length=-1"),
+        ({"recent_tokens": -1}, "recent_tokens=-1"),
+        ({"memory_input": "raw"}, "memory_input='raw'"),
+        ({"mode": "lstm"}, "mode='lstm'"),
+    ],
+)
+def test_impossible_values_name_the_field(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HMTConfig(**fields)
+    assert str(caught.value).startswith(named)
+    assert isinstance(caught.value, HMTError) and isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"segment_length": 300}, "segment_length=300"),
+        ({"segment_length": 224, "sensory_length": 31}, "segment_length=224 .* 257 positions, over the backbone's 256"),
+        ({"segment_length": 64, "recent_tokens": 200}, "Lower recent_tokens"),
+        ({"segment_length": 64, "pinned_tokens": 150, "replay_tokens": 100}, "Lower pinned_tokens"),
+    ],
+)
+def test_what_does_not_fit_the_backbone_names_the_field(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        HMTModel.wrap(tiny_causal_lm(), None, HMTConfig(**fields))
+
+
+def test_the_largest_segment_that_fits_is_accepted() -> None:
+    assert HMTModel.wrap(tiny_causal_lm(), None, HMTConfig(segment_length=222, sensory_length=32)).config.segment_length == 222
+
+
+@pytest.mark.parametrize("positions", [200, 256, 1000, 2048, 3000, None])
+def test_derived_budgets_fit_the_window(positions: int | None) -> None:
+    config = HMTConfig(segment_length=128).resolve(hidden_size=32, positions=positions)
+    budgets = (config.recent_tokens, config.replay_tokens, config.pinned_tokens)
+    assert all(isinstance(budget, int) for budget in budgets)
+    total = 1 + 128 + sum(budget or 0 for budget in budgets)
+    assert positions is None or total <= positions
+    if positions is None or positions >= 3000:
+        assert budgets == (1024, 1024, 512)
+
+
+def test_state_space_backbones_have_no_window() -> None:
+    assert tiny_model("mamba").backbone.positions is None
+    assert HMTModel.wrap(tiny_causal_lm("rwkv"), None, HMTConfig()).config.recent_tokens == 1024
+
+
+def test_round_trip_and_unknown_keys() -> None:
+    config = HMTConfig(segment_length=64, memory_input="mapped")
+    assert HMTConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ConfigError, match="unknown configuration key 'segment_lenght'. Did you mean 'segment_length'"):
+        HMTConfig.from_dict({"segment_lenght": 3})
+    with pytest.raises(ConfigError, match="Known fields: segment_length"):
+        HMTConfig.from_dict({"zzz": 3})
+
+
+def test_the_configuration_is_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        HMTConfig().segment_length = 3  # type: ignore[misc]
+
+
+def test_with_config_shares_parameters_and_derives_again() -> None:
+    model = tiny_model(config=HMTConfig(segment_length=16, sensory_length=4))
+    twin = model.with_config(segment_length=64, mode="rmt")
+    assert (twin.config.segment_length, twin.config.summary_length, twin.config.mode) == (64, 32, "rmt")
+    assert model.config.segment_length == 16
+    assert all(a is b for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    with pytest.raises(ConfigError, match="memory_tokens decides"):
+        model.with_config(memory_tokens=2)
+    with pytest.raises(ConfigError, match="nonsense"):
+        model.with_config(nonsense=2)

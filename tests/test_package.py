@@ -1,0 +1,108 @@
+"""The package: what is public, what importing costs, that the wheel works outside the repository, that docs run."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import hmt_memory
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(path.stem for path in (ROOT / "hmt_memory").glob("*.py") if path.stem != "__init__")
+
+# A file imports only from files before it; inside functions it may call what comes later (a model's `read`, `generate`).
+ORDER = (
+    "errors config backbone weights chat recall state segments model checkpoint reader decoding generate doctor terminal cli"
+).split()
+
+
+def test_the_public_names_are_these() -> None:
+    assert set(hmt_memory.__all__) == {
+        *("HMTConfig", "HMTError", "HMTModel", "HMTOutput", "HMTState"),
+        *("Generation", "Usage"),
+    }
+    for name in hmt_memory.__all__:
+        assert getattr(hmt_memory, name).__doc__
+    with pytest.raises(AttributeError, match="Nonsense"):
+        _ = hmt_memory.Nonsense
+
+
+def test_importing_is_light() -> None:
+    code = (
+        "import sys, hmt_memory; from hmt_memory import HMTConfig, HMTError; HMTConfig();"
+        "print([m for m in ('torch', 'transformers', 'faiss', 'triton', 'numpy', 'peft') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
+
+
+def test_the_engine_never_imports_a_framework_or_faiss() -> None:
+    code = (
+        "import sys; from hmt_memory import HMTModel; import hmt_memory.generate, hmt_memory.checkpoint;"
+        "print([m for m in ('faiss', 'triton', 'peft', 'langchain_core', 'llama_index') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def imports_at_load(path: Path) -> set[str]:
+    """Modules of the package that `path` imports when it is loaded; not those for type checkers or inside functions."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module} if node.module else {alias.name for alias in node.names}
+    return found & set(MODULES)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_files_import_only_from_above(module: str) -> None:
+    allowed = set(ORDER[: ORDER.index(module)])
+    assert imports_at_load(ROOT / "hmt_memory" / f"{module}.py") <= allowed
+
+
+@pytest.mark.parametrize("folder", ["hmt_memory", "kernels/hmt_kernels"])
+def test_only_the_backbone_and_the_weights_know_hugging_face(folder: str) -> None:
+    for path in (ROOT / folder).glob("*.py"):
+        if path.stem not in ("backbone", "weights"):
+            text = path.read_text()
+            for name in ("last_hidden_state", "past_key_values", "inputs_embeds", "lm_head", "AutoModel"):
+                assert name not in text, f"{path.name} knows {name}"
+
+
+@pytest.mark.parametrize("module", ["__init__", *MODULES])
+def test_examples_in_docstrings_run(module: str) -> None:
+    name = "hmt_memory" if module == "__init__" else f"hmt_memory.{module}"
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    top = {path.name for path in (tmp_path / "site").iterdir()}
+    assert top == {"hmt_memory", "hmt_kernels", f"hmt_memory-{hmt_memory.__version__}.dist-info"}
+    assert (tmp_path / "site" / "hmt_memory" / "py.typed").is_file()
+    code = (
+        f"import sys; sys.path[:] = [{str(tmp_path / 'site')!r}] + [p for p in sys.path if {str(ROOT)!r} + '/' not in p + '/' "
+        "or 'site-packages' in p]\n"
+        "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+        "from hmt_memory import HMTModel, HMTConfig; import hmt_memory, hmt_kernels, torch, transformers\n"
+        "lm = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(vocab_size=50, hidden_size=16,"
+        " num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64))\n"
+        "model = HMTModel.wrap(lm, None, HMTConfig(segment_length=8, sensory_length=2))\n"
+        "assert model.read(list(range(40))).segments == 5\n"
+        "print(hmt_memory.__file__, hmt_kernels.__file__)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert all(path.startswith(str(tmp_path / "site")) for path in ran.stdout.split())

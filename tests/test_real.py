@@ -1,0 +1,54 @@
+"""What only a real model can show: SmolLM2-135M-Instruct reads, answers, chats, and keeps its cost."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from test_reading import counting_tokens
+
+from hmt_memory import HMTModel
+
+pytestmark = pytest.mark.real
+
+USER = "user"
+
+
+def test_it_answers_and_keeps_the_conversation(smollm2: HMTModel) -> None:
+    first = smollm2.generate([{"role": USER, "content": "What is the capital of France?"}], max_new_tokens=20).finish()
+    assert "Paris" in first.text and first.finish_reason == "stop"
+    second = smollm2.generate(
+        [{"role": USER, "content": "And of Italy? Answer in one word."}], state=first.state, max_new_tokens=20
+    ).finish()
+    assert "Rome" in second.text
+
+
+def test_it_answers_from_a_text_it_has_read(smollm2: HMTModel) -> None:
+    filler = "The weather was calm and the road was long. " * 80
+    state = smollm2.read(filler + "The name of the ship's cat was Pumpernickel. " + filler[:900])
+    question = [{"role": USER, "content": "What was the name of the ship's cat?"}]
+    assert state.segments >= 3
+    assert "Pumpernickel" in smollm2.generate(question, state=state, max_new_tokens=30).finish().text
+
+
+def test_text_survives_its_tokens(smollm2: HMTModel) -> None:
+    for text in ("Grüße aus Köln", "日本語の文章", "🙂👩‍👩‍👧 emoji", "  spaces\n\n\ttabs ", "code: if x: return {'a': 1}"):
+        assert smollm2.backbone.decode(smollm2.backbone.encode(text)) == text
+
+
+def test_streamed_pieces_join_to_the_answer(smollm2: HMTModel) -> None:
+    answer = smollm2.generate([{"role": USER, "content": "Repeat: 日本語 🙂"}], max_new_tokens=30)
+    pieces = list(answer)
+    assert "".join(pieces) == answer.text and "\N{REPLACEMENT CHARACTER}" not in answer.text
+
+
+def test_the_cost_of_an_answer_does_not_grow_with_what_was_read(smollm2: HMTModel) -> None:
+    costs = []
+    state = None
+    for chunk in (2048, 4096):  # 8 and 24 segments: both have filled the recent tokens
+        state = smollm2.read(torch.arange(chunk) % 40000 + 100, state)
+        with counting_tokens(smollm2) as seen:
+            list(itertools.islice(smollm2.generate("Go on", state=state, max_new_tokens=5), 3))
+        costs.append(seen[0] + seen[1])  # the query's summary and the view, until the first token
+    assert costs[0] == costs[1]

