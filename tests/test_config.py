@@ -75,7 +75,7 @@ def test_state_space_backbones_have_no_window() -> None:
 def test_round_trip_and_unknown_keys() -> None:
     config = HMTConfig(segment_length=64, memory_input="mapped")
     assert HMTConfig.from_dict(config.to_dict()) == config
-    with pytest.raises(ConfigError, match="unknown configuration key 'segment_lenght'. Did you mean 'segment_length'"):
+    with pytest.raises(ConfigError, match=r"unknown configuration key 'segment_lenght'\. Did you mean 'segment_length'"):
         HMTConfig.from_dict({"segment_lenght": 3})
     with pytest.raises(ConfigError, match="Known fields: segment_length"):
         HMTConfig.from_dict({"zzz": 3})

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import FAMILIES, SMALL, random_ids, tiny_model
 from naive_hmt import naive_hmt
+from tiny import FAMILIES, SMALL, random_ids, tiny_model
 
 from hmt_memory import HMTConfig, HMTModel
 

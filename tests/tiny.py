@@ -42,7 +42,22 @@ def _config(family: str) -> Any:
     return builders[family]()
 
 
-FAMILIES = "llama qwen2 mistral gemma3 opt opt-projected gpt2 gpt-neox phi3 mamba rwkv gemma2 cohere granite".split()
+FAMILIES = [
+    "llama",
+    "qwen2",
+    "mistral",
+    "gemma3",
+    "opt",
+    "opt-projected",
+    "gpt2",
+    "gpt-neox",
+    "phi3",
+    "mamba",
+    "rwkv",
+    "gemma2",
+    "cohere",
+    "granite",
+]
 
 
 def tiny_causal_lm(family: str = "llama", seed: int = 0) -> Any:

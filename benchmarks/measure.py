@@ -1,0 +1,83 @@
+"""What the benchmarks share: the machine in words, peak memory of a fresh process, medians of interleaved rounds."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+
+from hmt_memory import HMTConfig, HMTModel, __version__
+
+
+def machine(model: HMTModel) -> str:
+    """Hardware, precision and versions: what stands beside every number."""
+    return (
+        f"{cpu_name()}, {torch.get_num_threads()} threads; {model.backbone.name}, {str(model.backbone.dtype)[6:]} on "
+        f"{model.backbone.device.type}; hmt-memory {__version__}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, Python {platform.python_version()}"
+    )
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it, else as Python does."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Times of each call, taken in turn: a machine that slows down slows them all. One untimed round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            spent = seconds(call)
+            if turn:
+                times[name].append(spent)
+    return times
+
+
+def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
+    """Median over the rounds of one call's time by another's."""
+    return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
+
+
+def english(model: HMTModel, count: int) -> torch.Tensor:
+    """[count] token ids of the English every Python ships, repeated as often as needed."""
+    from pydoc_data.topics import topics
+
+    ids = torch.tensor(model.backbone.encode("\n\n".join(topics[key] for key in sorted(topics))))
+    return ids.repeat(-(-count // len(ids)))[:count]
+
+
+def peak_megabytes() -> float:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024 * 1024)
+
+
+def in_fresh_process(script: str, *arguments: str) -> Any:
+    """Run a benchmark file with arguments in a process of its own and return the JSON it prints last."""
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def default_model(**sizes: int) -> HMTModel:
+    """The default model with these sizes."""
+    return HMTModel.from_pretrained("smollm2-135m-instruct", config=HMTConfig(**sizes))
