@@ -183,6 +183,14 @@ class Backbone(nn.Module):
         """Token ids of `text`, without start or end tokens."""
         return list(self._tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"])
 
+    def start_ids(self) -> list[int]:
+        """What the tokenizer itself puts before a text: the start token in families that depend on one, else nothing."""
+        if self.tokenizer is None:
+            return []
+        whole, bare = list(self._tokenizer()("a", verbose=False)["input_ids"]), self.encode("a")
+        at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        return whole[:at]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out; incomplete UTF-8 decodes to U+FFFD."""
         return str(self._tokenizer().decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

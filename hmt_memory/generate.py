@@ -102,7 +102,8 @@ def generate(
         prompt: text or token ids as they are, or chat messages (dicts with role and content) for the chat template,
             whose leading system messages are pinned.
         state: the stream so far; None: a fresh one. It is not changed.
-        pinned: text or token ids at the head of every view, instead of the messages' system part.
+        pinned: text or token ids at the head of every view, instead of the messages' system part. The tokenizer's start
+            token, in families that have one, always comes first.
         replayed: text or token ids shown between the pinned part and the recent tokens, never added to the stream.
         max_new_tokens: at most so many tokens, end token included. min_new_tokens: no end token before so many.
         temperature, top_p, top_k, repetition_penalty, seed, logits_processors: see `decoding.Sampler`.
@@ -114,10 +115,9 @@ def generate(
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens} must be at least 1.")
     start = model.states(state, 1)[0]
-    rendered, head = _prompt_ids(model, prompt, start)
-    head = head if pinned is None else token_ids(model, pinned)
+    rendered, head = _prompt_ids(model, prompt, start, pinned)
     context = _Context(model, head, token_ids(model, replayed))
-    if not (start.tokens or len(rendered) or len(head)):
+    if not (start.tokens or len(rendered) or len(context.pinned)):
         raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
     sampler = Sampler(
         temperature=temperature,
@@ -257,13 +257,19 @@ def _close(generation: Generation, context: _Context, marks: list[tuple[int, HMT
     generation.usage = Usage(prompt, len(generation.ids), generation.usage.view_tokens)
 
 
-def _prompt_ids(model: HMTModel, prompt: Any, state: HMTState) -> tuple[Tensor, Tensor]:
-    """Token ids of the prompt and of what it pins."""
+def _prompt_ids(model: HMTModel, prompt: Any, state: HMTState, pinned: Any) -> tuple[Tensor, Tensor]:
+    """Token ids of the prompt, and of what is pinned: it begins with the start token where the family has one."""
     messages = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) and prompt[0]
-    if not isinstance(messages, Mapping):
-        return token_ids(model, prompt), torch.zeros(0, dtype=torch.long)
-    rendered = chat.render(model.backbone, prompt, continues=state.tokens > 0)
-    text = rendered.text
-    if state.tokens and int(torch.cat([state.recent_ids, state.open_ids])[-1]) in model.backbone.end_ids:
-        text = text.removeprefix(model.backbone.end_text())
-    return token_ids(model, text), token_ids(model, rendered.pinned)
+    if isinstance(messages, Mapping):
+        rendered = chat.render(model.backbone, prompt, continues=state.tokens > 0)
+        text, head = rendered.text, token_ids(model, rendered.pinned if pinned is None else pinned)
+        if state.tokens and int(torch.cat([state.recent_ids, state.open_ids])[-1]) in model.backbone.end_ids:
+            text = text.removeprefix(model.backbone.end_text())
+        ids = token_ids(model, text)
+    else:
+        ids, head = token_ids(model, prompt), token_ids(model, pinned or ())
+    start = torch.tensor(model.backbone.start_ids(), dtype=torch.long)
+    if torch.equal(head[: len(start)], start):
+        return ids, head
+    repeated = len(start) if torch.equal(ids[: len(start)], start) else 0
+    return ids[repeated:], torch.cat([start, head])

@@ -149,6 +149,31 @@ def test_pinned_and_replayed_text_shape_the_answer_but_not_the_stream(model: HMT
         assert same(other.state, model.read([*encode("Q"), *other.ids], state))
 
 
+@pytest.mark.parametrize("prompt", ["Q", [{"role": "user", "content": "Q"}]])
+def test_every_view_begins_with_the_tokenizers_start_token(prompt: Any) -> None:
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer(NO_SYSTEM)  # this template, too, writes the start token, which would scroll away
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", start)])
+    model, views = tiny_model(config=replace(SMALL, recent_tokens=30), tokenizer=tokenizer), []
+    state = model.read(random_ids(90))
+    model.backbone.causal_lm.base_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: views.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    model.generate(prompt, state=state, max_new_tokens=30, min_new_tokens=30).finish()
+    begins = model.backbone.embed(torch.tensor(start))
+    assembled = [view for view in views if view.shape[1] > 30]  # what reading passes is shorter
+    assert len(assembled) >= 2 and all(torch.equal(view[0, 1], begins) for view in assembled)
+
+
+def test_a_start_token_in_the_prompt_is_not_doubled() -> None:
+    model = tiny_model(tokenizer=byte_tokenizer(NO_SYSTEM))
+    model.backbone.start_ids = lambda: [257]  # type: ignore[method-assign]
+    answer = model.generate([257, 5, 6], max_new_tokens=2, min_new_tokens=2).finish()
+    assert answer.usage.prompt_tokens == 2 and answer.usage.view_tokens == 1 + 3
+
+
 def test_text_over_its_budget_is_refused_by_name() -> None:
     model = tiny_model(config=replace(SMALL, pinned_tokens=4, replay_tokens=3), tokenizer=TOKENIZER)
     with pytest.raises(BudgetError, match="pinned_tokens=4"):
