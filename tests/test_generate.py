@@ -82,6 +82,14 @@ def test_answers_continue_a_state_like_one_stream() -> None:
     assert split.ids == model.generate(ids, **options).finish().ids
 
 
+def test_an_answer_that_fills_a_segment_goes_on_as_one_that_begins_there() -> None:
+    model = tiny_model()
+    whole = model.generate(random_ids(43), max_new_tokens=15, min_new_tokens=15).finish()
+    boundary = model.read([*random_ids(43).tolist(), *whole.ids[:5]])
+    assert len(boundary.open_ids) == 0
+    assert whole.ids[5:] == model.generate([], state=boundary, max_new_tokens=10, min_new_tokens=10).finish().ids
+
+
 def test_abandoned_and_interrupted_answers_leave_the_state_alone(model: HMTModel) -> None:
     state = model.read(random_ids(40))
     kept = state.memory.clone(), state.open_ids.clone()
@@ -114,8 +122,9 @@ def test_a_batch_of_prompts_equals_one_by_one(model: HMTModel) -> None:
 # --- the view -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_view_is_bounded_whatever_the_history() -> None:
-    model, sizes = tiny_model(), []
+@pytest.mark.parametrize("recent", [20, 2, 0])  # more and fewer than the sensory tokens, and none
+def test_the_view_is_bounded_whatever_the_history(recent: int) -> None:
+    model, sizes = tiny_model(config=replace(SMALL, recent_tokens=recent)), []
     state = model.read(random_ids(16 * 4 + 7))
     for _ in range(3):
         with counting_tokens(model) as seen:
@@ -123,7 +132,7 @@ def test_the_view_is_bounded_whatever_the_history() -> None:
         sizes.append((answer.usage.view_tokens, sum(seen)))
         state = model.read(random_ids(16 * 20), state)
     assert sizes == [sizes[0]] * 3
-    assert sizes[0][0] == 1 + 20 + 8  # P, recent tokens, open segment
+    assert sizes[0][0] == 1 + recent + 8  # P, recent tokens, open segment
 
 
 def test_long_answers_never_pass_the_window() -> None:
@@ -136,7 +145,7 @@ def test_long_answers_never_pass_the_window() -> None:
 
     model.backbone.causal_lm.base_model.register_forward_pre_hook(watch, with_kwargs=True)
     model.generate(random_ids(90), max_new_tokens=80, min_new_tokens=80).finish()
-    assert longest <= 1 + 20 + SMALL.segment_length
+    assert longest <= 1 + 20 + SMALL.segment_length - 1
 
 
 def test_pinned_and_replayed_text_shape_the_answer_but_not_the_stream(model: HMTModel) -> None:
