@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from .errors import BackboneError, InputError
 
 _CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")  # attention families, Mamba, RWKV
-_PROBE_TOLERANCE = 1e-3
+# Relative differences that rounding explains: of one row computed twice, and of logits computed in two ways.
+_SAME_ROW = {torch.float32: 1e-5, torch.float64: 1e-5}
+_SAME_ROW_HALF, _SAME_LOGITS = 1e-3, 1e-2
 
 
 class Backbone(nn.Module):
@@ -106,12 +108,12 @@ class Backbone(nn.Module):
 
     def body(self, embeddings: Tensor) -> Tensor:
         """[B, T, d] input embeddings to hidden states [B, T, d] after the final norm; no cache, no head."""
-        return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.dtype)
 
     def advance(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """Append [1, T, d] to what `cache` holds: the last hidden state [1, d] and the new cache (the old is spent)."""
         output = self._body(inputs_embeds=embeddings, use_cache=True, **{self._cache_argument: cache})
-        return output.last_hidden_state[:, -1], getattr(output, self._cache_argument)
+        return output.last_hidden_state[:, -1].to(self.dtype), getattr(output, self._cache_argument)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., d] to logits [..., vocab], with the family's scaling and soft cap."""
@@ -166,12 +168,12 @@ class Backbone(nn.Module):
                 f"{self.name}: hidden states are {hidden.shape[-1]} wide and input embeddings {self.hidden_size}; a memory "
                 "embedding must fit both. Choose a model whose two widths are equal."
             )
-        if _relative_difference(hidden[0, :-1], hidden[1, :-1]) > _PROBE_TOLERANCE:
+        if _relative_difference(hidden[0, :-1], hidden[1, :-1]) > _SAME_ROW.get(hidden.dtype, _SAME_ROW_HALF):
             raise BackboneError(
                 f"{self.name} ({self.config.model_type}) looks ahead: it is an encoder, not a causal decoder. "
                 "Choose a decoder-only model."
             )
-        if _relative_difference(self.head(hidden), logits) > 10 * _PROBE_TOLERANCE:
+        if _relative_difference(self.head(hidden), logits) > _SAME_LOGITS:
             raise BackboneError(
                 f"{self.name} ({self.config.model_type}) does more to its logits than this package knows. "
                 "Please report the model type."

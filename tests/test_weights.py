@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,30 @@ def test_a_local_folder_of_every_family_loads(family: str, tmp_path: Path) -> No
     assert model.generate("Hello", max_new_tokens=3, min_new_tokens=3).finish().state.tokens == 8
 
 
+def test_a_hub_id_loads_from_the_local_hub_cache_without_the_network(tmp_path: Path) -> None:
+    repository = tmp_path / "models--some--model"
+    snapshot = repository / "snapshots" / "0123abc"
+    tiny_causal_lm().save_pretrained(snapshot)
+    byte_tokenizer().save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    model = HMTModel.from_pretrained("some/model", config=SMALL, dtype="float32", device="cpu", cache_dir=str(tmp_path))
+    assert model.backbone.name == "some/model" and model.read("Some text.").tokens == 10
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_reads_and_answers_in_bf16(family: str) -> None:
+    config = replace(SMALL, memory_input="mapped", memory_tokens=2)
+    model = HMTModel.wrap(tiny_causal_lm(family).to(torch.bfloat16), None, config)
+    answer = model.generate(list(range(5, 70)), max_new_tokens=20, min_new_tokens=20).finish()
+    assert answer.state.memory.dtype == torch.bfloat16 and answer.state.memory.isfinite().all()
+    assert answer.state.segments == 5
+
+
 def test_encoder_decoder_and_encoder_models_are_refused(tmp_path: Path) -> None:
     import transformers as hf
 
+    torch.manual_seed(0)
     t5 = hf.T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     hf.T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
     with pytest.raises(BackboneError, match="encoder-decoder"):
