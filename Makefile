@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/LOG.md).
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:

@@ -163,6 +163,15 @@ def test_a_failed_save_leaves_the_old_checkpoint(saved: tuple[HMTModel, Path], m
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+def test_saving_again_does_not_touch_a_file_that_is_being_read(saved: tuple[HMTModel, Path]) -> None:
+    model, folder = saved
+    path = folder / "hmt_memory.safetensors"
+    before = path.read_bytes()
+    with path.open("rb") as reader:
+        randomize(model, seed=7).save_pretrained(folder)
+        assert reader.read() == before != path.read_bytes()
+
+
 def test_defaults_are_saved_resolved(backbone_folder: Path, tmp_path: Path) -> None:
     load(backbone_folder, config=HMTConfig(segment_length=16, sensory_length=2)).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "hmt_config.json").read_text())["config"]["summary_length"] == 8

@@ -34,6 +34,7 @@ ORDER = [
     "generate",
     "doctor",
     "terminal",
+    "dialogue",
     "cli",
 ]
 

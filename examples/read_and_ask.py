@@ -1,0 +1,130 @@
+"""Read CPython's language reference into memory, ask about it, and say what it cost: `make demo`.
+
+The text comes with Python itself. Everything is measured here and now; nothing is stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import statistics
+import sys
+import time
+from pydoc_data.topics import topics
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from hmt_memory import HMTModel
+from hmt_memory.terminal import (
+    Document,
+    Reading,
+    Screen,
+    ask_about,
+    encode_documents,
+    load_model,
+    note_if_untrained,
+    read,
+    recalled_passages,
+    show_passages,
+    stream,
+    visible_tokens,
+)
+
+AT_LEAST = 12_000  # tokens
+LAST_TOPIC = "class"  # one question is about the end of the text, so every Python version has to end alike
+
+
+class Question(NamedTuple):
+    topic: str  # where in the text the answer stands
+    text: str
+    answer: str  # what a right answer says
+
+
+QUESTIONS = (
+    Question("class", "Which PEP added class decorators?", "3129"),
+    Question("break", "What does the break statement do?", "loop"),
+)
+
+
+def main() -> None:
+    screen = Screen(Console(highlight=False), sys.stdout)
+    model = load_model("smollm2-135m-instruct", screen)
+    ids, starts = language_reference(model)
+    screen.note(
+        f"{len(starts)} topics of the language reference, {len(ids):,} tokens; segments of {model.config.segment_length}"
+    )
+    before = seconds_alone(model, ids)
+    reading = read(model, ids, screen, line_every=4000)
+    alone = (before + seconds_alone(model, ids)) / 2
+    note_if_untrained(model, screen, visible_tokens(model, reading.state))
+    for question in QUESTIONS:
+        answer(model, question, ids, starts, reading, screen)
+    report(model, reading, alone, screen)
+
+
+def language_reference(model: HMTModel) -> tuple[Tensor, dict[str, int]]:
+    """Token ids of whole topics in alphabetical order, and where each topic starts."""
+    parts: list[Tensor] = []
+    starts: dict[str, int] = {}
+    for topic in sorted(topics):
+        starts[topic] = sum(map(len, parts))
+        parts.append(encode_documents(model, [Document(topic, topics[topic] + "\n\n")]))
+        if topic >= LAST_TOPIC and starts[topic] + len(parts[-1]) >= AT_LEAST:
+            break
+    return torch.cat(parts), starts
+
+
+def answer(model: HMTModel, question: Question, ids: Tensor, starts: dict[str, int], reading: Reading, screen: Screen) -> None:
+    print(f"\nQuestion: {question.text}\nAnswer: ", end="", flush=True)
+    generation = ask_about(model, question.text, reading.state, max_new_tokens=60)
+    stream(generation, screen.out)
+    screen.note(
+        f"{'Right' if question.answer in generation.text else 'Wrong'}: {what_the_view_held(model, question, starts, reading)}"
+    )
+    show_passages(recalled_passages(model, question.text, reading.state, ids, top_k=3), screen)
+
+
+def what_the_view_held(model: HMTModel, question: Question, starts: dict[str, int], reading: Reading) -> str:
+    visible = visible_tokens(model, reading.state)
+    back = reading.tokens - starts[question.topic]
+    where = f"the topic {question.topic!r} starts {back:,} tokens before the end and the view holds the last {visible:,}"
+    if back <= visible:
+        return f"{where}, so the answer was there to read."
+    return f"{where}, so this is the backbone's own knowledge, not something remembered from the text."
+
+
+@torch.no_grad()
+def seconds_alone(model: HMTModel, ids: Tensor, *, pieces: int = 16) -> float:
+    """Seconds a token that the backbone's body takes without any memory, in pieces of one segment: the median piece."""
+    backbone, length = model.backbone, model.config.segment_length
+    sample = ids[: pieces * length].to(backbone.device).split(length)
+    backbone.body(backbone.embed(sample[0])[None])
+    marks = [time.perf_counter()]
+    for piece in sample:
+        backbone.body(backbone.embed(piece)[None])
+        marks.append(time.perf_counter())
+    return statistics.median(end - start for start, end in itertools.pairwise(marks)) / length
+
+
+def report(model: HMTModel, reading: Reading, alone: float, screen: Screen) -> None:
+    config = model.config
+    length, summary = config.segment_length, config.summary_length or 0
+    work = (length + config.sensory_length + 2 * config.memory_tokens) / length + (summary + 2) / length
+    memory = reading.state.memory.numel() * reading.state.memory.element_size()
+    speed, seconds = reading.tokens / reading.seconds, reading.seconds
+    print(f"\nreading:      {speed:,.0f} tokens/s ({reading.tokens:,} tokens in {seconds:.1f} s)")
+    print(f"memory:       {memory:,} bytes for {reading.state.segments} segments; process peak {peak_bytes() / 1e6:,.0f} MB")
+    print(f"backbone:     {1 / alone:,.0f} tokens/s alone; HMT runs {work:.2f} positions a token")
+    print(f"cost limit:   {alone * work * speed:.0%} reached (limit: the backbone's time x {work:.2f})")
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    main()

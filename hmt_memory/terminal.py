@@ -1,0 +1,316 @@
+"""What the commands show, and `hmt ask`: open text files, read with progress, stream an answer, show passages.
+
+Knows consoles and text; of a model only its public calls. Answers go to `Screen.out`, everything else to `Screen.notes`.
+torch is imported with the first call that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .generate import Generation
+    from .model import HMTModel
+    from .state import HMTState
+
+_INTRODUCTION = "Read this text and answer the question after it.\n\n"
+_CHUNK_SEGMENTS = 4  # between two movements of the progress bar; larger reads hardly faster
+_PASSAGE_CHARACTERS = 200
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Where a command writes, and whether a person types to it."""
+
+    notes: Console  # progress, passages, hints
+    out: TextIO  # answers, and nothing else
+    interactive: bool = False
+
+    @classmethod
+    def standard(cls) -> Screen:
+        """The process's own streams; characters that stdout cannot encode are replaced."""
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="replace")
+        width = None if sys.stderr.isatty() else 240
+        return cls(Console(stderr=True, highlight=False, width=width), sys.stdout, sys.stdin.isatty())
+
+    def note(self, text: str, style: str = "dim") -> None:
+        """A line for the person, its characters taken literally; only a terminal's is wrapped."""
+        self.notes.print(Text(text, style=style), soft_wrap=not self.notes.is_terminal)
+
+
+class Document(NamedTuple):
+    """A text and the name it was given by."""
+
+    name: str
+    text: str
+
+
+class Reading(NamedTuple):
+    """What reading left, and what it took."""
+
+    state: HMTState
+    tokens: int
+    seconds: float
+
+
+class Passage(NamedTuple):
+    """A recalled segment with its text."""
+
+    segment: int  # counted from 0
+    weight: float  # share of the recall softmax
+    text: str
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def open_documents(names: Sequence[str], screen: Screen) -> list[Document]:
+    """The texts of files, in order; `-` is standard input.
+
+    Raises:
+        InputError: a file is missing, unreadable, not text, or empty; the message says which and what to do.
+    """
+    if names.count("-") > 1:
+        raise InputError("standard input can be read once. Name - only once.")
+    return [_document(name, _standard_input(screen) if name == "-" else _file_bytes(name)) for name in names]
+
+
+def _standard_input(screen: Screen) -> bytes:
+    if screen.interactive:
+        screen.note("Type the text; end it with Ctrl-D on a line of its own.")
+    return sys.stdin.buffer.read()
+
+
+def _file_bytes(name: str) -> bytes:
+    path = Path(name)
+    if path.is_dir():
+        raise InputError(f"{name} is a folder. Name the files in it, such as {path / '*.md'}.")
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file {name}. Check the path; the question comes last, in quotes.") from error
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}. Check its permissions.") from error
+
+
+def _document(name: str, content: bytes) -> Document:
+    shown = "standard input" if name == "-" else os.fsencode(name).decode(errors="replace")
+    encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
+    if b"\0" in content and encoding != "utf-16":
+        raise InputError(f"{shown} is not text (it holds zero bytes). Convert it first, such as with pdftotext or pandoc.")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{shown} is not UTF-8 text (byte {error.start}). Convert it first: iconv -f LATIN1 -t UTF-8 FILE, or another code."
+        ) from error
+    if not text.strip():
+        raise InputError(f"{shown} is empty. Name a file with text in it.")
+    return Document(shown, text)
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:
+    """`HMTModel.from_pretrained(name, **options)` under a short status; says so when weights are converted first."""
+    with screen.notes.status(f"loading {name}"):
+        from .model import HMTModel
+
+        if _converts_first(name):
+            screen.note(f"The first start of {name} converts its weights once: about 20 s.")
+        return HMTModel.from_pretrained(name, **options)
+
+
+def _converts_first(name: str) -> bool:
+    from . import weights
+
+    path = Path(name).expanduser()
+    if name.lower() in weights.BUNDLED:
+        path = weights.bundled_file(name)
+    return path.suffix.lower() == ".gguf" and path.is_file() and not weights.converted_folder(path).is_dir()
+
+
+def note_if_untrained(model: HMTModel, screen: Screen, visible: int) -> None:
+    """One sentence while the memory parameters are untrained; `visible`: how many tokens of the stream an answer sees."""
+    if not model.is_trained:
+        screen.note(
+            "The memory parameters are untrained: recalled passages and the memorisation prompt carry little yet; "
+            f"answers rest on the last {visible:,} tokens."
+        )
+
+
+# --- reading and asking ----------------------------------------------------------------------------------------------
+
+
+def ask(
+    model: HMTModel,
+    documents: Sequence[Document],
+    question: str,
+    screen: Screen,
+    *,
+    passages: int = 3,
+    decoding: Mapping[str, Any],
+) -> None:
+    """Read the documents as one stream, stream the answer to a question about them, then show passages and usage.
+
+    Args:
+        passages: how many recalled passages to show. decoding: options of `HMTModel.generate`.
+    """
+    check_text(question)
+    ids = encode_documents(model, documents)
+    reading = read(model, ids, screen)
+    note_if_untrained(model, screen, visible_tokens(model, reading.state))
+    started = time.perf_counter()
+    answer = ask_about(model, question, reading.state, **decoding)
+    stream(answer, screen.out)
+    seconds = time.perf_counter() - started
+    if passages:
+        show_passages(recalled_passages(model, question, reading.state, ids, top_k=passages), screen)
+    show_usage(reading, answer, seconds, screen)
+
+
+def encode_documents(model: HMTModel, documents: Sequence[Document]) -> Tensor:
+    """[t] token ids of the documents one after the other; of several, each is preceded by a line with its name."""
+    import torch
+
+    headed = len(documents) > 1
+    texts = [f"File: {name}\n\n{text}\n\n" if headed else text for name, text in documents]
+    return torch.tensor([token for text in texts for token in model.backbone.encode(text)], dtype=torch.long)
+
+
+def read(model: HMTModel, ids: Tensor, screen: Screen, *, line_every: int | None = None) -> Reading:
+    """Read `ids` [t] with a progress bar; without a terminal, with a line every `line_every` tokens, or silently."""
+    from .reader import read_in_chunks
+
+    bar = _progress(screen.notes)
+    with bar:
+        task = bar.add_task("reading", total=len(ids), pace="")
+        started, lines = time.perf_counter(), 0
+        state = model.empty_state()
+        for state in read_in_chunks(model, ids, segments=_CHUNK_SEGMENTS):
+            speed = state.tokens / (time.perf_counter() - started)
+            left = timedelta(seconds=round((len(ids) - state.tokens) / speed))
+            bar.update(task, completed=state.tokens, pace=f"{speed:,.0f} tokens/s, {left} left")
+            if line_every and not screen.notes.is_terminal and state.tokens // line_every > lines:
+                lines = state.tokens // line_every
+                screen.note(f"read {state.tokens:,} of {len(ids):,} tokens, {speed:,.0f} tokens/s")
+    return Reading(state, len(ids), time.perf_counter() - started)
+
+
+def _progress(console: Console) -> Progress:
+    count = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), count, TextColumn("{task.fields[pace]}"))
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def ask_about(model: HMTModel, question: str, state: HMTState, **decoding: Any) -> Generation:
+    """The answer to a question about the text that `state` has read.
+
+    Every view is one user turn that holds the recent text and then the question; a model without a chat template gets
+    a plain prompt.
+    """
+    from .chat import around_user_text
+
+    asked = f"\n\nQuestion: {question}"
+    if not has_chat_template(model):
+        script = f"{asked}\nAnswer:"
+        return model.generate(script, state=state, pinned=_INTRODUCTION, stop="\nQuestion:", **decoding)
+    before, after = around_user_text(model.backbone)
+    return model.generate(asked + after, state=state, pinned=before + _INTRODUCTION, **decoding)
+
+
+def stream(pieces: Iterable[str], out: TextIO) -> None:
+    """Write pieces as they come and end the line; on a terminal without control characters, which could be commands."""
+    terminal = out.isatty()
+    last = ""
+    try:
+        for piece in pieces:
+            out.write(_CONTROL_CHARACTERS.sub("", piece) if terminal else piece)
+            out.flush()
+            last = piece
+    except KeyboardInterrupt:
+        out.write("\n")
+        raise
+    if not last.endswith("\n"):
+        out.write("\n")
+    out.flush()
+
+
+def recalled_passages(model: HMTModel, question: str, state: HMTState, ids: Tensor, *, top_k: int) -> list[Passage]:
+    """The segments of `ids` [t], which `state` has read, that the question recalls, by falling weight."""
+    from .generate import recall_segments
+
+    return [
+        Passage(found.segment, found.weight, model.backbone.decode(ids[slice(*found.token_span)].tolist()))
+        for found in recall_segments(model, question, state, top_k=top_k)
+    ]
+
+
+def show_passages(passages: Sequence[Passage], screen: Screen) -> None:
+    """A line for each passage: segment, weight and how its text begins."""
+    if not passages:
+        return screen.note("No passages: the text is shorter than one segment.")
+    table = Table.grid(padding=(0, 2))
+    for passage in passages:
+        words = " ".join(passage.text.split())
+        beginning = words[:_PASSAGE_CHARACTERS] + ("…" if len(words) > _PASSAGE_CHARACTERS else "")
+        beginning = _CONTROL_CHARACTERS.sub("", beginning)
+        table.add_row(f"segment {passage.segment}", f"{passage.weight:.2f}", Text(beginning))
+    screen.note("Recalled passages (segment, weight, text)")
+    screen.notes.print(table, style="dim")
+
+
+def show_usage(reading: Reading, answer: Generation, seconds: float, screen: Screen) -> None:
+    """What was read and answered, and how long each took."""
+    screen.note(
+        f"{reading.tokens:,} tokens read in {reading.seconds:.1f} s ({reading.tokens / reading.seconds:,.0f} tokens/s), "
+        f"{reading.state.segments:,} segments; answer of {answer.usage.completion_tokens:,} tokens from a view of "
+        f"{answer.usage.view_tokens:,} in {seconds:.1f} s{_cut(answer)}"
+    )
+
+
+def visible_tokens(model: HMTModel, state: HMTState) -> int:
+    """How many tokens of a stream stand verbatim in a view of it: the recent ones and the open segment."""
+    return min(len(state.recent_ids), model.config.recent_tokens or 0) + len(state.open_ids)
+
+
+def has_chat_template(model: HMTModel) -> bool:
+    """Whether the model's tokenizer can write a user turn."""
+    try:
+        model.backbone.render([{"role": "user", "content": "text"}], add_generation_prompt=True)
+    except InputError:
+        return False
+    return True
+
+
+def check_text(text: str) -> None:
+    """Raises InputError if `text` holds bytes that did not decode in the terminal's encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("the text is not UTF-8. Set the terminal to UTF-8, such as with LC_ALL=C.UTF-8.") from error
+
+
+def _cut(answer: Generation) -> str:
+    return "; cut at --max-tokens" if answer.finish_reason == "length" else ""
