@@ -17,14 +17,14 @@ import pytest
 import torch
 import typer
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny import byte_tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hmt_memory import HMTModel, cli, dialogue, doctor, terminal, weights
 from hmt_memory.errors import ModelNotFoundError
 
 TEMPLATE = (
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}<eos>\n{% endfor %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 FAST = ["--max-tokens", "8", "--dtype", "float32", "--device", "cpu"]
@@ -33,16 +33,10 @@ DECODING = {"max_new_tokens": 8}
 
 
 def _save_tiny_model(folder: Path, template: str | None) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate([*alphabet, "<eos>"])}, []))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
+    byte_tokenizer(template).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=300, max_position_embeddings=4096, eos_token_id=256, bos_token_id=None, **sizes)
+    config = LlamaConfig(vocab_size=300, max_position_embeddings=4096, eos_token_id=256, bos_token_id=257, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -294,7 +288,7 @@ def test_the_view_is_one_user_turn_that_ends_with_the_question(model: HMTModel, 
     monkeypatch.setattr(model, "generate", lambda prompt, **options: given.update(options, prompt=prompt))
     terminal.ask_about(model, "When?", model.empty_state())
     whole = given["pinned"] + given["prompt"]
-    assert whole.startswith("user: ") and whole.endswith("Question: When?<eos>\nassistant: ") and whole.count("<eos>") == 1
+    assert whole.startswith("user: ") and whole.endswith("Question: When?</s>\nassistant: ") and whole.count("</s>") == 1
 
 
 def test_several_files_are_headed_by_their_names(model: HMTModel) -> None:
