@@ -57,7 +57,7 @@ def main() -> None:
         f"{len(starts)} topics of the language reference, {len(ids):,} tokens; segments of {model.config.segment_length}"
     )
     reading = read(model, ids, screen, line_every=4000)
-    note_if_untrained(model, screen, visible_tokens(model, reading.state))
+    note_if_untrained(model, screen, reading.state)
     for question in QUESTIONS:
         answer(model, question, ids, starts, reading, screen)
     report(model, reading, ids)

@@ -89,6 +89,7 @@ def ask(
     from . import terminal
 
     screen = terminal.Screen.standard()
+    terminal.check_text(question)
     documents = terminal.open_documents(files, screen)
     loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
     decoding = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}

@@ -91,7 +91,7 @@ def _greet(model: HMTModel, screen: Screen) -> None:
     if screen.interactive:
         precision = str(model.backbone.dtype).removeprefix("torch.")
         screen.note(f"{model.backbone.name} ({model.backbone.device}, {precision}). /help lists the commands, Ctrl-D leaves.")
-    note_if_untrained(model, screen, model.config.recent_tokens or 0)
+    note_if_untrained(model, screen)
 
 
 def _typed_line(screen: Screen) -> str:

@@ -81,9 +81,6 @@ class Passage(NamedTuple):
     text: str
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
 def open_documents(names: Sequence[str], screen: Screen) -> list[Document]:
     """The texts of files, in order; `-` is standard input.
 
@@ -129,9 +126,6 @@ def _document(name: str, content: bytes) -> Document:
     return Document(shown, text)
 
 
-# --- model -----------------------------------------------------------------------------------------------------------
-
-
 def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:
     """`HMTModel.from_pretrained(name, **options)` under a short status; says so when weights are converted first."""
     with screen.notes.status(f"loading {name}"):
@@ -151,16 +145,17 @@ def _converts_first(name: str) -> bool:
     return path.suffix.lower() == ".gguf" and path.is_file() and not weights.converted_folder(path).is_dir()
 
 
-def note_if_untrained(model: HMTModel, screen: Screen, visible: int) -> None:
-    """One sentence while the memory parameters are untrained; `visible`: how many tokens of the stream an answer sees."""
-    if not model.is_trained:
-        screen.note(
-            "The memory parameters are untrained: recalled passages and the memorisation prompt carry little yet; "
-            f"answers rest on the last {visible:,} tokens."
-        )
-
-
-# --- reading and asking ----------------------------------------------------------------------------------------------
+def note_if_untrained(model: HMTModel, screen: Screen, state: HMTState | None = None) -> None:
+    """One sentence while the memory parameters are untrained: what answers rest on, of a stream that `state` has read."""
+    if model.is_trained:
+        return
+    visible = model.config.recent_tokens or 0 if state is None else visible_tokens(model, state)
+    whole = state is not None and state.tokens == visible
+    rests_on = "the text itself, which the view holds whole" if whole else f"the last {visible:,} tokens"
+    screen.note(
+        "The memory parameters are untrained: recalled passages and the memorisation prompt carry little yet; "
+        f"answers rest on {rests_on}."
+    )
 
 
 def ask(
@@ -177,10 +172,9 @@ def ask(
     Args:
         passages: how many recalled passages to show. decoding: options of `HMTModel.generate`.
     """
-    check_text(question)
     ids = encode_documents(model, documents)
     reading = read(model, ids, screen)
-    note_if_untrained(model, screen, visible_tokens(model, reading.state))
+    note_if_untrained(model, screen, reading.state)
     started = time.perf_counter()
     answer = ask_about(model, question, reading.state, **decoding)
     stream(answer, screen.out)
@@ -210,7 +204,7 @@ def read(model: HMTModel, ids: Tensor, screen: Screen, *, line_every: int | None
         state = model.empty_state()
         for state in read_in_chunks(model, ids, segments=_CHUNK_SEGMENTS):
             speed = state.tokens / (time.perf_counter() - started)
-            left = timedelta(seconds=round((len(ids) - state.tokens) / speed))
+            left = timedelta(seconds=round((len(ids) - state.tokens) / max(speed, 1)))
             bar.update(task, completed=state.tokens, pace=f"{speed:,.0f} tokens/s, {left} left", refresh=True)
             if line_every and not screen.notes.is_terminal and state.tokens // line_every > lines:
                 lines = state.tokens // line_every
@@ -284,10 +278,12 @@ def show_passages(passages: Sequence[Passage], screen: Screen) -> None:
 
 def show_usage(reading: Reading, answer: Generation, seconds: float, screen: Screen) -> None:
     """What was read and answered, and how long each took."""
+    segments = reading.state.segments  # only full ones cost time
+    pace = f" in {reading.seconds:.1f} s ({reading.tokens / reading.seconds:,.0f} tokens/s)" if segments else ""
+    cut = "; cut at --max-tokens" if answer.finish_reason == "length" else ""
     screen.note(
-        f"{reading.tokens:,} tokens read in {reading.seconds:.1f} s ({reading.tokens / reading.seconds:,.0f} tokens/s), "
-        f"{reading.state.segments:,} segments; answer of {answer.usage.completion_tokens:,} tokens from a view of "
-        f"{answer.usage.view_tokens:,} in {seconds:.1f} s{_cut(answer)}"
+        f"{reading.tokens:,} tokens read{pace}, {segments:,} segments; answer of {answer.usage.completion_tokens:,} tokens "
+        f"from a view of {answer.usage.view_tokens:,} in {seconds:.1f} s{cut}"
     )
 
 
@@ -311,7 +307,3 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InputError("the text is not UTF-8. Set the terminal to UTF-8, such as with LC_ALL=C.UTF-8.") from error
-
-
-def _cut(answer: Generation) -> str:
-    return "; cut at --max-tokens" if answer.finish_reason == "length" else ""

@@ -87,9 +87,6 @@ def notes(screen: terminal.Screen) -> str:
     return screen.notes.file.getvalue()
 
 
-# --- arguments and exit codes ----------------------------------------------------------------------------------------
-
-
 def test_help_names_the_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = capsys.readouterr().out
@@ -171,6 +168,11 @@ def test_a_file_that_is_no_text_is_one_line_and_exit_code_1(
     assert captured.err.startswith("hmt: ") and str(path) in captured.err and said in captured.err
 
 
+def test_a_question_in_another_encoding_is_refused(text_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ask", text_file, "caf\udce9?") == 1
+    assert capsys.readouterr().err.startswith("hmt: the text is not UTF-8.")
+
+
 def test_a_folder_and_a_repeated_dash_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ask", str(tmp_path), "What?") == 1
     assert "is a folder" in capsys.readouterr().err
@@ -228,9 +230,6 @@ def test_ctrl_c_is_130_whatever_typer_makes_of_it(raised: type[BaseException], m
     assert run("doctor") == 130
 
 
-# --- ask -------------------------------------------------------------------------------------------------------------
-
-
 def test_ask_writes_only_the_answer_to_stdout(
     model: HMTModel, chatty: str, text_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +271,8 @@ def test_passages_can_be_left_out_and_a_short_text_has_none(
     assert "Recalled passages" not in shown and "No passages" not in shown
     (tmp_path / "short.txt").write_text("One line.")
     assert run("ask", str(tmp_path / "short.txt"), "When?", "--model", chatty, *FAST) == 0
-    assert "No passages" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "No passages" in shown and "which the view holds whole" in shown and "tokens/s" not in shown
 
 
 def test_trained_parameters_are_not_called_untrained(
@@ -345,9 +345,6 @@ def test_the_first_start_of_a_gguf_file_is_announced(tmp_path: Path, monkeypatch
         terminal.load_model(str(gguf), screen)
         assert notes(screen).count("converts its weights once") == announced
         weights.converted_folder(gguf).mkdir(parents=True, exist_ok=True)
-
-
-# --- chat ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_piped_chat(chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -443,9 +440,6 @@ def test_a_person_gets_a_prompt_and_leaves_by_ctrl_c_or_ctrl_d(
     screen = typing_screen()
     assert list(dialogue.typed_lines(screen)) == ["Hello"]
     assert notes(screen).count("> ") == 2  # the answers go elsewhere, so the prompt is among the notes
-
-
-# --- doctor ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

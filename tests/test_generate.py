@@ -83,6 +83,17 @@ def test_every_mode_answers_and_equals_reading(changes: dict[str, Any]) -> None:
     assert same(answer.state, model.read([*random_ids(37).tolist(), *answer.ids]))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_memory_an_answer_is_transformers_own(family: str) -> None:
+    model = tiny_model(family).with_config(mode="plain")
+    ids = random_ids(9)
+    answer = model.generate(ids, max_new_tokens=6, min_new_tokens=6, repetition_penalty=1.3).finish()
+    theirs = model.backbone.causal_lm.generate(
+        ids[None], max_new_tokens=6, min_new_tokens=6, do_sample=False, repetition_penalty=1.3
+    )
+    assert answer.ids == theirs[0, 9:].tolist()
+
+
 def test_answers_continue_a_state_like_one_stream() -> None:
     model = tiny_model()
     ids = random_ids(60)
