@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from hmt_memory import HMTModel
+from hmt_memory import HMTModel, HMTState
 from hmt_memory.terminal import (
     Document,
     Reading,
@@ -94,15 +94,15 @@ def what_the_view_held(model: HMTModel, question: Question, starts: dict[str, in
     return f"{where}, so this is the backbone's own knowledge, not something remembered from the text."
 
 
-def share_of_cost_limit(model: HMTModel, ids: Tensor, *, segments: int = 8, rounds: int = 3) -> float:
+def share_of_cost_limit(model: HMTModel, ids: Tensor, state: HMTState, *, segments: int = 8, rounds: int = 3) -> float:
     """The least time the method can take, by the time it takes, on the first `segments`: median of rounds in turn.
 
     The least time is that of the backbone's body alone, times the positions that the method runs for each token.
     """
     sample, shares = ids[: segments * model.config.segment_length], []
     for _ in range(rounds):
-        alone, whole = seconds(lambda: body_alone(model, sample)), seconds(lambda: model.read(sample))
-        shares.append(alone * positions_a_token(model) / whole)
+        alone, whole = seconds(lambda: body_alone(model, sample)), seconds(lambda: model.read(sample, state))
+        shares.append(alone * model.config.positions_per_token() / whole)
     return statistics.median(shares)
 
 
@@ -111,13 +111,6 @@ def body_alone(model: HMTModel, ids: Tensor) -> None:
     """The backbone's blocks on pieces of one segment, without any memory."""
     for piece in ids.split(model.config.segment_length):
         model.backbone.body(model.backbone.embed(piece.to(model.backbone.device))[None])
-
-
-def positions_a_token(model: HMTModel) -> float:
-    """`(L + k + 2m) / L + (j + 2) / L`: Eq. 4 and Eq. 1."""
-    config = model.config
-    extra = config.sensory_length + 2 * config.memory_tokens + (config.summary_length or 0) + 2
-    return 1 + extra / config.segment_length
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -131,7 +124,7 @@ def report(model: HMTModel, reading: Reading, ids: Tensor) -> None:
     speed = reading.tokens / reading.seconds
     print(f"\nreading:      {speed:,.0f} tokens/s ({reading.tokens:,} tokens in {reading.seconds:.1f} s)")
     print(f"memory:       {memory:,} bytes for {reading.state.segments} segments; process peak {peak_bytes() / 1e6:,.0f} MB")
-    share, work = share_of_cost_limit(model, ids), positions_a_token(model)
+    share, work = share_of_cost_limit(model, ids, reading.state), model.config.positions_per_token()
     print(f"cost limit:   {share:.0%} reached (the limit: the backbone's own time on the text, times {work:.2f})")
 
 

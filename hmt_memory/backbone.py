@@ -40,6 +40,12 @@ class Backbone(nn.Module):
         config = getattr(plain, "config", None)
         if config is None or not hasattr(plain, "get_input_embeddings"):
             raise BackboneError(f"{type(causal_lm).__name__} is not a Hugging Face model. Pass a causal language model.")
+        self.causal_lm: Any = causal_lm
+        if any(one.is_prompt_learning for one in self._peft_configs()):
+            raise BackboneError(
+                f"{self.name} has a prompt-learning adapter, whose virtual tokens have no place in a segment. Use LoRA, or "
+                "another adapter that changes the weights."
+            )
         if getattr(config, "is_encoder_decoder", False):
             raise BackboneError(
                 f"{self.name} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model."
@@ -48,7 +54,6 @@ class Backbone(nn.Module):
             raise BackboneError(
                 f"{self.name} ({type(plain).__name__}) has no language-model head. Load it with AutoModelForCausalLM."
             )
-        self.causal_lm: Any = causal_lm
         self.tokenizer = tokenizer
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
@@ -108,12 +113,18 @@ class Backbone(nn.Module):
 
     def body(self, embeddings: Tensor) -> Tensor:
         """[B, T, d] input embeddings to hidden states [B, T, d] after the final norm; no cache, no head."""
-        return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.dtype)
+        return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.embedding.weight)
 
     def advance(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """Append [1, T, d] to what `cache` holds: the last hidden state [1, d] and the new cache (the old is spent)."""
         output = self._body(inputs_embeds=embeddings, use_cache=True, **{self._cache_argument: cache})
-        return output.last_hidden_state[:, -1].to(self.dtype), getattr(output, self._cache_argument)
+        kept = getattr(output, self._cache_argument, None)
+        if kept is None:
+            raise BackboneError(
+                f"{self.name} ({self.config.model_type}) keeps no cache in this mode: it cannot answer. Put it in eval mode; "
+                "if it is, choose another model."
+            )
+        return output.last_hidden_state[:, -1].to(self.embedding.weight), kept
 
     def head(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., d] to logits [..., vocab], with the family's scaling and soft cap."""
@@ -129,23 +140,33 @@ class Backbone(nn.Module):
         return self.embed(ids).float()
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint remembers of its backbone: architecture and a digest of its embeddings.
-
-        The digest rounds to bf16, so loading in fp32 or bf16 gives the same one; it is None in other precisions.
-        """
-        digest = None
-        if self.dtype in (torch.float32, torch.bfloat16):
-            weight = self.embedding.weight.detach().flatten()
-            sample = weight[:: max(1, weight.numel() // 65536)].to(torch.bfloat16).cpu()
-            digest = hashlib.sha256(sample.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+        """What a checkpoint remembers of its backbone: architecture and a digest of its weights, adapters left out."""
         return {
             "name": self.name,
             "model_type": str(self.config.model_type),
             "hidden_size": self.hidden_size,
             "num_hidden_layers": int(self.config.num_hidden_layers),
             "vocab_size": self.vocab_size,
-            "embedding_digest": digest,
+            "weights_digest": self._digest(),
         }
+
+    def _digest(self) -> str | None:
+        """Of 64 values of every weight, rounded to bf16: the same for fp32 and bf16, None in other precisions.
+
+        RWKV rescales its weights when it turns from training to eval mode, so there only the embeddings count.
+        """
+        if self.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        prefix = getattr(getattr(self.causal_lm, "base_model", None), "prefix", None)  # PEFT's mark of its own weights
+        adapters = ("modules_to_save", prefix) if prefix else ()
+        embeddings = getattr(self.embedding, "original_module", self.embedding).weight
+        weights = [value for name, value in self.causal_lm.named_parameters() if not any(part in name for part in adapters)]
+        chosen = [embeddings] if self.config.model_type == "rwkv" else weights
+        values = [value.detach().flatten()[:: max(1, value.numel() // 64)][:64].to(torch.bfloat16) for value in chosen]
+        return hashlib.sha256(torch.cat(values).cpu().view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+    def _peft_configs(self) -> list[Any]:
+        return list(getattr(self.causal_lm, "peft_config", {}).values())
 
     @torch.no_grad()
     def _probe(self) -> None:
@@ -156,7 +177,7 @@ class Backbone(nn.Module):
         try:
             hidden = self.body(self.embed(ids))
             logits = self._plain[0](input_ids=ids, use_cache=False).logits
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # whatever a model that is no decoder meets
             raise BackboneError(
                 f"{self.name} ({type(self._plain[0]).__name__}) does not run on input embeddings: {error}. "
                 "Choose a decoder-only model."
@@ -213,10 +234,6 @@ class Backbone(nn.Module):
         except Exception as error:  # jinja2's own errors, and whatever a template raises
             raise InputError(f"the chat template of {self.name} refused the messages: {error}") from error
 
-    def end_text(self) -> str:
-        """The text of the end-of-answer token, as chat templates write it; empty without a tokenizer's own."""
-        return str(getattr(self.tokenizer, "eos_token", None) or "")
-
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise InputError(f"{self.name} was wrapped without a tokenizer. Pass token ids, or wrap it with a tokenizer.")
@@ -225,12 +242,16 @@ class Backbone(nn.Module):
 
 def _cache_argument(body: Any) -> str:
     parameters = inspect.signature(body.forward).parameters
-    return next((name for name in _CACHE_ARGUMENTS if name in parameters), _CACHE_ARGUMENTS[0])
+    named = next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
+    if named is None:
+        raise BackboneError(f"{type(body).__name__} takes no cache of a kind this package knows. Choose another model.")
+    return named
 
 
 def _head_scale(config: Any) -> float:
     """Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`."""
-    return float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return (factor if isinstance(factor, (int, float)) else 1.0) / (divisor if isinstance(divisor, (int, float)) else 1.0)
 
 
 def _relative_difference(found: Tensor, expected: Tensor) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,20 +29,42 @@ ADAPTER_FOLDER = "backbone_adapter"
 
 
 def save(model: HMTModel, folder: Path) -> None:
-    """Write `folder`, each file replaced atomically, the configuration last."""
+    """Write `folder`: each file of ours and the adapter's folder replaced whole, the configuration last.
+
+    Raises:
+        CheckpointError: `folder` is a file.
+    """
     from safetensors.torch import save as to_bytes
 
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file. Name a folder for the checkpoint.")
     folder.mkdir(parents=True, exist_ok=True)
-    if hasattr(model.backbone.causal_lm, "peft_config"):
-        model.backbone.causal_lm.save_pretrained(folder / ADAPTER_FOLDER)
+    _save_adapter(model.backbone.causal_lm, folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.memory_parameters().items()}
     _replace(folder / MEMORY_FILE, to_bytes(tensors))
     content = {
         "hmt_memory_version": __version__,
-        "config": model.config.to_dict(),
+        "config": model.stored_config().to_dict(),
         "backbone": model.backbone.identity(),
     }
     _replace(folder / CONFIG_FILE, json.dumps(content, indent=2).encode())
+
+
+def _save_adapter(causal_lm: Any, folder: Path) -> None:
+    """Replace the adapter folder by the active PEFT adapter of `causal_lm`, or by nothing where there is none."""
+    target = folder / ADAPTER_FOLDER
+    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as scratch:
+        if hasattr(causal_lm, "peft_config"):
+            name = causal_lm.active_adapter
+            causal_lm.save_pretrained(Path(scratch) / "new", selected_adapters=[name])
+            written = Path(scratch) / "new" / name  # PEFT nests every adapter but the one called "default"
+            source = written if written.is_dir() else Path(scratch) / "new"
+        else:
+            source = None
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        if source is not None:
+            source.rename(target)
 
 
 def load_model(
@@ -56,11 +79,13 @@ def load_model(
 ) -> HMTModel:
     """What `HMTModel.from_pretrained` does; see there."""
     if adapter is None and (Path(name) / CONFIG_FILE).is_file():
-        adapter, name = name, str(_read_config(Path(name))["backbone"]["name"])
+        adapter, name = name, str(_read_config(Path(name))["backbone"].get("name"))
+    if Path(name).expanduser().exists():
+        name = str(Path(name).expanduser().resolve())  # recorded in checkpoints, which are loaded from anywhere
     if adapter is not None and not Path(adapter).is_dir():
         raise ModelNotFoundError(f"there is no adapter folder {adapter}. Check the path.")
     stored = None if adapter is None else _read_config(Path(adapter))
-    causal_lm, tokenizer = weights.load(name, dtype=dtype, device=device, **options)
+    causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
     causal_lm.requires_grad_(False)
     if adapter is None or stored is None:
         return cls(Backbone(causal_lm, tokenizer, name=name), config or HMTConfig()).eval()
@@ -71,6 +96,16 @@ def load_model(
     model = cls(backbone, HMTConfig.from_dict(stored["config"]))
     load_memory(model, Path(adapter))
     return model.eval()
+
+
+def _load_backbone(name: str, adapter: str | Path | None, **options: Any) -> tuple[Any, Any]:
+    try:
+        return weights.load(name, **options)
+    except ModelNotFoundError as error:
+        if adapter is None:
+            raise
+        hint = f"If {adapter} was made for a model that lies elsewhere, name it: from_pretrained(model, adapter=folder)."
+        raise ModelNotFoundError(f"{error} {hint}") from error
 
 
 def load_memory(model: HMTModel, folder: Path) -> None:
@@ -96,7 +131,6 @@ def load_memory(model: HMTModel, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    model.is_trained = True
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -107,8 +141,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not an HMT checkpoint: it has no {CONFIG_FILE}.") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {error}. Restore the file.") from error
-    if not isinstance(content, dict) or not {"config", "backbone"} <= content.keys():
-        raise CheckpointError(f"{path} is not an HMT configuration: it lacks 'config' or 'backbone'.")
+    parts = [content.get(key) if isinstance(content, dict) else None for key in ("config", "backbone")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise CheckpointError(f"{path} is not an HMT configuration: it lacks 'config' or 'backbone'. Restore the file.")
     return content
 
 
@@ -125,7 +160,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_backbone(folder: Path, stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "embedding_digest"):
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "weights_digest"):
         if stored.get(key) != found[key] and None not in (stored.get(key), found[key]):
             raise CheckpointError(
                 f"{folder} was made for {stored.get('name')}: its {key} is {stored.get(key)}, that of {found['name']} is "

@@ -10,8 +10,9 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -28,8 +29,17 @@ app = typer.Typer(
 )
 _UsageError: Any = typer.BadParameter.__base__  # typer's base of all usage errors; it has no public name there
 
+
+class Dtype(str, Enum):
+    """What --dtype takes."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 DEFAULT_MODEL = "smollm2-135m-instruct"  # as in weights.py, which imports torch
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Name = Annotated[
     str,
     typer.Option("--model", "-m", envvar="HMT_MODEL", help="Bundled name, hub id, model folder or .gguf file."),
@@ -50,11 +60,18 @@ def _show_version(wanted: bool) -> None:
 
 
 def _question(text: str) -> str:
-    if text == "-" or Path(text).is_file():
+    if text == "-" or _is_file(text):
         raise typer.BadParameter(f"{text} is a file. End with the question: hmt ask {text} 'What is this about?'")
     if not text.strip():
         raise typer.BadParameter("it is empty. End with the question, in quotes.")
     return text
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a file name can be
+        return False
 
 
 @app.callback()
@@ -82,7 +99,7 @@ def ask(
     top_p: TopP = 1.0,
     seed: Seed = None,
     passages: Annotated[int, typer.Option(min=0, help="How many recalled passages to show.")] = 3,
-    dtype: Precision = "auto",
+    dtype: Precision = Dtype.auto,
     device: Device = "auto",
 ) -> None:
     """Read files of any length, then answer a question about them."""
@@ -91,7 +108,7 @@ def ask(
     screen = terminal.Screen.standard()
     terminal.check_text(question)
     documents = terminal.open_documents(files, screen)
-    loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
     decoding = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     terminal.ask(loaded, documents, question, screen, passages=passages, decoding=decoding)
 
@@ -105,14 +122,14 @@ def chat(
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
     seed: Seed = None,
-    dtype: Precision = "auto",
+    dtype: Precision = Dtype.auto,
     device: Device = "auto",
 ) -> None:
     """Talk with the model; /help inside lists the commands. Nothing is stored."""
     from . import dialogue, terminal
 
     screen = terminal.Screen.standard()
-    loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
     decoding = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     dialogue.chat(loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
 

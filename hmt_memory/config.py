@@ -15,8 +15,9 @@ from .errors import ConfigError
 MemoryInput = Literal["paper", "scaled", "mapped"]
 Mode = Literal["hmt", "rmt", "plain"]
 
-# What the view's budgets become when they are left to the backbone's window, largest first to give way (tokens).
-_AUTOMATIC_BUDGETS = {"recent_tokens": 1024, "replay_tokens": 1024, "pinned_tokens": 512}
+# What the view's budgets become when they are left to the backbone's window: at most so many tokens, and at most this
+# share of the room that those before have left. A system prompt comes first; replay gives way first.
+_AUTOMATIC_BUDGETS = {"pinned_tokens": (512, 0.5), "recent_tokens": (1024, 0.67), "replay_tokens": (1024, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +100,9 @@ class HMTConfig:
 
     def _budgets(self, positions: int | None) -> dict[str, int]:
         given = {name: value for name in _AUTOMATIC_BUDGETS if (value := getattr(self, name)) is not None}
-        wanted = {name: size for name, size in _AUTOMATIC_BUDGETS.items() if name not in given}
+        wanted = {name: limits for name, limits in _AUTOMATIC_BUDGETS.items() if name not in given}
         if positions is None:
-            return given | wanted
+            return given | {name: size for name, (size, _) in wanted.items()}
         room = positions - self.memory_tokens - self.segment_length - sum(given.values())
         if room < 0:
             largest = max(given, key=lambda name: given[name]) if given else "segment_length"
@@ -109,8 +110,15 @@ class HMTConfig:
                 f"the view needs {positions - room} positions, over the backbone's {positions} (memory_tokens="
                 f"{self.memory_tokens} + segment_length={self.segment_length} + {given}). Lower {largest}."
             )
-        share = min(1.0, room / max(1, sum(wanted.values())))
-        return given | {name: int(size * share) for name, size in wanted.items()}
+        for name, (size, share) in wanted.items():
+            given[name] = min(size, int(room * share))
+            room -= given[name]
+        return given
+
+    def positions_per_token(self) -> float:
+        """Positions through the backbone for each token read: `(L + k + 2m) / L` (Eq. 4) plus `(j + 2) / L` (Eq. 1)."""
+        read = self.segment_length + self.sensory_length + 2 * self.memory_tokens
+        return (read + (self.summary_length or self.segment_length // 2) + 2) / self.segment_length
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""

@@ -45,7 +45,7 @@ class Sampler:
             TopPLogitsWarper,
         )
 
-        _check(temperature >= 0, f"temperature={temperature} must be 0 (greedy) or more.")
+        _check(temperature == 0 or temperature > 1e-6, f"temperature={temperature} must be 0 (greedy) or above 1e-6.")
         _check(0 < top_p <= 1, f"top_p={top_p} must be above 0 and at most 1.")
         _check(top_k >= 0, f"top_k={top_k} must be 0 (all tokens) or more.")
         _check(repetition_penalty > 0, f"repetition_penalty={repetition_penalty} must be above 0; 1 is none.")
@@ -91,6 +91,11 @@ class Detokenizer:
             return ""
         self._settled, self._given = self._given, len(self._ids)
         return now[len(before) :]
+
+    def flush(self) -> str:
+        """The text still held, when the tokens are known to be all: bytes that make no character become U+FFFD."""
+        before = self._decode(self._ids[self._settled : self._given])
+        return self._decode(self._ids[self._settled :])[len(before) :]
 
 
 class StopStrings:

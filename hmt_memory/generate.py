@@ -16,7 +16,7 @@ from torch import Tensor
 from . import chat
 from .decoding import Detokenizer, Sampler, StopStrings, align
 from .errors import BudgetError, InputError
-from .reader import read, token_ids
+from .reader import eval_mode, read, token_ids
 from .recall import segment_weights
 from .state import HMTState
 
@@ -100,7 +100,8 @@ def generate(
 
     Args:
         prompt: text or token ids as they are, or chat messages (dicts with role and content) for the chat template,
-            whose leading system messages are pinned.
+            whose leading system messages are pinned. Messages continue a stream as its next turn: whatever it ends with is
+            closed by the template's end of an answer first.
         state: the stream so far; None: a fresh one. It is not changed.
         pinned: text or token ids at the head of every view, instead of the messages' system part. The tokenizer's start
             token, in families that have one, always comes first.
@@ -114,9 +115,12 @@ def generate(
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens} must be at least 1.")
+    if stop and model.backbone.tokenizer is None:
+        raise InputError("stop strings need text, and this model was wrapped without a tokenizer. Wrap it with one.")
     start = model.states(state, 1)[0]
-    rendered, head = _prompt_ids(model, prompt, start, pinned)
-    context = _Context(model, head, token_ids(model, replayed))
+    first = torch.tensor(model.backbone.start_ids(), dtype=torch.long)
+    rendered, head = (_without(first, ids) for ids in _prompt_ids(model, prompt, start, pinned))
+    context = _Context(model, torch.cat([first, head]), token_ids(model, replayed), len(first))
     if not (start.tokens or len(rendered) or len(context.pinned)):
         raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
     sampler = Sampler(
@@ -129,7 +133,8 @@ def generate(
     )
     stops = StopStrings(stop)
     generation = Generation(iter(()), len(rendered))
-    generation._pieces = _pieces(generation, context, sampler, stops, start, rendered, range(min_new_tokens, max_new_tokens))
+    pieces = _pieces(generation, context, sampler, stops, start, rendered, range(min_new_tokens, max_new_tokens))
+    generation._pieces = _in_eval_mode(model, pieces)
     return generation
 
 
@@ -141,6 +146,8 @@ def generate_batch(
     Rows are answered one after the other, so that no answer depends, even by rounding, on its neighbours.
     """
     given = [None] * len(prompts) if states is None else states
+    if len(given) != len(prompts):
+        raise InputError(f"{len(given)} states for {len(prompts)} prompts. Pass one state per prompt.")
     return [generate(model, prompt, state=state, **options).finish() for prompt, state in zip(prompts, given, strict=True)]
 
 
@@ -155,8 +162,10 @@ def recall_segments(model: HMTModel, query: Any, state: HMTState, *, top_k: int 
         InputError: the query is empty.
     """
     ids = token_ids(model, query)
-    if not len(ids):
-        raise InputError("the query is empty.")
+    if not len(ids) or top_k < 1:
+        raise InputError("the query is empty." if not len(ids) else f"top_k={top_k} must be at least 1.")
+    if not model.slots:
+        return []
     length = model.config.segment_length
     (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
     weights = segment_weights(model.recall, summary, model.by_segment(state))
@@ -170,23 +179,27 @@ def recall_segments(model: HMTModel, query: Any, state: HMTState, *, top_k: int 
 class _Context:
     """Assembles views of one call; a view is a function of the state alone."""
 
-    def __init__(self, model: HMTModel, pinned: Tensor, replayed: Tensor) -> None:
+    def __init__(self, model: HMTModel, pinned: Tensor, replayed: Tensor, start: int) -> None:
+        """`start`: how many start tokens `pinned` begins with; where its budget is full they take from the recent tokens."""
         self.model, self.pinned, self.replayed = model, pinned, replayed
-        for name, ids in (("pinned_tokens", pinned), ("replay_tokens", replayed)):
+        for name, count in (("pinned_tokens", len(pinned) - start), ("replay_tokens", len(replayed))):
             budget = getattr(model.config, name)
-            if len(ids) > budget:
-                raise BudgetError(f"{len(ids)} tokens are over {name}={budget}. Shorten the text or raise {name}.")
+            if count > budget:
+                raise BudgetError(f"{count} tokens are over {name}={budget}. Shorten the text or raise {name}.")
+        over = max(0, len(pinned) - (model.config.pinned_tokens or 0))
+        self._recent = max(0, (model.config.recent_tokens or 0) - over)
 
     def visible(self, state: HMTState) -> Tensor:
         """[v] token ids of the stream that the view shows: recent tokens and the open segment."""
-        recent = self.model.config.recent_tokens or 0
-        return torch.cat([state.recent_ids[max(0, len(state.recent_ids) - recent) :], state.open_ids])
+        return torch.cat([state.recent_ids[max(0, len(state.recent_ids) - self._recent) :], state.open_ids])
 
     def view(self, state: HMTState) -> Tensor:
         """[1, t, d] input embeddings of `[P | pinned | replayed | recent | open]`."""
         backbone = self.model.backbone
         ids = torch.cat([self.pinned, self.replayed, self.visible(state)]).to(backbone.device)
         prompt = self.model.memory_input(self._prompt(state)).to(backbone.dtype)
+        if not len(prompt) + len(ids):
+            raise BudgetError("nothing is visible: no memory, no pinned text and recent_tokens=0. Raise recent_tokens.")
         return torch.cat([prompt, backbone.embed(ids)])[None]
 
     def _prompt(self, state: HMTState) -> Tensor:
@@ -197,6 +210,11 @@ class _Context:
         recalls = model.config.mode == "hmt" and len(window) > 0
         (summary,) = model.summarize([asked]) if recalls else (None,)
         return model.prompt([summary], [window])[0]
+
+
+def _in_eval_mode(model: HMTModel, pieces: Iterator[str]) -> Iterator[str]:
+    with eval_mode(model):
+        yield from pieces
 
 
 @torch.no_grad()
@@ -215,7 +233,7 @@ def _pieces(
     """
     model, backbone = context.model, context.model.backbone
     state = read(model, prompt, start)
-    marks = [(0, state)]  # states at segment ends: (tokens of the answer so far, state)
+    marks = [(0, state)]  # states at segment ends, the first and the latest two: (tokens of the answer so far, state)
     shown = context.visible(state)
     view = context.view(state)
     generation.usage = Usage(len(prompt), 0, view.shape[1])
@@ -234,16 +252,24 @@ def _pieces(
             generation.finish_reason = "length"
         elif len(state.open_ids) + len(ids) - marks[-1][0] == model.config.segment_length:
             state = read(model, ids[marks[-1][0] :], state)
-            marks.append((len(ids), state))
+            marks[1:] = [*marks[1:][-1:], (len(ids), state)]
             hidden, cache = backbone.advance(context.view(state))
         else:
             hidden, cache = backbone.advance(backbone.embed(torch.tensor([[ids[-1]]], device=backbone.device)), cache)
         if generation.finish_reason is not None:
-            piece += stops.flush()
+            piece += _rest(detokenizer, stops, generation) if backbone.tokenizer else ""
             _close(generation, context, marks, generation.text + piece, len(prompt))
         if piece:
             generation.text += piece
             yield piece
+
+
+def _rest(detokenizer: Detokenizer, stops: StopStrings, generation: Generation) -> str:
+    """The text still held when an answer is finished; after a cut, not the bytes of a character that is not whole."""
+    ended = generation.finish_reason == "stop" and stops.found is None
+    held = stops.push(detokenizer.flush()) if ended else ""
+    generation.stop_string = stops.found
+    return held + stops.flush()
 
 
 def _close(generation: Generation, context: _Context, marks: list[tuple[int, HMTState]], text: str, prompt: int) -> None:
@@ -258,18 +284,18 @@ def _close(generation: Generation, context: _Context, marks: list[tuple[int, HMT
 
 
 def _prompt_ids(model: HMTModel, prompt: Any, state: HMTState, pinned: Any) -> tuple[Tensor, Tensor]:
-    """Token ids of the prompt, and of what is pinned: it begins with the start token where the family has one."""
+    """Token ids of the prompt, and of what is pinned."""
     messages = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) and prompt[0]
-    if isinstance(messages, Mapping):
-        rendered = chat.render(model.backbone, prompt, continues=state.tokens > 0)
-        text, head = rendered.text, token_ids(model, rendered.pinned if pinned is None else pinned)
-        if state.tokens and int(torch.cat([state.recent_ids, state.open_ids])[-1]) in model.backbone.end_ids:
-            text = text.removeprefix(model.backbone.end_text())
-        ids = token_ids(model, text)
-    else:
-        ids, head = token_ids(model, prompt), token_ids(model, pinned or ())
-    start = torch.tensor(model.backbone.start_ids(), dtype=torch.long)
-    if torch.equal(head[: len(start)], start):
-        return ids, head
-    repeated = len(start) if torch.equal(ids[: len(start)], start) else 0
-    return ids[repeated:], torch.cat([start, head])
+    if not isinstance(messages, Mapping):
+        return token_ids(model, prompt), token_ids(model, () if pinned is None else pinned)
+    rendered = chat.render(model.backbone, prompt, continues=state.tokens > 0)
+    ids = token_ids(model, rendered.text)
+    last = torch.cat([state.recent_ids, state.open_ids])[-1:].tolist()
+    if last and last[0] in model.backbone.end_ids and ids[:1].tolist() == last:
+        ids = ids[1:]  # the answer has ended itself; the template would end it again
+    return ids, token_ids(model, rendered.pinned if pinned is None else pinned)
+
+
+def _without(start: Tensor, ids: Tensor) -> Tensor:
+    """`ids` without the start tokens a template or a caller put first: every view begins with them once."""
+    return ids[len(start) :] if torch.equal(ids[: len(start)], start) else ids

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils.rnn import pad_sequence
 
 from .backbone import Backbone
@@ -66,7 +66,7 @@ class MemoryInput(nn.Module):
         wide = prompt.float()
         deviation, mean = torch.std_mean(wide, dim=-1, keepdim=True, correction=0)
         scaled = (wide - mean) / (deviation + 1e-6) * self.unit * self.gain
-        return scaled if self.map is None else self.map(scaled)
+        return scaled if self.map is None else linear(scaled, self.map.weight.float())
 
 
 class HMTModel(nn.Module):
@@ -91,7 +91,6 @@ class HMTModel(nn.Module):
         self.memory_input = MemoryInput(self.config.memory_input, width, float(sample.norm(dim=-1).mean()))
         for module in (self.recall, self.memory_input):
             module.to(backbone.device)
-        self.is_trained = False  # whether the memory parameters came from a checkpoint
 
     # --- building ---------------------------------------------------------------------------------------------------
 
@@ -158,6 +157,16 @@ class HMTModel(nn.Module):
         twin = copy.copy(self)
         twin.config, twin._given_config = config, given
         return twin
+
+    def stored_config(self) -> HMTConfig:
+        """The configuration a checkpoint keeps: what memory depends on in numbers, the view's budgets as they were given."""
+        given = self._given_config
+        return replace(
+            self.config,
+            recent_tokens=given.recent_tokens,
+            replay_tokens=given.replay_tokens,
+            pinned_tokens=given.pinned_tokens,
+        )
 
     # --- Eq. 1-5 ----------------------------------------------------------------------------------------------------
 
@@ -251,6 +260,8 @@ class HMTModel(nn.Module):
         real = _real_tokens(input_ids, attention_mask)
         self.check_ids(input_ids[real])
         states = self.states(state, len(input_ids))
+        if labels is not None:
+            self.check_ids(labels[labels != -100])
         rows = [ids[keep] for ids, keep in zip(input_ids, real, strict=True)]
         states_after, hidden = unroll(self, states, rows, keep_hidden=True)
         wide = torch.zeros(*input_ids.shape, self.backbone.hidden_size, dtype=hidden[0].dtype, device=hidden[0].device)
@@ -270,6 +281,12 @@ class HMTModel(nn.Module):
         from . import generate
 
         return generate.generate(self, prompt, state=state, **options)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether recall has left its start value, the identity: before, what is recalled means little."""
+        weights = (self.recall.query.weight, self.recall.key.weight)
+        return not all(torch.equal(weight, torch.eye(*weight.shape, device=weight.device)) for weight in weights)
 
     @property
     def slots(self) -> int:
@@ -296,13 +313,18 @@ class HMTModel(nn.Module):
         if len(found) != rows:
             raise InputError(f"{len(found)} states for {rows} rows. Pass one state per row.")
         for one in found:
+            if one.tokens - len(one.open_ids) != one.segments * self.config.segment_length:
+                raise InputError(
+                    f"a state of {one.segments} segments and {one.tokens} tokens was not read in segments of "
+                    f"segment_length={self.config.segment_length}. Read the text again with this configuration."
+                )
             if one.memory.shape != (one.segments * self.slots, self.backbone.hidden_size):
                 raise InputError(
                     f"a state with memory of shape {tuple(one.memory.shape)} for {one.segments} segments does not fit this "
                     f"model ({self.slots} embeddings of width {self.backbone.hidden_size} a segment). Read the text again with "
                     "this model."
                 )
-        return found
+        return [replace(one, memory=one.memory.to(self.backbone.device)) for one in found]
 
     def check_ids(self, ids: Tensor) -> None:
         """Raises InputError unless every id is one of the backbone's tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,8 +33,22 @@ def read(model: HMTModel, ids_or_text: Any, state: HMTState | None = None) -> HM
         InputError: not text and not token ids of this model.
     """
     ids = token_ids(model, ids_or_text)
-    (after,), _ = unroll(model, model.states(state, 1), [ids], keep_hidden=False)
+    with eval_mode(model):
+        (after,), _ = unroll(model, model.states(state, 1), [ids], keep_hidden=False)
     return after
+
+
+@contextmanager
+def eval_mode(model: HMTModel) -> Iterator[None]:
+    """Memory is a function of the text: no dropout while reading and answering. The training flag is put back."""
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def read_in_chunks(model: HMTModel, ids: Tensor, state: HMTState | None = None, *, segments: int = 16) -> Iterator[HMTState]:
@@ -50,7 +65,7 @@ def token_ids(model: HMTModel, ids_or_text: Any) -> Tensor:
         InputError: none of these, or not token ids of this model.
     """
     if isinstance(ids_or_text, str):
-        return torch.tensor(model.backbone.encode(ids_or_text), dtype=torch.long)
+        ids_or_text = model.backbone.encode(ids_or_text)
     if not isinstance(ids_or_text, (Tensor, Sequence)):
         raise InputError(f"expected text or token ids, not {type(ids_or_text).__name__}.")
     try:

@@ -99,11 +99,10 @@ def _standard_input(screen: Screen) -> bytes:
 
 
 def _file_bytes(name: str) -> bytes:
-    path = Path(name)
-    if path.is_dir():
-        raise InputError(f"{name} is a folder. Name the files in it, such as {path / '*.md'}.")
     try:
-        return path.read_bytes()
+        return Path(name).read_bytes()
+    except IsADirectoryError as error:
+        raise InputError(f"{name} is a folder. Name the files in it, such as {Path(name) / '*.md'}.") from error
     except FileNotFoundError as error:
         raise InputError(f"there is no file {name}. Check the path; the question comes last, in quotes.") from error
     except OSError as error:

@@ -44,7 +44,7 @@ def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", 
         ModelNotFoundError: nothing of that name; the message says what to install or download.
         BackboneError: the model is not a decoder.
     """
-    place = auto_device() if device == "auto" else torch.device(device)
+    place = auto_device() if device == "auto" else named_device(device)
     options["dtype"] = auto_dtype(place) if dtype == "auto" else named_dtype(dtype)
     with _quiet():
         folder = local_folder(name)
@@ -101,10 +101,13 @@ def convert_gguf(gguf: Path) -> Path:
     target = converted_folder(gguf)
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
     _log.info("converting %s once to %s", gguf.name, target)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    except OSError as error:
+        raise ConfigError(f"{target.parent} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
     try:
         _write_safetensors(gguf, scratch)
         with contextlib.suppress(OSError):  # another process was first
@@ -118,6 +121,7 @@ def convert_gguf(gguf: Path) -> Path:
 
 def _write_safetensors(gguf: Path, folder: Path) -> None:
     import transformers
+    from safetensors import SafetensorError
 
     # transformers releases that can keep GGUF blocks need to be told to unpack them; earlier ones always do.
     keep = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
@@ -127,13 +131,17 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
             load_model = transformers.AutoModelForCausalLM.from_pretrained
             model = load_model(gguf.parent, dtype=torch.float32, **source, **keep)
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
     except Exception as error:  # whatever a parser meets in a damaged file: struct.error, KeyError, ValueError, ...
         raise BackboneError(f"{gguf} could not be read as a GGUF model: {error}. Check that it downloaded whole.") from error
-    for file in folder.iterdir():
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+    try:
+        with _quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        for file in folder.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{folder.parent} cannot be written: {error}. Free disk space, or set HMT_CACHE.") from error
 
 
 def _sweep(folder: Path) -> None:
@@ -166,6 +174,7 @@ def _from_hub(name: str, **options: Any) -> tuple[Any, Any]:
 
 
 def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where = {key: options[key] for key in _SOURCE_OPTIONS if key in options}
@@ -177,12 +186,14 @@ def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
         raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
     try:
         model = AutoModelForCausalLM.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ModelNotFoundError(f"the weights of {source} are incomplete or damaged: {error}. Get them again.") from error
     except ValueError as error:
         raise BackboneError(f"{source} ({config.model_type}) is not a decoder-only model: {error}") from error
-    except OSError as error:
-        raise ModelNotFoundError(f"the weights or tokenizer of {source} are incomplete: {error}") from error
-    return model, tokenizer
+    try:
+        return model, AutoTokenizer.from_pretrained(source, **where)
+    except Exception as error:  # OSError, ValueError, and whatever the tokenizers library makes of a damaged file
+        raise ModelNotFoundError(f"the tokenizer of {source} is missing or damaged: {error}. Get it again.") from error
 
 
 def _nothing_there(source: str | Path) -> str:
@@ -209,6 +220,20 @@ def auto_dtype(device: torch.device) -> torch.dtype:
         checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         return torch.bfloat16 if any(getattr(torch.cpu, check, bool)() for check in checks) else torch.float32
     return torch.float32
+
+
+def named_device(device: str) -> torch.device:
+    """A torch device from its name: "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ConfigError: no such device, or none of this machine's.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device={device!r} cannot be used here. Choose auto, or one that torch finds.") from error
+    return found
 
 
 def named_dtype(dtype: str | torch.dtype) -> torch.dtype:

@@ -14,7 +14,7 @@ from test_reading import same
 from tiny import SMALL, byte_tokenizer, random_ids, randomize, tiny_causal_lm
 
 from hmt_memory import HMTConfig, HMTModel
-from hmt_memory.errors import CheckpointError, ConfigError, ModelNotFoundError
+from hmt_memory.errors import BackboneError, CheckpointError, ConfigError, ModelNotFoundError
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,18 @@ def test_save_load_equal_and_exactly_these_files(saved: tuple[HMTModel, Path], b
         "memory_input.map.weight": (32, 32),
     }
     for again in (load(folder), load(backbone_folder, adapter=folder)):
-        assert again.config == model.config and again.is_trained and not model.is_trained
+        assert again.config == model.config and again.is_trained
         assert same(again.read(random_ids(90)), model.read(random_ids(90)), 0)
     assert json.loads((folder / "hmt_config.json").read_text())["hmt_memory_version"]
+
+
+def test_untrained_parameters_stay_untrained_through_a_checkpoint(backbone_folder: Path, tmp_path: Path) -> None:
+    fresh = load(backbone_folder, config=SMALL)
+    fresh.save_pretrained(tmp_path)
+    assert not fresh.is_trained and not load(tmp_path).is_trained
+    with torch.no_grad():
+        fresh.recall.query.weight[0, 1] = 1e-3
+    assert fresh.is_trained
 
 
 def test_a_loaded_backbone_is_frozen_and_in_eval_mode(saved: tuple[HMTModel, Path]) -> None:
@@ -81,6 +90,66 @@ def test_a_peft_adapter_travels_with_the_checkpoint(backbone_folder: Path, tmp_p
     assert not same(again.read(random_ids(90)), randomize(load(backbone_folder, config=SMALL)).read(random_ids(90)), 1e-3)
 
 
+def peft_model(backbone_folder: Path, config: Any, name: str = "default") -> HMTModel:
+    from peft import get_peft_model
+
+    plain = load(backbone_folder, config=SMALL)
+    wrapped = get_peft_model(plain.backbone.causal_lm, config, adapter_name=name).eval()
+    model = randomize(HMTModel.wrap(wrapped, plain.backbone.tokenizer, SMALL))
+    model.backbone.name = str(backbone_folder)
+    return model
+
+
+def test_named_adapters_and_trained_embeddings_travel_too(backbone_folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    for name, options in (("mine", {}), ("default", {"modules_to_save": ["embed_tokens"]})):
+        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **options)
+        model = peft_model(backbone_folder, lora, name)
+        if options:
+            with torch.no_grad():
+                model.backbone.embedding.weight.add_(0.1)
+        model.save_pretrained(tmp_path / name)
+        assert same(load(tmp_path / name).read(random_ids(90)), model.read(random_ids(90)), 1e-6)
+
+
+def test_an_old_adapter_does_not_outlive_the_checkpoint_it_belongs_to(backbone_folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    peft_model(backbone_folder, lora).save_pretrained(tmp_path)
+    plain = randomize(load(backbone_folder, config=SMALL))
+    plain.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["hmt_config.json", "hmt_memory.safetensors"]
+    assert same(load(tmp_path).read(random_ids(90)), plain.read(random_ids(90)), 0)
+
+
+def test_prompt_learning_adapters_are_refused(backbone_folder: Path) -> None:
+    from peft import PromptTuningConfig
+
+    with pytest.raises(BackboneError, match="Use LoRA"):
+        peft_model(backbone_folder, PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"))
+
+
+def test_a_checkpoint_finds_its_backbone_from_anywhere(
+    backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(backbone_folder.parent)
+    model = HMTModel.from_pretrained(backbone_folder.name, config=SMALL, dtype="float32", device="cpu")
+    model.save_pretrained(tmp_path / "adapter")
+    monkeypatch.chdir("/")
+    assert load(tmp_path / "adapter").read(random_ids(90)).segments == 5
+    edit(tmp_path / "adapter", lambda content: content["backbone"].update(name="/gone/away"))
+    with pytest.raises(ModelNotFoundError, match=r"from_pretrained\(model, adapter=folder\)"):
+        load(tmp_path / "adapter")
+    assert load(backbone_folder, adapter=tmp_path / "adapter").config == model.config
+
+
+def test_derived_budgets_stay_derived_through_a_checkpoint(backbone_folder: Path, tmp_path: Path) -> None:
+    load(backbone_folder, config=HMTConfig(segment_length=16, sensory_length=2)).save_pretrained(tmp_path)
+    assert load(tmp_path).with_config(segment_length=64).config.segment_length == 64
+
+
 def edit(folder: Path, change: Any) -> None:
     path = folder / "hmt_config.json"
     content = json.loads(path.read_text())
@@ -89,7 +158,7 @@ def edit(folder: Path, change: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("hidden_size", 64), ("model_type", "gpt2"), ("vocab_size", 9), ("embedding_digest", "0" * 16)]
+    ("key", "value"), [("hidden_size", 64), ("model_type", "gpt2"), ("vocab_size", 9), ("weights_digest", "0" * 16)]
 )
 def test_another_backbone_is_refused(saved: tuple[HMTModel, Path], key: str, value: Any) -> None:
     edit(saved[1], lambda content: content["backbone"].update({key: value}))
@@ -101,7 +170,7 @@ def test_the_same_architecture_with_other_weights_is_another_backbone(saved: tup
     other = tmp_path / "other"
     tiny_causal_lm(seed=5).save_pretrained(other)
     byte_tokenizer().save_pretrained(other)
-    with pytest.raises(CheckpointError, match="embedding_digest"):
+    with pytest.raises(CheckpointError, match="weights_digest"):
         load(other, adapter=saved[1])
 
 
@@ -138,9 +207,12 @@ def test_damaged_or_foreign_configurations_are_refused(saved: tuple[HMTModel, Pa
     (saved[1] / "hmt_config.json").write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         load(saved[1])
-    (saved[1] / "hmt_config.json").write_text('{"a": 1}')
-    with pytest.raises(CheckpointError, match="lacks 'config' or 'backbone'"):
-        load(saved[1])
+    for content in ('{"a": 1}', "[]", '{"config": [], "backbone": {}}', '{"config": {}, "backbone": "x"}'):
+        (saved[1] / "hmt_config.json").write_text(content)
+        with pytest.raises(CheckpointError, match="lacks 'config' or 'backbone'"):
+            load(saved[1])
+    with pytest.raises(CheckpointError, match="is a file"):
+        saved[0].save_pretrained(saved[1] / "hmt_config.json")
     with pytest.raises(ModelNotFoundError, match="no adapter folder"):
         load(saved[1], adapter=tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="it has no hmt_config"):

@@ -168,6 +168,13 @@ def test_a_file_that_is_no_text_is_one_line_and_exit_code_1(
     assert captured.err.startswith("hmt: ") and str(path) in captured.err and said in captured.err
 
 
+def test_arguments_may_be_longer_than_a_file_name(text_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ask", text_file, "why " * 2000, "--model", "./no/such/folder") == 1
+    assert capsys.readouterr().err.startswith("hmt: there is no folder")
+    assert run("ask", "why " * 2000, "why?") == 1
+    assert "cannot be read: File name too long" in capsys.readouterr().err
+
+
 def test_a_question_in_another_encoding_is_refused(text_file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("ask", text_file, "caf\udce9?") == 1
     assert capsys.readouterr().err.startswith("hmt: the text is not UTF-8.")
@@ -276,9 +283,12 @@ def test_passages_can_be_left_out_and_a_short_text_has_none(
 
 
 def test_trained_parameters_are_not_called_untrained(
-    model: HMTModel, chatty: str, text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    chatty: str, text_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model.save_pretrained(tmp_path / "adapter")
+    trained = HMTModel.from_pretrained(chatty, dtype="float32", device="cpu")
+    with torch.no_grad():
+        trained.recall.query.weight.mul_(0.5)
+    trained.save_pretrained(tmp_path / "adapter")
     assert run("ask", text_file, "When?", "--model", chatty, "--adapter", str(tmp_path / "adapter"), *FAST) == 0
     assert "untrained" not in capsys.readouterr().err
 

@@ -56,6 +56,16 @@ def test_the_largest_segment_that_fits_is_accepted() -> None:
     assert HMTModel.wrap(tiny_causal_lm(), None, HMTConfig(segment_length=222, sensory_length=32)).config.segment_length == 222
 
 
+def test_a_system_prompt_has_room_before_anything_else_on_a_small_window() -> None:
+    config = HMTConfig(segment_length=128).resolve(hidden_size=32, positions=256)
+    assert (config.pinned_tokens, config.recent_tokens, config.replay_tokens) == (63, 42, 22)
+
+
+def test_positions_per_token_are_the_papers_cost() -> None:
+    assert HMTConfig(segment_length=256).positions_per_token() == pytest.approx(1.64, abs=0.005)
+    assert HMTConfig(segment_length=1024).positions_per_token() == pytest.approx(1.54, abs=0.005)
+
+
 @pytest.mark.parametrize("positions", [200, 256, 1000, 2048, 3000, None])
 def test_derived_budgets_fit_the_window(positions: int | None) -> None:
     config = HMTConfig(segment_length=128).resolve(hidden_size=32, positions=positions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_reading import counting_tokens, same
-from tiny import FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_model
+from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_model
 
-from hmt_memory import HMTModel, chat
+from hmt_memory import HMTModel, HMTState, chat
 from hmt_memory.decoding import Detokenizer, StopStrings, align
 from hmt_memory.errors import BudgetError, InputError
 from hmt_memory.generate import generate_batch, recall_segments
@@ -203,6 +204,45 @@ def test_a_start_token_in_the_prompt_is_not_doubled() -> None:
     assert answer.usage.prompt_tokens == 2 and answer.usage.view_tokens == 1 + 3
 
 
+def test_pinned_takes_token_ids_too(model: HMTModel) -> None:
+    as_text = model.generate("Q", pinned="Be brief!", max_new_tokens=5).finish().ids
+    for pinned in (encode("Be brief!"), torch.tensor(encode("Be brief!"))):
+        assert model.generate("Q", pinned=pinned, max_new_tokens=5).finish().ids == as_text
+
+
+def test_a_long_answer_holds_no_state_of_each_segment() -> None:
+    model, held = tiny_model(), []
+    state = model.read(random_ids(16 * 200))
+
+    class Count(Script):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            held.append(sum(type(one) is HMTState for one in gc.get_objects()))
+            return scores
+
+    gc.collect()
+    model.generate([5], state=state, max_new_tokens=100, min_new_tokens=100, logits_processors=[Count([])]).finish()
+    assert max(held[60:]) <= max(held[:40]) + 1
+
+
+def test_nothing_visible_is_an_error() -> None:
+    model = tiny_model(config=replace(SMALL, recent_tokens=0, mode="plain"))
+    with pytest.raises(BudgetError, match="recent_tokens"):
+        model.generate(random_ids(16)).finish()
+
+
+def test_stop_strings_need_a_tokenizer() -> None:
+    with pytest.raises(InputError, match="without a tokenizer"):
+        tiny_model().generate([5], stop="x")
+
+
+def test_answering_and_reading_ignore_dropout_and_leave_the_training_flag() -> None:
+    model = tiny_model("gpt2").train()
+    assert same(model.read(random_ids(90)), model.read(random_ids(90)), 0)
+    first = model.generate(random_ids(9), max_new_tokens=5).finish().ids
+    assert first == model.generate(random_ids(9), max_new_tokens=5).finish().ids
+    assert model.training and all(module.training for module in model.modules())
+
+
 def test_text_over_its_budget_is_refused_by_name() -> None:
     model = tiny_model(config=replace(SMALL, pinned_tokens=4, replay_tokens=3), tokenizer=TOKENIZER)
     with pytest.raises(BudgetError, match="pinned_tokens=4"):
@@ -307,6 +347,12 @@ def test_an_unfinished_character_is_not_given_out(model: HMTModel) -> None:
     assert answer.text == "a" and len(answer.ids) == 3
 
 
+def test_a_replacement_character_of_the_models_own_is_given_out(model: HMTModel) -> None:
+    end = model.backbone.tokenizer.eos_token_id
+    answer = model.generate("Q", logits_processors=[Script([*encode("ok\ufffd"), end])]).finish()
+    assert answer.text == "ok\ufffd"
+
+
 # --- sampling -----------------------------------------------------------------------------------------------------------
 
 
@@ -369,6 +415,27 @@ def test_turn_by_turn_the_stream_is_the_whole_conversations_template(model: HMTM
     third = model.generate(turns("More"), state=second.finish().state, logits_processors=[Script([end])]).finish()
     rendered = chat.render(model.backbone, turns("Hi", "Hello!", "And?", "cut", "More"))
     assert same(third.state, model.read([*encode(rendered.text), end]))
+
+
+def test_any_end_token_ends_a_turn_and_the_template_does_not_end_it_again() -> None:
+    """Some families end turns with another token than the tokenizer's end of text."""
+    template = CHATML.replace("</s>", "<t>")
+    model = tiny_model(tokenizer=byte_tokenizer(template))
+    turn_end = encode("<t>")[0]
+    model.backbone.config.eos_token_id = [model.backbone.tokenizer.eos_token_id, turn_end]
+    first = model.generate(turns("Hi"), logits_processors=[Script([*encode("Yes"), turn_end])]).finish()
+    assert first.finish_reason == "stop"
+    second = model.generate(turns("And?"), state=first.state, max_new_tokens=1, min_new_tokens=1).finish()
+    rendered = chat.render(model.backbone, turns("Hi", "Yes", "And?"))
+    assert same(second.state, model.read([*encode(rendered.text), *second.ids]))
+
+
+def test_a_start_token_never_enters_the_stream_by_the_template() -> None:
+    model = tiny_model(tokenizer=byte_tokenizer(NO_SYSTEM))
+    model.backbone.start_ids = lambda: [257]  # type: ignore[method-assign]
+    for messages in (turns("Q"), [{"role": "system", "content": "Sys"}, *turns("Q")]):
+        answer = model.generate(messages, max_new_tokens=1, min_new_tokens=1).finish()
+        assert answer.usage.prompt_tokens == len(encode("<t>user\nQ</s>\n<t>model\n"))
 
 
 def test_a_template_without_system_turns_pins_it_as_a_user_turn() -> None:

@@ -114,6 +114,11 @@ def test_a_state_does_not_keep_the_segments_activations_alive() -> None:
     assert WHOLE.open_ids.untyped_storage().nbytes() <= SMALL.segment_length * 8
 
 
+def test_a_state_of_another_segment_length_is_refused() -> None:
+    with pytest.raises(InputError, match="segment_length=32"):
+        MODEL.with_config(segment_length=32).read(LONG, WHOLE)
+
+
 def test_a_state_of_another_model_is_refused() -> None:
     with pytest.raises(InputError, match="does not fit this model"):
         MODEL.read(LONG, replace(WHOLE, memory=torch.zeros(12, 16)))
@@ -178,6 +183,8 @@ def test_wrong_shapes_are_named() -> None:
         MODEL(LONG)
     with pytest.raises(InputError, match="attention_mask"):
         MODEL(LONG[None], attention_mask=torch.ones(1, 3))
+    with pytest.raises(InputError, match="token ids must lie"):
+        MODEL(LONG[None], labels=LONG[None] + 1000)
     with pytest.raises(InputError, match="labels"):
         MODEL(LONG[None], labels=LONG[None, :3])
     with pytest.raises(InputError, match="one state per row"):

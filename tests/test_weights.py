@@ -16,7 +16,7 @@ from tiny import FAMILIES, SMALL, byte_tokenizer, tiny_causal_lm
 
 from hmt_memory import HMTModel, weights
 from hmt_memory.backbone import Backbone
-from hmt_memory.errors import BackboneError, ConfigError, ModelNotFoundError
+from hmt_memory.errors import BackboneError, ConfigError, InputError, ModelNotFoundError
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +197,35 @@ def test_a_head_that_does_more_than_is_known_is_refused() -> None:
 
 def test_probing_leaves_the_training_flag_alone() -> None:
     assert Backbone(tiny_causal_lm().train()).causal_lm.training
+
+
+def test_damaged_weights_tokenizers_and_caches_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_causal_lm().save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelNotFoundError, match="the tokenizer of"):
+        weights.load(str(tmp_path / "model"))
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelNotFoundError, match="damaged"):
+        weights.load(str(tmp_path / "model"))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "file"))
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ConfigError, match="HMT_CACHE"):
+        weights.load(str(tmp_path / "a.gguf"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta-x"])
+def test_a_device_that_is_not_there_is_named_before_loading(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device='{device}'"):
+        weights.load("never-looked-at", device=device)
+
+
+def test_ids_of_a_tokenizer_larger_than_the_embedding_are_refused() -> None:
+    model = HMTModel.wrap(tiny_causal_lm(), byte_tokenizer(), SMALL)
+    model.backbone.encode = lambda text: [300]  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="tokenizer of this model"):
+        model.read("x")
 
 
 def test_dtypes_are_chosen_and_named() -> None:
