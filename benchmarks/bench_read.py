@@ -4,7 +4,7 @@ The limit: the backbone's body alone on the same tokens in pieces of L, times th
 (L + k + 2) / L for Eq. 4 and (j + 2) / L for Eq. 1. The authors' way: one segment at a time, a pass for its summary, then
 all positions of Eq. 4 through the language-model head.
 
-Run: .venv/bin/python benchmarks/bench_read.py [--tokens 8192] [--rounds 5]
+Run: .venv/bin/python benchmarks/bench_read.py [--tokens 4096] [--rounds 4]
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def bench(length: int, tokens: int, rounds: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=8192)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
     for size in (256, 1024):
         bench(size, options.tokens, options.rounds)

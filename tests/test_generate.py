@@ -216,12 +216,14 @@ def test_a_long_answer_holds_no_state_of_each_segment() -> None:
 
     class Count(Script):
         def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            held.append(sum(type(one) is HMTState for one in gc.get_objects()))
+            self.calls += 1
+            if self.calls in (40, 95):  # two and six segments into the answer; looking is slow
+                held.append(sum(type(one) is HMTState for one in gc.get_objects()))
             return scores
 
     gc.collect()
     model.generate([5], state=state, max_new_tokens=100, min_new_tokens=100, logits_processors=[Count([])]).finish()
-    assert max(held[60:]) <= max(held[:40]) + 1
+    assert held[1] <= held[0]
 
 
 def test_nothing_visible_is_an_error() -> None:
