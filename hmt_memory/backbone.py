@@ -7,6 +7,7 @@ every family alike, the state-space ones included.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -202,9 +203,27 @@ class Backbone(nn.Module):
 
     # --- text -------------------------------------------------------------------------------------------------------
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without start or end tokens."""
-        return list(self._tokenizer()(text, add_special_tokens=False, verbose=False)["input_ids"])
+    def encode(self, text: str, *, literal: bool = False) -> list[int]:
+        """Token ids of `text`, without start or end tokens.
+
+        With `literal`, what looks like a special token is text like any other: a document cannot end its own turn.
+
+        Raises:
+            InputError: there is no tokenizer, or `text` is not Unicode text (lone surrogates).
+        """
+        tokenizer = self._tokenizer()
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is not valid Unicode: {error}. Decode it with errors='replace'.") from error
+        options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        if literal and any(special in text for special in self._special_texts()):
+            # a copy, because the setting is the tokenizer's own and other threads may be using it
+            tokenizer, options = copy.deepcopy(tokenizer), options | {"split_special_tokens": True}
+        return list(tokenizer(text, **options)["input_ids"])
+
+    def _special_texts(self) -> list[str]:
+        return [token.content for token in self._tokenizer().added_tokens_decoder.values() if token.special]
 
     def start_ids(self) -> list[int]:
         """What the tokenizer itself puts before a text: the start token in families that depend on one, else nothing."""

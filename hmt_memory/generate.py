@@ -159,7 +159,7 @@ def recall_segments(model: HMTModel, query: Any, state: HMTState, *, top_k: int 
         query: text or token ids.
 
     Raises:
-        InputError: the query is empty.
+        InputError: the query is empty, or `top_k` is below 1.
     """
     ids = token_ids(model, query)
     if not len(ids) or top_k < 1:
@@ -167,7 +167,8 @@ def recall_segments(model: HMTModel, query: Any, state: HMTState, *, top_k: int 
     if not model.slots:
         return []
     length = model.config.segment_length
-    (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
+    with eval_mode(model):
+        (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
     weights = segment_weights(model.recall, summary, model.by_segment(state))
     best = weights.topk(min(top_k, len(weights)))
     return [

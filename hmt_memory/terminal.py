@@ -189,7 +189,7 @@ def encode_documents(model: HMTModel, documents: Sequence[Document]) -> Tensor:
 
     headed = len(documents) > 1
     texts = [f"File: {name}\n\n{text}\n\n" if headed else text for name, text in documents]
-    return torch.tensor([token for text in texts for token in model.backbone.encode(text)], dtype=torch.long)
+    return torch.tensor([token for text in texts for token in model.backbone.encode(text, literal=True)], dtype=torch.long)
 
 
 def read(model: HMTModel, ids: Tensor, screen: Screen, *, line_every: int | None = None) -> Reading:

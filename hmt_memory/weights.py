@@ -251,8 +251,11 @@ def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hide transformers' progress bars and advice while a model loads; what fails is raised all the same."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as hf_logging
 
+    hub_level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -260,5 +263,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         hf_logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             hf_logging.enable_progress_bar()

@@ -223,7 +223,7 @@ def test_a_device_that_is_not_there_is_named_before_loading(device: str) -> None
 
 def test_ids_of_a_tokenizer_larger_than_the_embedding_are_refused() -> None:
     model = HMTModel.wrap(tiny_causal_lm(), byte_tokenizer(), SMALL)
-    model.backbone.encode = lambda text: [300]  # type: ignore[method-assign]
+    model.backbone.encode = lambda text, literal=False: [300]  # type: ignore[method-assign]
     with pytest.raises(InputError, match="tokenizer of this model"):
         model.read("x")
 
