@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,3 +54,19 @@ def test_the_cost_of_an_answer_does_not_grow_with_what_was_read(smollm2: HMTMode
             list(itertools.islice(smollm2.generate("Go on", state=state, max_new_tokens=5), 3))
         costs.append(seen[0] + seen[1])  # the query's summary and the view, until the first token
     assert costs[0] == costs[1]
+
+
+def test_the_readmes_python_runs(smollm2: HMTModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both blocks as they stand; only the book, the wrapped model and its batch are given."""
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text("The ship lay in the harbour. " * 60 + "Then the lighthouse burned down.", encoding="utf-8")
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    given = {"any_hf_causal_lm": smollm2.backbone.causal_lm, "tokenizer": smollm2.backbone.tokenizer}
+    ids = torch.arange(600).view(2, 300) + 100
+    given |= {"input_ids": ids, "mask": torch.ones_like(ids), "labels": ids}
+    exec(first + second, given)
+    assert given["state"].tokens > 400 and given["answer"].text
+    assert given["model"].recall.query.weight.grad is None  # one segment has nothing to recall
+    assert given["model"].initial_memory.grad.abs().sum() > 0
+    assert (tmp_path / "adapter" / "hmt_config.json").is_file()
