@@ -146,8 +146,9 @@ def test_a_checkpoint_finds_its_backbone_from_anywhere(
 
 
 def test_derived_budgets_stay_derived_through_a_checkpoint(backbone_folder: Path, tmp_path: Path) -> None:
-    load(backbone_folder, config=HMTConfig(segment_length=16, sensory_length=2)).save_pretrained(tmp_path)
-    assert load(tmp_path).with_config(segment_length=64).config.segment_length == 64
+    model = load(backbone_folder, config=HMTConfig(segment_length=16, sensory_length=2, summary_length=8))
+    model.save_pretrained(tmp_path)
+    assert load(tmp_path).with_config(segment_length=64).config == model.with_config(segment_length=64).config
 
 
 def edit(folder: Path, change: Any) -> None:
