@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 
-from measure import default_model, english, in_fresh_process, interleaved, machine, peak_megabytes, ratio
+from measure import default_model, english, in_fresh_process, interleaved, machine, peak_megabytes, ratio, reset_peak
 
 from hmt_memory import HMTState
 from hmt_memory.reader import read_in_chunks
@@ -21,9 +21,10 @@ QUESTION = "\n\nQuestion: What is this text about?\nAnswer:"
 
 
 def read_alone(count: int) -> None:
-    """Read `count` tokens in this process and print its peak resident memory."""
+    """Read `count` tokens in this process and print its peak resident memory from then on."""
     model = default_model()
     ids = english(model, count)
+    reset_peak()
     for state in read_in_chunks(model, ids):
         last = state
     print(json.dumps({"peak_mb": peak_megabytes(), "segments": last.segments}))
