@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -171,20 +172,17 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _probe(self) -> None:
-        was_training = self.causal_lm.training
-        self.causal_lm.eval()
         top = self.vocab_size - 1
         ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=self.device).clamp(max=top)
         try:
-            hidden = self.body(self.embed(ids))
-            logits = self._plain[0](input_ids=ids, use_cache=False).logits
+            with eval_mode(self):
+                hidden = self.body(self.embed(ids))
+                logits = self._plain[0](input_ids=ids, use_cache=False).logits
         except Exception as error:  # whatever a model that is no decoder meets
             raise BackboneError(
                 f"{self.name} ({type(self._plain[0]).__name__}) does not run on input embeddings: {error}. "
                 "Choose a decoder-only model."
             ) from error
-        finally:
-            self.causal_lm.train(was_training)
         if hidden.shape[-1] != self.hidden_size:
             raise BackboneError(
                 f"{self.name}: hidden states are {hidden.shape[-1]} wide and input embeddings {self.hidden_size}; a memory "
@@ -257,6 +255,19 @@ class Backbone(nn.Module):
         if self.tokenizer is None:
             raise InputError(f"{self.name} was wrapped without a tokenizer. Pass token ids, or wrap it with a tokenizer.")
         return self.tokenizer
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """No dropout inside: memory is a function of the text. Every submodule's own training flag is put back."""
+    training = [part for part in module.modules() if part.training]
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def _cache_argument(body: Any) -> str:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from . import chat
+from .backbone import eval_mode
 from .decoding import Detokenizer, Sampler, StopStrings, align
 from .errors import BudgetError, InputError
-from .reader import eval_mode, read, token_ids
+from .reader import read, token_ids
 from .recall import segment_weights
 from .state import HMTState
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .backbone import eval_mode
 from .errors import InputError
 from .segments import unroll
 from .state import HMTState
@@ -37,19 +37,6 @@ def read(model: HMTModel, ids_or_text: Any, state: HMTState | None = None) -> HM
     with eval_mode(model):
         (after,), _ = unroll(model, model.states(state, 1), [ids], keep_hidden=False)
     return after
-
-
-@contextmanager
-def eval_mode(model: HMTModel) -> Iterator[None]:
-    """Memory is a function of the text: no dropout while reading and answering. The training flag is put back."""
-    training = [module for module in model.modules() if module.training]
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def read_in_chunks(model: HMTModel, ids: Tensor, state: HMTState | None = None, *, segments: int = 16) -> Iterator[HMTState]:

@@ -195,8 +195,11 @@ def test_a_head_that_does_more_than_is_known_is_refused() -> None:
         Backbone(model)
 
 
-def test_probing_leaves_the_training_flag_alone() -> None:
-    assert Backbone(tiny_causal_lm().train()).causal_lm.training
+def test_probing_leaves_every_training_flag_alone() -> None:
+    model = tiny_causal_lm().train()
+    model.model.layers[0].eval()  # as a frozen part would be
+    before = [module.training for module in model.modules()]
+    assert [module.training for module in Backbone(model).causal_lm.modules()] == before
 
 
 def test_damaged_weights_tokenizers_and_caches_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
