@@ -6,9 +6,10 @@ time the answer fills a segment, which is then read into memory like any other t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +45,18 @@ class SegmentWeight(NamedTuple):
     token_span: tuple[int, int]  # [start, stop) in the stream's tokens
 
 
+class Recollection(Protocol):
+    """What an answer may remember beyond its stream's own recall window: sessions bring one."""
+
+    def memory(self, summary: Tensor, state: HMTState) -> Tensor:
+        """[k, m, d] the memory embeddings that P recalls from, for a summary [d] of what is visible."""
+        ...
+
+    def passages(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
+        """[t] token ids to replay, at most `replay_tokens`; asked once an answer. The last `visible` tokens are shown anyway."""
+        ...
+
+
 class Generation(Iterator[str]):
     """An answer being written: iterate for text pieces; when it is finished, `text`, `ids`, `state`, ... are set.
 
@@ -57,21 +70,22 @@ class Generation(Iterator[str]):
         self.finish_reason: FinishReason | None = None  # "stop": end token or stop string; "length": max_new_tokens
         self.stop_string: str | None = None  # the stop string that ended it, if one did
         self.usage = Usage(prompt_tokens, 0, 0)
-        self._state: HMTState | None = None
+        self.closed: tuple[int, HMTState] | None = None  # how much of `ids` has been read into the state beside it
+        self._rest: Callable[[], HMTState] | None = None
 
     def __next__(self) -> str:
         return next(self._pieces)
 
     @property
     def state(self) -> HMTState:
-        """The state after prompt and answer, equal to reading both.
+        """The state after prompt and answer, equal to reading both; what of it is not read yet is read when first asked for.
 
         Raises:
             InputError: the answer is not finished.
         """
-        if self._state is None:
+        if self._rest is None:
             raise InputError("the answer is not finished: iterate to its end before using its state.")
-        return self._state
+        return self._rest()
 
     def finish(self) -> Generation:
         """Run to the end without looking at the pieces."""
@@ -87,6 +101,7 @@ def generate(
     state: HMTState | None = None,
     pinned: Any = None,
     replayed: Any = (),
+    recollection: Recollection | None = None,
     max_new_tokens: int = 256,
     min_new_tokens: int = 0,
     temperature: float = 0.0,
@@ -107,6 +122,7 @@ def generate(
         pinned: text or token ids at the head of every view, instead of the messages' system part. The tokenizer's start
             token, in families that have one, always comes first.
         replayed: text or token ids shown between the pinned part and the recent tokens, never added to the stream.
+        recollection: what P recalls from, and what is replayed, instead of the state's own memory and `replayed`.
         max_new_tokens: at most so many tokens, end token included. min_new_tokens: no end token before so many.
         temperature, top_p, top_k, repetition_penalty, seed, logits_processors: see `decoding.Sampler`.
         stop: strings that end the answer; they are not part of it.
@@ -121,7 +137,7 @@ def generate(
     start = model.states(state, 1)[0]
     first = torch.tensor(model.backbone.start_ids(), dtype=torch.long)
     rendered, head = (_without(first, ids) for ids in _prompt_ids(model, prompt, start, pinned))
-    context = _Context(model, torch.cat([first, head]), token_ids(model, replayed), len(first))
+    context = _Context(model, torch.cat([first, head]), token_ids(model, replayed), len(first), recollection)
     if not (start.tokens or len(rendered) or len(context.pinned)):
         raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
     sampler = Sampler(
@@ -174,20 +190,21 @@ def recall_segments(model: HMTModel, query: Any, state: HMTState, *, top_k: int 
     best = weights.topk(min(top_k, len(weights)))
     return [
         SegmentWeight(segment, weight, (segment * length, (segment + 1) * length))
-        for segment, weight in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for segment, weight in zip((best.indices + state.segments - len(weights)).tolist(), best.values.tolist(), strict=True)
     ]
 
 
 class _Context:
-    """Assembles views of one call; a view is a function of the state alone."""
+    """Assembles views of one call; a view is a function of the state, and of the passages chosen for the first."""
 
-    def __init__(self, model: HMTModel, pinned: Tensor, replayed: Tensor, start: int) -> None:
+    def __init__(
+        self, model: HMTModel, pinned: Tensor, replayed: Tensor, start: int, recollection: Recollection | None
+    ) -> None:
         """`start`: how many start tokens `pinned` begins with; where its budget is full they take from the recent tokens."""
         self.model, self.pinned, self.replayed = model, pinned, replayed
+        self._recollection, self._chosen = recollection, recollection is None
         for name, count in (("pinned_tokens", len(pinned) - start), ("replay_tokens", len(replayed))):
-            budget = getattr(model.config, name)
-            if count > budget:
-                raise BudgetError(f"{count} tokens are over {name}={budget}. Shorten the text or raise {name}.")
+            check_budget(model, name, count)
         over = max(0, len(pinned) - (model.config.pinned_tokens or 0))
         self._recent = max(0, (model.config.recent_tokens or 0) - over)
 
@@ -198,8 +215,8 @@ class _Context:
     def view(self, state: HMTState) -> Tensor:
         """[1, t, d] input embeddings of `[P | pinned | replayed | recent | open]`."""
         backbone = self.model.backbone
-        ids = torch.cat([self.pinned, self.replayed, self.visible(state)]).to(backbone.device)
         prompt = self.model.memory_input(self._prompt(state)).to(backbone.dtype)
+        ids = torch.cat([self.pinned, self.replayed, self.visible(state)]).to(backbone.device)
         if not len(prompt) + len(ids):
             raise BudgetError("nothing is visible: no memory, no pinned text and recent_tokens=0. Raise recent_tokens.")
         return torch.cat([prompt, backbone.embed(ids)])[None]
@@ -207,11 +224,29 @@ class _Context:
     def _prompt(self, state: HMTState) -> Tensor:
         """P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands."""
         model = self.model
-        window = model.by_segment(state)[-model.config.recall_window :]
-        asked = self.visible(state)[-(model.config.summary_length or 1) :]
-        recalls = model.config.mode == "hmt" and len(window) > 0
-        (summary,) = model.summarize([asked]) if recalls else (None,)
-        return model.prompt([summary], [window])[0]
+        if model.config.mode != "hmt":
+            return model.prompt([None], [model.by_segment(state)])[0]
+        memory, summary = model.by_segment(state)[-model.config.recall_window :], None
+        if len(memory) or self._recollection is not None:
+            visible = self.visible(state)
+            (summary,) = model.summarize([visible[-(model.config.summary_length or 1) :]])
+            if self._recollection is not None:
+                memory = self._recollection.memory(summary, state)
+                self._choose(summary, state, len(visible))
+        return model.prompt([summary], [memory])[0]
+
+    def _choose(self, summary: Tensor, state: HMTState, visible: int) -> None:
+        """Let the recollection choose what is replayed: for the first view, where the question stands."""
+        if self._recollection is not None and not self._chosen:
+            self.replayed, self._chosen = self._recollection.passages(summary, state, visible), True
+            check_budget(self.model, "replay_tokens", len(self.replayed))
+
+
+def check_budget(model: HMTModel, name: str, count: int) -> None:
+    """Raises BudgetError if `count` tokens are over the view's budget `name`."""
+    budget = getattr(model.config, name)
+    if count > budget:
+        raise BudgetError(f"{count} tokens are over {name}={budget}. Shorten the text or raise {name}.")
 
 
 def _in_eval_mode(model: HMTModel, pieces: Iterator[str]) -> Iterator[str]:
@@ -280,8 +315,8 @@ def _close(generation: Generation, context: _Context, marks: list[tuple[int, HMT
     kept = len(generation.ids)
     if generation.stop_string is not None:
         generation.ids, kept = align(generation.ids, text, backbone.decode, backbone.encode)
-    count, state = next(mark for mark in reversed(marks) if mark[0] <= kept)
-    generation._state = read(context.model, generation.ids[count:], state)
+    count, state = generation.closed = next(mark for mark in reversed(marks) if mark[0] <= kept)
+    generation._rest = cache(lambda: read(context.model, generation.ids[count:], state))
     generation.usage = Usage(prompt, len(generation.ids), generation.usage.view_tokens)
 
 

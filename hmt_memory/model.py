@@ -194,6 +194,7 @@ class HMTModel(nn.Module):
         if self.config.mode == "plain":
             return self.initial_memory.new_zeros(len(memories), 0, self.backbone.hidden_size)
         prompts: list[Tensor] = [self.initial_memory.to(self.backbone.dtype)] * len(memories)
+        memories = [memory.to(self.backbone.dtype) for memory in memories]
         rows = [row for row, memory in enumerate(memories) if len(memory)]
         if self.config.mode == "rmt":
             found: Iterable[Tensor] = [memories[row][-1] for row in rows]
@@ -294,12 +295,13 @@ class HMTModel(nn.Module):
         return 0 if self.config.mode == "plain" else self.config.memory_tokens
 
     def by_segment(self, state: HMTState) -> Tensor:
-        """The state's memory as [n, m, d]."""
-        return state.memory.view(state.segments, self.slots, self.backbone.hidden_size)
+        """The state's memory as [h, m, d]: of all n segments, or of as many of the latest as it holds."""
+        return state.memory.view(state.held, self.slots, self.backbone.hidden_size)
 
-    def empty_state(self) -> HMTState:
-        """The state of a stream before its first token."""
-        return HMTState.empty(hidden_size=self.backbone.hidden_size, dtype=self.backbone.dtype, device=self.backbone.device)
+    def empty_state(self, dtype: torch.dtype | None = None) -> HMTState:
+        """The state of a stream before its first token. Its memory is kept in `dtype`; None: that of the backbone."""
+        backbone = self.backbone
+        return HMTState.empty(hidden_size=backbone.hidden_size, dtype=dtype or backbone.dtype, device=backbone.device)
 
     def states(self, state: HMTState | Sequence[HMTState] | None, rows: int) -> list[HMTState]:
         """One state per row.
@@ -316,9 +318,12 @@ class HMTModel(nn.Module):
             if one.tokens - len(one.open_ids) != one.segments * self.config.segment_length:
                 raise InputError(
                     f"a state of {one.segments} segments and {one.tokens} tokens was not read in segments of "
-                    f"segment_length={self.config.segment_length}. Read the text again with this configuration."
+                    f"segment_length={self.config.segment_length}, or it was read to its end. Read the text again with this "
+                    "configuration."
                 )
-            if one.memory.shape != (one.segments * self.slots, self.backbone.hidden_size):
+            needed = min(one.segments, self.config.recall_window)
+            fits = one.memory.shape == (one.held * self.slots, self.backbone.hidden_size)
+            if not fits or not needed <= one.held <= one.segments:
                 raise InputError(
                     f"a state with memory of shape {tuple(one.memory.shape)} for {one.segments} segments does not fit this "
                     f"model ({self.slots} embeddings of width {self.backbone.hidden_size} a segment). Read the text again with "

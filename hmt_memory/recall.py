@@ -39,7 +39,15 @@ class Recall(nn.Module):
         query = summary.to(self.query.weight.dtype) @ self.query.weight.T
         return query @ self.key.weight / math.sqrt(self.key.out_features)
 
-    def forward(self, summary: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped: int = 0) -> Recalled:
+    def forward(
+        self,
+        summary: Tensor,
+        memory: Tensor,
+        mask: Tensor | None = None,
+        *,
+        dropped: int = 0,
+        ceiling: Tensor | None = None,
+    ) -> Recalled:
         """Eq. 2-3: `P_n = softmax(S W_q (M W_k)^T / sqrt(d_h)) M`, computed with the folded query.
 
         Args:
@@ -47,12 +55,14 @@ class Recall(nn.Module):
             memory: [B, n, m, d], n >= 1.
             mask: [B, n] bool, True where a segment exists; None: all exist.
             dropped: segments that a preselection left out of each row.
+            ceiling: [B] fp32, no embedding left out scores higher; None: as in `hmt_kernels.recall`.
         """
         rows, segments, slots, width = memory.shape
         query = self.fold(summary).repeat_interleave(slots, dim=0)  # [B * m, d]
         by_slot = memory.transpose(1, 2).reshape(rows * slots, segments, width)
         slot_mask = None if mask is None else mask.repeat_interleave(slots, dim=0)
-        found = hmt_kernels.recall(query, by_slot, slot_mask, dropped=dropped)
+        bound = None if ceiling is None else ceiling.repeat_interleave(slots, dim=0)
+        found = hmt_kernels.recall(query, by_slot, slot_mask, dropped=dropped, ceiling=bound)
         return Recalled(
             found.output.view(rows, slots, width),
             found.weights.view(rows, slots, segments).mean(dim=1),

@@ -23,16 +23,17 @@ SUMMARY_BATCH_TOKENS = 2048
 
 
 def unroll(
-    model: HMTModel, states: Sequence[HMTState], streams: Sequence[Tensor], *, keep_hidden: bool
+    model: HMTModel, states: Sequence[HMTState], streams: Sequence[Tensor], *, keep_hidden: bool, final: bool = False
 ) -> tuple[list[HMTState], list[Tensor]]:
     """Eq. 1-5 over every segment of B streams: the states afterwards and, if asked, hidden states of every new token.
 
-    With `keep_hidden` the open segment is run too (it leaves no memory); without, closed segments only.
+    With `keep_hidden` the open segment is run too (it leaves no memory); without, closed segments only. With `final` the
+    streams end here: a last segment that is not full is closed as it is. Memory is kept in the precision of each state.
     """
     length = model.config.segment_length
     texts = [torch.cat([state.open_ids, ids.cpu()]) for state, ids in zip(states, streams, strict=True)]
     cuts = [list(text.split(length)) if len(text) else [] for text in texts]
-    if not keep_hidden:
+    if not (keep_hidden or final):
         cuts = [[ids for ids in cut if len(ids) == length] for cut in cuts]
     memories = [model.by_segment(state) for state in states]
     windows = [memory[-model.config.recall_window :] for memory in memories]
@@ -47,9 +48,9 @@ def unroll(
         for at, row in enumerate(rows):
             if keep_hidden:
                 hidden[row].append(step.hidden[at])
-            if len(cuts[row][index]) == length:
-                made[row].append(step.memory[at])
-                windows[row] = torch.cat([windows[row], step.memory[at : at + 1]])[-model.config.recall_window :]
+            if final or len(cuts[row][index]) == length:
+                made[row].append(step.memory[at].to(memories[row].dtype))
+                windows[row] = torch.cat([windows[row], made[row][-1][None]])[-model.config.recall_window :]
                 tails[row] = _last(cuts[row][index], model.config.sensory_length)
     after = [_advance(model.config, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)]
     none = torch.zeros(0, model.backbone.hidden_size, dtype=model.backbone.dtype, device=model.backbone.device)
@@ -83,7 +84,7 @@ class _Summaries:
 
 
 def _advance(config: HMTConfig, state: HMTState, memory: Tensor, made: list[Tensor], text: Tensor, new: int) -> HMTState:
-    closed = len(made) * config.segment_length
+    closed = min(len(made) * config.segment_length, len(text))
     keep = max(config.recent_tokens or 0, config.sensory_length)
     recent = torch.cat([state.recent_ids, text[max(0, closed - keep) : closed]])
     grown = torch.cat([memory, torch.stack(made)]) if made else memory
@@ -93,6 +94,7 @@ def _advance(config: HMTConfig, state: HMTState, memory: Tensor, made: list[Tens
         open_ids=text[closed:].clone(),
         segments=state.segments + len(made),
         tokens=state.tokens + new,
+        held=len(grown),
     )
 
 

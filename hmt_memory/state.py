@@ -16,17 +16,27 @@ class HMTState:
     0
     """
 
-    memory: Tensor  # [n * m, d] all memory embeddings of the n closed segments, in order
+    memory: Tensor  # [h * m, d] memory embeddings of the latest h closed segments, in order; reading keeps all, h = n
     recent_ids: Tensor  # [r] int64, the latest tokens before the open segment
     open_ids: Tensor  # [t] int64, tokens of the segment that is not full yet, t < L
     segments: int = 0  # n: how many segments are closed
     tokens: int = 0  # tokens read so far: n * L + t
+    held: int = 0  # h: how many segments `memory` is of
 
     @classmethod
     def empty(cls, *, hidden_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> HMTState:
         """The state before the first token."""
         none = torch.zeros(0, dtype=torch.long)
         return cls(torch.zeros(0, hidden_size, dtype=dtype, device=device), none, none)
+
+    def tail(self, segments: int) -> HMTState:
+        """The same stream with the memory of its latest `segments` segments only.
+
+        As many as the recall window is what reading on needs; a stream of any length then takes the same room.
+        """
+        held = min(segments, self.held)
+        rows = held * (len(self.memory) // max(1, self.held))
+        return replace(self, memory=self.memory[len(self.memory) - rows :].clone(), held=held)
 
     def detach(self) -> HMTState:
         """The same state without gradient history: where truncated back-propagation stops."""

@@ -14,7 +14,15 @@ __all__ = ["BACKENDS", "Recall", "Selection", "merge", "recall", "select"]
 BACKENDS: dict[str, Callable[..., Recall]] = {"naive": naive.recall}
 
 
-def recall(query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped: int = 0, backend: str = "auto") -> Recall:
+def recall(
+    query: Tensor,
+    memory: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropped: int = 0,
+    ceiling: Tensor | None = None,
+    backend: str = "auto",
+) -> Recall:
     """`softmax(q M^T) M` with weights, log-sum-exp and covered mass; shapes as in `naive.recall`.
 
     Raises:
@@ -23,4 +31,4 @@ def recall(query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped
     name = "naive" if backend == "auto" else backend
     if name not in BACKENDS:
         raise ValueError(f"recall backend {backend!r} is not available. Choose 'auto' or one of {sorted(BACKENDS)}.")
-    return BACKENDS[name](query, memory, mask, dropped=dropped)
+    return BACKENDS[name](query, memory, mask, dropped=dropped, ceiling=ceiling)

@@ -29,15 +29,18 @@ class Selection(NamedTuple):
     dropped: int  # how many embeddings a row left out; none of them scores above the lowest kept
 
 
-def recall(query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped: int = 0) -> Recall:
+def recall(
+    query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped: int = 0, ceiling: Tensor | None = None
+) -> Recall:
     """Cross-attention of Eq. 2-3, `softmax(q M^T) M`, scores and softmax in fp32.
 
     Args:
         query: [B, d], folded and scaled.
         memory: [B, n, d] with n >= 1.
         mask: [B, n] bool, True where an embedding exists; each row needs at least one. None: all exist.
-        dropped: embeddings a preselection left out of every row, none scoring above the lowest kept. Their softmax
-            mass is at most `dropped * exp(lowest - lse)` of the kept mass, hence the bound in `coverage`.
+        dropped: embeddings a preselection left out of every row. None scores above `ceiling`, so their softmax mass is at
+            most `dropped * exp(ceiling - lse)` of the kept mass, hence the bound in `coverage`.
+        ceiling: [B] fp32; None: the lowest score kept, which an exact preselection guarantees.
     """
     scores = torch.einsum("bd,bnd->bn", query.float(), memory.float())
     if mask is not None:
@@ -45,12 +48,13 @@ def recall(query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.exp(scores - lse[:, None])
     output = torch.einsum("bn,bnd->bd", weights, memory.float()).to(memory.dtype)
-    return Recall(output, weights, lse, _coverage(scores.detach(), lse.detach(), dropped))
+    return Recall(output, weights, lse, _coverage(scores.detach(), lse.detach(), dropped, ceiling))
 
 
-def _coverage(scores: Tensor, lse: Tensor, dropped: int) -> Tensor:
-    lowest = scores.masked_fill(torch.isinf(scores), float("inf")).amin(dim=-1)
-    return 1 / (1 + dropped * torch.exp(lowest - lse))
+def _coverage(scores: Tensor, lse: Tensor, dropped: int, ceiling: Tensor | None) -> Tensor:
+    if ceiling is None:
+        ceiling = scores.masked_fill(torch.isinf(scores), float("inf")).amin(dim=-1)
+    return 1 / (1 + dropped * torch.exp(ceiling - lse)) if dropped else torch.ones_like(lse)
 
 
 def select(query: Tensor, memory: Tensor, k: int) -> Selection:
