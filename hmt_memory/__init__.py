@@ -14,14 +14,40 @@ from .config import HMTConfig
 from .errors import HMTError
 
 if TYPE_CHECKING:
+    from .corpus import Corpus
     from .generate import Generation, Usage
+    from .memory_store import MemoryStore
     from .model import HMTModel, HMTOutput
+    from .recollection import RecalledSegment
+    from .session import Session
     from .state import HMTState
 
 __version__ = "0.1.0"
-__all__ = ["Generation", "HMTConfig", "HMTError", "HMTModel", "HMTOutput", "HMTState", "Usage"]
+__all__ = [
+    "Corpus",
+    "Generation",
+    "HMTConfig",
+    "HMTError",
+    "HMTModel",
+    "HMTOutput",
+    "HMTState",
+    "MemoryStore",
+    "RecalledSegment",
+    "Session",
+    "Usage",
+]
 
-_LAZY = {"HMTModel": "model", "HMTOutput": "model", "HMTState": "state", "Generation": "generate", "Usage": "generate"}
+_LAZY = {
+    "Corpus": "corpus",
+    "Generation": "generate",
+    "HMTModel": "model",
+    "HMTOutput": "model",
+    "HMTState": "state",
+    "MemoryStore": "memory_store",
+    "RecalledSegment": "recollection",
+    "Session": "session",
+    "Usage": "generate",
+}
 
 
 def __getattr__(name: str) -> Any:

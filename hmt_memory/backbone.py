@@ -137,9 +137,12 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def embedding_sample(self) -> Tensor:
-        """[v, d] fp32: input embeddings of up to 4096 tokens spread over the vocabulary, as they enter the body."""
+        """[v, d] fp32: input embeddings of up to 4096 tokens spread over the vocabulary, as they enter the body.
+
+        Rounded to bf16, so that a model gives the same in fp32 and in bf16.
+        """
         ids = torch.arange(0, self.vocab_size, -(-self.vocab_size // 4096), device=self.device)
-        return self.embed(ids).float()
+        return self.embed(ids).to(torch.bfloat16).float()
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint remembers of its backbone: architecture and a digest of its weights, adapters left out."""
@@ -159,13 +162,19 @@ class Backbone(nn.Module):
         """
         if self.dtype not in (torch.float32, torch.bfloat16):
             return None
-        prefix = getattr(getattr(self.causal_lm, "base_model", None), "prefix", None)  # PEFT's mark of its own weights
-        adapters = ("modules_to_save", prefix) if prefix else ()
         embeddings = getattr(self.embedding, "original_module", self.embedding).weight
-        weights = [value for name, value in self.causal_lm.named_parameters() if not any(part in name for part in adapters)]
+        weights = [value for name, value in self.causal_lm.named_parameters() if not self._of_adapter(name)]
         chosen = [embeddings] if self.config.model_type == "rwkv" else weights
         values = [value.detach().flatten()[:: max(1, value.numel() // 64)][:64].to(torch.bfloat16) for value in chosen]
         return hashlib.sha256(torch.cat(values).cpu().view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+    def adapter_parameters(self) -> list[tuple[str, Tensor]]:
+        """The parameters of a PEFT adapter by name; none without one."""
+        return sorted((name, value) for name, value in self.causal_lm.named_parameters() if self._of_adapter(name))
+
+    def _of_adapter(self, name: str) -> bool:
+        prefix = getattr(getattr(self.causal_lm, "base_model", None), "prefix", None)  # PEFT's mark of its own weights
+        return bool(prefix) and (prefix in name or "modules_to_save" in name)
 
     def _peft_configs(self) -> list[Any]:
         return list(getattr(self.causal_lm, "peft_config", {}).values())
@@ -215,13 +224,15 @@ class Backbone(nn.Module):
         except UnicodeEncodeError as error:
             raise InputError(f"the text is not valid Unicode: {error}. Decode it with errors='replace'.") from error
         options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
-        if literal and any(special in text for special in self._special_texts()):
+        if literal and self.holds_special(text):
             # a copy, because the setting is the tokenizer's own and other threads may be using it
             tokenizer, options = copy.deepcopy(tokenizer), options | {"split_special_tokens": True}
         return list(tokenizer(text, **options)["input_ids"])
 
-    def _special_texts(self) -> list[str]:
-        return [token.content for token in self._tokenizer().added_tokens_decoder.values() if token.special]
+    def holds_special(self, text: str) -> bool:
+        """Whether part of `text` reads like one of the tokenizer's special tokens."""
+        tokens = self._tokenizer().added_tokens_decoder.values()
+        return any(token.content in text for token in tokens if token.special)
 
     def start_ids(self) -> list[int]:
         """What the tokenizer itself puts before a text: the start token in families that depend on one, else nothing."""
@@ -235,8 +246,14 @@ class Backbone(nn.Module):
         """Text of token ids, special tokens left out; incomplete UTF-8 decodes to U+FFFD."""
         return str(self._tokenizer().decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
-        """The tokenizer's chat template applied to `messages` (role, content).
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The tokenizer's chat template applied to `messages` (role, content) and `tools` (JSON schemas).
 
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.
@@ -246,7 +263,9 @@ class Backbone(nn.Module):
             raise InputError(f"{self.name} has no chat template. Pass a plain text prompt, or choose an instruct model.")
         try:
             return str(
-                tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+                tokenizer.apply_chat_template(
+                    list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
             )
         except Exception as error:  # jinja2's own errors, and whatever a template raises
             raise InputError(f"the chat template of {self.name} refused the messages: {error}") from error

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .backbone import Backbone
 from .errors import InputError
 
-_SYSTEM_ROLES = ("system", "developer")
+SYSTEM_ROLES = ("system", "developer")
 _USER, _ANSWER = "hmt-user-mark", "hmt-answer-mark"
 _PROBE = {"role": "user", "content": _USER}
 _PROBE_SYSTEM = {"role": "system", "content": "hmt-system-mark"}
@@ -38,11 +38,11 @@ def render(backbone: Backbone, messages: Sequence[Mapping[str, Any]], *, continu
         InputError: malformed messages, or the template refuses them.
     """
     system, turns = _split(messages)
-    lead = _lead(backbone)
-    pinned = _system_text(backbone, system) if system else _default_system_text(backbone)
+    first = lead(backbone)
+    pinned = system_text(backbone, system) if system else default_system_text(backbone)
     if not continues:
-        return Rendered(pinned, _after(backbone, lead, turns))
-    whole = backbone.render([*lead, _PROBE, {"role": "assistant", "content": _ANSWER}, *turns], add_generation_prompt=True)
+        return Rendered(pinned, _after(backbone, first, turns))
+    whole = backbone.render([*first, _PROBE, {"role": "assistant", "content": _ANSWER}, *turns], add_generation_prompt=True)
     return Rendered(pinned, whole.partition(_ANSWER)[2])
 
 
@@ -60,19 +60,20 @@ def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, A
             raise InputError(f"a message needs a 'role' and a 'content' string, not {message!r}.")
     turns = [dict(message) for message in messages]
     system: list[str] = []
-    while turns and turns[0]["role"] in _SYSTEM_ROLES:
+    while turns and turns[0]["role"] in SYSTEM_ROLES:
         system.append(turns.pop(0)["content"])
     if not turns:
         raise InputError("there is nothing to answer: add a user message.")
     return "\n\n".join(system), turns
 
 
-def _lead(backbone: Backbone) -> list[dict[str, str]]:
+def lead(backbone: Backbone) -> list[dict[str, str]]:
     """A system message to render before the turns, so that the template adds no default of its own; none if refused."""
-    return [_PROBE_SYSTEM] if _renders_system(backbone) else []
+    return [_PROBE_SYSTEM] if renders_system(backbone) else []
 
 
-def _renders_system(backbone: Backbone) -> bool:
+def renders_system(backbone: Backbone) -> bool:
+    """Whether the template writes a system message, and nothing else of its own before the turns that follow."""
     try:
         alone = backbone.render([_PROBE_SYSTEM], add_generation_prompt=False)
         followed = backbone.render([_PROBE_SYSTEM, _PROBE], add_generation_prompt=False)
@@ -81,18 +82,20 @@ def _renders_system(backbone: Backbone) -> bool:
     return _PROBE_SYSTEM["content"] in alone and followed.startswith(alone)
 
 
-def _after(backbone: Backbone, lead: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]) -> str:
-    whole = backbone.render([*lead, *turns], add_generation_prompt=True)
-    return whole[len(backbone.render(lead, add_generation_prompt=False)) :] if lead else whole
+def _after(backbone: Backbone, first: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]) -> str:
+    whole = backbone.render([*first, *turns], add_generation_prompt=True)
+    return whole[len(backbone.render(first, add_generation_prompt=False)) :] if first else whole
 
 
-def _system_text(backbone: Backbone, system: str) -> str:
-    role = "system" if _renders_system(backbone) else "user"  # Gemma's template has no system turn
+def system_text(backbone: Backbone, system: str) -> str:
+    """A system message as the template writes it."""
+    role = "system" if renders_system(backbone) else "user"  # Gemma's template has no system turn
     return backbone.render([{"role": role, "content": system}], add_generation_prompt=False)
 
 
-def _default_system_text(backbone: Backbone) -> str:
-    if not _renders_system(backbone):
+def default_system_text(backbone: Backbone) -> str:
+    """What the template itself puts before the first turn of a conversation without a system message."""
+    if not renders_system(backbone):
         return ""
     turn = _after(backbone, [_PROBE_SYSTEM], [_PROBE])
     whole = backbone.render([_PROBE], add_generation_prompt=True)

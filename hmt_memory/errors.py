@@ -32,5 +32,29 @@ class BudgetError(HMTError, ValueError):
     """A part of the view is larger than its token budget."""
 
 
+class StoreError(HMTError, OSError):
+    """The store on disk cannot be used: not ours, made by a newer version, full, unreadable, or damaged."""
+
+
+class StoreDamagedError(StoreError):
+    """Rows on disk do not say what was written."""
+
+
+class SessionBusyError(HMTError, TimeoutError):
+    """Another process or thread is writing, or has rewritten what this call was based on."""
+
+
+class SessionNotFoundError(HMTError, LookupError):
+    """There is no session, corpus, document or message of that name."""
+
+
+class SessionExistsError(HMTError, ValueError):
+    """The name is taken."""
+
+
+class ModelMismatchError(HMTError, ValueError):
+    """A memory was made by another model: its embeddings mean nothing to this one."""
+
+
 class MissingDependencyError(HMTError, ImportError):
     """An optional package is needed for this call."""

@@ -1,0 +1,297 @@
+"""A corpus: documents read once, each a stream of its own, to recall from in any session.
+
+Knows the model and the records. A document is on disk before it is read; what a crash left unread is read by the next call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import Timeout
+
+from . import history, recollection
+from .errors import InputError, SessionBusyError, SessionNotFoundError
+from .fingerprint import Fingerprint, fingerprint, matching
+from .generate import Generation
+from .recollection import RecalledSegments, ViewRecollection
+from .shards import CorpusShard, utc
+from .store import records
+from .streams import CHUNK_SEGMENTS, Progress, as_array, load_state, read_on, segment_rows
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from .memory_store import MemoryStore
+    from .model import HMTModel
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a corpus."""
+
+    id: int  # what `Corpus.remove` takes; never given twice in a corpus
+    name: str
+    text: str
+    created_at: datetime  # when it was added; UTC
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+class Corpus:
+    """Documents in a store; `MemoryStore.corpus` makes it. Without a model it can be looked at and removed from only."""
+
+    def __init__(self, store: MemoryStore, row: records.CollectionRow, model: HMTModel | None) -> None:
+        self._store, self._database, self._id, self._model = store, store.database, row.id, model
+        self.name = row.name
+        if model is not None:
+            self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
+            with self._database.reading() as db:
+                matching(db, row, self._made_by)
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.name!r})"
+
+    def add_documents(self, documents: Iterable[Any], *, progress: Progress | None = None) -> list[int]:
+        """Add documents and read them into memory. They are on disk when it returns.
+
+        Args:
+            documents: strings, dicts with "text" and optionally "name" and "metadata" (JSON), or (name, text) pairs.
+            progress: called with the tokens read so far and the tokens to read.
+
+        Returns:
+            The documents' ids, for `remove`.
+
+        Raises:
+            InputError: a document has no text. SessionBusyError: another process is reading into this corpus. StoreError: the disk
+            is full or failing. Nothing is stored then.
+        """
+        model = self._needs_model()
+        bodies = [_body(document) for document in documents]
+        ids = [as_array(model.backbone.encode(body["text"], literal=True)) for body in bodies]
+        if not bodies:
+            return []
+        with self._reading():
+            with self._database.writing() as db:
+                row = self._own_row(db)
+                now = self._store.now()
+                for offset, (body, tokens) in enumerate(zip(bodies, ids, strict=True)):
+                    stream = records.add_stream(db)
+                    records.append_messages(db, stream, [], tokens)
+                    records.add_document(db, row.id, records.DocumentRow(row.next_id + offset, stream, body, now))
+                number = records.add_model(db, self._made_by.digest, self._made_by.parts)
+                changed = replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now)
+                records.update_collection(db, changed)
+            self._read_pending(progress)
+        return [row.next_id + offset for offset in range(len(bodies))]
+
+    def documents(self) -> list[Document]:
+        """All documents in the order they were added."""
+        with self._database.reading() as db:
+            return [_document(row) for row in records.documents(db, self._row(db).id)]
+
+    def remove(self, document_ids: Sequence[int]) -> None:
+        """Erase documents for good: text, embeddings, index entries, and the bytes in all files.
+
+        Raises:
+            SessionNotFoundError: an id is not in this corpus; nothing is removed then.
+        """
+        wanted = set(document_ids)
+        with self._reading():
+            with self._database.writing() as db:
+                row = self._row(db)
+                found = [document for document in records.documents(db, row.id) if document.id in wanted]
+                if missing := sorted(wanted - {document.id for document in found}):
+                    raise SessionNotFoundError(f"corpus {self.name!r} has no document {', '.join(map(str, missing))}.")
+                for document in found:
+                    records.delete_document(db, row.id, document)
+                records.update_collection(db, replace(row, epoch=row.epoch + 1))
+                records.set_fact(db, history.WIPE, "1")
+                self._store.drop_index(row.id)
+            self._store.finish_wiping()
+
+    def recall(self, query: str, top_k: int = 5) -> RecalledSegments:
+        """The segments a text remembers most; as `Session.recall`."""
+        model = self._needs_model()
+        with self._reading():
+            self._read_pending()
+        return recollection.recall(model, [self._shard()], query, top_k)
+
+    def ask(self, question: str, *, system: str | None = None, **decoding: Any) -> CorpusAnswer:
+        """Answer one question from this corpus: an iterator of text pieces, with `.recalled`. Nothing is stored.
+
+        Args:
+            system: pinned instead of the template's own system text. decoding: options of `HMTModel.generate`.
+        """
+        model = self._needs_model()
+        with self._reading():
+            self._read_pending()
+        memory = ViewRecollection(model, self._transcript, [self._shard()], own=False)
+        turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
+        generation = model.generate(
+            [*turn.ids, *self._transcript.answer_opening()],
+            pinned=self._transcript.pinned(system),
+            recollection=memory,
+            stop=self._transcript.stop,
+            **decoding,
+        )
+        return CorpusAnswer(generation, memory)
+
+    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Corpus:
+        """Read all documents anew with `model`.
+
+        Returns:
+            The corpus for that model; this object is then out of date.
+        """
+        made_by = fingerprint(model)
+        with self._reading():
+            with self._database.writing() as db:
+                row = self._row(db)
+                for document in records.documents(db, row.id):
+                    records.delete_document(db, row.id, document)
+                    stream = records.add_stream(db)
+                    tokens = as_array(model.backbone.encode(document.body["text"], literal=True))
+                    records.append_messages(db, stream, [], tokens)
+                    records.add_document(db, row.id, document._replace(stream=stream))
+                number = records.add_model(db, made_by.digest, made_by.parts)
+                row = records.update_collection(db, replace(row, model=number, epoch=row.epoch + 1))
+                self._store.drop_index(row.id)
+            corpus = Corpus(self._store, row, model)
+            corpus._read_pending(progress)
+        return corpus
+
+    def stats(self) -> dict[str, Any]:
+        """Counts and times, ready for JSON."""
+        with self._database.reading() as db:
+            row = self._row(db)
+            shelf, documents = self._store.shelf(row)
+            return {
+                "name": row.name,
+                "documents": len(documents),
+                "tokens": sum(records.size(parts)[1] for parts, _ in shelf.volumes),
+                "segments": shelf.total,
+                "created_at": utc(row.created_at).isoformat(timespec="seconds"),
+                "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
+                "model": None if row.model is None else str(Fingerprint.of(records.model(db, row.model))),
+            }
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _needs_model(self) -> HMTModel:
+        if self._model is None:
+            raise InputError(f"corpus {self.name!r} was opened without a model. Open it with one: store.corpus(name, model)")
+        return self._model
+
+    def _row(self, db: sqlite3.Connection) -> records.CollectionRow:
+        row = records.collection(db, self._id)
+        if row is None:
+            raise SessionNotFoundError(f"corpus {self.name!r} was deleted.")
+        return row
+
+    def _own_row(self, db: sqlite3.Connection) -> records.CollectionRow:
+        row = self._row(db)
+        matching(db, row, self._made_by)
+        return row
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._store.reading_mutex(self._id):
+            try:
+                with self._database.lock(f"corpus-{self._id}"):
+                    yield
+            except Timeout as error:
+                raise SessionBusyError(
+                    f"another process has been reading into corpus {self.name!r} for {self._database.timeout:g} s. Nothing was "
+                    "stored; try again, or open the store with a longer timeout."
+                ) from error
+
+    def _read_pending(self, progress: Progress | None = None) -> None:
+        """Read what is stored and not read yet, each document to its end."""
+        model = self._needs_model()
+        with self._database.reading() as db:
+            row = self._own_row(db)
+        volumes = self._store.shelf(row)[0].volumes
+        length = model.config.segment_length
+        unread = [max(0, records.size(parts)[1] - closed * length) for parts, closed in volumes]
+        done = 0
+        for (parts, _), left in zip(volumes, unread, strict=True):
+            while left > 0:
+                read = self._read_chunk(model, parts)
+                left, done = left - read, done + read
+                if progress is not None:
+                    progress(done, sum(unread))
+
+    def _read_chunk(self, model: HMTModel, parts: records.Lineage) -> int:
+        """Read and store the next segments of a document; how many tokens they have."""
+        tokens = records.size(parts)[1]
+        with self._database.reading() as db:
+            before = load_state(db, parts, model)
+            at = before.tokens - len(before.open_ids)
+            before = replace(before, open_ids=before.open_ids[:0], tokens=at)
+            ids = torch.from_numpy(records.tokens(db, parts, at, at + CHUNK_SEGMENTS * model.config.segment_length))
+            digest = records.digest_at(db, parts, before.segments)
+        *_, after = read_on(model, ids, before, final=at + len(ids) == tokens)
+        with self._database.writing() as db:
+            row = self._own_row(db)
+            if records.segment_count(db, parts) == before.segments:
+                records.append_segments(db, parts, segment_rows(model, before, after, digest))
+                records.update_collection(db, row)
+        return len(ids)
+
+    def _shard(self) -> CorpusShard:
+        with self._database.reading() as db:
+            row = self._own_row(db)
+        return corpus_shard(self._store, row, self._needs_model())
+
+
+class CorpusAnswer(Iterator[str]):
+    """An answer from a corpus: iterate for text pieces."""
+
+    def __init__(self, generation: Generation, memory: ViewRecollection) -> None:
+        self.generation, self._memory = generation, memory
+
+    def __next__(self) -> str:
+        return next(self.generation)
+
+    @property
+    def recalled(self) -> RecalledSegments:
+        """The passages that were replayed to the model, by falling weight; chosen with the first piece."""
+        return self._memory.recalled
+
+
+def corpus_shard(store: MemoryStore, row: records.CollectionRow, model: HMTModel) -> CorpusShard:
+    """A corpus as recall sees it."""
+    shelf, documents = store.shelf(row)
+    shard = CorpusShard(store.database, store.index(row, model), shelf, row.name, model.backbone.decode)
+    shard.collection, shard.documents = row.id, documents
+    return shard
+
+
+def _body(document: Any) -> dict[str, Any]:
+    if isinstance(document, str):
+        document = {"text": document}
+    elif isinstance(document, tuple) and len(document) == 2:
+        document = {"name": document[0], "text": document[1]}
+    if not isinstance(document, Mapping) or not isinstance(document.get("text"), str) or not document["text"].strip():
+        raise InputError(f"a document is a text, a (name, text) pair or a dict with a 'text', not {str(document)[:100]!r}.")
+    text, metadata = document["text"], dict(document.get("metadata") or {})
+    body = {"name": str(document.get("name") or _first_words(text)), "text": text, "metadata": metadata}
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"document {body['name']!r} cannot be stored: {error}. Use JSON types and valid Unicode.") from error
+    return body
+
+
+def _first_words(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= 40 else f"{words[:39]}…"
+
+
+def _document(row: records.DocumentRow) -> Document:
+    return Document(row.id, row.body["name"], row.body["text"], utc(row.created_at), row.body["metadata"])

@@ -1,0 +1,101 @@
+"""Which model made a memory: a fingerprint of everything memory is a function of, and the same in words.
+
+Backbone weights, adapter, memory parameters, tokenizer and the sizes that reading depends on; not the view's budgets, the
+precision or the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import ModelMismatchError
+from .store import records
+from .store.records import CollectionRow, ModelRow
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from .model import HMTModel
+
+_READING = ("segment_length", "summary_length", "sensory_length", "recall_window", "recall_dim", "memory_tokens", "memory_input")
+
+
+class Fingerprint(NamedTuple):
+    """A model as far as its memory goes."""
+
+    digest: str  # 32 hex digits; memories of equal digests may meet
+    parts: Mapping[str, Any]  # what the digest is made of, and the backbone's name
+
+    @classmethod
+    def of(cls, row: ModelRow) -> Fingerprint:
+        """That of a stored model."""
+        return cls(row.digest, row.parts)
+
+    def __str__(self) -> str:
+        config = self.parts["config"]
+        name = self.parts["backbone"]["name"]
+        return f"{name} (segment_length={config['segment_length']}, mode={config['mode']}, fingerprint {self.digest[:12]})"
+
+
+def fingerprint(model: HMTModel) -> Fingerprint:
+    """The fingerprint of `model` as it is now."""
+    identity = model.backbone.identity()
+    config = model.config.to_dict()
+    parts: dict[str, Any] = {
+        "backbone": identity,
+        "tokenizer": _tokenizer_digest(model.backbone.tokenizer),
+        "memory": _tensors_digest(sorted(model.memory_parameters().items())),
+        "adapter": _tensors_digest(model.backbone.adapter_parameters()),
+        "config": {name: config[name] for name in (*_READING, "mode")},
+        "start_ids": model.backbone.start_ids(),
+    }
+    if identity["weights_digest"] is None:
+        parts["dtype"] = str(model.backbone.dtype)  # no digest holds in this precision: at least it must be the same one
+    return Fingerprint(digest_of(parts), parts)
+
+
+def matching(db: sqlite3.Connection, row: CollectionRow, made_by: Fingerprint) -> None:
+    """Raises ModelMismatchError if another model made the memory of a session or corpus."""
+    if row.model is None:
+        return
+    stored = Fingerprint.of(records.model(db, row.model))
+    if stored.digest != made_by.digest:
+        command = "hmt sessions rebuild" if row.kind == "session" else "hmt read --rebuild --corpus"
+        raise ModelMismatchError(
+            f"the memory of {row.kind} {row.name!r} was made by {stored}, not by {made_by}, to which it means nothing. Open it with "
+            f"the model that made it, or read its text anew with this one: {command} {row.name}"
+        )
+
+
+def text_parts(parts: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the token stream depends on: two models that agree here can re-read each other's tokens."""
+    return parts["tokenizer"], parts["backbone"]["vocab_size"], parts["start_ids"]
+
+
+def digest_of(parts: Mapping[str, Any]) -> str:
+    """The digest of a fingerprint's parts; the backbone's name, which may be a path, does not count."""
+    counted = {**parts, "backbone": {key: value for key, value in parts["backbone"].items() if key != "name"}}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _tokenizer_digest(tokenizer: Any) -> str | None:
+    if tokenizer is None:
+        return None
+    known = sorted(tokenizer.get_vocab().items())
+    content = json.dumps([known, str(getattr(tokenizer, "chat_template", None))], ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    digest, found = hashlib.sha256(), False
+    for name, value in tensors:
+        found = True
+        digest.update(name.encode())
+        digest.update(value.detach().float().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16] if found else None

@@ -1,0 +1,156 @@
+"""Rewriting a stored conversation: fork, forget, move it to another model. Knows rows and stretches; runs no model.
+
+Messages are never changed in place. What follows a forgotten message moves to a new stream that continues the old one at
+the cut, and rows that nobody shows any more are deleted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .chat import SYSTEM_ROLES
+from .errors import SessionNotFoundError
+from .fingerprint import Fingerprint, text_parts
+from .store import records
+from .store.records import CollectionRow, Lineage, MessageRow
+from .streams import as_array
+from .transcript import Stretch, Transcript
+
+WIPE = "wipe"  # the fact that deleted bytes may still lie in free pages
+
+
+def lineage(db: sqlite3.Connection, row: CollectionRow) -> Lineage:
+    """The stored conversation of a session."""
+    return records.lineage(db, row.stream or 0)
+
+
+def positions(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, ids: Iterable[int]) -> dict[int, int]:
+    """Where messages stand. Raises SessionNotFoundError if one is not in the session."""
+    wanted = set(ids)
+    found = records.positions(db, parts, wanted)
+    if missing := sorted(wanted - set(found)):
+        raise SessionNotFoundError(f"session {row.name!r} has no message {', '.join(map(str, missing))}. List them: messages().")
+    return found
+
+
+def fork(db: sqlite3.Connection, row: CollectionRow, name: str, upto: int | None, *, now: float) -> CollectionRow:
+    """A new session whose stream continues that of `row` after message `upto` (None: after its last)."""
+    parts = lineage(db, row)
+    messages, tokens = records.size(parts)
+    if upto is not None:
+        at = positions(db, row, parts, [upto])[upto]
+        (last,) = records.messages(db, parts, at, at + 1)
+        messages, tokens = at + 1, last.tokens[1]
+    stream = records.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
+    new = records.add_collection(db, "session", name, stream=stream, now=now)
+    return records.update_collection(db, replace(new, model=row.model, next_id=row.next_id, settings=row.settings))
+
+
+def forget(db: sqlite3.Connection, row: CollectionRow, ids: Iterable[int]) -> tuple[CollectionRow, tuple[str, ...]]:
+    """Erase messages and every segment that saw them; also the names of other sessions that share one and keep it."""
+    parts = lineage(db, row)
+    gone = positions(db, row, parts, ids)
+    sharing = _sharing(db, row, parts, gone.values())
+    first = min(gone.values())
+    kept = [message for message in records.messages(db, parts, first) if message.id not in gone]
+    (cut,) = records.messages(db, parts, first, first + 1)
+    tokens = cut.tokens[0]
+    stretches = stored_stretches(db, parts, kept)
+    if not tokens and row.model is not None:
+        stretches = _without_start(stretches, records.model(db, row.model).parts["start_ids"])
+    stream = records.add_stream(db, parts, messages=first, tokens=tokens, segments=_segments(db, row, tokens))
+    append(db, stream, first, tokens, kept, stretches)
+    new = records.update_collection(db, replace(row, stream=stream, epoch=row.epoch + 1))
+    records.prune(db, row.stream)
+    records.set_fact(db, WIPE, "1")
+    return records.collection(db, row.id) or new, sharing
+
+
+def move(db: sqlite3.Connection, row: CollectionRow, transcript: Transcript, made_by: Fingerprint) -> CollectionRow:
+    """Give a session to another model, nothing read yet: the same tokens, or the text anew where they mean other text."""
+    parts = lineage(db, row)
+    kept = records.messages(db, parts)
+    stored = None if row.model is None else records.model(db, row.model).parts
+    same_tokens = stored is not None and text_parts(stored) == text_parts(made_by.parts)
+    stretches = stored_stretches(db, parts, kept) if same_tokens else rendered(transcript, [one.body for one in kept])
+    stream = records.add_stream(db)
+    append(db, stream, 0, 0, kept, stretches)
+    number = records.add_model(db, made_by.digest, made_by.parts)
+    new = records.update_collection(db, replace(row, stream=stream, model=number, epoch=row.epoch + 1))
+    records.prune(db, row.stream)
+    return records.collection(db, row.id) or new
+
+
+def rendered(transcript: Transcript, bodies: Sequence[Any], *, first: bool = True) -> list[Stretch]:
+    """The stretches of messages; system messages, which are pinned instead, have none. `first`: nothing stands before."""
+    found: list[Stretch] = []
+    for body in bodies:
+        pinned = body["role"] in SYSTEM_ROLES
+        found.append(Stretch([], (0, 0)) if pinned else transcript.stretch(body, first=first))
+        first &= not found[-1].ids
+    return found
+
+
+def stored_stretches(db: sqlite3.Connection, parts: Lineage, messages: Sequence[MessageRow]) -> list[Stretch]:
+    """The stretches of messages as they are stored."""
+    found = []
+    for message in messages:
+        start, stop = message.tokens
+        content = (message.content[0] - start, message.content[1] - start)
+        found.append(Stretch(records.tokens(db, parts, start, stop).tolist(), content))
+    return found
+
+
+def append(
+    db: sqlite3.Connection, stream: int, seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]
+) -> list[MessageRow]:
+    """Append messages, whose own places and spans do not count, to a stream that ends at `seq` and token `at`."""
+    rows = []
+    for offset, (message, stretch) in enumerate(zip(messages, stretches, strict=True)):
+        content = (at + stretch.content[0], at + stretch.content[1])
+        rows.append(message._replace(seq=seq + offset, tokens=(at, at + len(stretch.ids)), content=content))
+        at += len(stretch.ids)
+    records.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
+    return rows
+
+
+def system_in_force(db: sqlite3.Connection, parts: Lineage) -> list[str]:
+    """The texts of the system messages that are pinned: those of the latest call that added any."""
+    latest: list[MessageRow] = []
+    for message in records.pinned(db, parts):
+        if latest and message.batch != latest[0].batch:
+            break
+        latest.insert(0, message)
+    return [message.body["content"] for message in latest]
+
+
+def _segments(db: sqlite3.Connection, row: CollectionRow, tokens: int) -> int:
+    """How many segments are full after so many tokens."""
+    if row.model is None:
+        return 0
+    return tokens // int(records.model(db, row.model).parts["config"]["segment_length"])
+
+
+def _without_start(stretches: Sequence[Stretch], start: Sequence[int]) -> list[Stretch]:
+    """Stretches that now begin a stream: the first goes without the start token that every view begins with."""
+    found = list(stretches)
+    at = next((at for at, one in enumerate(found) if one.ids), None)
+    if at is not None and start and found[at].ids[: len(start)] == list(start):
+        skip = len(start)
+        low, high = found[at].content
+        found[at] = Stretch(found[at].ids[skip:], (max(0, low - skip), max(0, high - skip)))
+    return found
+
+
+def _sharing(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, seqs: Iterable[int]) -> tuple[str, ...]:
+    owners = {(part.stream, seq) for seq in seqs for part in parts if part.messages[0] <= seq < part.messages[1]}
+    names = []
+    for other in records.collections(db, "session"):
+        if other.id != row.id and other.stream is not None:
+            theirs = records.lineage(db, other.stream)
+            shows = ((part.stream, seq) for part in theirs for _, seq in owners if part.messages[0] <= seq < part.messages[1])
+            names += [other.name] * any(place in owners for place in shows)
+    return tuple(names)

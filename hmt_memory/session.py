@@ -1,0 +1,544 @@
+"""A session: one conversation that lasts. Add, reply, recall, fork, forget; what a call has done is on disk when it returns.
+
+Knows the model, the transcript and the stored history. Memory is a function of the stored tokens: what is not read yet, after
+a crash or behind a reply, is read by the next call that needs it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from filelock import Timeout
+
+from . import history, recollection
+from .chat import SYSTEM_ROLES
+from .corpus import corpus_shard
+from .errors import InputError, SessionBusyError, SessionNotFoundError
+from .fingerprint import Fingerprint, fingerprint, matching
+from .generate import Generation, Usage, check_budget
+from .recollection import RecalledSegments, ViewRecollection
+from .shards import Message, SessionShard, Shard, as_message, utc
+from .state import HMTState
+from .store import records
+from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from .memory_store import MemoryStore
+    from .model import HMTModel
+
+# Forgetting re-reads what is kept, so a limit that is reached makes room at once for this share of it.
+_COUNT_SLACK, _AGE_SLACK = 0.25, 0.1
+Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+
+
+class Forgotten(NamedTuple):
+    """What `Session.forget` did."""
+
+    messages: int
+    also_in: tuple[str, ...]  # sessions that share a forgotten message and keep it: forget it there too
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """The stored session as of one revision, and its state up to where it has been read."""
+
+    row: records.CollectionRow
+    parts: records.Lineage
+    state: HMTState
+
+    @property
+    def tokens(self) -> int:
+        return records.size(self.parts)[1]
+
+
+class Session:
+    """One conversation in a store; `MemoryStore.session` makes it.
+
+    Safe to use from several threads: calls that read wait for one another, answers are generated side by side. Opened without
+    a model, it can be looked at, forked, exported and forgotten from, but not added to.
+    """
+
+    def __init__(self, store: MemoryStore, row: records.CollectionRow, model: HMTModel | None) -> None:
+        self._store, self._database, self._id, self._model = store, store.database, row.id, model
+        self.name = row.name
+        self._cache: _Snapshot | None = None
+        if model is not None:
+            self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
+            with self._database.reading() as db:
+                matching(db, row, self._made_by)
+
+    def __repr__(self) -> str:
+        return f"Session({self.name!r})"
+
+    # --- adding and answering ---------------------------------------------------------------------------------------
+
+    def add(self, messages: Messages, *, progress: Progress | None = None) -> list[int]:
+        """Append messages and read them into memory. They are on disk when it returns.
+
+        Args:
+            messages: dicts with "role" and "content" (str), and whatever else the chat template knows. System messages are
+                pinned instead of read; the latest call that has any replaces those of earlier calls.
+            progress: called with the tokens read so far and the tokens to read.
+
+        Returns:
+            The messages' ids, for `forget` and `fork`.
+
+        Raises:
+            InputError: malformed messages, or text that is not Unicode. BudgetError: the system prompt is over
+            `pinned_tokens`. SessionBusyError: another process is writing this session. StoreError: the disk is full or failing.
+            Nothing is stored then.
+        """
+        batch = validated(messages)
+        self._needs_model()
+        if not batch:
+            return []
+        self._check_pinned(batch)
+        with self._reading():
+            with self._database.writing() as db:
+                row, ids = self._append(db, self._own_row(db), batch)
+            self._read_pending(progress)
+        self._apply_retention(row)
+        return ids
+
+    def reply(
+        self,
+        messages: Messages = (),
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        replay: bool = True,
+        stop: str | Sequence[str] | None = None,
+        **decoding: Any,
+    ) -> Reply:
+        """Answer, as an iterator of text pieces. The answer is stored before the last piece is given out.
+
+        An answer that is abandoned leaves nothing behind, and neither do `messages`.
+
+        Args:
+            messages: what to answer, stored together with the answer; none: what was added before.
+            tools: JSON schemas of functions, pinned for this answer.
+            replay: whether recalled passages that are no longer visible are shown to the model.
+            stop: strings that end the answer. decoding: other options of `HMTModel.generate`, such as max_new_tokens.
+
+        Raises:
+            As `add`; InputError where there is nothing to answer.
+        """
+        model = self._needs_model()
+        batch = validated(messages)
+        with self._reading():
+            snapshot = self._read_pending()
+        stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
+        prompt = [token for stretch in stretches for token in stretch.ids]
+        if not prompt and not snapshot.tokens:
+            raise InputError("there is nothing to answer: add a message first.")
+        with self._database.reading() as db:
+            system = _system(batch) or history.system_in_force(db, snapshot.parts)
+        pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
+        memory = ViewRecollection(model, self._transcript, self._shards(), own=True, replay=replay)
+        generation = model.generate(
+            prompt + self._transcript.answer_opening(),
+            state=snapshot.state,
+            pinned=pinned,
+            recollection=memory,
+            stop=[*([stop] if isinstance(stop, str) else stop or ()), *self._transcript.stop],
+            **decoding,
+        )
+        return Reply(self, snapshot, batch, generation, memory)
+
+    def recall(self, query: str, top_k: int = 5) -> RecalledSegments:
+        """The segments a text remembers most, of this conversation and the attached corpora, by falling weight.
+
+        Returns:
+            A list with `.coverage`: at least this share of the softmax over all segments fell on those preselected.
+
+        Raises:
+            InputError: the query is empty or `top_k` below 1.
+        """
+        model = self._needs_model()
+        with self._reading():
+            self._read_pending()
+        return recollection.recall(model, self._shards(), query, top_k)
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
+        """The conversation in order, system messages included; [start, stop) as in a slice."""
+        with self._database.reading() as db:
+            return [as_message(row) for row in records.messages(db, history.lineage(db, self._row(db)), start, stop)]
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, times and settings, ready for JSON."""
+        with self._database.reading() as db:
+            row = self._row(db)
+            parts = history.lineage(db, row)
+            messages, tokens = records.size(parts)
+            corpora = (records.collection(db, id) for id in row.settings.get("corpora", []))
+            return {
+                "name": row.name,
+                "messages": messages,
+                "tokens": tokens,
+                "segments": records.segment_count(db, parts),
+                "created_at": utc(row.created_at).isoformat(timespec="seconds"),
+                "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
+                "model": None if row.model is None else str(Fingerprint.of(records.model(db, row.model))),
+                "corpora": [corpus.name for corpus in corpora if corpus is not None],
+                "retention": row.settings.get("retention", {}),
+            }
+
+    # --- rewriting --------------------------------------------------------------------------------------------------
+
+    def fork(self, name: str, *, upto: int | None = None) -> Session:
+        """A new session that shares this one's past and goes its own way from here.
+
+        Args:
+            upto: id of the last message to share; None: all.
+
+        Raises:
+            SessionExistsError: the name is taken. SessionNotFoundError: there is no such message.
+        """
+        with self._database.writing() as db:
+            self._store.check_new(db, "session", name)
+            new = history.fork(db, self._row(db), name, upto, now=self._store.now())
+        return Session(self._store, new, self._model)
+
+    def forget(self, message_ids: Sequence[int], *, progress: Progress | None = None) -> Forgotten:
+        """Erase messages for good: rows, every embedding that saw them, index entries, and the bytes in all files.
+
+        What came after is kept and read again, as if they had never been said; without a model, by the next call that has one.
+        The erasure comes first and is durable before the reading begins.
+
+        Raises:
+            SessionNotFoundError: an id is not in this session; nothing is forgotten then. SessionBusyError: another process is
+            writing.
+        """
+        ids = set(message_ids)
+        if not ids:
+            return Forgotten(0, ())
+        with self._reading():
+            with self._database.writing() as db:
+                row, sharing = history.forget(db, self._row(db), ids)
+                self._store.drop_index(row.id)
+            self._store.finish_wiping()
+            if self._model is not None:
+                self._read_pending(progress)
+        return Forgotten(len(ids), sharing)
+
+    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Session:
+        """Read the stored conversation anew with `model`: from its tokens, or from its text where they mean other text.
+
+        Returns:
+            The session for that model; this object is then out of date.
+        """
+        with self._reading():
+            with self._database.writing() as db:
+                row = history.move(db, self._row(db), Transcript(model.backbone), fingerprint(model))
+                self._store.drop_index(row.id)
+            session = Session(self._store, row, model)
+            session._read_pending(progress)
+        return session
+
+    def attach(self, *corpora: str) -> None:
+        """Let this session recall from corpora of the same store, read by the same model.
+
+        Raises:
+            SessionNotFoundError: there is no such corpus. ModelMismatchError: another model read it.
+        """
+        with self._database.writing() as db:
+            found = [self._store.find(db, "corpus", name) for name in corpora]
+            for corpus in found if self._model is not None else ():
+                matching(db, corpus, self._made_by)
+            self._set(db, corpora=sorted({*self._row(db).settings.get("corpora", []), *(corpus.id for corpus in found)}))
+
+    def detach(self, *corpora: str) -> None:
+        """The opposite of `attach`."""
+        with self._database.writing() as db:
+            gone = {self._store.find(db, "corpus", name).id for name in corpora}
+            self._set(db, corpora=[id for id in self._row(db).settings.get("corpora", []) if id not in gone])
+
+    def set_retention(self, *, messages: int | None = None, age: timedelta | None = None) -> None:
+        """Keep at most so many messages, and none older than `age`; None: no limit. The rest is forgotten, now and from now on.
+
+        Forgetting the oldest re-reads what is kept, so a quarter (by count) or a tenth (by age) is forgotten ahead. System
+        messages count and are forgotten too, except those in force.
+
+        Raises:
+            InputError: fewer than one message, or an age that is not positive.
+        """
+        if (messages is not None and messages < 1) or (age is not None and age <= timedelta(0)):
+            raise InputError("a limit must keep at least one message, and an age must be positive.")
+        limits = {"messages": messages, "seconds": None if age is None else age.total_seconds()}
+        with self._database.writing() as db:
+            row = self._set(db, retention={name: value for name, value in limits.items() if value is not None})
+        self._apply_retention(row)
+
+    def export(self, path: str | Path) -> None:
+        """Write the whole session into one file (`docs/FORMAT.md`), which `MemoryStore.import_session` reads.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        from . import archive
+
+        archive.export_session(self._database, self._id, Path(path))
+
+    # --- rows -------------------------------------------------------------------------------------------------------
+
+    def _needs_model(self) -> HMTModel:
+        if self._model is None:
+            raise InputError(f"session {self.name!r} was opened without a model. Open it with one: store.session(name, model)")
+        return self._model
+
+    def _row(self, db: sqlite3.Connection) -> records.CollectionRow:
+        row = records.collection(db, self._id)
+        if row is None:
+            raise SessionNotFoundError(f"session {self.name!r} was deleted.")
+        return row
+
+    def _own_row(self, db: sqlite3.Connection) -> records.CollectionRow:
+        row = self._row(db)
+        matching(db, row, self._made_by)
+        return row
+
+    def _set(self, db: sqlite3.Connection, **settings: Any) -> records.CollectionRow:
+        row = self._row(db)
+        return records.update_collection(db, replace(row, settings={**row.settings, **settings}))
+
+    def _append(
+        self, db: sqlite3.Connection, row: records.CollectionRow, batch: Sequence[Mapping[str, Any]], answer: Sequence[int] | None = None
+    ) -> tuple[records.CollectionRow, list[int]]:
+        """Store messages behind the last one; with `answer`, the last of them is the model's own, in these tokens."""
+        parts = history.lineage(db, row)
+        seq, at = records.size(parts)
+        told = batch if answer is None else batch[:-1]
+        stretches = history.rendered(self._transcript, told, first=not at)
+        if answer is not None:
+            stretches.append(self._transcript.answer(answer))
+        now = self._store.now()
+        rows = [
+            records.MessageRow(0, row.next_id + offset, row.next_id, body["role"] in SYSTEM_ROLES, body, now, (0, 0), (0, 0))
+            for offset, body in enumerate(batch)
+        ]
+        history.append(db, parts[-1].stream, seq, at, rows, stretches)
+        number = records.add_model(db, self._made_by.digest, self._made_by.parts)
+        changed = replace(row, model=number, next_id=row.next_id + len(rows), updated_at=now)
+        return records.update_collection(db, changed), [one.id for one in rows]
+
+    def _check_pinned(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        if system := _system(batch):
+            check_budget(self._needs_model(), "pinned_tokens", len(self._transcript.pinned("\n\n".join(system))))
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self, *, wait: bool = True) -> Iterator[None]:
+        """One reader a session: threads queue, another process waits briefly. Raises SessionBusyError where it gives up."""
+        mutex = self._store.reading_mutex(self._id)
+        if not mutex.acquire(blocking=wait):
+            raise SessionBusyError(f"another thread is reading session {self.name!r}. Try again.")
+        try:
+            with self._database.lock(f"session-{self._id}", timeout=None if wait else 0):
+                yield
+        except Timeout as error:
+            raise SessionBusyError(
+                f"another process has been writing session {self.name!r} for {self._database.timeout:g} s. Nothing was stored; "
+                "try again, or open the store with a longer timeout."
+            ) from error
+        finally:
+            mutex.release()
+
+    def _snapshot(self, *, anew: bool = False) -> _Snapshot:
+        """The session as it is now; the one in memory, where nobody has written since."""
+        model = self._needs_model()
+        known = None if anew else self._cache
+        with self._database.reading() as db:
+            row = self._own_row(db)
+            if known is None or known.row != row:
+                parts = history.lineage(db, row)
+                known = _Snapshot(row, parts, load_state(db, parts, model))
+        self._cache = known
+        return known
+
+    def _read_pending(self, progress: Progress | None = None) -> _Snapshot:
+        """Read what is stored and not read yet; the snapshot afterwards, which lacks no full segment. Call inside `_reading`."""
+        model = self._needs_model()
+        length, snapshot = model.config.segment_length, self._snapshot()
+        first, last = snapshot.state.tokens, snapshot.tokens // length * length
+        while snapshot.tokens - snapshot.state.segments * length >= length:
+            at = snapshot.state.tokens
+            with self._database.reading() as db:
+                ids = records.tokens(db, snapshot.parts, at, at + CHUNK_SEGMENTS * length)
+            *_, state = read_on(model, torch.from_numpy(ids), snapshot.state)
+            snapshot = self._store_segments(snapshot, state)
+            if progress is not None:
+                progress(snapshot.state.segments * length - first, last - first)
+        return snapshot
+
+    def _store_segments(self, snapshot: _Snapshot, state: HMTState) -> _Snapshot:
+        """Write the segments that `state` has beyond the snapshot's, unless the rows have changed; the snapshot afterwards."""
+        with self._database.writing() as db:
+            row = self._own_row(db)
+            if row.epoch == snapshot.row.epoch and records.segment_count(db, snapshot.parts) == snapshot.state.segments:
+                self._write_segments(db, snapshot, state)
+                records.update_collection(db, row)
+        return self._snapshot(anew=True)
+
+    def _write_segments(self, db: sqlite3.Connection, snapshot: _Snapshot, state: HMTState) -> None:
+        digest = records.digest_at(db, snapshot.parts, snapshot.state.segments)
+        rows = segment_rows(self._needs_model(), snapshot.state, state, digest)
+        records.append_segments(db, snapshot.parts, rows)
+
+    def _shards(self) -> list[Shard]:
+        """This session's own past, then the attached corpora."""
+        with self._database.reading() as db:
+            row = self._own_row(db)
+            parts = history.lineage(db, row)
+            shelf = records.Shelf(((parts, records.segment_count(db, parts)),), (row.id, row.revision))
+            corpora = [corpus for id in row.settings.get("corpora", []) if (corpus := records.collection(db, id))]
+            for corpus in corpora:
+                matching(db, corpus, self._made_by)
+        model = self._needs_model()
+        decode = model.backbone.decode
+        own = SessionShard(self._database, self._store.index(row, model), shelf, row.name, decode)
+        return [own, *(corpus_shard(self._store, corpus, model) for corpus in corpora)]
+
+    # --- after an answer --------------------------------------------------------------------------------------------
+
+    def _commit(self, reply: Reply, snapshot: _Snapshot, generation: Generation) -> list[int]:
+        """Store what was asked and answered, and the segments that were read on the way; ids of the new messages."""
+        answer = {"role": "assistant", "content": generation.text}
+        with self._database.writing() as db:
+            row = self._own_row(db)
+            if row.epoch != snapshot.row.epoch:
+                raise SessionBusyError(
+                    f"session {self.name!r} was rewritten while the answer was being generated, so the answer was not stored. "
+                    "Ask again."
+                )
+            alone = row.revision == snapshot.row.revision
+            row, ids = self._append(db, row, [*reply._asked, answer], answer=generation.ids)
+            unread = records.segment_count(db, snapshot.parts) == snapshot.state.segments
+            if alone and unread and generation.closed is not None:
+                self._write_segments(db, snapshot, generation.closed[1])
+        return ids
+
+    def _after_reply(self) -> None:
+        """Close segments that the answer filled, if nobody else is reading; the next call does it otherwise."""
+        with suppress(SessionBusyError):
+            with self._reading(wait=False):
+                row = self._read_pending().row
+            self._apply_retention(row)
+
+    def _apply_retention(self, row: records.CollectionRow) -> None:
+        """Forget what is beyond the limits."""
+        limits = row.settings.get("retention", {})
+        if not limits:
+            return
+        with self._database.reading() as db:
+            row = self._row(db)
+            parts = history.lineage(db, row)
+            stored = records.messages(db, parts)
+            in_force = {message.batch for message in records.pinned(db, parts)}
+        newest = max(in_force, default=0)
+        loose = [message for message in stored if not (message.pinned and message.batch == newest)]
+        gone: set[int] = set()
+        if (most := limits.get("messages")) is not None and len(stored) > most:
+            room = int(most * _COUNT_SLACK)
+            gone |= {message.id for message in loose[: len(stored) - most + room]}
+        if (seconds := limits.get("seconds")) is not None:
+            now = self._store.now()
+            if any(message.created_at < now - seconds for message in loose):
+                gone |= {message.id for message in loose if message.created_at < now - seconds * (1 - _AGE_SLACK)}
+        self.forget(sorted(gone))
+
+
+class Reply(Iterator[str]):
+    """An answer being written: iterate for text pieces. It is stored before the last piece comes; abandoned, nothing is.
+
+    When it is finished, `text`, `finish_reason`, `usage` and `message_ids` are set.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        snapshot: _Snapshot,
+        asked: Sequence[Mapping[str, Any]],
+        generation: Generation,
+        memory: ViewRecollection,
+    ) -> None:
+        self._session, self._snapshot, self._asked = session, snapshot, asked
+        self._generation, self._memory = generation, memory
+        self.message_ids: list[int] = []  # of what was asked with this call, and of the answer
+        self._pieces = self._run()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _run(self) -> Iterator[str]:
+        for piece in self._generation:
+            if self._generation.finish_reason is not None:
+                self.message_ids = self._session._commit(self, self._snapshot, self._generation)
+            yield piece
+        if not self.message_ids:
+            self.message_ids = self._session._commit(self, self._snapshot, self._generation)
+        self._session._after_reply()
+
+    def finish(self) -> Reply:
+        """Run to the end without looking at the pieces."""
+        for _ in self:
+            pass
+        return self
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return self._generation.text
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`stop` or `length` once it is finished."""
+        return self._generation.finish_reason
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of question, answer and view."""
+        return self._generation.usage
+
+    @property
+    def recalled(self) -> RecalledSegments:
+        """The passages that were replayed to the model, by falling weight; chosen with the first piece."""
+        return self._memory.recalled
+
+
+def validated(messages: Messages) -> list[Mapping[str, Any]]:
+    """Messages as plain dicts.
+
+    Raises:
+        InputError: a message lacks its role or content, is not JSON, or is not Unicode text.
+    """
+    import json
+
+    found: list[Mapping[str, Any]] = []
+    for message in [messages] if isinstance(messages, Mapping) else messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise InputError(f"a message is a dict with a 'role' and a 'content' string, not {str(message)[:200]!r}.")
+        plain = set(message) == {"role", "content"} or message["role"] in SYSTEM_ROLES
+        if not isinstance(message["content"], str) and (plain or message["content"] is not None):
+            raise InputError(f"the content of a message is a string, not {type(message['content']).__name__}. Join its text parts.")
+        try:
+            json.dumps(dict(message), ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError is one of the latter
+            raise InputError(f"a message cannot be stored: {error}. Use JSON types and valid Unicode.") from error
+        found.append(dict(message))
+    return found
+
+
+def _system(batch: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [message["content"] for message in batch if message["role"] in SYSTEM_ROLES]

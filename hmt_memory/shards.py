@@ -1,0 +1,121 @@
+"""What recall searches and cites: a session's own past, and corpora. Knows rows, index and words; runs no model.
+
+A shard is a collection's closed segments as one numbered sequence with an index over their keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .store import records
+from .store.database import Database
+from .store.index import Hits, MemoryIndex
+
+if TYPE_CHECKING:
+    import sqlite3
+
+Decode = Callable[[Sequence[int]], str]
+_BROKEN = "\ufffd"  # what half a character decodes to, where a segment's edge cuts it
+
+
+@dataclass(frozen=True)
+class Message:
+    """One stored message."""
+
+    id: int  # what `forget` and `fork` take; never given twice in a session
+    role: str
+    content: str
+    created_at: datetime  # UTC
+    fields: dict[str, Any] = field(default_factory=dict)  # whatever else the message had, such as tool_calls
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as it was added."""
+        return {"role": self.role, "content": self.content, **self.fields}
+
+
+class Citation(NamedTuple):
+    """What a shard says of one of its segments."""
+
+    segment: int  # counted from 0 in its session or document
+    text: str  # verbatim
+    messages: tuple[Message, ...]  # those it is cut from; none in a corpus
+    token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
+    created_at: datetime
+    source: str  # name of the session, or "corpus/document"
+
+    def quote(self) -> str:
+        """The citation as it stands in a view."""
+        if self.messages:
+            return f"[{self.created_at:%Y-%m-%d %H:%M}]\n{self.text}"
+        return f"[{self.source}]\n{self.text}"
+
+
+class Shard:
+    """A collection's closed segments, as of when it was made."""
+
+    def __init__(self, database: Database, index: MemoryIndex, shelf: records.Shelf, name: str, decode: Decode) -> None:
+        self.database, self.index, self.shelf, self.name, self._decode = database, index, shelf, name, decode
+        self.total = shelf.total
+
+    def search(self, query: NDArray[np.float32], k: int) -> Hits:
+        """The best segments for a folded query [d]."""
+        with self.database.reading() as db:
+            return self.index.search(db, self.shelf, query, k)
+
+    def cite(self, position: int, *, before: int | None = None) -> Citation:
+        """A segment's words; only of its tokens before `before`, where that is given."""
+        volume, seq = self.shelf.locate(position)
+        parts, _ = self.shelf.volumes[volume]
+        with self.database.reading() as db:
+            (row,) = records.segments(db, parts, seq, seq + 1)
+            start, stop = row.tokens
+            span = (start, stop if before is None else max(start, min(stop, before)))
+            return self._cite(db, volume, seq, span)
+
+    def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+        raise NotImplementedError
+
+    def _text(self, db: sqlite3.Connection, parts: records.Lineage, start: int, stop: int) -> str:
+        return self._decode(records.tokens(db, parts, start, stop).tolist()).strip(_BROKEN)
+
+
+class SessionShard(Shard):
+    """A session's own past."""
+
+    def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+        parts, _ = self.shelf.volumes[volume]
+        rows = records.messages_in(db, parts, *span)
+        lines = []
+        for row in rows:
+            said = self._text(db, parts, max(span[0], row.content[0]), min(span[1], row.content[1]))
+            lines += [f"{row.body['role']}: {said}"] if said.strip() else []
+        return Citation(seq, "\n".join(lines), tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name)
+
+
+class CorpusShard(Shard):
+    """A corpus: a volume for each document, whose ids are `documents`."""
+
+    collection = 0
+    documents: Sequence[int] = ()
+
+    def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+        document = records.document(db, self.collection, self.documents[volume])
+        text = self._text(db, self.shelf.volumes[volume][0], *span)
+        return Citation(seq, text, (), span, utc(document.created_at), f"{self.name}/{document.body['name']}")
+
+
+def as_message(row: records.MessageRow) -> Message:
+    """A message as users see it."""
+    fields = {name: value for name, value in row.body.items() if name not in ("role", "content")}
+    return Message(row.id, row.body["role"], row.body["content"] or "", utc(row.created_at), fields)
+
+
+def utc(seconds: float) -> datetime:
+    """A stored time."""
+    return datetime.fromtimestamp(seconds, timezone.utc)
