@@ -174,7 +174,7 @@ class Backbone(nn.Module):
 
     def _of_adapter(self, name: str) -> bool:
         prefix = getattr(getattr(self.causal_lm, "base_model", None), "prefix", None)  # PEFT's mark of its own weights
-        return bool(prefix) and (prefix in name or "modules_to_save" in name)
+        return prefix is not None and (prefix in name or "modules_to_save" in name)
 
     def _peft_configs(self) -> list[Any]:
         return list(getattr(self.causal_lm, "peft_config", {}).values())

@@ -68,8 +68,8 @@ class Corpus:
             The documents' ids, for `remove`.
 
         Raises:
-            InputError: a document has no text. SessionBusyError: another process is reading into this corpus. StoreError: the disk
-            is full or failing. Nothing is stored then.
+            InputError: a document has no text. SessionBusyError: another process is reading into this corpus. StoreError: the
+            disk is full or failing. Nothing is stored then.
         """
         model = self._needs_model()
         bodies = [_body(document) for document in documents]

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
     from .model import HMTModel
 
-_READING = ("segment_length", "summary_length", "sensory_length", "recall_window", "recall_dim", "memory_tokens", "memory_input")
+_READING = (
+    "segment_length",
+    "summary_length",
+    "sensory_length",
+    "recall_window",
+    "recall_dim",
+    "memory_tokens",
+    "memory_input",
+)
 
 
 class Fingerprint(NamedTuple):
@@ -68,8 +76,8 @@ def matching(db: sqlite3.Connection, row: CollectionRow, made_by: Fingerprint) -
     if stored.digest != made_by.digest:
         command = "hmt sessions rebuild" if row.kind == "session" else "hmt read --rebuild --corpus"
         raise ModelMismatchError(
-            f"the memory of {row.kind} {row.name!r} was made by {stored}, not by {made_by}, to which it means nothing. Open it with "
-            f"the model that made it, or read its text anew with this one: {command} {row.name}"
+            f"the memory of {row.kind} {row.name!r} was made by {stored}, not by {made_by}, to which it means nothing. Open it "
+            f"with the model that made it, or read its text anew with this one: {command} {row.name}"
         )
 
 

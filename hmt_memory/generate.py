@@ -53,7 +53,7 @@ class Recollection(Protocol):
         ...
 
     def passages(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
-        """[t] token ids to replay, at most `replay_tokens`; asked once an answer. The last `visible` tokens are shown anyway."""
+        """[t] token ids to replay, at most `replay_tokens`; asked once an answer. The last `visible` tokens show anyway."""
         ...
 
 

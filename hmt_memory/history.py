@@ -32,7 +32,9 @@ def positions(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, ids: I
     wanted = set(ids)
     found = records.positions(db, parts, wanted)
     if missing := sorted(wanted - set(found)):
-        raise SessionNotFoundError(f"session {row.name!r} has no message {', '.join(map(str, missing))}. List them: messages().")
+        raise SessionNotFoundError(
+            f"session {row.name!r} has no message {', '.join(map(str, missing))}. List them: messages()."
+        )
     return found
 
 

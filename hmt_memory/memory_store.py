@@ -10,14 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .corpus import Corpus
 from .errors import HMTError, InputError, SessionExistsError, SessionNotFoundError, StoreDamagedError
 from .fingerprint import Fingerprint, digest_of
 from .history import WIPE
 from .session import Session
-from .shards import utc
 from .store import index as store_index
 from .store import records
 from .store.database import Database

@@ -6,7 +6,6 @@ a crash or behind a reply, is read by the next call that needs it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -313,7 +312,13 @@ class Session:
         return records.update_collection(db, replace(row, settings={**row.settings, **settings}))
 
     def _append(
-        self, db: sqlite3.Connection, row: records.CollectionRow, batch: Sequence[Mapping[str, Any]], answer: Sequence[int] | None = None
+        self,
+        db: sqlite3.Connection,
+        row: records.CollectionRow,
+        batch: Sequence[Mapping[str, Any]],
+        *,
+        answer: Sequence[int] | None = None,
+        asked_at: float | None = None,
     ) -> tuple[records.CollectionRow, list[int]]:
         """Store messages behind the last one; with `answer`, the last of them is the model's own, in these tokens."""
         parts = history.lineage(db, row)
@@ -323,9 +328,10 @@ class Session:
         if answer is not None:
             stretches.append(self._transcript.answer(answer))
         now = self._store.now()
+        times = [asked_at or now] * len(told) + [now] * (len(batch) - len(told))
         rows = [
-            records.MessageRow(0, row.next_id + offset, row.next_id, body["role"] in SYSTEM_ROLES, body, now, (0, 0), (0, 0))
-            for offset, body in enumerate(batch)
+            records.MessageRow(0, row.next_id + offset, row.next_id, body["role"] in SYSTEM_ROLES, body, time, (0, 0), (0, 0))
+            for offset, (body, time) in enumerate(zip(batch, times, strict=True))
         ]
         history.append(db, parts[-1].stream, seq, at, rows, stretches)
         number = records.add_model(db, self._made_by.digest, self._made_by.parts)
@@ -368,7 +374,7 @@ class Session:
         return known
 
     def _read_pending(self, progress: Progress | None = None) -> _Snapshot:
-        """Read what is stored and not read yet; the snapshot afterwards, which lacks no full segment. Call inside `_reading`."""
+        """Read what is stored and not read yet, inside `_reading`; the snapshot afterwards, which lacks no full segment."""
         model = self._needs_model()
         length, snapshot = model.config.segment_length, self._snapshot()
         first, last = snapshot.state.tokens, snapshot.tokens // length * length
@@ -423,7 +429,7 @@ class Session:
                     "Ask again."
                 )
             alone = row.revision == snapshot.row.revision
-            row, ids = self._append(db, row, [*reply._asked, answer], answer=generation.ids)
+            row, ids = self._append(db, row, [*reply._asked, answer], answer=generation.ids, asked_at=reply._asked_at)
             unread = records.segment_count(db, snapshot.parts) == snapshot.state.segments
             if alone and unread and generation.closed is not None:
                 self._write_segments(db, snapshot, generation.closed[1])
@@ -475,6 +481,7 @@ class Reply(Iterator[str]):
     ) -> None:
         self._session, self._snapshot, self._asked = session, snapshot, asked
         self._generation, self._memory = generation, memory
+        self._asked_at = session._store.now()
         self.message_ids: list[int] = []  # of what was asked with this call, and of the answer
         self._pieces = self._run()
 
@@ -531,7 +538,9 @@ def validated(messages: Messages) -> list[Mapping[str, Any]]:
             raise InputError(f"a message is a dict with a 'role' and a 'content' string, not {str(message)[:200]!r}.")
         plain = set(message) == {"role", "content"} or message["role"] in SYSTEM_ROLES
         if not isinstance(message["content"], str) and (plain or message["content"] is not None):
-            raise InputError(f"the content of a message is a string, not {type(message['content']).__name__}. Join its text parts.")
+            raise InputError(
+                f"the content of a message is a string, not {type(message['content']).__name__}. Join its text parts."
+            )
         try:
             json.dumps(dict(message), ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:  # UnicodeEncodeError is one of the latter

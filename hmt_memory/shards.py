@@ -81,8 +81,12 @@ class Shard:
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         raise NotImplementedError
 
-    def _text(self, db: sqlite3.Connection, parts: records.Lineage, start: int, stop: int) -> str:
-        return self._decode(records.tokens(db, parts, start, stop).tolist()).strip(_BROKEN)
+    def _text(self, db: sqlite3.Connection, parts: records.Lineage, span: tuple[int, int], whole: tuple[int, int]) -> str:
+        """The text of the tokens of `whole` that lie in `span`, without the halves of characters that its edges cut."""
+        start, stop = max(span[0], whole[0]), max(span[0], min(span[1], whole[1]))
+        text = self._decode(records.tokens(db, parts, start, stop).tolist())
+        text = text.lstrip(_BROKEN) if start > whole[0] else text
+        return text.rstrip(_BROKEN) if stop < whole[1] else text
 
 
 class SessionShard(Shard):
@@ -93,9 +97,11 @@ class SessionShard(Shard):
         rows = records.messages_in(db, parts, *span)
         lines = []
         for row in rows:
-            said = self._text(db, parts, max(span[0], row.content[0]), min(span[1], row.content[1]))
+            said = self._text(db, parts, span, row.content)
             lines += [f"{row.body['role']}: {said}"] if said.strip() else []
-        return Citation(seq, "\n".join(lines), tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name)
+        return Citation(
+            seq, "\n".join(lines), tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name
+        )
 
 
 class CorpusShard(Shard):
@@ -106,7 +112,8 @@ class CorpusShard(Shard):
 
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         document = records.document(db, self.collection, self.documents[volume])
-        text = self._text(db, self.shelf.volumes[volume][0], *span)
+        parts, _ = self.shelf.volumes[volume]
+        text = self._text(db, parts, span, parts[-1].tokens)
         return Citation(seq, text, (), span, utc(document.created_at), f"{self.name}/{document.body['name']}")
 
 

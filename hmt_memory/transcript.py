@@ -126,7 +126,9 @@ class Transcript:
                 continue
             if mark:
                 return _Frame(opening, closing, f"{opening} {_MARK} " not in spaced)
-        raise InputError(f"the chat template of {self._backbone.name} has no place for the role {role!r}. Use user or assistant.")
+        raise InputError(
+            f"the chat template of {self._backbone.name} has no place for the role {role!r}. Use user or assistant."
+        )
 
     def _with_fields(self, message: Mapping[str, Any]) -> str:
         """A message with more than text, such as tool calls, as the template writes it."""

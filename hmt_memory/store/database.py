@@ -72,7 +72,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A consistent view of all rows as of now. Fetch what is needed and leave: an open view keeps the WAL from shrinking."""
+        """A consistent view of all rows as of now. Fetch what is needed and leave: an open view keeps the WAL growing."""
         with self._connection() as db, self._translated():
             db.execute("BEGIN")
             try:
@@ -109,8 +109,8 @@ class Database:
             while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > deadline:
                     raise SessionBusyError(
-                        "what was forgotten is gone from the record, but another process still reads the old file, so its bytes "
-                        "are not yet overwritten. They are when the store is next opened."
+                        "what was forgotten is gone from the record, but another process still reads the old file, so its "
+                        "bytes are not overwritten yet. They will be when the store is next opened."
                     )
                 time.sleep(_POLL_SECONDS)
 
@@ -193,8 +193,8 @@ class Database:
                     yield
             except Timeout as error:
                 raise SessionBusyError(
-                    f"another process has been writing to {self.folder} for {self.timeout:g} s. Try again, or open the store with "
-                    "a longer timeout."
+                    f"another process has been writing to {self.folder} for {self.timeout:g} s. Try again, or open the store "
+                    "with a longer timeout."
                 ) from error
 
     def _checkpoint_if_large(self, db: sqlite3.Connection) -> None:

@@ -131,7 +131,9 @@ class MemoryIndex:
             InputError: the query is not finite or not of this width.
         """
         if query.shape != (self.width,) or not np.isfinite(query).all():
-            raise InputError(f"a recall query must be {self.width} finite numbers, not shape {query.shape} with NaN or infinity.")
+            raise InputError(
+                f"a recall query must be {self.width} finite numbers, not shape {query.shape} with NaN or infinity."
+            )
         with self._mutex:
             self._sync(db, shelf)
             rows = min(k * max(1, self.slots), len(self._owners))
@@ -408,7 +410,8 @@ class _Gpu(_Flat):
     def __init__(self, faiss: Any, width: int) -> None:
         super().__init__(faiss, width)
         self.name = "faiss GPU Flat fp16"
-        self._resources, self._copy = faiss.StandardGpuResources(), None
+        self._resources: Any = faiss.StandardGpuResources()
+        self._copy: Any = None
         self._usable = True
 
     def add(self, rows: Halves) -> None:

@@ -172,7 +172,7 @@ _COLLECTION = "id, kind, name, model, stream, next_id, revision, epoch, created_
 def _collection(row: Sequence[Any]) -> CollectionRow:
     id, *rest = row
     *values, settings = _checked(f"the record of {row[1]} {row[2]!r}", rest)
-    return CollectionRow(id, *values, settings=json.loads(settings))
+    return CollectionRow(id, *values, json.loads(settings))
 
 
 def collections(db: sqlite3.Connection, kind: str) -> list[CollectionRow]:
@@ -276,9 +276,7 @@ def stream(db: sqlite3.Connection, id: int) -> StreamRow:
     return StreamRow(id, *_checked(f"the record of stream {id}", row[1:]))
 
 
-def add_stream(
-    db: sqlite3.Connection, parent: Lineage = (), *, messages: int = 0, tokens: int = 0, segments: int = 0
-) -> int:
+def add_stream(db: sqlite3.Connection, parent: Lineage = (), *, messages: int = 0, tokens: int = 0, segments: int = 0) -> int:
     """A new stream that continues `parent` after so many messages, tokens and closed segments.
 
     It hangs from the ancestor that owns the last of what is continued.
@@ -329,11 +327,15 @@ def prune(db: sqlite3.Connection, id: int | None) -> None:
     """Delete the rows of a stream, and of its ancestors, that no session, document or other stream shows any more."""
     while id is not None:
         row = stream(db, id)
-        query = "SELECT EXISTS (SELECT 1 FROM collections WHERE stream = ?) OR EXISTS (SELECT 1 FROM documents WHERE stream = ?)"
+        query = (
+            "SELECT EXISTS (SELECT 1 FROM collections WHERE stream = ?) OR EXISTS (SELECT 1 FROM documents WHERE stream = ?)"
+        )
         if db.execute(query, (id, id)).fetchone()[0]:
             return
         children = [stream(db, child) for (child,) in db.execute("SELECT id FROM streams WHERE parent = ?", (id,)).fetchall()]
-        messages, tokens, segments = (max((child[at] for child in children), default=0) for at in (2, 3, 4))
+        messages = max((child.parent_messages for child in children), default=0)
+        tokens = max((child.parent_tokens for child in children), default=0)
+        segments = max((child.parent_segments for child in children), default=0)
         db.execute("DELETE FROM messages WHERE stream = ? AND seq >= ?", (id, messages))
         db.execute("DELETE FROM tokens WHERE stream = ? AND start >= ?", (id, tokens))
         db.execute("DELETE FROM segments WHERE stream = ? AND seq >= ?", (id, segments))
