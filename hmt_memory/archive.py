@@ -10,7 +10,6 @@ import hashlib
 import io
 import json
 import os
-import sqlite3
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +28,8 @@ from .store.database import Database
 from .streams import as_array
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from .memory_store import MemoryStore
 
 FORMAT, VERSION = "hmt-session", 1

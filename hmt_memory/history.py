@@ -6,10 +6,9 @@ the cut, and rows that nobody shows any more are deleted.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .chat import SYSTEM_ROLES
 from .errors import SessionNotFoundError
@@ -18,6 +17,9 @@ from .store import records
 from .store.records import CollectionRow, Lineage, MessageRow
 from .streams import as_array
 from .transcript import Stretch, Transcript
+
+if TYPE_CHECKING:
+    import sqlite3
 
 WIPE = "wipe"  # the fact that deleted bytes may still lie in free pages
 

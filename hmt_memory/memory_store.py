@@ -9,12 +9,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .corpus import Corpus
 from .errors import HMTError, InputError, SessionExistsError, SessionNotFoundError, StoreDamagedError
-from .fingerprint import Fingerprint, digest_of
+from .fingerprint import Fingerprint, digest_of, fingerprint
 from .history import WIPE
 from .session import Session
 from .store import index as store_index
@@ -165,8 +166,6 @@ class MemoryStore:
         Raises:
             SessionNotFoundError: there is none of that name. SessionExistsError: the new name is taken.
         """
-        from dataclasses import replace
-
         with self.database.writing() as db:
             row = self.find(db, "session", name)
             self.check_new(db, "session", new)
@@ -190,8 +189,6 @@ class MemoryStore:
             stored = None if row.model is None else Fingerprint.of(records.model(db, row.model))
         if model is None or stored is None:
             return Session(self, row, model)
-        from .fingerprint import fingerprint
-
         if stored.digest == fingerprint(model).digest:
             return Session(self, row, model)
         return Session(self, row, None).rebuild(model, progress=progress)

@@ -6,6 +6,7 @@ a crash or behind a reply, is read by the next call that needs it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from filelock import Timeout
 from . import history, recollection
 from .chat import SYSTEM_ROLES
 from .corpus import corpus_shard
-from .errors import InputError, SessionBusyError, SessionNotFoundError
+from .errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from .fingerprint import Fingerprint, fingerprint, matching
 from .generate import Generation, Usage, check_budget
 from .recollection import RecalledSegments, ViewRecollection
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .memory_store import MemoryStore
     from .model import HMTModel
 
+log = logging.getLogger("hmt_memory")
 # Forgetting re-reads what is kept, so a limit that is reached makes room at once for this share of it.
 _COUNT_SLACK, _AGE_SLACK = 0.25, 0.1
 Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -103,10 +105,18 @@ class Session:
             return []
         self._check_pinned(batch)
         with self._reading():
+            snapshot = self._read_pending()
+            state = self._read_ahead(snapshot, batch)
             with self._database.writing() as db:
-                row, ids = self._append(db, self._own_row(db), batch)
-            self._read_pending(progress)
-        self._apply_retention(row)
+                row = self._own_row(db)
+                alone = row == snapshot.row
+                row, ids = self._append(db, row, batch)
+                if alone:
+                    self._write_segments(db, snapshot, state)
+            with _stored_already(self.name):
+                self._read_pending(progress)
+        with _stored_already(self.name):
+            self._apply_retention(row)
         return ids
 
     def reply(
@@ -388,16 +398,26 @@ class Session:
                 progress(snapshot.state.segments * length - first, last - first)
         return snapshot
 
+    def _read_ahead(self, snapshot: _Snapshot, batch: Sequence[Mapping[str, Any]]) -> HMTState:
+        """The state after the first chunk of what `batch` will add: a model that cannot read it stores nothing."""
+        model = self._needs_model()
+        stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
+        ids = torch.tensor([token for stretch in stretches for token in stretch.ids], dtype=torch.long)
+        return next(read_on(model, ids, snapshot.state), snapshot.state)
+
     def _store_segments(self, snapshot: _Snapshot, state: HMTState) -> _Snapshot:
-        """Write the segments that `state` has beyond the snapshot's, unless the rows have changed; the snapshot afterwards."""
+        """Write what `state` has beyond the snapshot's, unless the session was rewritten; the snapshot afterwards."""
         with self._database.writing() as db:
             row = self._own_row(db)
-            if row.epoch == snapshot.row.epoch and records.segment_count(db, snapshot.parts) == snapshot.state.segments:
+            if row.epoch == snapshot.row.epoch:
                 self._write_segments(db, snapshot, state)
                 records.update_collection(db, row)
         return self._snapshot(anew=True)
 
     def _write_segments(self, db: sqlite3.Connection, snapshot: _Snapshot, state: HMTState) -> None:
+        """Write the segments that `state` has beyond the snapshot's, unless a session that shares them was first."""
+        if records.segment_count(db, snapshot.parts) != snapshot.state.segments:
+            return
         digest = records.digest_at(db, snapshot.parts, snapshot.state.segments)
         rows = segment_rows(self._needs_model(), snapshot.state, state, digest)
         records.append_segments(db, snapshot.parts, rows)
@@ -428,16 +448,15 @@ class Session:
                     f"session {self.name!r} was rewritten while the answer was being generated, so the answer was not stored. "
                     "Ask again."
                 )
-            alone = row.revision == snapshot.row.revision
+            alone = row == snapshot.row
             row, ids = self._append(db, row, [*reply._asked, answer], answer=generation.ids, asked_at=reply._asked_at)
-            unread = records.segment_count(db, snapshot.parts) == snapshot.state.segments
-            if alone and unread and generation.closed is not None:
+            if alone and generation.closed is not None:
                 self._write_segments(db, snapshot, generation.closed[1])
         return ids
 
     def _after_reply(self) -> None:
         """Close segments that the answer filled, if nobody else is reading; the next call does it otherwise."""
-        with suppress(SessionBusyError):
+        with suppress(SessionBusyError), _stored_already(self.name):
             with self._reading(wait=False):
                 row = self._read_pending().row
             self._apply_retention(row)
@@ -547,6 +566,17 @@ def validated(messages: Messages) -> list[Mapping[str, Any]]:
             raise InputError(f"a message cannot be stored: {error}. Use JSON types and valid Unicode.") from error
         found.append(dict(message))
     return found
+
+
+@contextmanager
+def _stored_already(name: str) -> Iterator[None]:
+    """What fails to be written here is derived from what is on disk already, and made by the next call instead."""
+    try:
+        yield
+    except StoreDamagedError:
+        raise
+    except StoreError as error:
+        log.warning("session %r is stored, but reading it into memory waits: %s", name, error)
 
 
 def _system(batch: Sequence[Mapping[str, Any]]) -> list[str]:

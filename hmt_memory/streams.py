@@ -6,7 +6,6 @@ room, and a state that was reloaded equals one that never left the process.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,8 @@ from .state import HMTState
 from .store import records
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from .model import HMTModel
 
 CHUNK_SEGMENTS = 16  # read between two writes: what a crash may cost in time

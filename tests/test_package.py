@@ -15,7 +15,12 @@ import pytest
 import hmt_memory
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted(path.stem for path in (ROOT / "hmt_memory").glob("*.py") if path.stem != "__init__")
+FILES = {
+    ".".join(path.relative_to(ROOT / "hmt_memory").with_suffix("").parts): path
+    for path in sorted((ROOT / "hmt_memory").rglob("*.py"))
+    if path.stem != "__init__"
+}
+MODULES = sorted(FILES)
 
 # A file imports only from files before it; inside functions it may call what comes later (a model's `read`, `generate`).
 ORDER = [
@@ -24,6 +29,7 @@ ORDER = [
     "backbone",
     "weights",
     "chat",
+    "transcript",
     "recall",
     "state",
     "segments",
@@ -32,6 +38,19 @@ ORDER = [
     "reader",
     "decoding",
     "generate",
+    "store.migrations",
+    "store.database",
+    "store.records",
+    "store.index",
+    "fingerprint",
+    "streams",
+    "history",
+    "shards",
+    "recollection",
+    "corpus",
+    "session",
+    "archive",
+    "memory_store",
     "doctor",
     "terminal",
     "dialogue",
@@ -42,7 +61,7 @@ ORDER = [
 def test_the_public_names_are_these() -> None:
     assert set(hmt_memory.__all__) == {
         *("HMTConfig", "HMTError", "HMTModel", "HMTOutput", "HMTState"),
-        *("Generation", "Usage"),
+        *("Corpus", "Generation", "MemoryStore", "RecalledSegment", "Session", "Usage"),
     }
     for name in hmt_memory.__all__:
         assert getattr(hmt_memory, name).__doc__
@@ -61,7 +80,7 @@ def test_importing_is_light() -> None:
 
 def test_the_engine_never_imports_a_framework_or_faiss() -> None:
     code = (
-        "import sys; from hmt_memory import HMTModel; import hmt_memory.generate, hmt_memory.checkpoint;"
+        "import sys; from hmt_memory import HMTModel; import hmt_memory.memory_store, hmt_memory.checkpoint;"
         "print([m for m in ('faiss', 'triton', 'peft', 'langchain_core', 'llama_index') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
@@ -70,17 +89,29 @@ def test_the_engine_never_imports_a_framework_or_faiss() -> None:
 
 def imports_at_load(path: Path) -> set[str]:
     """Modules of the package that `path` imports when it is loaded; not those for type checkers or inside functions."""
+    inside = ["store"] if path.parent.name == "store" else []
     found: set[str] = set()
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            found |= {node.module} if node.module else {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.level:
+            package = inside[: len(inside) + 1 - node.level]
+            whole = [*package, *([node.module] if node.module else [])]
+            found |= {".".join(whole)} | {".".join([*whole, alias.name]) for alias in node.names}
     return found & set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_files_import_only_from_above(module: str) -> None:
     allowed = set(ORDER[: ORDER.index(module)])
-    assert imports_at_load(ROOT / "hmt_memory" / f"{module}.py") <= allowed
+    assert imports_at_load(FILES[module]) <= allowed
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_store_knows_sqlite_and_faiss(module: str) -> None:
+    imported = set()
+    for node in ast.parse(FILES[module].read_text()).body:
+        imported |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+    assert module.startswith("store.") or not imported & {"sqlite3", "faiss"}
+    assert "faiss" not in imported, "FAISS is imported when an index is made"
 
 
 @pytest.mark.parametrize("folder", ["hmt_memory", "kernels/hmt_kernels"])

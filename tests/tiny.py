@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from hmt_memory import HMTConfig, HMTModel
 
 VOCAB, WIDTH = 300, 32
+LONG = bool(os.environ.get("HMT_LONG_TESTS"))  # ten times the random cases
 SMALL = HMTConfig(segment_length=16, summary_length=8, sensory_length=4, recall_window=5, recent_tokens=20)
 
 
@@ -115,3 +118,20 @@ def byte_tokenizer(chat_template: str | None = CHATML) -> Any:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>")
     fast.chat_template = chat_template
     return fast
+
+
+# Sizes under which a short conversation already needs memory: segments of 16, 20 tokens visible before the open one.
+REMEMBERING = replace(SMALL, recall_window=3, recent_tokens=20, replay_tokens=100, pinned_tokens=110)
+
+
+class PlainText:
+    """A logits processor that allows letters and spaces, so that an answer's text has the answer's tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        letters = tokenizer("abcdefghijklmnopqrstuvwxyz ", add_special_tokens=False)["input_ids"]
+        self.allowed = torch.tensor(sorted({*letters, tokenizer.eos_token_id}))
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        masked = torch.full_like(scores, float("-inf"))
+        masked[:, self.allowed] = scores[:, self.allowed]
+        return masked

@@ -172,7 +172,7 @@ _COLLECTION = "id, kind, name, model, stream, next_id, revision, epoch, created_
 def _collection(row: Sequence[Any]) -> CollectionRow:
     id, *rest = row
     *values, settings = _checked(f"the record of {row[1]} {row[2]!r}", rest)
-    return CollectionRow(id, *values, json.loads(settings))
+    return CollectionRow(id, *[*values, json.loads(settings)])
 
 
 def collections(db: sqlite3.Connection, kind: str) -> list[CollectionRow]:
@@ -382,18 +382,23 @@ def _message(row: Sequence[Any]) -> MessageRow:
 
 
 def append_messages(db: sqlite3.Connection, tip: int, messages: Sequence[MessageRow], ids: NDArray[np.uint32]) -> None:
-    """Continue a stream: `messages` follow its last, and `ids` [t] are the tokens of all of them."""
+    """Continue a stream: `messages` follow its last, and `ids` [t] are the tokens of all of them.
+
+    Token rows end where messages end, so that a cut before any message splits no row.
+    """
     row = stream(db, tip)
     for message in messages:
         names = (message.seq, message.id, message.batch, int(message.pinned))
         values = (*names, _json(message.body), message.created_at, *message.tokens, *message.content)
         db.execute("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (tip, *values, crc_of(*values)))
-    append_tokens(db, tip, row.tokens, ids)
+        start, stop = message.tokens
+        _append_tokens(db, tip, start, ids[start - row.tokens : stop - row.tokens])
+    if not messages:
+        _append_tokens(db, tip, row.tokens, ids)  # of a document
     _update_stream(db, row._replace(messages=row.messages + len(messages), tokens=row.tokens + len(ids)))
 
 
-def append_tokens(db: sqlite3.Connection, tip: int, start: int, ids: NDArray[np.uint32]) -> None:
-    """Rows of tokens; `append_messages` does it for a conversation."""
+def _append_tokens(db: sqlite3.Connection, tip: int, start: int, ids: NDArray[np.uint32]) -> None:
     for at in range(0, len(ids), TOKENS_PER_ROW):
         data = ids[at : at + TOKENS_PER_ROW].astype("<u4").tobytes()
         db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", (tip, start + at, data, crc_of(start + at, data)))
