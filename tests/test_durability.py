@@ -265,7 +265,7 @@ def test_a_second_writer_waits_briefly_and_readers_not_at_all(tmp_path: Path, wo
         session.add({"role": "user", "content": "first"})
         process = start(crash_worker.hold, str(tmp_path / "store"), lock, 60, str(path))
         wait_for(path, 1)
-        with pytest.raises(SessionBusyError, match="Nothing was stored|Try again"):
+        with pytest.raises(SessionBusyError, match=r"Nothing was stored|Try again"):
             session.add({"role": "user", "content": "second"})
         assert [message.content for message in session.messages()] == ["first"]
         assert session.stats()["messages"] == 1
