@@ -50,6 +50,17 @@ Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the li
 TopP = Annotated[float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens with this much probability.")]
 Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default=False)]
 Precision = Annotated[Dtype, typer.Option(help="Precision of the backbone; auto: what this hardware multiplies natively.")]
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        envvar="HMT_STORE",
+        help="Folder of sessions and corpora; by default in your data folder.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Session = Annotated[str, typer.Argument(metavar="NAME", help="A session; hmt sessions list shows them.")]
 Device = Annotated[str, typer.Option(help="auto (CUDA, else MPS, else CPU), or a torch device such as cuda:1.")]
 
 
@@ -59,12 +70,14 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _question(text: str) -> str:
+def _check_question(text: str, files: Sequence[str], corpora: Sequence[str]) -> None:
     if text == "-" or _is_file(text):
         raise typer.BadParameter(f"{text} is a file. End with the question: hmt ask {text} 'What is this about?'")
     if not text.strip():
-        raise typer.BadParameter("it is empty. End with the question, in quotes.")
-    return text
+        raise typer.BadParameter("the question is empty. End with the question, in quotes.")
+    if bool(files) == bool(corpora):
+        wanted = "name files or a --corpus, not both." if files else "name files before the question, or a --corpus."
+        raise typer.BadParameter(wanted)
 
 
 def _is_file(text: str) -> bool:
@@ -85,13 +98,19 @@ def hmt(
     context.ensure_object(dict)["debug"] = debug
 
 
-@app.command(no_args_is_help=True, epilog="Example: hmt ask notes.md 'When is the meeting?'")
+@app.command(
+    no_args_is_help=True, epilog="Examples: hmt ask notes.md 'When is the meeting?'; hmt ask --corpus handbook 'How long?'"
+)
 def ask(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Text or markdown; - is standard input.")],
     question: Annotated[
-        str,
-        typer.Argument(metavar="QUESTION", callback=_question, is_eager=True, help="The last argument, in quotes."),
+        list[str],
+        typer.Argument(metavar="[FILE]... QUESTION", help="Text or markdown files (- is standard input), then the question."),
     ],
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option("--corpus", help="Answer from what hmt read has read; may be repeated.", show_default=False),
+    ] = None,
+    store: Store = None,
     model: Name = DEFAULT_MODEL,
     adapter: Adapter = None,
     max_tokens: MaxTokens = 256,
@@ -102,20 +121,71 @@ def ask(
     dtype: Precision = Dtype.auto,
     device: Device = "auto",
 ) -> None:
-    """Read files of any length, then answer a question about them."""
-    from . import terminal
+    """Read files of any length, or recall what was read before, and answer a question."""
+    from . import manage, terminal
+
+    *files, text = question
+    _check_question(text, files, corpus or [])
+    screen = terminal.Screen.standard()
+    terminal.check_text(text)
+    documents = terminal.open_documents(files, screen)
+    decoding = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    if not corpus:
+        loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
+        return terminal.ask(loaded, documents, text, screen, passages=passages, decoding=decoding)
+    with manage.open_store(store) as opened:
+        manage.check_corpora(opened, corpus)
+        loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
+        manage.ask(opened, corpus, text, screen, model=loaded, passages=passages, decoding=decoding)
+
+
+@app.command(no_args_is_help=True, epilog="Example: hmt read --corpus handbook docs/*.md")
+def read(
+    corpus: Annotated[str, typer.Option("--corpus", help="What the documents are read into; made if it does not exist.")],
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE]...", help="Text or markdown; - is standard input.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Read what it has already anew, with this model.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the corpus, for good.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before deleting.")] = False,
+    store: Store = None,
+    model: Name = DEFAULT_MODEL,
+    adapter: Adapter = None,
+    as_json: Json = False,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """Read documents once, to ask about them at any time; a file that was read before is replaced where it has changed."""
+    from . import manage, terminal
 
     screen = terminal.Screen.standard()
-    terminal.check_text(question)
-    documents = terminal.open_documents(files, screen)
-    loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
-    decoding = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    terminal.ask(loaded, documents, question, screen, passages=passages, decoding=decoding)
+    documents = terminal.open_documents(files or [], screen)
+    if not (documents or rebuild or delete):
+        raise typer.BadParameter("name the files to read.")
+    with manage.open_store(store, create=not (rebuild or delete)) as opened:
+        if delete:
+            return manage.delete(opened, "corpus", corpus, screen, yes=yes, as_json=as_json)
+        loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
+        if rebuild:
+            manage.rebuild(opened, "corpus", corpus, screen, model=loaded, as_json=as_json)
+        if documents:
+            manage.add_documents(opened, corpus, documents, screen, model=loaded, as_json=as_json)
 
 
 @app.command()
 def chat(
+    session: Annotated[
+        str | None,
+        typer.Option("--session", "-s", help="Keep the conversation under this name, or go on with it.", show_default=False),
+    ] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--corpus", help="Let the session recall from a corpus, from now on; may be repeated.", show_default=False
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; it never scrolls away.", show_default=False)] = None,
+    store: Store = None,
     model: Name = DEFAULT_MODEL,
     adapter: Adapter = None,
     max_tokens: MaxTokens = 256,
@@ -125,13 +195,23 @@ def chat(
     dtype: Precision = Dtype.auto,
     device: Device = "auto",
 ) -> None:
-    """Talk with the model; /help inside lists the commands. Nothing is stored."""
-    from . import dialogue, terminal
+    """Talk with the model; /help inside lists the commands. Without --session nothing is stored."""
+    from . import dialogue, manage, terminal
 
+    if corpus and session is None:
+        raise typer.BadParameter("--corpus needs a --session to attach it to; hmt ask --corpus answers a single question.")
     screen = terminal.Screen.standard()
-    loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
     decoding = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    dialogue.chat(loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
+    if session is None:
+        loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
+        dialogue.chat(loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
+        return
+    with manage.open_store(store, create=True) as opened:
+        manage.check_corpora(opened, corpus or [])
+        loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
+        kept = opened.session(session, loaded)
+        kept.attach(*corpus or [])
+        dialogue.resume(kept, loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
 
 
 @app.command()
@@ -144,6 +224,168 @@ def doctor(
     findings = diagnosis.examine()
     (diagnosis.print_json if as_json else diagnosis.print_table)(findings)
     raise typer.Exit(0 if findings.ok else 1)
+
+
+sessions = typer.Typer(no_args_is_help=True, help="Look at stored sessions and change them.", pretty_exceptions_enable=False)
+app.add_typer(sessions, name="sessions")
+
+
+@sessions.command("list")
+def list_sessions(store: Store = None, as_json: Json = False) -> None:
+    """All sessions and corpora."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        manage.list_all(opened, terminal.Screen.standard(), as_json=as_json)
+
+
+@sessions.command()
+def show(
+    name: Session,
+    last: Annotated[int | None, typer.Option(min=1, help="Only so many of the latest messages.", show_default=False)] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """A session's messages, with ids and times."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        manage.show(opened, name, terminal.Screen.standard(), last=last, as_json=as_json)
+
+
+@sessions.command()
+def recall(
+    name: Session,
+    query: Annotated[str, typer.Argument(help="What to recall for, in quotes.")],
+    top: Annotated[int, typer.Option(min=1, help="How many segments.")] = 5,
+    store: Store = None,
+    model: Name = DEFAULT_MODEL,
+    adapter: Adapter = None,
+    as_json: Json = False,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """What a session remembers most for a text."""
+    from . import manage, terminal
+
+    screen = terminal.Screen.standard()
+    with manage.open_store(store) as opened:
+        opened.session(name)
+        loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
+        found = opened.session(name, loaded).recall(query, top_k=top)
+        manage.show_recall(found, found.coverage, screen, as_json=as_json)
+
+
+@sessions.command()
+def fork(
+    name: Session,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Name of the fork.")],
+    upto: Annotated[int | None, typer.Option(help="Id of the last message to share.", show_default=False)] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """A new session that shares the past of another and goes its own way."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        found = opened.session(name).fork(new, upto=upto).stats()
+        said = f"{new!r} shares {found['messages']:,} messages with {name!r}."
+        manage.done(said, found, terminal.Screen.standard(), as_json=as_json)
+
+
+@sessions.command()
+def forget(
+    name: Session,
+    ids: Annotated[list[int], typer.Argument(metavar="ID...", help="Message ids, as hmt sessions show lists them.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Erase messages for good, and everything that was made of them."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        manage.forget(opened, name, ids, terminal.Screen.standard(), as_json=as_json)
+
+
+@sessions.command()
+def export(
+    name: Session,
+    file: Annotated[Path, typer.Argument(help="Where to write it; replaced if it exists.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Write a whole session into one file."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        opened.session(name).export(file)
+        content = {"name": name, "file": str(file), "bytes": file.stat().st_size}
+        said = f"{name!r} is in {file} ({content['bytes']:,} bytes)."
+        manage.done(said, content, terminal.Screen.standard(), as_json=as_json)
+
+
+@sessions.command("import")
+def import_session(
+    file: Annotated[Path, typer.Argument(help="What hmt sessions export wrote.")],
+    name: Annotated[str | None, typer.Option(help="Another name for it.", show_default=False)] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Check an exported session and add it."""
+    from . import manage, terminal
+
+    with manage.open_store(store, create=True) as opened:
+        found = opened.import_session(file, name=name).stats()
+        said = f"{found['name']!r} is there: {found['messages']:,} messages, {found['segments']:,} segments."
+        manage.done(said, found, terminal.Screen.standard(), as_json=as_json)
+
+
+@sessions.command()
+def rebuild(
+    name: Session,
+    store: Store = None,
+    model: Name = DEFAULT_MODEL,
+    adapter: Adapter = None,
+    as_json: Json = False,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """Read a session anew with a model: another one, or after damage."""
+    from . import manage, terminal
+
+    screen = terminal.Screen.standard()
+    with manage.open_store(store) as opened:
+        opened.session(name)
+        loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
+        manage.rebuild(opened, "session", name, screen, model=loaded, as_json=as_json)
+
+
+@sessions.command()
+def delete(
+    name: Session,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a session for good."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        manage.delete(opened, "session", name, terminal.Screen.standard(), yes=yes, as_json=as_json)
+
+
+@sessions.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="One session; all of the store if left out.", show_default=False)] = None,
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Check every row and digest of the store; exit code 1 if something is wrong."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        whole = manage.verify(opened, name, terminal.Screen.standard(), as_json=as_json)
+    raise typer.Exit(0 if whole else 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

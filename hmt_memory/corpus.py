@@ -122,16 +122,18 @@ class Corpus:
             self._read_pending()
         return recollection.recall(model, [self._shard()], query, top_k)
 
-    def ask(self, question: str, *, system: str | None = None, **decoding: Any) -> CorpusAnswer:
+    def ask(self, question: str, *others: Corpus, system: str | None = None, **decoding: Any) -> CorpusAnswer:
         """Answer one question from this corpus: an iterator of text pieces, with `.recalled`. Nothing is stored.
 
         Args:
+            others: corpora of the same model to recall from as well.
             system: pinned instead of the template's own system text. decoding: options of `HMTModel.generate`.
         """
         model = self._needs_model()
-        with self._reading():
-            self._read_pending()
-        memory = ViewRecollection(model, self._transcript, [self._shard()], own=False)
+        for corpus in (self, *others):
+            with corpus._reading():
+                corpus._read_pending()
+        memory = ViewRecollection(model, self._transcript, [one._shard() for one in (self, *others)], own=False)
         turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],

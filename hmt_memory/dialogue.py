@@ -1,4 +1,4 @@
-"""`hmt chat`: a conversation in memory, line by line. Nothing is stored.
+"""`hmt chat`: a conversation line by line, in memory only or in a stored session.
 
 Knows the commands inside a chat and what Ctrl-C does; streaming and notes are `terminal`'s.
 """
@@ -7,23 +7,104 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .errors import HMTError, InputError
-from .terminal import Screen, check_text, has_chat_template, note_if_untrained, stream
+from .terminal import Screen, check_text, has_chat_template, note_if_untrained, show_recalled, stream
 
 if TYPE_CHECKING:
     from .generate import Generation
     from .model import HMTModel
+    from .session import Reply, Session
     from .state import HMTState
 
-_HELP = """\
-/help   this list
-/reset  forget the conversation
-/stats  tokens and segments so far
-/quit   leave; Ctrl-D and, at the prompt, Ctrl-C do the same
+_HELP_HEAD = "/help            this list"
+_HELP_TAIL = """\
+/stats           tokens and segments so far
+/quit            leave; Ctrl-D and, at the prompt, Ctrl-C do the same
 Ctrl-C while the model answers stops the answer and forgets that turn. To send a leading /, begin with a space."""
+
+
+class _InMemory:
+    """A conversation that ends with the process."""
+
+    help = "/reset           forget the conversation"
+
+    def __init__(self, model: HMTModel, system: str | None, decoding: Mapping[str, Any]) -> None:
+        self.model, self._system, self._decoding = model, system, decoding
+        self.state: HMTState | None = None
+
+    def answer(self, text: str) -> Generation:
+        return reply(self.model, text, self.state, system=self._system, **self._decoding)
+
+    def keep(self, answer: Any) -> None:
+        self.state = answer.state
+
+    def stats(self) -> str:
+        now = self.state or self.model.empty_state()
+        size = now.memory.numel() * now.memory.element_size()
+        return f"{now.tokens:,} tokens, {now.segments:,} segments in memory ({size:,} bytes)"
+
+    def command(self, name: str, rest: str, screen: Screen) -> bool:
+        """Carry out a command of this kind of conversation; False: there is no such command."""
+        if name != "/reset":
+            return False
+        self.state = None
+        screen.note("The conversation is forgotten.")
+        return True
+
+
+class _Stored:
+    """A conversation in a session."""
+
+    help = """\
+/recall [text]   the passages recalled for the last answer, or for a text
+/undo            forget the last question and its answer, for good"""
+
+    def __init__(self, session: Session, model: HMTModel, decoding: Mapping[str, Any]) -> None:
+        self.model, self._session, self._decoding = model, session, decoding
+        self._last: Reply | None = None
+
+    def answer(self, text: str) -> Reply:
+        return self._session.reply({"role": "user", "content": text}, **self._decoding)
+
+    def keep(self, answer: Any) -> None:
+        self._last = answer
+
+    def stats(self) -> str:
+        found = self._session.stats()
+        counts = f"{found['messages']:,} messages, {found['tokens']:,} tokens, {found['segments']:,} segments"
+        return f"{counts} in session {self._session.name!r}"
+
+    def command(self, name: str, rest: str, screen: Screen) -> bool:
+        """Carry out a command of this kind of conversation; False: there is no such command."""
+        if name == "/recall":
+            self._recall(rest, screen)
+        elif name == "/undo":
+            self._undo(screen)
+        else:
+            return False
+        return True
+
+    def _recall(self, text: str, screen: Screen) -> None:
+        if text:
+            show_recalled(self._session.recall(text), screen)
+        elif self._last is None:
+            screen.note("Nothing was asked yet. /recall TEXT recalls for a text.")
+        elif self._last.recalled:
+            show_recalled(self._last.recalled, screen)
+        else:
+            screen.note("Nothing was recalled for the last answer: what it rests on stood in the view itself.")
+
+    def _undo(self, screen: Screen) -> None:
+        ids = [] if self._last is None else self._last.message_ids
+        self._last = None
+        if not ids:
+            screen.note("There is nothing to undo in this chat; hmt sessions forget erases earlier messages.")
+            return
+        self._session.forget(ids)
+        screen.note("The last question and its answer are erased.")
 
 
 def chat(
@@ -34,7 +115,7 @@ def chat(
     system: str | None = None,
     decoding: Mapping[str, Any],
 ) -> HMTState | None:
-    """Answer each line that is not a command, until /quit or the last line.
+    """Answer each line that is not a command, until /quit or the last line; nothing is stored.
 
     Args:
         system: pinned in front of every view. decoding: options of `HMTModel.generate`.
@@ -45,16 +126,44 @@ def chat(
     """
     check_text(system or "")
     _greet(model, screen)
-    state: HMTState | None = None
+    conversation = _InMemory(model, system, decoding)
+    _run(conversation, lines, screen)
+    return conversation.state
+
+
+def resume(
+    session: Session,
+    model: HMTModel,
+    lines: Iterable[str],
+    screen: Screen,
+    *,
+    system: str | None = None,
+    decoding: Mapping[str, Any],
+) -> None:
+    """As `chat`, in a stored session: each turn is on disk when its answer is whole.
+
+    Args:
+        system: pinned from now on, if it is not already.
+    """
+    check_text(system or "")
+    _greet(model, screen)
+    found = session.stats()
+    if found["messages"]:
+        screen.note(f"Session {session.name!r} goes on: {found['messages']:,} messages, the last of {found['updated_at']}.")
+    if system and system not in session.system():
+        session.add({"role": "system", "content": system})
+    _run(_Stored(session, model, decoding), lines, screen)
+
+
+def _run(conversation: _InMemory | _Stored, lines: Iterable[str], screen: Screen) -> None:
     for line in lines:
-        command = line.partition(" ")[0].strip()
+        command, _, rest = line.strip().partition(" ")
         if command == "/quit":
             break
-        if re.fullmatch(r"/\w+", command):
-            state = _command(command, model, state, screen)
+        if re.fullmatch(r"/\w+", command) and not line.startswith(" "):
+            _command(command, rest.strip(), conversation, screen)
         elif line.strip():
-            state = _turn(model, line.strip(), state, screen, system=system, decoding=decoding)
-    return state
+            _turn(line.strip(), conversation, screen)
 
 
 def typed_lines(screen: Screen) -> Iterator[str]:
@@ -107,45 +216,41 @@ def _typed_line(screen: Screen) -> str:
         raise
 
 
-def _command(command: str, model: HMTModel, state: HMTState | None, screen: Screen) -> HMTState | None:
-    """Carry out /help, /reset or /stats; the conversation afterwards."""
-    if command == "/reset":
-        screen.note("The conversation is forgotten.")
-        return None
+def _command(command: str, rest: str, conversation: _InMemory | _Stored, screen: Screen) -> None:
     if command == "/help":
-        screen.note(_HELP)
+        screen.note("\n".join([_HELP_HEAD, conversation.help, _HELP_TAIL]))
     elif command == "/stats":
-        now = state or model.empty_state()
-        size = now.memory.numel() * now.memory.element_size()
-        screen.note(f"{now.tokens:,} tokens, {now.segments:,} segments in memory ({size:,} bytes)")
-    else:
+        screen.note(conversation.stats())
+    elif not _guarded(lambda: conversation.command(command, rest, screen), screen):
         screen.note(f"There is no command {command}; /help lists them. To send a leading /, begin with a space.")
-    return state
 
 
-def _turn(
-    model: HMTModel,
-    text: str,
-    state: HMTState | None,
-    screen: Screen,
-    *,
-    system: str | None,
-    decoding: Mapping[str, Any],
-) -> HMTState | None:
-    """Answer `text`; the conversation afterwards, or as it was where the answer was stopped or failed."""
-    try:
+def _turn(text: str, conversation: _InMemory | _Stored, screen: Screen) -> None:
+    """Answer `text`; an answer that was stopped or failed leaves the conversation as it was."""
+
+    def turn() -> bool:
         check_text(text)
-        answer = reply(model, text, state, system=system, **decoding)
+        answer = conversation.answer(text)
         stream(answer, screen.out)
         if answer.finish_reason == "length":
             screen.note("(cut at --max-tokens)")
-        return answer.state
+        conversation.keep(answer)
+        return True
+
+    try:
+        _guarded(turn, screen)
     except KeyboardInterrupt:
         if not screen.interactive:
             raise
         screen.note("Stopped; this turn is forgotten.")
+
+
+def _guarded(call: Callable[[], bool], screen: Screen) -> bool:
+    """What `call` returns; to a person, an error is shown and the chat goes on."""
+    try:
+        return call()
     except HMTError as error:
         if not screen.interactive:
             raise
         screen.note(f"hmt: {error}", style="")
-    return state
+        return True

@@ -184,6 +184,11 @@ class Session:
         with self._database.reading() as db:
             return [as_message(row) for row in records.messages(db, history.lineage(db, self._row(db)), start, stop)]
 
+    def system(self) -> str:
+        """The system prompt in force; empty where the template's own is."""
+        with self._database.reading() as db:
+            return "\n\n".join(history.system_in_force(db, history.lineage(db, self._row(db))))
+
     def stats(self) -> dict[str, Any]:
         """Counts, times and settings, ready for JSON."""
         with self._database.reading() as db:

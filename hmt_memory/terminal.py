@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from .generate import Generation
     from .model import HMTModel
+    from .recollection import RecalledSegment
     from .state import HMTState
 
 _INTRODUCTION = "Read this text and answer the question after it.\n\n"
@@ -196,7 +197,7 @@ def read(model: HMTModel, ids: Tensor, screen: Screen, *, line_every: int | None
     """Read `ids` [t] with a progress bar; without a terminal, with a line every `line_every` tokens, or silently."""
     from .reader import read_in_chunks
 
-    with _progress(screen.notes) as bar:
+    with reading_bar(screen.notes) as bar:
         task = bar.add_task("reading", total=len(ids), pace="")
         bar.refresh()
         started, lines = time.perf_counter(), 0
@@ -211,7 +212,7 @@ def read(model: HMTModel, ids: Tensor, screen: Screen, *, line_every: int | None
     return Reading(state, len(ids), time.perf_counter() - started)
 
 
-def _progress(console: Console) -> Progress:
+def reading_bar(console: Console) -> Progress:
     """A bar that is drawn when it moves: a thread that redraws it would take its time from the model's."""
     count = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens")
     columns = (TextColumn("{task.description}"), BarColumn(), count, TextColumn("{task.fields[pace]}"))
@@ -265,14 +266,37 @@ def show_passages(passages: Sequence[Passage], screen: Screen) -> None:
     """A line for each passage: segment, weight and how its text begins."""
     if not passages:
         return screen.note("No passages: the text is shorter than one segment.")
+    rows = [(f"segment {one.segment}", f"{one.weight:.2f}", one.text) for one in passages]
+    _show_rows("Recalled passages (segment, weight, text)", rows, screen)
+
+
+def show_recalled(passages: Sequence[RecalledSegment], screen: Screen) -> None:
+    """A line for each recalled segment: where it is from, when it was said, weight, and how its text begins."""
+    if not passages:
+        return screen.note("Nothing to recall yet: no segment is full.")
+    rows = [
+        (f"{one.source} #{one.segment}", f"{one.created_at:%Y-%m-%d %H:%M}", f"{one.weight:.2f}", one.text) for one in passages
+    ]
+    _show_rows("Recalled (source and segment, time in UTC, weight, text)", rows, screen)
+
+
+def _show_rows(title: str, rows: Sequence[tuple[str, ...]], screen: Screen) -> None:
     table = Table.grid(padding=(0, 2))
-    for passage in passages:
-        words = " ".join(passage.text.split())
-        beginning = words[:_PASSAGE_CHARACTERS] + ("…" if len(words) > _PASSAGE_CHARACTERS else "")
-        beginning = _CONTROL_CHARACTERS.sub("", beginning)
-        table.add_row(f"segment {passage.segment}", f"{passage.weight:.2f}", Text(beginning))
-    screen.note("Recalled passages (segment, weight, text)")
+    for *columns, text in rows:
+        table.add_row(*(Text(printable(column)) for column in columns), Text(beginning(text)))
+    screen.note(title)
     screen.notes.print(table, style="dim")
+
+
+def beginning(text: str, characters: int = _PASSAGE_CHARACTERS) -> str:
+    """How a text begins, on one line."""
+    words = " ".join(text.split())
+    return printable(words[:characters] + ("…" if len(words) > characters else ""))
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which a terminal could take for commands."""
+    return _CONTROL_CHARACTERS.sub("", text)
 
 
 def show_usage(reading: Reading, answer: Generation, seconds: float, screen: Screen) -> None:

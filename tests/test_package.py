@@ -54,6 +54,7 @@ ORDER = [
     "doctor",
     "terminal",
     "dialogue",
+    "manage",
     "cli",
 ]
 
