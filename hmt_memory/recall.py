@@ -47,6 +47,7 @@ class Recall(nn.Module):
         *,
         dropped: int = 0,
         ceiling: Tensor | None = None,
+        folded: bool = False,
     ) -> Recalled:
         """Eq. 2-3: `P_n = softmax(S W_q (M W_k)^T / sqrt(d_h)) M`, computed with the folded query.
 
@@ -56,9 +57,10 @@ class Recall(nn.Module):
             mask: [B, n] bool, True where a segment exists; None: all exist.
             dropped: segments that a preselection left out of each row.
             ceiling: [B] fp32, no embedding left out scores higher; None: as in `hmt_kernels.recall`.
+            folded: whether `summary` has been through `fold` already.
         """
         rows, segments, slots, width = memory.shape
-        query = self.fold(summary).repeat_interleave(slots, dim=0)  # [B * m, d]
+        query = (summary if folded else self.fold(summary)).repeat_interleave(slots, dim=0)  # [B * m, d]
         by_slot = memory.transpose(1, 2).reshape(rows * slots, segments, width)
         slot_mask = None if mask is None else mask.repeat_interleave(slots, dim=0)
         bound = None if ceiling is None else ceiling.repeat_interleave(slots, dim=0)

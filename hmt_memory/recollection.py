@@ -47,6 +47,7 @@ class RecalledSegments(list[RecalledSegment]):
 class Candidates(NamedTuple):
     """What preselection left of all shards."""
 
+    query: Tensor  # [d] the folded query
     places: list[tuple[int, int]]  # (shard, position) of each
     memory: Tensor  # [k, m, d]; after those of the shards come the state's own that no shard has yet
     dropped: int
@@ -62,12 +63,12 @@ def _segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment
 def preselect(model: HMTModel, shards: Sequence[Shard], summary: Tensor, k: int, extra: Tensor | None = None) -> Candidates:
     """The k segments of each shard that a summary [d] asks for most, and all of `extra` [e, m, d]."""
     with torch.no_grad():
-        query = model.recall.fold(summary[None])[0].float().cpu().numpy()
+        query = model.recall.fold(summary[None])[0].float()
     places: list[tuple[int, int]] = []
     memories: list[Tensor] = []
     dropped, ceiling = 0, float("-inf")
     for at, shard in enumerate(shards):
-        hits = shard.search(query, k)
+        hits = shard.search(query.cpu().numpy(), k)
         if len(hits.positions):
             places += [(at, int(position)) for position in hits.positions]
             memories.append(torch.from_numpy(hits.memory))
@@ -75,16 +76,16 @@ def preselect(model: HMTModel, shards: Sequence[Shard], summary: Tensor, k: int,
     none = torch.zeros(0, model.slots, model.backbone.hidden_size, dtype=torch.float16)
     memories += [none if extra is None else extra]
     memory = torch.cat([one.to(model.backbone.device) for one in memories])
-    return Candidates(places, memory, dropped, ceiling)
+    return Candidates(query, places, memory, dropped, ceiling)
 
 
-def weigh(model: HMTModel, summary: Tensor, found: Candidates) -> tuple[Tensor, float]:
+def weigh(model: HMTModel, found: Candidates) -> tuple[Tensor, float]:
     """Eq. 2-3 over candidates: weights [k] that sum to 1, and the covered share of the softmax over everything."""
     if not len(found.memory):
         return torch.zeros(0), 1.0
     with torch.no_grad():
         ceiling = torch.tensor([found.ceiling], device=found.memory.device)
-        recalled = model.recall(summary[None], found.memory[None], dropped=found.dropped, ceiling=ceiling)
+        recalled = model.recall(found.query[None], found.memory[None], dropped=found.dropped, ceiling=ceiling, folded=True)
     return recalled.weights[0].cpu(), float(recalled.coverage.min())
 
 
@@ -103,7 +104,7 @@ def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> 
     with torch.no_grad(), eval_mode(model):
         (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
     found = preselect(model, shards, summary, max(model.config.recall_window, top_k))
-    weights, result.coverage = weigh(model, summary, found)
+    weights, result.coverage = weigh(model, found)
     for at in weights.argsort(descending=True, stable=True)[:top_k].tolist():
         shard, position = found.places[at]
         cited = shards[shard].cite(position)
@@ -135,7 +136,7 @@ class ViewRecollection:
     def passages(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
         """[t] token ids of the quoted passages: the heaviest that fit into `replay_tokens`, in the order they were said."""
         found = self._candidates(summary, state)
-        weights, self.recalled.coverage = weigh(self._model, summary, found)
+        weights, self.recalled.coverage = weigh(self._model, found)
         quotes: dict[tuple[int, int], str] = {}
         ids: list[int] = []
         for at in weights.argsort(descending=True, stable=True).tolist() if self._replay else []:
