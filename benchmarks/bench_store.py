@@ -139,9 +139,7 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
             once = min(seconds(lambda: np.bitwise_xor.reduce(keys)) for _ in range(rounds))
             times = [seconds(lambda: weigh(model, preselect(model, shards, summary, 300))) for _ in range(rounds * 3)]
         print(f"  recall: {min(times) * 1e3:.1f} ms, median {statistics.median(times) * 1e3:.1f} ms (wanted at most {wanted})")
-        print(
-            f"  that is {min(times) / once:.2f} x one pass over the keys' bytes on one core, which takes {once * 1e3:.1f} ms here"
-        )
+        print(f"  that is {min(times) / once:.2f} x one pass over the keys' bytes on one core, which takes {once * 1e3:.1f} ms")
     with MemoryStore(folder) as store:
         shards = store.session("many", model)._shards()
         print(f"  the saved index loads in {seconds(lambda: preselect(model, shards, summary, 300)):.2f} s")
@@ -157,7 +155,7 @@ def shrinking(model: HMTModel, folder: Path) -> None:
         history_alone = MemoryStore(folder).session("gone")
         spent = seconds(lambda: history_alone.forget([middle]))
         print(
-            f"forgetting a message in the middle of 1,000,000 tokens: {spent:.2f} s until its bytes are gone, reading not counted"
+            f"forgetting a message in the middle of 1,000,000 tokens: {spent:.2f} s until its bytes are gone, without reading"
         )
         deleting = seconds(lambda: store.delete("gone"))
         after = folder_bytes(folder)

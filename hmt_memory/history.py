@@ -112,12 +112,18 @@ def append(
     db: sqlite3.Connection, stream: int, seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]
 ) -> list[MessageRow]:
     """Append messages, whose own places and spans do not count, to a stream that ends at `seq` and token `at`."""
+    rows = placed(seq, at, messages, stretches)
+    records.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
+    return rows
+
+
+def placed(seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]) -> list[MessageRow]:
+    """Messages with the places and spans they have in a stream that ends at `seq` and token `at` before them."""
     rows = []
     for offset, (message, stretch) in enumerate(zip(messages, stretches, strict=True)):
         content = (at + stretch.content[0], at + stretch.content[1])
         rows.append(message._replace(seq=seq + offset, tokens=(at, at + len(stretch.ids)), content=content))
         at += len(stretch.ids)
-    records.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
     return rows
 
 

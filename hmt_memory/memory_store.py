@@ -114,6 +114,7 @@ class MemoryStore:
         return Corpus(self, self._open("corpus", name, model), model)
 
     def _open(self, kind: str, name: str, model: HMTModel | None) -> records.CollectionRow:
+        _check_name(name)
         with self.database.reading() as db:
             row = records.find_collection(db, kind, name)
         if row is not None:
@@ -236,6 +237,7 @@ class MemoryStore:
 
     def find(self, db: sqlite3.Connection, kind: str, name: str) -> records.CollectionRow:
         """The row of that name. Raises SessionNotFoundError."""
+        _check_name(name)
         row = records.find_collection(db, kind, name)
         if row is None:
             raise self._unknown(kind, name)
@@ -247,8 +249,7 @@ class MemoryStore:
 
     def check_new(self, db: sqlite3.Connection, kind: str, name: str) -> None:
         """Raises InputError if nothing can be called so, SessionExistsError if something is."""
-        if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
-            raise InputError(f"{name!r} cannot be a name: it takes 1 to {_LONGEST_NAME} printable characters on one line.")
+        _check_name(name)
         if records.find_collection(db, kind, name) is not None:
             raise SessionExistsError(f"there is a {kind} {name!r} already. Choose another name, or delete it first.")
 
@@ -299,6 +300,11 @@ class MemoryStore:
             self.database.wipe()
             with self.database.writing() as db:
                 records.set_fact(db, WIPE, None)
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
+        raise InputError(f"{name!r} cannot be a name: it takes 1 to {_LONGEST_NAME} printable characters on one line.")
 
 
 def _volume(db: sqlite3.Connection, stream: int) -> tuple[records.Lineage, int]:

@@ -49,7 +49,7 @@ class Candidates(NamedTuple):
 
     query: Tensor  # [d] the folded query
     places: list[tuple[int, int]]  # (shard, position) of each
-    memory: Tensor  # [k, m, d]; after those of the shards come the state's own that no shard has yet
+    memory: Tensor  # [k, m, d]
     dropped: int
     ceiling: float  # no memory embedding left out scores higher
 
@@ -61,7 +61,7 @@ def _segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment
 
 
 def preselect(model: HMTModel, shards: Sequence[Shard], summary: Tensor, k: int, extra: Tensor | None = None) -> Candidates:
-    """The k segments of each shard that a summary [d] asks for most, and all of `extra` [e, m, d]."""
+    """The k segments of each shard that a summary [d] asks for most, and all of `extra` [e, m, d], which follow the first."""
     with torch.no_grad():
         query = model.recall.fold(summary[None])[0].float()
     places: list[tuple[int, int]] = []
@@ -73,8 +73,8 @@ def preselect(model: HMTModel, shards: Sequence[Shard], summary: Tensor, k: int,
             places += [(at, int(position)) for position in hits.positions]
             memories.append(torch.from_numpy(hits.memory))
         dropped, ceiling = dropped + shard.total - len(hits.positions), max(ceiling, hits.ceiling)
-    none = torch.zeros(0, model.slots, model.backbone.hidden_size, dtype=torch.float16)
-    memories += [none if extra is None else extra]
+    memories += [torch.zeros(0, model.slots, model.backbone.hidden_size, dtype=torch.float16) if extra is None else extra]
+    places += [(0, shards[0].total + at) for at in range(len(memories[-1]))]
     memory = torch.cat([one.to(model.backbone.device) for one in memories])
     return Candidates(query, places, memory, dropped, ceiling)
 
@@ -140,7 +140,7 @@ class ViewRecollection:
         quotes: dict[tuple[int, int], str] = {}
         ids: list[int] = []
         for at in weights.argsort(descending=True, stable=True).tolist() if self._replay else []:
-            cited = self._hidden(found.places[at], state.tokens - visible) if at < len(found.places) else None
+            cited = self._hidden(found.places[at], state.tokens - visible)
             if cited is None:
                 continue
             longer = quotes | {found.places[at]: cited.quote()}

@@ -24,7 +24,7 @@ from .errors import InputError, SessionBusyError, SessionNotFoundError, StoreDam
 from .fingerprint import Fingerprint, fingerprint, matching
 from .generate import Generation, Usage, check_budget
 from .recollection import RecalledSegments, ViewRecollection
-from .shards import Message, SessionShard, Shard, as_message, utc
+from .shards import Draft, Message, SessionShard, Shard, as_message, utc
 from .state import HMTState
 from .store import records
 from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
@@ -77,6 +77,7 @@ class Session:
             self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
             with self._database.reading() as db:
                 matching(db, row, self._made_by)
+            self._apply_retention(row)
 
     def __repr__(self) -> str:
         return f"Session({self.name!r})"
@@ -145,14 +146,14 @@ class Session:
         batch = validated(messages)
         with self._reading():
             snapshot = self._read_pending()
-        stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
-        prompt = [token for stretch in stretches for token in stretch.ids]
+        draft = self._draft(snapshot, batch)
+        prompt = [*draft.ids]
         if not prompt and not snapshot.tokens:
             raise InputError("there is nothing to answer: add a message first.")
         with self._database.reading() as db:
             system = _system(batch) or history.system_in_force(db, snapshot.parts)
         pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
-        memory = ViewRecollection(model, self._transcript, self._shards(), own=True, replay=replay)
+        memory = ViewRecollection(model, self._transcript, self._shards(draft), own=True, replay=replay)
         generation = model.generate(
             prompt + self._transcript.answer_opening(),
             state=snapshot.state,
@@ -344,10 +345,7 @@ class Session:
             stretches.append(self._transcript.answer(answer))
         now = self._store.now()
         times = [asked_at or now] * len(told) + [now] * (len(batch) - len(told))
-        rows = [
-            records.MessageRow(0, row.next_id + offset, row.next_id, body["role"] in SYSTEM_ROLES, body, time, (0, 0), (0, 0))
-            for offset, (body, time) in enumerate(zip(batch, times, strict=True))
-        ]
+        rows = _new_rows(batch, row.next_id, times)
         history.append(db, parts[-1].stream, seq, at, rows, stretches)
         number = records.add_model(db, self._made_by.digest, self._made_by.parts)
         changed = replace(row, model=number, next_id=row.next_id + len(rows), updated_at=now)
@@ -427,7 +425,15 @@ class Session:
         rows = segment_rows(self._needs_model(), snapshot.state, state, digest)
         records.append_segments(db, snapshot.parts, rows)
 
-    def _shards(self) -> list[Shard]:
+    def _draft(self, snapshot: _Snapshot, batch: Sequence[Mapping[str, Any]]) -> Draft:
+        """Messages as they will stand in the stream once they are stored with their answer."""
+        stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
+        rows = _new_rows(batch, snapshot.row.next_id, [self._store.now()] * len(batch))
+        seq, at = records.size(snapshot.parts)
+        ids = [token for stretch in stretches for token in stretch.ids]
+        return Draft(history.placed(seq, at, rows, stretches), ids)
+
+    def _shards(self, draft: Draft | None = None) -> list[Shard]:
         """This session's own past, then the attached corpora."""
         with self._database.reading() as db:
             row = self._own_row(db)
@@ -439,6 +445,7 @@ class Session:
         model = self._needs_model()
         decode = model.backbone.decode
         own = SessionShard(self._database, self._store.index(row, model), shelf, row.name, decode)
+        own.length, own.draft = model.config.segment_length, draft or Draft()
         return [own, *(corpus_shard(self._store, corpus, model) for corpus in corpora)]
 
     # --- after an answer --------------------------------------------------------------------------------------------
@@ -471,21 +478,21 @@ class Session:
         limits = row.settings.get("retention", {})
         if not limits:
             return
+        most, seconds, now = limits.get("messages"), limits.get("seconds"), self._store.now()
         with self._database.reading() as db:
-            row = self._row(db)
-            parts = history.lineage(db, row)
-            stored = records.messages(db, parts)
-            in_force = {message.batch for message in records.pinned(db, parts)}
-        newest = max(in_force, default=0)
-        loose = [message for message in stored if not (message.pinned and message.batch == newest)]
+            parts = history.lineage(db, self._row(db))
+            count = records.size(parts)[0]
+            in_force = next((message.batch for message in records.pinned(db, parts)), None)
+            first = next((one for one in records.messages(db, parts, 0, 16) if not one.pinned), None)
+            too_many = most is not None and count > most
+            too_old = seconds is not None and (first is None or first.created_at < now - seconds)
+            stored = records.messages(db, parts) if too_many or too_old else []
+        loose = [message for message in stored if not (message.pinned and message.batch == in_force)]
         gone: set[int] = set()
-        if (most := limits.get("messages")) is not None and len(stored) > most:
-            room = int(most * _COUNT_SLACK)
-            gone |= {message.id for message in loose[: len(stored) - most + room]}
-        if (seconds := limits.get("seconds")) is not None:
-            now = self._store.now()
-            if any(message.created_at < now - seconds for message in loose):
-                gone |= {message.id for message in loose if message.created_at < now - seconds * (1 - _AGE_SLACK)}
+        if most is not None and too_many:
+            gone |= {message.id for message in loose[: count - most + int(most * _COUNT_SLACK)]}
+        if seconds is not None and any(message.created_at < now - seconds for message in loose):
+            gone |= {message.id for message in loose if message.created_at < now - seconds * (1 - _AGE_SLACK)}
         self.forget(sorted(gone))
 
 
@@ -571,6 +578,14 @@ def validated(messages: Messages) -> list[Mapping[str, Any]]:
             raise InputError(f"a message cannot be stored: {error}. Use JSON types and valid Unicode.") from error
         found.append(dict(message))
     return found
+
+
+def _new_rows(batch: Sequence[Mapping[str, Any]], first_id: int, times: Sequence[float]) -> list[records.MessageRow]:
+    """Rows of messages of one call; `history.placed` gives them their places."""
+    return [
+        records.MessageRow(0, first_id + offset, first_id, body["role"] in SYSTEM_ROLES, body, time, (0, 0), (0, 0))
+        for offset, (body, time) in enumerate(zip(batch, times, strict=True))
+    ]
 
 
 @contextmanager

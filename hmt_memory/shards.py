@@ -81,23 +81,39 @@ class Shard:
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         raise NotImplementedError
 
-    def _text(self, db: sqlite3.Connection, parts: records.Lineage, span: tuple[int, int], whole: tuple[int, int]) -> str:
-        """The text of the tokens of `whole` that lie in `span`, without the halves of characters that its edges cut."""
-        start, stop = max(span[0], whole[0]), max(span[0], min(span[1], whole[1]))
-        text = self._decode(records.tokens(db, parts, start, stop).tolist())
-        text = text.lstrip(_BROKEN) if start > whole[0] else text
-        return text.rstrip(_BROKEN) if stop < whole[1] else text
+
+class Draft(NamedTuple):
+    """Messages that are being answered and not stored yet; they follow the last stored token."""
+
+    rows: Sequence[records.MessageRow] = ()
+    ids: Sequence[int] = ()
 
 
 class SessionShard(Shard):
-    """A session's own past."""
+    """A session's own past, and segments that a draft fills behind it."""
+
+    length = 0  # L
+    draft = Draft()
+
+    def cite(self, position: int, *, before: int | None = None) -> Citation:
+        """A segment's words; only of its tokens before `before`, where that is given."""
+        if position < self.total:
+            return super().cite(position, before=before)
+        start, stop = position * self.length, (position + 1) * self.length
+        with self.database.reading() as db:
+            return self._cite(db, 0, position, (start, stop if before is None else max(start, min(stop, before))))
 
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         parts, _ = self.shelf.volumes[volume]
-        rows = records.messages_in(db, parts, *span)
+        stored = records.size(parts)[1]
+        rows = records.messages_in(db, parts, min(span[0], stored), min(span[1], stored))
+        rows += [row for row in self.draft.rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
         lines = []
         for row in rows:
-            said = self._text(db, parts, span, row.content)
+            start, stop = _overlap(span, row.content)
+            drafted = row.tokens[0] >= stored
+            ids = self.draft.ids[start - stored : stop - stored] if drafted else records.tokens(db, parts, start, stop).tolist()
+            said = _trimmed(self._decode(ids), (start, stop), row.content)
             lines += [f"{row.body['role']}: {said}"] if said.strip() else []
         return Citation(
             seq, "\n".join(lines), tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name
@@ -113,8 +129,19 @@ class CorpusShard(Shard):
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         document = records.document(db, self.collection, self.documents[volume])
         parts, _ = self.shelf.volumes[volume]
-        text = self._text(db, parts, span, parts[-1].tokens)
+        text = _trimmed(self._decode(records.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
         return Citation(seq, text, (), span, utc(document.created_at), f"{self.name}/{document.body['name']}")
+
+
+def _overlap(span: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
+    start = max(span[0], whole[0])
+    return start, max(start, min(span[1], whole[1]))
+
+
+def _trimmed(text: str, span: tuple[int, int], whole: tuple[int, int]) -> str:
+    """The text of a span without the halves of characters that its edges cut out of the whole."""
+    text = text.lstrip(_BROKEN) if span[0] > whole[0] else text
+    return text.rstrip(_BROKEN) if span[1] < whole[1] else text
 
 
 def as_message(row: records.MessageRow) -> Message:

@@ -1,0 +1,269 @@
+"""The index of a collection: exact by default, whatever searches; approximate only where asked, and honest about it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hmt_kernels
+from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, StoreDamagedError
+from hmt_memory.store import index as store_index
+from hmt_memory.store import records
+from hmt_memory.store.database import Database
+from hmt_memory.store.index import MemoryIndex
+from hmt_memory.store.records import SegmentRow, Shelf
+
+D = 24
+
+
+def drifting(count: int, seed: int = 0, slots: int = 1) -> np.ndarray[Any, Any]:
+    """[count, slots, D] float16 vectors as memories are: anisotropic, with a common mean, drifting, of unequal norms."""
+    noise = np.random.default_rng(seed)
+    scale = np.arange(1, D + 1) ** -0.5
+    walk = np.cumsum(noise.standard_normal((count, slots, D)) * 0.2, axis=0) * scale
+    vectors = walk + 2 * noise.standard_normal(D) + noise.standard_normal((count, slots, D)) * scale
+    return (vectors * np.exp(0.15 * noise.standard_normal((count, slots, 1)))).astype(np.float16)
+
+
+class Rows:
+    """A stream of segments in a real database, to be grown and rewritten."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = Database(folder, timeout=1)
+        self.count, self._digest = 0, b""
+        self.restart()
+
+    def restart(self) -> None:
+        """Other rows from now on."""
+        with self.database.writing() as db:
+            self.stream = records.add_stream(db)
+        self.count, self._digest = 0, b""
+
+    def add(self, memory: np.ndarray[Any, Any], keys: np.ndarray[Any, Any] | None = None) -> None:
+        with self.database.writing() as db:
+            parts = records.lineage(db, self.stream)
+            for at, vectors in enumerate(memory):
+                data = vectors.astype("<f2").tobytes()
+                key = None if keys is None else keys[at].astype("<f2").tobytes()
+                span = (self.count * 16, self.count * 16 + 16)
+                self._digest = records.chain(self._digest, span, data, key)
+                records.append_segments(db, parts, [SegmentRow(self.count, span, data, key, self._digest)])
+                self.count += 1
+
+    def shelf(self) -> Shelf:
+        with self.database.reading() as db:
+            return Shelf(((records.lineage(db, self.stream), self.count),))
+
+    def search(self, index: MemoryIndex, query: np.ndarray[Any, Any], k: int) -> store_index.Hits:
+        with self.database.reading() as db:
+            return index.search(db, self.shelf(), query.astype(np.float32), k)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Iterator[Rows]:
+    found = Rows(tmp_path / "store")
+    yield found
+    found.database.close()
+
+
+@pytest.fixture(params=["faiss", "torch"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setitem(sys.modules, "faiss", None)  # as if it were not installed
+    return str(request.param)
+
+
+def index_of(tmp_path: Path, **options: Any) -> MemoryIndex:
+    return MemoryIndex(tmp_path / "indexes" / "1.index", **{"width": D, "slots": 1, **options})
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_default_finds_exactly_the_largest_scores(rows: Rows, tmp_path: Path, backend: str, slots: int) -> None:
+    memory = drifting(500, slots=slots)
+    rows.add(memory)
+    index = index_of(tmp_path, slots=slots)
+    query = np.random.default_rng(1).standard_normal(D)
+    hits = rows.search(index, query, 40)
+    assert index.describe()["backend"].startswith(backend) and index.describe()["exact"]
+    scores = memory.astype(np.float64).reshape(-1, D) @ query
+    best = np.argsort(-scores, kind="stable")[: 40 * slots]
+    assert list(hits.positions) == list(dict.fromkeys(int(row) // slots for row in best))
+    assert np.array_equal(hits.memory, memory[hits.positions])
+    left_out = np.delete(memory, hits.positions, axis=0).astype(np.float64) @ query
+    assert left_out.max() <= hits.ceiling
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 120), st.integers(1, 150), st.integers(0, 10_000), st.integers(1, 2))
+def test_coverage_is_a_true_lower_bound_and_exact_when_all_are_kept(
+    tmp_path_factory: pytest.TempPathFactory, count: int, k: int, seed: int, slots: int
+) -> None:
+    """On anisotropic data, for any k, also where a segment has several embeddings."""
+    folder = tmp_path_factory.mktemp("bound")
+    rows = Rows(folder / "store")
+    memory = drifting(count, seed, slots)
+    rows.add(memory)
+    query = np.random.default_rng(seed + 1).standard_normal(D).astype(np.float32) / 2
+    hits = rows.search(index_of(folder, slots=slots), query, k)
+    for slot in range(slots):
+        found = hmt_kernels.recall(
+            torch.from_numpy(query)[None],
+            torch.from_numpy(hits.memory[:, slot])[None],
+            dropped=count - len(hits.positions),
+            ceiling=torch.tensor([hits.ceiling]),
+        )
+        scores = torch.from_numpy(memory[:, slot].astype(np.float64)) @ torch.from_numpy(query).double()
+        truth = torch.softmax(scores, dim=0)[torch.from_numpy(hits.positions)]
+        assert float(found.coverage) <= float(truth.sum()) + 1e-5
+        assert torch.allclose(found.weights[0].double(), truth / truth.sum(), atol=1e-4)
+        if k >= count:
+            assert len(hits.positions) == count and float(found.coverage) == 1
+    rows.database.close()
+
+
+def test_it_keeps_up_with_the_rows(rows: Rows, tmp_path: Path, backend: str) -> None:
+    memory = drifting(300)
+    index = index_of(tmp_path)
+    query = np.ones(D)
+    assert len(rows.search(index, query, 5).positions) == 0
+    for start in range(0, 300, 100):
+        rows.add(memory[start : start + 100])
+        found = rows.search(index, query, 5).positions
+        wanted = np.argsort(-(memory[: start + 100, 0].astype(np.float64) @ query))[:5]
+        assert list(found) == list(wanted)
+
+
+def test_rows_that_are_no_longer_those_it_was_made_of_replace_it(rows: Rows, tmp_path: Path) -> None:
+    """Rewritten in the middle of a process's life: fewer, as many, or more segments than before."""
+    index = index_of(tmp_path)
+    for count, seed in ((50, 1), (30, 2), (30, 3), (60, 4)):
+        rows.restart()
+        memory = drifting(count, seed)
+        rows.add(memory)
+        found = rows.search(index, np.ones(D), 100)
+        assert sorted(found.positions) == list(range(count))
+        assert np.array_equal(found.memory, memory[found.positions])
+
+
+@pytest.mark.parametrize("factory", ["SQfp16", "Flat", "SQ8", "IVF4,SQfp16;nprobe=2", "IVF4,Flat;nprobe=4"])
+def test_it_is_the_same_after_saving_and_loading(
+    rows: Rows, tmp_path: Path, factory: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any index_factory string; IVF is trained once there are enough keys."""
+    memory = drifting(200)
+    rows.add(memory[:100])
+    index = index_of(tmp_path, factory=factory)
+    query = np.random.default_rng(1).standard_normal(D)
+    rows.search(index, query, 10)
+    index.save(always=True)
+    assert [path.name for path in index.path.parent.iterdir()] == ["1.index"]
+    rows.add(memory[100:])
+    index.save()
+    for again in (index_of(tmp_path, factory=factory), index):
+        found = rows.search(again, query, 10)
+        assert again.count == 200 and np.array_equal(found.memory, memory[found.positions])
+        again.save(always=True)
+    loaded = index_of(tmp_path, factory=factory)
+    assert np.array_equal(rows.search(loaded, query, 10).positions, found.positions)
+    scores = memory[:, 0].astype(np.float64) @ query
+    left_out = np.delete(scores, found.positions)
+    assert left_out.max() <= found.ceiling, "an index that may miss some has no better bound than their norm"
+    assert not caplog.records
+
+
+def test_torch_and_faiss_share_their_file(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = drifting(100)
+    rows.add(memory)
+    index = index_of(tmp_path)
+    expected = rows.search(index, np.ones(D), 7).positions
+    index.save(always=True)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    other = index_of(tmp_path)
+    assert np.array_equal(rows.search(other, np.ones(D), 7).positions, expected) and other._saved == 100
+    assert other.describe()["backend"] == "torch"
+
+
+def test_keys_may_differ_from_memories(rows: Rows, tmp_path: Path) -> None:
+    """Two keys a segment: a segment is found by its best key, and the bound knows that keys are not embeddings."""
+    memory, keys = drifting(80, 1), drifting(80, 2, slots=2)
+    rows.add(memory, keys)
+    index = index_of(tmp_path)
+    query = np.random.default_rng(3).standard_normal(D)
+    hits = rows.search(index, query, 10)
+    best = np.argsort(-(keys.reshape(-1, D).astype(np.float64) @ query))[:10]
+    assert list(hits.positions) == list(dict.fromkeys(int(row) // 2 for row in best))
+    assert np.array_equal(hits.memory, memory[hits.positions])
+    assert np.delete(memory[:, 0].astype(np.float64) @ query, hits.positions).max() <= hits.ceiling
+    index.save(always=True)
+    again = rows.search(index_of(tmp_path), query, 10)
+    assert np.array_equal(again.positions, hits.positions) and again.ceiling == hits.ceiling
+
+
+def test_a_graph_index_is_refused_with_the_reason(tmp_path: Path) -> None:
+    for factory in ("HNSW32", "HNSW32,SQfp16", "IDMap2,hnsw16"):
+        with pytest.raises(ConfigError, match=r"only 18 to 40 %.*Use 'SQfp16'"):
+            index_of(tmp_path, factory=factory)
+    with pytest.raises(ConfigError, match="does not know the index 'Nonsense'"):
+        index_of(tmp_path, factory="Nonsense")
+    with pytest.raises(ConfigError, match="does not know the index"):
+        index_of(tmp_path, factory="IVF4,Flat;nonsense=3")
+
+
+def test_an_index_that_needs_faiss_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        index_of(tmp_path, factory="IVF4,Flat")
+
+
+def test_bad_queries_and_bad_rows_are_refused(rows: Rows, tmp_path: Path) -> None:
+    index = index_of(tmp_path)
+    rows.add(drifting(3))
+    for query in (np.full(D, np.nan), np.full(D, np.inf), np.ones(D - 1), np.ones((1, D))):
+        with pytest.raises(InputError, match="finite numbers"):
+            rows.search(index, query, 3)
+    rows.add(np.full((1, 1, D), np.nan, np.float16))
+    with pytest.raises(StoreDamagedError, match="segment 3 does not hold"):
+        rows.search(index_of(tmp_path), np.ones(D), 3)
+
+
+def test_an_index_that_cannot_be_saved_is_only_reported(rows: Rows, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "indexes").write_text("a file where the folder should be")
+    index = index_of(tmp_path)
+    rows.add(drifting(3))
+    rows.search(index, np.ones(D), 3)
+    index.save()
+    assert "could not be saved" in caplog.text
+
+
+def test_removing_takes_what_a_crash_left_too(rows: Rows, tmp_path: Path) -> None:
+    index = index_of(tmp_path)
+    rows.add(drifting(3))
+    rows.search(index, np.ones(D), 3)
+    index.save()
+    index.path.with_name("1.index.4711.12").write_bytes(b"half")
+    index.path.with_name("11.index").write_bytes(b"another's")
+    store_index.remove(index.path)
+    assert [path.name for path in index.path.parent.iterdir()] == ["11.index"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_the_same(rows: Rows, tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("needs a GPU build of FAISS")
+    memory = drifting(5000)
+    rows.add(memory)
+    index = index_of(tmp_path)
+    query = np.random.default_rng(1).standard_normal(D)
+    found = rows.search(index, query, 100)
+    assert index.describe()["backend"] == "faiss GPU Flat fp16"
+    wanted = np.argsort(-(memory[:, 0].astype(np.float64) @ query))[:100]
+    assert len(set(found.positions.tolist()) & set(wanted.tolist())) >= 99
