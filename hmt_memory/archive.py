@@ -11,6 +11,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,7 @@ def import_session(store: MemoryStore, path: Path, name: str | None) -> records.
         length = 1 if model is None else int(model["parts"]["config"]["segment_length"])
         _check(len(memory) * length <= len(tokens), "it holds more segments than tokens")
         created, updated = float(manifest["created_at"]), float(manifest["updated_at"])
-        retention, next_id = dict(manifest["retention"]), int(manifest["next_id"])
+        retention, next_id = _retention(manifest["retention"]), int(manifest["next_id"])
         _check(all(message.id < next_id for message in messages), "it would give a message id twice")
     with store.database.writing() as db:
         wanted = str(manifest["name"]) if name is None else name
@@ -199,6 +200,12 @@ def _memory(manifest: Mapping[str, Any], data: bytes) -> list[bytes]:
     return [data[at * size : (at + 1) * size] for at in range(count)]
 
 
+def _retention(limits: Mapping[str, Any]) -> dict[str, float]:
+    known = {name: value for name, value in limits.items() if name in ("messages", "seconds")}
+    _check(all(isinstance(value, (int, float)) and value > 0 for value in known.values()), "its retention is no limit")
+    return known
+
+
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -216,7 +223,7 @@ def _damage_of(path: Path) -> Any:
     except StoreError:
         raise
     except (
-        *(zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError, AttributeError, InputError),
+        *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError, InputError),
         *(OverflowError, NotImplementedError, EOFError, RuntimeError, MemoryError, RecursionError),
     ) as error:
         reason = str(error) or type(error).__name__
