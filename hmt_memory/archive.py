@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
+from .config import HMTConfig
 from .errors import InputError, SessionNotFoundError, StoreDamagedError, StoreError
 from .fingerprint import digest_of
 from .history import lineage
 from .session import validated
+from .shards import utc
 from .store import records
 from .store.database import Database
 from .streams import as_array
@@ -37,6 +39,7 @@ FORMAT, VERSION = "hmt-session", 1
 _MANIFEST, _MESSAGES, _TOKENS, _MEMORY = "manifest.json", "messages.jsonl", "tokens.u32", "memory.f16"
 _LARGEST_MANIFEST = 1 << 20
 _LARGEST_FILE = 1 << 33  # bytes of one part, unpacked: a year of talk is a thousandth of it
+_LARGEST_ID = 1 << 53
 _TIME = (1980, 1, 1, 0, 0, 0)  # ZIP's own: the same session gives the same file
 
 
@@ -101,11 +104,15 @@ def import_session(store: MemoryStore, path: Path, name: str | None) -> records.
     """Add the session of an exported file under `name` (None: its own); its row."""
     manifest, files = _read(path)
     with _damage_of(path):
+        _check(0 <= manifest["segments"] <= manifest["tokens"] == len(files[_TOKENS]) / 4, "its counts do not fit")
         messages = _messages(manifest, files[_MESSAGES])
         tokens = np.frombuffer(files[_TOKENS], "<u4").astype(np.uint32)
         memory = _memory(manifest, files[_MEMORY])
         model = manifest["model"]
-        _check(model is None or digest_of(model["parts"]) == model["digest"], "the model's digest does not fit its parts")
+        if model is not None:
+            _check(digest_of(model["parts"]) == model["digest"], "the model's digest does not fit its parts")
+            _check(isinstance(model["parts"]["backbone"]["name"], str), "its model has no name")
+            HMTConfig.from_dict(model["parts"]["config"])
         _check(
             len(tokens) == manifest["tokens"] == (messages[-1].tokens[1] if messages else 0), "messages and tokens do not fit"
         )
@@ -114,9 +121,9 @@ def import_session(store: MemoryStore, path: Path, name: str | None) -> records.
             _check(not len(tokens) or int(tokens.max()) < vocabulary, "it holds tokens that its model does not know")
         length = 1 if model is None else int(model["parts"]["config"]["segment_length"])
         _check(len(memory) * length <= len(tokens), "it holds more segments than tokens")
-        created, updated = float(manifest["created_at"]), float(manifest["updated_at"])
+        created, updated = _time(manifest["created_at"]), _time(manifest["updated_at"])
         retention, next_id = _retention(manifest["retention"]), int(manifest["next_id"])
-        _check(all(message.id < next_id for message in messages), "it would give a message id twice")
+        _check(all(message.id < next_id < _LARGEST_ID for message in messages), "it would give a message id twice")
     with store.database.writing() as db:
         wanted = str(manifest["name"]) if name is None else name
         store.check_new(db, "session", wanted)
@@ -178,7 +185,8 @@ def _messages(manifest: Mapping[str, Any], data: bytes) -> list[records.MessageR
         start, stop = (int(value) for value in fields["tokens"])
         content = (int(fields["content"][0]), int(fields["content"][1]))
         _check(start == at <= content[0] <= content[1] <= stop, f"message {seq} is not where the one before it ends")
-        id, batch, created = int(fields["id"]), int(fields["batch"]), float(fields["created_at"])
+        id, batch, created = int(fields["id"]), int(fields["batch"]), _time(fields["created_at"])
+        _check(0 < id < _LARGEST_ID and 0 < batch < _LARGEST_ID, "a message id is out of range")
         found.append(records.MessageRow(seq, id, batch, bool(fields["pinned"]), body, created, (start, stop), content))
         at = stop
     _check(len(found) == manifest["messages"], "messages are missing")
@@ -195,9 +203,15 @@ def _memory(manifest: Mapping[str, Any], data: bytes) -> list[bytes]:
     config = model["parts"]["config"]
     slots = 0 if config["mode"] == "plain" else int(config["memory_tokens"])
     size = 2 * slots * int(model["parts"]["backbone"]["hidden_size"])
-    _check(len(data) == count * size, "memories are missing")
+    _check(len(data) == count * size and count <= int(manifest["tokens"]), "memories are missing")
     _check(bool(np.isfinite(np.frombuffer(data, "<f2")).all()) if data else True, "a memory embedding is not finite")
     return [data[at * size : (at + 1) * size] for at in range(count)]
+
+
+def _time(value: Any) -> float:
+    """A time that can be shown. Raises ValueError or OverflowError."""
+    utc(float(value))
+    return float(value)
 
 
 def _retention(limits: Mapping[str, Any]) -> dict[str, float]:

@@ -308,6 +308,43 @@ def forget(
 
 
 @sessions.command()
+def attach(
+    name: Session,
+    corpus: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="What hmt read has read.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """Let a session recall from corpora."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        opened.session(name).attach(*corpus)
+        manage.done(
+            f"{name!r} recalls from {', '.join(corpus)} too.", {"attached": corpus}, terminal.Screen.standard(), as_json=as_json
+        )
+
+
+@sessions.command()
+def detach(
+    name: Session,
+    corpus: Annotated[list[str], typer.Argument(metavar="CORPUS...", help="What it should recall from no more.")],
+    store: Store = None,
+    as_json: Json = False,
+) -> None:
+    """The opposite of attach."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        opened.session(name).detach(*corpus)
+        manage.done(
+            f"{name!r} recalls from {', '.join(corpus)} no more.",
+            {"detached": corpus},
+            terminal.Screen.standard(),
+            as_json=as_json,
+        )
+
+
+@sessions.command()
 def export(
     name: Session,
     file: Annotated[Path, typer.Argument(help="Where to write it; replaced if it exists.")],

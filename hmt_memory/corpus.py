@@ -57,11 +57,14 @@ class Corpus:
     def __repr__(self) -> str:
         return f"Corpus({self.name!r})"
 
-    def add_documents(self, documents: Iterable[Any], *, progress: Progress | None = None) -> list[int]:
+    def add_documents(
+        self, documents: Iterable[Any], *, replace_named: bool = False, progress: Progress | None = None
+    ) -> list[int]:
         """Add documents and read them into memory. They are on disk when it returns.
 
         Args:
             documents: strings, dicts with "text" and optionally "name" and "metadata" (JSON), or (name, text) pairs.
+            replace_named: whether they take the place of documents of the same names, which are erased.
             progress: called with the tokens read so far and the tokens to read.
 
         Returns:
@@ -80,6 +83,8 @@ class Corpus:
             with self._database.writing() as db:
                 row = self._own_row(db)
                 now = self._store.now()
+                if replace_named:
+                    row = self._erase(db, row, {body["name"] for body in bodies})
                 for offset, (body, tokens) in enumerate(zip(bodies, ids, strict=True)):
                     stream = records.add_stream(db)
                     records.append_messages(db, stream, [], tokens)
@@ -87,6 +92,8 @@ class Corpus:
                 number = records.add_model(db, self._made_by.digest, self._made_by.parts)
                 changed = replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now)
                 records.update_collection(db, changed)
+            if replace_named:
+                self._store.finish_wiping()
             self._read_pending(progress)
         return [row.next_id + offset for offset in range(len(bodies))]
 
@@ -108,12 +115,22 @@ class Corpus:
                 found = [document for document in records.documents(db, row.id) if document.id in wanted]
                 if missing := sorted(wanted - {document.id for document in found}):
                     raise SessionNotFoundError(f"corpus {self.name!r} has no document {', '.join(map(str, missing))}.")
-                for document in found:
-                    records.delete_document(db, row.id, document)
-                records.update_collection(db, replace(row, epoch=row.epoch + 1))
-                records.set_fact(db, history.WIPE, "1")
-                self._store.drop_index(row.id)
+                self._erase(db, row, {document.name for document in map(_document, found)}, wanted)
             self._store.finish_wiping()
+
+    def _erase(
+        self, db: sqlite3.Connection, row: records.CollectionRow, names: set[str], ids: set[int] | None = None
+    ) -> records.CollectionRow:
+        """Delete the documents of these names (and, if given, ids), to be wiped after the transaction."""
+        found = [document for document in records.documents(db, row.id) if document.body["name"] in names]
+        found = [document for document in found if ids is None or document.id in ids]
+        if not found:
+            return row
+        for document in found:
+            records.delete_document(db, row.id, document)
+        history.wipe_later(db)
+        self._store.drop_index(row.id)
+        return records.update_collection(db, replace(row, epoch=row.epoch + 1))
 
     def recall(self, query: str, top_k: int = 5) -> RecalledSegments:
         """The segments a text remembers most; as `Session.recall`."""
@@ -130,10 +147,11 @@ class Corpus:
             system: pinned instead of the template's own system text. decoding: options of `HMTModel.generate`.
         """
         model = self._needs_model()
-        for corpus in (self, *others):
+        corpora = {corpus._id: corpus for corpus in (self, *others)}
+        for corpus in corpora.values():
             with corpus._reading():
                 corpus._read_pending()
-        memory = ViewRecollection(model, self._transcript, [one._shard() for one in (self, *others)], own=False)
+        memory = ViewRecollection(model, self._transcript, [one._shard() for one in corpora.values()], own=False)
         turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],
@@ -248,7 +266,7 @@ class Corpus:
     def _shard(self) -> CorpusShard:
         with self._database.reading() as db:
             row = self._own_row(db)
-        return corpus_shard(self._store, row, self._needs_model())
+        return corpus_shard(self._store, row, self._needs_model(), self._made_by.digest)
 
 
 class CorpusAnswer(Iterator[str]):
@@ -266,10 +284,11 @@ class CorpusAnswer(Iterator[str]):
         return self._memory.recalled
 
 
-def corpus_shard(store: MemoryStore, row: records.CollectionRow, model: HMTModel) -> CorpusShard:
-    """A corpus as recall sees it."""
+def corpus_shard(store: MemoryStore, row: records.CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:
+    """A corpus as recall sees it; `made_by` is the model's digest."""
     shelf, documents = store.shelf(row)
-    shard = CorpusShard(store.database, store.index(row, model), shelf, row.name, model.backbone.decode)
+    index = store.index(row, model, made_by)
+    shard = CorpusShard(store.database, index, shelf, row.name, model.backbone.decode)
     shard.collection, shard.documents = row.id, documents
     return shard
 

@@ -150,7 +150,7 @@ def resume(
     found = session.stats()
     if found["messages"]:
         screen.note(f"Session {session.name!r} goes on: {found['messages']:,} messages, the last of {found['updated_at']}.")
-    if system and system not in session.system():
+    if system and system != session.system():
         session.add({"role": "system", "content": system})
     _run(_Stored(session, model, decoding), lines, screen)
 
@@ -231,7 +231,12 @@ def _turn(text: str, conversation: _InMemory | _Stored, screen: Screen) -> None:
     def turn() -> bool:
         check_text(text)
         answer = conversation.answer(text)
-        stream(answer, screen.out)
+        try:
+            stream(answer, screen.out)
+        except KeyboardInterrupt:
+            if not getattr(answer, "message_ids", None):
+                raise
+            screen.note("The answer was whole and is stored; /undo erases it.")
         if answer.finish_reason == "length":
             screen.note("(cut at --max-tokens)")
         conversation.keep(answer)

@@ -95,7 +95,8 @@ def digest_of(parts: Mapping[str, Any]) -> str:
 def _tokenizer_digest(tokenizer: Any) -> str | None:
     if tokenizer is None:
         return None
-    known = sorted(tokenizer.get_vocab().items())
+    rules = getattr(tokenizer, "backend_tokenizer", None)  # of fast ones: merges and normalisation as well
+    known = sorted(tokenizer.get_vocab().items()) if rules is None else rules.to_str()
     content = json.dumps([known, str(getattr(tokenizer, "chat_template", None))], ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

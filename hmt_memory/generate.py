@@ -136,8 +136,9 @@ def generate(
         raise InputError("stop strings need text, and this model was wrapped without a tokenizer. Wrap it with one.")
     start = model.states(state, 1)[0]
     first = torch.tensor(model.backbone.start_ids(), dtype=torch.long)
-    rendered, head = (_without(first, ids) for ids in _prompt_ids(model, prompt, start, pinned))
-    context = _Context(model, torch.cat([first, head]), token_ids(model, replayed), len(first), recollection)
+    rendered, head = _prompt_ids(model, prompt, start, pinned)
+    rendered = rendered if start.tokens else _without(first, rendered)
+    context = _Context(model, torch.cat([first, _without(first, head)]), token_ids(model, replayed), len(first), recollection)
     if not (start.tokens or len(rendered) or len(context.pinned)):
         raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
     sampler = Sampler(
@@ -233,6 +234,8 @@ class _Context:
             if self._recollection is not None:
                 memory = self._recollection.memory(summary, state)
                 self._choose(summary, state, len(visible))
+        if not model.is_trained:
+            memory = memory[:0]  # P_0: an untrained P in front of an answer derails it (docs/LOG.md)
         return model.prompt([summary], [memory])[0]
 
     def _choose(self, summary: Tensor, state: HMTState, visible: int) -> None:

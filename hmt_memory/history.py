@@ -6,6 +6,7 @@ the cut, and rows that nobody shows any more are deleted.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from .transcript import Stretch, Transcript
 if TYPE_CHECKING:
     import sqlite3
 
-WIPE = "wipe"  # the fact that deleted bytes may still lie in free pages
+WIPE = "wipe"  # the fact that deleted bytes may still lie in free pages; another value for each deletion
 
 
 def lineage(db: sqlite3.Connection, row: CollectionRow) -> Lineage:
@@ -69,8 +70,8 @@ def forget(db: sqlite3.Connection, row: CollectionRow, ids: Iterable[int]) -> tu
     append(db, stream, first, tokens, kept, stretches)
     new = records.update_collection(db, replace(row, stream=stream, epoch=row.epoch + 1))
     records.prune(db, row.stream)
-    records.set_fact(db, WIPE, "1")
-    return records.collection(db, row.id) or new, sharing
+    wipe_later(db)
+    return records.compact(db, new), sharing
 
 
 def move(db: sqlite3.Connection, row: CollectionRow, transcript: Transcript, made_by: Fingerprint) -> CollectionRow:
@@ -85,7 +86,12 @@ def move(db: sqlite3.Connection, row: CollectionRow, transcript: Transcript, mad
     number = records.add_model(db, made_by.digest, made_by.parts)
     new = records.update_collection(db, replace(row, stream=stream, model=number, epoch=row.epoch + 1))
     records.prune(db, row.stream)
-    return records.collection(db, row.id) or new
+    return new
+
+
+def wipe_later(db: sqlite3.Connection) -> None:
+    """Remember, with what is deleted, that its bytes are still to be overwritten."""
+    records.set_fact(db, WIPE, uuid.uuid4().hex)
 
 
 def rendered(transcript: Transcript, bodies: Sequence[Any], *, first: bool = True) -> list[Stretch]:

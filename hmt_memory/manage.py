@@ -150,13 +150,12 @@ def add_documents(
     """Read documents into a corpus; one of a name that it has already takes the place of that one."""
     corpus = store.corpus(name, model)
     known = {document.name: document for document in corpus.documents()}
-    same = [one for one in documents if one.name in known and known[one.name].text == one.text]
-    fresh = [one for one in documents if one not in same]
-    replaced = [known[one.name].id for one in fresh if one.name in known]
+    named = {os.path.normpath(one.name): one.text for one in documents}
+    fresh = {name: text for name, text in named.items() if name not in known or known[name].text != text}
+    replaced = [known[name].id for name in fresh if name in known]
+    same = [name for name in named if name not in fresh]
     with progress_of(screen) as progress:
-        ids = corpus.add_documents([{"name": one.name, "text": one.text} for one in fresh], progress=progress)
-    if replaced:
-        corpus.remove(replaced)
+        ids = corpus.add_documents(fresh.items(), replace_named=True, progress=progress)
     found = corpus.stats()
     if as_json:
         return _print_json(found | {"added": ids, "replaced": replaced, "unchanged": len(same)}, screen)

@@ -5,6 +5,7 @@ What it keeps in memory can be made again from the folder at any time: search in
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -14,9 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .corpus import Corpus
-from .errors import HMTError, InputError, SessionExistsError, SessionNotFoundError, StoreDamagedError
+from .errors import (
+    HMTError,
+    InputError,
+    SessionBusyError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StoreDamagedError,
+    StoreError,
+)
 from .fingerprint import Fingerprint, digest_of, fingerprint
-from .history import WIPE
+from .history import WIPE, wipe_later
 from .session import Session
 from .store import index as store_index
 from .store import records
@@ -29,6 +38,7 @@ if TYPE_CHECKING:
 
     from .model import HMTModel
 
+log = logging.getLogger("hmt_memory")
 _LONGEST_NAME = 200
 
 
@@ -76,7 +86,10 @@ class MemoryStore:
         self._reading: dict[tuple[int, int], threading.Lock] = {}
         self._mutex = threading.Lock()
         self.database = Database(self.folder, timeout=timeout)
-        self.finish_wiping()
+        try:
+            self.finish_wiping()
+        except (SessionBusyError, StoreError) as error:
+            log.warning("%s", error)  # the next opening tries again
 
     def __enter__(self) -> MemoryStore:
         return self
@@ -89,9 +102,19 @@ class MemoryStore:
 
     def close(self) -> None:
         """Save the indexes and close the database. Sessions of this object must not be used afterwards."""
-        for index in list(self._indexes.values()):
-            index.save()
+        for id in list(self._indexes):
+            self._save_index(id)
         self.database.close()
+
+    def _save_index(self, id: int, *, always: bool = False) -> None:
+        """Save an index, unless its session or corpus was deleted or rewritten: nobody can do that meanwhile."""
+        try:
+            with self.database.exclusive(), self.database.reading() as db:
+                row = records.collection(db, id)
+                if row is not None:
+                    self._indexes[id].save(db, _shelf(db, row)[0], always=always)
+        except (SessionBusyError, StoreError) as error:
+            log.warning("the index of collection %d is not saved: %s", id, error)
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +180,7 @@ class MemoryStore:
         with self.database.writing() as db:
             row = self.find(db, kind, name)
             records.delete_collection(db, row)
-            records.set_fact(db, WIPE, "1")
+            wipe_later(db)
             self.drop_index(row.id)
         self.finish_wiping()
 
@@ -253,10 +276,8 @@ class MemoryStore:
         if records.find_collection(db, kind, name) is not None:
             raise SessionExistsError(f"there is a {kind} {name!r} already. Choose another name, or delete it first.")
 
-    def index(self, row: records.CollectionRow, model: HMTModel) -> MemoryIndex:
-        """The index of a session or corpus."""
-        with self.database.reading() as db:
-            made_by = "" if row.model is None else records.model(db, row.model).digest
+    def index(self, row: records.CollectionRow, model: HMTModel, made_by: str) -> MemoryIndex:
+        """The index of a session or corpus; `made_by` is the model's digest."""
         with self._mutex:
             if row.id not in self._indexes:
                 path, width = self.index_path(row.id), model.backbone.hidden_size
@@ -281,10 +302,8 @@ class MemoryStore:
         known = self._shelves.get(row.id)
         if known is None or known[0] != row.revision:
             with self.database.reading() as db:
-                documents = records.document_streams(db, row.id)
-                volumes = tuple(_volume(db, stream) for _, stream in documents)
-            shelf = records.Shelf(volumes, (row.id, row.revision))
-            known = self._shelves[row.id] = (row.revision, shelf, [id for id, _ in documents])
+                row = records.collection(db, row.id) or row
+                known = self._shelves[row.id] = (row.revision, *_shelf(db, row))
         return known[1], known[2]
 
     def reading_mutex(self, id: int) -> threading.Lock:
@@ -295,11 +314,28 @@ class MemoryStore:
     def finish_wiping(self) -> None:
         """Overwrite what was deleted, if that is still to be done: after a deletion, or a crash in the middle of one."""
         with self.database.reading() as db:
-            pending = records.fact(db, WIPE) is not None
-        if pending:
+            pending = records.fact(db, WIPE)
+        if pending is None:
+            return
+        try:
             self.database.wipe()
-            with self.database.writing() as db:
+        except StoreDamagedError:
+            raise
+        except (SessionBusyError, StoreError) as error:
+            raise type(error)(
+                f"what was forgotten is gone from the record in {self.folder}, but its bytes are not overwritten yet "
+                f"({error.__cause__ or error}). That is tried again whenever the store is opened."
+            ) from error
+        with self.database.writing() as db:
+            if records.fact(db, WIPE) == pending:  # else somebody has deleted more meanwhile
                 records.set_fact(db, WIPE, None)
+
+
+def _shelf(db: sqlite3.Connection, row: records.CollectionRow) -> tuple[records.Shelf, list[int]]:
+    """The closed segments of a session or corpus, and the ids of a corpus's documents."""
+    documents = [(0, row.stream)] if row.stream is not None else records.document_streams(db, row.id)
+    volumes = tuple(_volume(db, stream) for _, stream in documents)
+    return records.Shelf(volumes, (row.id, row.epoch, row.revision)), [id for id, _ in documents]
 
 
 def _check_name(name: str) -> None:

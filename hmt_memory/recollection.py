@@ -38,6 +38,9 @@ class RecalledSegment:
     source: str  # name of the session, or "corpus/document"
 
 
+_MOST_MISFITS = 3  # passages too long for what is left of the budget, before no more are tried
+
+
 class RecalledSegments(list[RecalledSegment]):
     """Recalled segments by falling weight."""
 
@@ -139,6 +142,7 @@ class ViewRecollection:
         weights, self.recalled.coverage = weigh(self._model, found)
         quotes: dict[tuple[int, int], str] = {}
         ids: list[int] = []
+        misfits = 0
         for at in weights.argsort(descending=True, stable=True).tolist() if self._replay else []:
             cited = self._hidden(found.places[at], state.tokens - visible)
             if cited is None:
@@ -147,7 +151,10 @@ class ViewRecollection:
             text = "\n\n".join(["Recalled from earlier:", *(longer[place] for place in sorted(longer))])
             block = self._transcript.aside(text)
             if len(block) > (self._model.config.replay_tokens or 0):
-                break
+                misfits += 1
+                if misfits == _MOST_MISFITS:
+                    break
+                continue
             quotes, ids = longer, block
             self.recalled.append(_segment(cited, float(weights[at]), self.recalled.coverage))
         return torch.tensor(ids, dtype=torch.long)

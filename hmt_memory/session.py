@@ -28,7 +28,7 @@ from .shards import Draft, Message, SessionShard, Shard, as_message, utc
 from .state import HMTState
 from .store import records
 from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
-from .transcript import Transcript
+from .transcript import Stretch, Transcript
 
 if TYPE_CHECKING:
     import sqlite3
@@ -107,11 +107,12 @@ class Session:
         self._check_pinned(batch)
         with self._reading():
             snapshot = self._read_pending()
-            state = self._read_ahead(snapshot, batch)
+            stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
+            state = self._read_ahead(snapshot, stretches)
             with self._database.writing() as db:
                 row = self._own_row(db)
                 alone = row == snapshot.row
-                row, ids = self._append(db, row, batch)
+                row, ids = self._append(db, row, batch, stretches if alone else None)
                 if alone:
                     self._write_segments(db, snapshot, state)
             with _stored_already(self.name):
@@ -150,10 +151,10 @@ class Session:
         prompt = [*draft.ids]
         if not prompt and not snapshot.tokens:
             raise InputError("there is nothing to answer: add a message first.")
-        with self._database.reading() as db:
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
             system = _system(batch) or history.system_in_force(db, snapshot.parts)
         pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
-        memory = ViewRecollection(model, self._transcript, self._shards(draft), own=True, replay=replay)
+        memory = ViewRecollection(model, self._transcript, self._shards(snapshot, draft), own=True, replay=replay)
         generation = model.generate(
             prompt + self._transcript.answer_opening(),
             state=snapshot.state,
@@ -175,8 +176,9 @@ class Session:
         """
         model = self._needs_model()
         with self._reading():
-            self._read_pending()
-        return recollection.recall(model, self._shards(), query, top_k)
+            snapshot = self._read_pending()
+        with self._unless_rewritten(snapshot):
+            return recollection.recall(model, self._shards(snapshot), query, top_k)
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -282,8 +284,8 @@ class Session:
     def set_retention(self, *, messages: int | None = None, age: timedelta | None = None) -> None:
         """Keep at most so many messages, and none older than `age`; None: no limit. The rest is forgotten, now and from now on.
 
-        Forgetting the oldest re-reads what is kept, so a quarter (by count) or a tenth (by age) is forgotten ahead. System
-        messages count and are forgotten too, except those in force.
+        Forgetting the oldest re-reads what is kept, so a quarter (by count) or a tenth (by age) is forgotten ahead. The system
+        messages in force do not count and are kept.
 
         Raises:
             InputError: fewer than one message, or an age that is not positive.
@@ -332,6 +334,7 @@ class Session:
         db: sqlite3.Connection,
         row: records.CollectionRow,
         batch: Sequence[Mapping[str, Any]],
+        stretches: Sequence[Stretch] | None = None,
         *,
         answer: Sequence[int] | None = None,
         asked_at: float | None = None,
@@ -340,9 +343,10 @@ class Session:
         parts = history.lineage(db, row)
         seq, at = records.size(parts)
         told = batch if answer is None else batch[:-1]
-        stretches = history.rendered(self._transcript, told, first=not at)
+        if stretches is None:
+            stretches = history.rendered(self._transcript, told, first=not at)
         if answer is not None:
-            stretches.append(self._transcript.answer(answer))
+            stretches = [*stretches, self._transcript.answer(answer)]
         now = self._store.now()
         times = [asked_at or now] * len(told) + [now] * (len(batch) - len(told))
         rows = _new_rows(batch, row.next_id, times)
@@ -401,10 +405,9 @@ class Session:
                 progress(snapshot.state.segments * length - first, last - first)
         return snapshot
 
-    def _read_ahead(self, snapshot: _Snapshot, batch: Sequence[Mapping[str, Any]]) -> HMTState:
-        """The state after the first chunk of what `batch` will add: a model that cannot read it stores nothing."""
+    def _read_ahead(self, snapshot: _Snapshot, stretches: Sequence[Stretch]) -> HMTState:
+        """The state after the first chunk of what will be added: a model that cannot read it stores nothing."""
         model = self._needs_model()
-        stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
         ids = torch.tensor([token for stretch in stretches for token in stretch.ids], dtype=torch.long)
         return next(read_on(model, ids, snapshot.state), snapshot.state)
 
@@ -433,26 +436,37 @@ class Session:
         ids = [token for stretch in stretches for token in stretch.ids]
         return Draft(history.placed(seq, at, rows, stretches), ids)
 
-    def _shards(self, draft: Draft | None = None) -> list[Shard]:
-        """This session's own past, then the attached corpora."""
+    def _shards(self, snapshot: _Snapshot, draft: Draft | None = None) -> list[Shard]:
+        """This session's own past as of the snapshot, then the attached corpora."""
+        model, row = self._needs_model(), snapshot.row
+        shelf = records.Shelf(((snapshot.parts, snapshot.state.segments),), (row.id, row.epoch, row.revision))
+        index = self._store.index(row, model, self._made_by.digest)
+        own = SessionShard(self._database, index, shelf, row.name, model.backbone.decode)
+        own.length, own.draft = model.config.segment_length, draft or Draft()
         with self._database.reading() as db:
-            row = self._own_row(db)
-            parts = history.lineage(db, row)
-            shelf = records.Shelf(((parts, records.segment_count(db, parts)),), (row.id, row.revision))
             corpora = [corpus for id in row.settings.get("corpora", []) if (corpus := records.collection(db, id))]
             for corpus in corpora:
                 matching(db, corpus, self._made_by)
-        model = self._needs_model()
-        decode = model.backbone.decode
-        own = SessionShard(self._database, self._store.index(row, model), shelf, row.name, decode)
-        own.length, own.draft = model.config.segment_length, draft or Draft()
-        return [own, *(corpus_shard(self._store, corpus, model) for corpus in corpora)]
+        return [own, *(corpus_shard(self._store, corpus, model, self._made_by.digest) for corpus in corpora)]
+
+    @contextmanager
+    def _unless_rewritten(self, snapshot: _Snapshot) -> Iterator[None]:
+        """Rows that are missing because the session was rewritten or deleted meanwhile are no damage."""
+        try:
+            yield
+        except StoreDamagedError as error:
+            with self._database.reading() as db:
+                row = self._row(db)
+            if row.epoch == snapshot.row.epoch:
+                raise
+            raise SessionBusyError(f"session {self.name!r} was rewritten meanwhile. Nothing was stored; ask again.") from error
 
     # --- after an answer --------------------------------------------------------------------------------------------
 
     def _commit(self, reply: Reply, snapshot: _Snapshot, generation: Generation) -> list[int]:
         """Store what was asked and answered, and the segments that were read on the way; ids of the new messages."""
-        answer = {"role": "assistant", "content": generation.text}
+        text = generation.text if self._transcript.has_template else generation.text.strip()
+        answer = {"role": "assistant", "content": text}
         with self._database.writing() as db:
             row = self._own_row(db)
             if row.epoch != snapshot.row.epoch:
@@ -475,25 +489,42 @@ class Session:
 
     def _apply_retention(self, row: records.CollectionRow) -> None:
         """Forget what is beyond the limits."""
-        limits = row.settings.get("retention", {})
-        if not limits:
+        if not row.settings.get("retention"):
             return
-        most, seconds, now = limits.get("messages"), limits.get("seconds"), self._store.now()
         with self._database.reading() as db:
-            parts = history.lineage(db, self._row(db))
-            count = records.size(parts)[0]
-            in_force = next((message.batch for message in records.pinned(db, parts)), None)
-            first = next((one for one in records.messages(db, parts, 0, 16) if not one.pinned), None)
-            too_many = most is not None and count > most
-            too_old = seconds is not None and (first is None or first.created_at < now - seconds)
-            stored = records.messages(db, parts) if too_many or too_old else []
-        loose = [message for message in stored if not (message.pinned and message.batch == in_force)]
+            due = self._beyond_limits(db, self._row(db))
+        if not due:
+            return
+        with self._reading():
+            with self._database.writing() as db:
+                row = self._row(db)
+                if due := self._beyond_limits(db, row):  # others may have forgotten them meanwhile
+                    history.forget(db, row, due)
+                    self._store.drop_index(row.id)
+            self._store.finish_wiping()
+            self._read_pending()
+
+    def _beyond_limits(self, db: sqlite3.Connection, row: records.CollectionRow) -> set[int]:
+        """Ids of the messages that the limits leave no room for; system messages in force do not count."""
+        limits, now = row.settings.get("retention", {}), self._store.now()
+        most, seconds = limits.get("messages"), limits.get("seconds")
+        parts = history.lineage(db, row)
+        in_force = [message.id for message in records.pinned(db, parts)]
+        batches = {message.batch for message in records.pinned(db, parts)}
+        count = records.size(parts)[0] - len(in_force)
+        first = next((one for one in records.messages(db, parts, 0, 16) if not one.pinned), None)
+        too_many = most is not None and count > most
+        too_old = seconds is not None and (first is None or first.created_at < now - seconds)
+        if not (too_many or too_old):
+            return set()
+        newest = max(batches, default=None)
+        loose = [one for one in records.messages(db, parts) if not (one.pinned and one.batch == newest)]
         gone: set[int] = set()
-        if most is not None and too_many:
-            gone |= {message.id for message in loose[: count - most + int(most * _COUNT_SLACK)]}
+        if most is not None and len(loose) > most:
+            gone |= {message.id for message in loose[: len(loose) - most + int(most * _COUNT_SLACK)]}
         if seconds is not None and any(message.created_at < now - seconds for message in loose):
             gone |= {message.id for message in loose if message.created_at < now - seconds * (1 - _AGE_SLACK)}
-        self.forget(sorted(gone))
+        return gone
 
 
 class Reply(Iterator[str]):
@@ -520,12 +551,14 @@ class Reply(Iterator[str]):
         return next(self._pieces)
 
     def _run(self) -> Iterator[str]:
-        for piece in self._generation:
-            if self._generation.finish_reason is not None:
-                self.message_ids = self._session._commit(self, self._snapshot, self._generation)
+        while True:
+            with self._session._unless_rewritten(self._snapshot):
+                piece = next(self._generation, None)
+                if self._generation.finish_reason is not None and not self.message_ids:
+                    self.message_ids = self._session._commit(self, self._snapshot, self._generation)
+            if piece is None:
+                break
             yield piece
-        if not self.message_ids:
-            self.message_ids = self._session._commit(self, self._snapshot, self._generation)
         self._session._after_reply()
 
     def finish(self) -> Reply:
@@ -595,7 +628,7 @@ def _stored_already(name: str) -> Iterator[None]:
         yield
     except StoreDamagedError:
         raise
-    except StoreError as error:
+    except (StoreError, SessionBusyError) as error:
         log.warning("session %r is stored, but reading it into memory waits: %s", name, error)
 
 

@@ -71,7 +71,10 @@ def segment_rows(model: HMTModel, before: HMTState, after: HMTState, digest: byt
     made = after.segments - before.segments
     memory = model.by_segment(after)[after.held - made :].to(torch.float16).cpu()
     if not torch.isfinite(memory).all():
-        raise InputError("a memory embedding is not finite, or beyond float16's 65504: nothing was stored. Check the adapter.")
+        raise InputError(
+            f"a memory embedding of segments {before.segments} to {after.segments - 1} is not finite, or beyond float16's "
+            "65504: it is not stored. Check the model and its adapter, or forget the messages it is made of."
+        )
     rows = []
     length, end = model.config.segment_length, after.tokens - len(after.open_ids)
     for at, vectors in enumerate(memory, before.segments):

@@ -137,6 +137,10 @@ TAMPERED: dict[str, tuple[Callable[[dict[str, bytes]], None], dict[str, Any]]] =
     "a foreign digest": (lambda parts: None, {"model": {"digest": "0" * 32, "parts": {"backbone": {}}}}),
     "no counts": (lambda parts: None, {"messages": None}),
     "text for numbers": (lambda parts: None, {"segments": "many"}),
+    "a time that no calendar has": (lines(lambda rows: rows[0].update(created_at=1e300)), {}),
+    "no time": (lambda parts: None, {"updated_at": float("nan")}),
+    "an id beyond all": (lines(lambda rows: rows[1].update(id=1 << 63)), {"next_id": 1 << 64}),
+    "a billion segments": (lambda parts: None, {"segments": 10**12}),
     "a list for the retention": (lambda parts: None, {"retention": [1]}),
     "a limit that is none": (lambda parts: None, {"retention": {"messages": "all"}}),
 }

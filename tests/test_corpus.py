@@ -145,8 +145,7 @@ def test_removed_documents_leave_no_byte(tmp_path: Path) -> None:
     ids = corpus.add_documents(["xyzzy plugh " * 20, TEXTS[0]])
     kept = memories(corpus)[1]
     corpus.recall("x")
-    for index in store._indexes.values():
-        index.save()
+    store._save_index(1)
     assert bytes_in(folder, b"xyzzy plugh") == ["memory.db-wal"] or bytes_in(folder, b"xyzzy plugh")
     with pytest.raises(SessionNotFoundError, match="no document 9"):
         corpus.remove([ids[0], 9])

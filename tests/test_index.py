@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hmt_kernels
-from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, StoreDamagedError
+from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
 from hmt_memory.store import index as store_index
 from hmt_memory.store import records
 from hmt_memory.store.database import Database
@@ -61,6 +61,10 @@ class Rows:
     def shelf(self) -> Shelf:
         with self.database.reading() as db:
             return Shelf(((records.lineage(db, self.stream), self.count),))
+
+    def save(self, index: MemoryIndex, **options: Any) -> None:
+        with self.database.reading() as db:
+            index.save(db, self.shelf(), **options)
 
     def search(self, index: MemoryIndex, query: np.ndarray[Any, Any], k: int) -> store_index.Hits:
         with self.database.reading() as db:
@@ -153,6 +157,39 @@ def test_rows_that_are_no_longer_those_it_was_made_of_replace_it(rows: Rows, tmp
         assert np.array_equal(found.memory, memory[found.positions])
 
 
+def test_a_saved_index_is_not_loaded_into_one_that_holds_rows(rows: Rows, tmp_path: Path) -> None:
+    """After a shelf that is older than the index, which starts it anew, and one that is newer."""
+    memory = drifting(60)
+    rows.add(memory[:40])
+    rows.search(first := index_of(tmp_path), np.ones(D), 5)
+    rows.save(first, always=True)
+    index, older = index_of(tmp_path), rows.shelf()
+    rows.add(memory[40:])
+    rows.search(index, np.ones(D), 5)
+    with rows.database.reading() as db:
+        assert max(index.search(db, older, np.ones(D, np.float32), 100).positions) == 39
+    found = rows.search(index, np.ones(D), 100)
+    assert sorted(found.positions) == list(range(60)) and np.array_equal(found.memory, memory[found.positions])
+
+
+def test_an_older_shelf_of_the_same_epoch_is_served_without_starting_anew(rows: Rows, tmp_path: Path) -> None:
+    memory = drifting(60)
+    rows.add(memory[:40])
+    older = rows.shelf()._replace(version=(1, 0, 1))
+    rows.add(memory[40:])
+    newer = rows.shelf()._replace(version=(1, 0, 2))
+    index, query = index_of(tmp_path), np.ones(D, np.float32)
+    with rows.database.reading() as db:
+        index.search(db, newer, query, 5)
+        hits = index.search(db, older, query, 7)
+        assert index.count == 60
+        assert list(hits.positions) == list(np.argsort(-(memory[:40, 0].astype(np.float64) @ query))[:7])
+        assert sorted(index.search(db, older, query, 99).positions) == list(range(40))
+        with pytest.raises(SessionBusyError, match="rewritten meanwhile"):
+            index.search(db, newer._replace(version=(1, 1, 3)), query, 5)
+            index.search(db, older, query, 5)
+
+
 @pytest.mark.parametrize("factory", ["SQfp16", "Flat", "SQ8", "IVF4,SQfp16;nprobe=2", "IVF4,Flat;nprobe=4"])
 def test_it_is_the_same_after_saving_and_loading(
     rows: Rows, tmp_path: Path, factory: str, caplog: pytest.LogCaptureFixture
@@ -163,14 +200,14 @@ def test_it_is_the_same_after_saving_and_loading(
     index = index_of(tmp_path, factory=factory)
     query = np.random.default_rng(1).standard_normal(D)
     rows.search(index, query, 10)
-    index.save(always=True)
+    rows.save(index, always=True)
     assert [path.name for path in index.path.parent.iterdir()] == ["1.index"]
     rows.add(memory[100:])
-    index.save()
+    rows.save(index)
     for again in (index_of(tmp_path, factory=factory), index):
         found = rows.search(again, query, 10)
         assert again.count == 200 and np.array_equal(found.memory, memory[found.positions])
-        again.save(always=True)
+        rows.save(again, always=True)
     loaded = index_of(tmp_path, factory=factory)
     assert np.array_equal(rows.search(loaded, query, 10).positions, found.positions)
     scores = memory[:, 0].astype(np.float64) @ query
@@ -184,7 +221,7 @@ def test_torch_and_faiss_share_their_file(rows: Rows, tmp_path: Path, monkeypatc
     rows.add(memory)
     index = index_of(tmp_path)
     expected = rows.search(index, np.ones(D), 7).positions
-    index.save(always=True)
+    rows.save(index, always=True)
     monkeypatch.setitem(sys.modules, "faiss", None)
     other = index_of(tmp_path)
     assert np.array_equal(rows.search(other, np.ones(D), 7).positions, expected) and other._saved == 100
@@ -202,7 +239,7 @@ def test_keys_may_differ_from_memories(rows: Rows, tmp_path: Path) -> None:
     assert list(hits.positions) == list(dict.fromkeys(int(row) // 2 for row in best))
     assert np.array_equal(hits.memory, memory[hits.positions])
     assert np.delete(memory[:, 0].astype(np.float64) @ query, hits.positions).max() <= hits.ceiling
-    index.save(always=True)
+    rows.save(index, always=True)
     again = rows.search(index_of(tmp_path), query, 10)
     assert np.array_equal(again.positions, hits.positions) and again.ceiling == hits.ceiling
 
@@ -239,7 +276,7 @@ def test_an_index_that_cannot_be_saved_is_only_reported(rows: Rows, tmp_path: Pa
     index = index_of(tmp_path)
     rows.add(drifting(3))
     rows.search(index, np.ones(D), 3)
-    index.save()
+    rows.save(index)
     assert "could not be saved" in caplog.text
 
 
@@ -247,7 +284,7 @@ def test_removing_takes_what_a_crash_left_too(rows: Rows, tmp_path: Path) -> Non
     index = index_of(tmp_path)
     rows.add(drifting(3))
     rows.search(index, np.ones(D), 3)
-    index.save()
+    rows.save(index)
     index.path.with_name("1.index.4711.12").write_bytes(b"half")
     index.path.with_name("11.index").write_bytes(b"another's")
     store_index.remove(index.path)

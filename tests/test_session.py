@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -16,6 +17,7 @@ import pytest
 import torch
 from test_laws import memory_of, tokens_of
 from tiny import NO_SYSTEM, REMEMBERING, PlainText, byte_tokenizer, tiny_model
+from tokenizers.processors import TemplateProcessing
 
 from hmt_memory import HMTModel, MemoryStore, Session, generate
 from hmt_memory.errors import (
@@ -25,8 +27,10 @@ from hmt_memory.errors import (
     SessionBusyError,
     SessionExistsError,
     SessionNotFoundError,
+    StoreError,
 )
 from hmt_memory.recollection import ViewRecollection
+from hmt_memory.store.database import Database
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
@@ -114,6 +118,28 @@ def test_other_fields_and_roles_are_kept(session: Session) -> None:
     assert session.messages()[1].fields == {"tool_calls": [call]}
 
 
+LLAMA_2 = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} </s>{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_with_a_start_token_in_every_turn(store: MemoryStore) -> None:
+    """What was read on the way of an answer is what is stored: the same session, rebuilt, has the same memory."""
+    tokenizer = byte_tokenizer(LLAMA_2)
+    start = tokenizer.convert_tokens_to_ids("<s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
+    model = tiny_model(config=REMEMBERING, tokenizer=tokenizer)
+    assert model.backbone.start_ids() == [start]
+    session = store.session("alice", model)
+    for turn in range(3):
+        session.reply(user(f"question {turn}"), max_new_tokens=30, logits_processors=[PlainText(tokenizer)]).finish()
+    ids = tokens_of(session)
+    assert ids[0] != start and ids.count(start) == 2, "the first stands at the head of every view instead"
+    before = memory_of(session)
+    np.testing.assert_allclose(before, memory_of(session.rebuild(model)), atol=2e-3)
+
+
 # --- pinned -----------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +210,8 @@ def test_replayed_passages_fit_their_budget_and_are_the_heaviest(session: Sessio
     next(reply)
     weights = [one.weight for one in reply.recalled]
     assert weights and weights == sorted(weights, reverse=True)
-    shards, state = session._shards(), session._snapshot().state
+    state = session._snapshot().state
+    shards = session._shards(session._snapshot())
     memory = ViewRecollection(MODEL, session._transcript, shards, own=True)
     summary = torch.randn(32, generator=torch.Generator().manual_seed(3))
     for visible in (0, 20, 200, state.tokens):
@@ -301,8 +328,7 @@ def test_forgetting_leaves_no_byte_in_any_file(tmp_path: Path) -> None:
     for turn in range(40):
         session.add(user(f"turn {turn} " + "of other words " * 8))
     session.recall("secret")
-    for index in store._indexes.values():
-        index.save(always=True)
+    store._save_index(1)
     tokens = np.array(MODEL.backbone.encode(words), "<u4").tobytes()
     with store.database.reading() as db:
         at = db.execute("SELECT token_start FROM messages WHERE id = ?", (id,)).fetchone()[0]
@@ -330,6 +356,95 @@ def test_what_a_crash_left_of_an_erasure_is_finished_on_opening(tmp_path: Path, 
     with MemoryStore(folder) as again:
         assert [message.content for message in again.session("alice").messages()] == ["something else"]
     assert bytes_in(folder, b"xyzzy xyzzy") == []
+
+
+def test_a_process_that_knew_what_was_forgotten_cannot_write_it_back(tmp_path: Path) -> None:
+    """Its index is in memory; closing does not save it over what the record says now."""
+    folder = tmp_path / "store"
+    one, other = MemoryStore(folder), MemoryStore(folder)
+    for name in ("alice", "bob"):
+        session = one.session(name, MODEL)
+        ids = session.add([user("word " * 30), user("more " * 30)])
+        assert other.session(name, MODEL).recall("word")
+    with one.database.reading() as db:
+        secrets = [row[0] for row in db.execute("SELECT memory FROM segments").fetchall()]
+    one.session("alice", MODEL).forget(ids)
+    one.delete("bob")
+    other.close()
+    assert [bytes_in(folder, secret) for secret in secrets] == [[]] * len(secrets)
+    one.close()
+    assert not list((folder / "indexes").glob("*")) if (folder / "indexes").exists() else True
+
+
+def test_wiping_does_not_take_another_deletion_for_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something is forgotten by another process after the file was rewritten and before that is noted."""
+    folder = tmp_path / "store"
+    one, other = MemoryStore(folder), MemoryStore(folder)
+    first = one.session("alice", MODEL)
+    ids = first.add([user("xyzzy plugh " * 9), user("second")])
+    theirs = other.session("alice", MODEL)
+    real = one.database.wipe
+
+    def wipe_and_be_overtaken() -> None:
+        real()
+        monkeypatch.setattr(one.database, "wipe", real)
+        with monkeypatch.context() as patch:
+            patch.setattr(other, "finish_wiping", lambda: None)  # it crashes there
+            theirs.forget(ids[:1])
+
+    monkeypatch.setattr(one.database, "wipe", wipe_and_be_overtaken)
+    first.fork("fork").forget(ids[1:])
+    one.session("fork").forget(ids[:1])
+    one.close()
+    other.close()
+    MemoryStore(folder).close()
+    assert bytes_in(folder, b"xyzzy plugh") == []
+
+
+def test_a_disk_without_room_for_wiping_keeps_the_store_usable(
+    store: MemoryStore, session: Session, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = session.add([user("one"), user("two")])
+
+    def full() -> None:
+        raise StoreError("no room") from OSError("disk is full")
+
+    monkeypatch.setattr(Database, "wipe", lambda self: full())
+    with pytest.raises(StoreError, match=r"gone from the record .* not overwritten yet \(disk is full\)"):
+        session.forget(ids[:1])
+    with MemoryStore(store.folder) as again:
+        assert [message.content for message in again.session("alice").messages()] == ["two"]
+    assert "not overwritten yet" in caplog.text
+
+
+def test_what_others_rewrite_meanwhile_is_no_damage(store: MemoryStore, session: Session) -> None:
+    ids = session.add([user("word " * 60), user("more " * 60)])
+    fork = session.fork("fork")
+    reply, theirs = session.reply(user("what?"), **FAST), fork.reply(user("what?"), **FAST)
+    session.forget(ids[:1])
+    with pytest.raises(SessionBusyError, match="rewritten"):
+        reply.finish()
+    expected = store.session("fork").fork("twin")
+    store.delete("alice")
+    assert theirs.finish().message_ids == [3, 4]
+    again = store.session("twin", MODEL)
+    assert expected.messages() == fork.messages(stop=2)
+    assert again.reply(user("what?"), **FAST).finish().text == theirs.text
+    fork.add(user("long " * 60))
+    assert len(memory_of(fork)) // 32 == len(tokens_of(fork)) // 16 and store.verify() == ([], [])
+
+
+def test_rewriting_does_not_grow_a_chain(store: MemoryStore, session: Session) -> None:
+    ids = [id for turn in range(8) for id in session.add(user(f"turn {turn} " * 4))]
+    fork = session.fork("fork")
+    for id in (ids[6], ids[2], ids[4]):
+        session.forget([id])
+    fork.forget([ids[3]])
+    store.delete("alice")
+    fork.forget([ids[5]])
+    with store.database.reading() as db:
+        assert db.execute("SELECT count(*) FROM streams").fetchone() == (1,)
+    assert [message.id for message in fork.messages()] == [id for id in ids if id not in (ids[3], ids[5])]
 
 
 def test_forgetting_says_who_else_keeps_it(store: MemoryStore, session: Session) -> None:
@@ -360,10 +475,37 @@ def test_retention_by_count(session: Session) -> None:
     for turn in range(10, 30):
         session.add(user(f"turn {turn}"))
         said = [message.content for message in session.messages()]
-        assert len(said) <= 8 and said[0] == "Be kind." and said[-1] == f"turn {turn}"
+        assert len(said) <= 1 + 8 and said[0] == "Be kind." and said[-1] == f"turn {turn}"
     session.reply(user("and?"), **FAST).finish()
-    assert len(session.messages()) <= 8
+    assert len(session.messages()) <= 1 + 8
     assert session.stats()["retention"] == {"messages": 8}
+
+
+def test_the_smallest_limit_keeps_the_newest_turn_and_the_system_prompt(session: Session) -> None:
+    session.add({"role": "system", "content": "Be kind."})
+    session.set_retention(messages=1)
+    session.add(user("one"))
+    session.add(user("two"))
+    assert [message.content for message in session.messages()] == ["Be kind.", "two"]
+
+
+def test_a_limit_holds_under_many_threads(store: MemoryStore, session: Session) -> None:
+    session.set_retention(messages=4)
+    errors: list[BaseException] = []
+
+    def talk(thread: int) -> None:
+        try:
+            for turn in range(6):
+                session.add(user(f"{thread}.{turn}"))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=talk, args=(thread,)) for thread in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and 1 <= len(session.messages()) <= 4
 
 
 def test_retention_by_age(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Database:
             ready = not migrations.pending(db) and db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         if ready:
             return
-        with self._exclusive(), self._connection() as db, self._translated():
+        with self.exclusive(), self._connection() as db, self._translated():
             db.execute("PRAGMA journal_mode = WAL").fetchall()
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -87,7 +87,7 @@ class Database:
         Raises:
             SessionBusyError: others wrote for longer than `timeout`. StoreError: the disk is full or failing.
         """
-        with self._exclusive(), self._connection() as db, self._translated():
+        with self.exclusive(), self._connection() as db, self._translated():
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
@@ -104,14 +104,11 @@ class Database:
             SessionBusyError: another process kept reading the old bytes. StoreError: no room for the rewriting.
         """
         deadline = time.monotonic() + self.timeout
-        with self._exclusive(), self._connection() as db, self._translated():
+        with self.exclusive(), self._connection() as db, self._translated():
             db.execute("VACUUM")
             while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
                 if time.monotonic() > deadline:
-                    raise SessionBusyError(
-                        "what was forgotten is gone from the record, but another process still reads the old file, so its "
-                        "bytes are not overwritten yet. They will be when the store is next opened."
-                    )
+                    raise SessionBusyError(f"another process has been reading for {self.timeout:g} s.")
                 time.sleep(_POLL_SECONDS)
 
     def lock(self, name: str, *, timeout: float | None = None) -> FileLock:
@@ -184,8 +181,8 @@ class Database:
             return db
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """No other thread or process writes or checkpoints inside."""
+    def exclusive(self) -> Iterator[None]:
+        """No other thread or process writes or checkpoints inside; the block itself would wait for itself."""
         self._leave_parent()
         with self._write_mutex:
             try:

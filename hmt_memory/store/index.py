@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError, MissingDependencyError, StoreDamagedError
+from ..errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
 from .records import Shelf
 
 Halves = NDArray[np.float16]
@@ -62,6 +62,7 @@ class MemoryIndex:
         self.factory, self._made_by = factory, made_by
         self._mutex = threading.Lock()
         self._search: _Search = _new_search(factory, width)
+        self._looked_for_file = False
         self._clear()
 
     def _clear(self) -> None:
@@ -70,8 +71,7 @@ class MemoryIndex:
         self._largest = 0.0  # norm of the longest memory embedding
         self._keys_are_memory = True
         self.count, self._check, self._saved = 0, "", 0
-        self._version: tuple[int, int] | None = None
-        self._loaded = False
+        self._version: tuple[int, int, int] | None = None
 
     def describe(self) -> dict[str, Any]:
         """What searches: backend, keys, whether it is exact."""
@@ -89,16 +89,18 @@ class MemoryIndex:
             self._sync(db, shelf)
 
     def _sync(self, db: sqlite3.Connection, shelf: Shelf) -> None:
-        total = shelf.total
-        if shelf.version is not None and shelf.version == self._version and total == self.count:
-            return
-        if not self._loaded and total:
+        if self._version is not None and shelf.version is not None:
+            if shelf.version[:2] == self._version[:2] and shelf.total <= self.count:
+                return  # rows are only appended within an epoch, and the search leaves out what is beyond the shelf
+            if shelf.version[1] < self._version[1]:
+                raise SessionBusyError("what is searched was rewritten meanwhile. Try again.")
+        if not self._looked_for_file and shelf.total:
+            self._looked_for_file = True
             self._load(db, shelf)
-        self._loaded |= total > 0
-        if self.count > total or (self.count and shelf.check(db, self.count) != self._check):
+        if self.count > shelf.total or (self.count and shelf.check(db, self.count) != self._check):
             self._clear()
-        for start in range(self.count, total, _ROWS_PER_FETCH):
-            self._extend(db, shelf, start, min(start + _ROWS_PER_FETCH, total))
+        for start in range(self.count, shelf.total, _ROWS_PER_FETCH):
+            self._extend(db, shelf, start, min(start + _ROWS_PER_FETCH, shelf.total))
             self._check = shelf.check(db, self.count)
         self._version = shelf.version
 
@@ -136,17 +138,19 @@ class MemoryIndex:
             )
         with self._mutex:
             self._sync(db, shelf)
-            rows = min(k * max(1, self.slots), len(self._owners))
+            known = int(np.searchsorted(self._owners, shelf.total))  # keys of the shelf; a newer one may have brought more
+            rows = min(k * max(1, self.slots), known)
             if not rows:
                 return Hits(np.zeros(0, np.int64), np.zeros((0, self.slots, self.width), np.float16), float("-inf"))
-            scores, found = self._search(query, rows)
+            scores, found = self._search(query, rows + len(self._owners) - known)
+            scores, found = scores[found < known][:rows], found[found < known][:rows]
             owners, first = np.unique(self._owners[found], return_index=True)
             positions = owners[np.argsort(first)]
             ceiling = float("-inf")
-            if len(positions) < self.count:
+            if len(positions) < shelf.total:
                 lowest = float(scores.min()) if self._exact else float("inf")
                 ceiling = min(lowest, float(np.linalg.norm(query)) * self._largest)
-                ceiling += 1e-5 * abs(ceiling)  # scores may differ by rounding
+                ceiling += self._search.rounding * abs(ceiling)
             return Hits(positions, self._memory(db, shelf, positions), ceiling)
 
     def _memory(self, db: sqlite3.Connection, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
@@ -161,11 +165,16 @@ class MemoryIndex:
 
     # --- the file ---------------------------------------------------------------------------------------------------
 
-    def save(self, *, always: bool = False) -> None:
-        """Replace the file, if enough is new. Failing is no loss: the index is made of the rows again."""
+    def save(self, db: sqlite3.Connection, shelf: Shelf, *, always: bool = False) -> None:
+        """Replace the file, if enough is new and `shelf`, the collection as it is now, still begins with what is indexed.
+
+        Failing is no loss: the index is made of the rows again. Nobody may rewrite the rows meanwhile.
+        """
         with self._mutex:
             new = self.count - self._saved
             if not new or not (always or self.count < _SAVE_ALWAYS_BELOW or new * 20 >= self.count):
+                return
+            if self.count > shelf.total or shelf.check(db, self.count) != self._check:
                 return
             try:
                 self._write()
@@ -291,6 +300,7 @@ class _Search:
 
     name = kind = "none"
     exact = True
+    rounding = 1e-5  # relative difference between its scores and the true ones
 
     def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores [k] and rows [k], best first."""
@@ -407,6 +417,8 @@ class _Flat(_Search):
 class _Gpu(_Flat):
     """The same on a GPU: a copy there searches, the rows here are what is saved. Falls back to them once a search fails."""
 
+    rounding = 1e-2  # it sums in half precision
+
     def __init__(self, faiss: Any, width: int) -> None:
         super().__init__(faiss, width)
         self.name = "faiss GPU Flat fp16"
@@ -434,7 +446,7 @@ class _Gpu(_Flat):
             self._copy = self._faiss.index_cpu_to_gpu(self._resources, 0, self._index, options)
         scores, rows = self._copy.search(query[None], k)
         exact = self.codes()[rows[0]].astype(np.float32) @ query
-        if not np.allclose(exact, scores[0], rtol=1e-2, atol=1e-2 * float(np.abs(exact).max(initial=0))):
+        if not np.allclose(exact, scores[0], rtol=self.rounding, atol=self.rounding * float(np.abs(exact).max(initial=0))):
             raise RuntimeError("its scores are not those of the rows")
         return exact, rows[0]
 

@@ -344,13 +344,25 @@ def prune(db: sqlite3.Connection, id: int | None) -> None:
             id = row.parent
             continue
         _update_stream(db, row._replace(messages=messages, tokens=tokens))
-        if len(children) == 1:
-            _join(db, stream(db, id), children[0])
         return
 
 
+def compact(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
+    """Join a session's stream with ancestors that only it continues, so that rewriting does not grow a chain.
+
+    Only for a session that is being rewritten: for any other, what it read a moment ago must stay where it was.
+    """
+    while row.stream is not None and (parent := stream(db, row.stream).parent) is not None:
+        shown = "SELECT EXISTS (SELECT 1 FROM collections WHERE stream = ?), (SELECT count(*) FROM streams WHERE parent = ?)"
+        if db.execute(shown, (parent, parent)).fetchone() != (0, 1):
+            break
+        _join(db, stream(db, parent), stream(db, row.stream))
+        row = update_collection(db, replace(row, stream=parent))
+    return row
+
+
 def _join(db: sqlite3.Connection, parent: StreamRow, child: StreamRow) -> None:
-    """Give the rows of an only child to its parent, so that chains do not grow with every rewrite."""
+    """Give the rows of an only child to its parent."""
     for table in ("messages", "tokens", "segments"):
         column = "start" if table == "tokens" else "seq"
         rows = db.execute(f"SELECT * FROM {table} WHERE stream = ? ORDER BY {column}", (child.id,)).fetchall()
@@ -361,9 +373,7 @@ def _join(db: sqlite3.Connection, parent: StreamRow, child: StreamRow) -> None:
     _update_stream(db, parent._replace(messages=child.messages, tokens=child.tokens))
     for (grandchild,) in db.execute("SELECT id FROM streams WHERE parent = ?", (child.id,)).fetchall():
         _update_stream(db, stream(db, grandchild)._replace(parent=parent.id))
-    for row in db.execute(f"SELECT {_COLLECTION} FROM collections WHERE stream = ?", (child.id,)).fetchall():
-        found = replace(_collection(row), stream=parent.id)
-        update_collection(db, replace(found, revision=found.revision - 1))
+    db.execute("UPDATE collections SET stream = NULL WHERE stream = ?", (child.id,))
     db.execute("DELETE FROM streams WHERE id = ?", (child.id,))
 
 
@@ -501,15 +511,15 @@ def chain(before: bytes, span: tuple[int, int], memory: bytes, keys: bytes | Non
 def segment_count(db: sqlite3.Connection, parts: Lineage) -> int:
     """How many segments of a lineage are closed, which is up to where it has been read."""
     for part in reversed(parts):
-        first, stop = part.segments
-        query = "SELECT max(seq), count(*) FROM segments WHERE stream = ? AND seq >= ?" + " AND seq < ?" * (stop is not None)
-        arguments = (part.stream, first) if stop is None else (part.stream, first, stop)
-        last, count = db.execute(query, arguments).fetchone()
-        if count:
-            if last + 1 - first != count:
-                raise StoreDamagedError("segments are missing from the store. Rebuild the session or corpus.")
+        query = "SELECT max(seq) FROM segments WHERE stream = ? AND seq >= ? AND seq < ?"
+        (last,) = db.execute(query, (part.stream, part.segments[0], _stop(part))).fetchone()
+        if last is not None:
             return int(last) + 1
     return 0
+
+
+def _stop(part: Part) -> int:
+    return 1 << 62 if part.segments[1] is None else part.segments[1]
 
 
 def append_segments(db: sqlite3.Connection, parts: Lineage, rows: Sequence[SegmentRow]) -> None:
@@ -524,7 +534,7 @@ def segments(db: sqlite3.Connection, parts: Lineage, start: int, stop: int) -> I
     """Closed segments [start, stop) of a lineage, in order; fetch them all before the transaction ends."""
     wanted = start
     for part in parts:
-        high = stop if part.segments[1] is None else min(stop, part.segments[1])
+        high = min(stop, _stop(part))
         query = f"SELECT {_SEGMENT} FROM segments WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
         for row in db.execute(query, (part.stream, max(start, part.segments[0]), high)) if part.segments[0] < high else ():
             seq, first, last, memory, keys, digest = _checked(f"segment {row[0]} of stream {part.stream}", row)
@@ -541,17 +551,11 @@ def digest_at(db: sqlite3.Connection, parts: Lineage, count: int) -> bytes:
     return b"" if count == 0 else next(segments(db, parts, count - 1, count)).digest
 
 
-def delete_segments(db: sqlite3.Connection, parts: Lineage, start: int = 0) -> None:
-    """Delete a lineage's closed segments from `start` on, so that they are read again; also for those who share them."""
-    for part in parts:
-        db.execute("DELETE FROM segments WHERE stream = ? AND seq >= ?", (part.stream, max(start, part.segments[0])))
-
-
 class Shelf(NamedTuple):
     """The closed segments of a collection as one sequence: a session's lineage, or a corpus's documents one by one."""
 
     volumes: tuple[tuple[Lineage, int], ...]  # each with how many of its segments are closed
-    version: tuple[int, int] | None = None  # of the collection, its id and revision: equal versions, equal segments
+    version: tuple[int, int, int] | None = None  # the collection's id, epoch and revision
 
     @property
     def total(self) -> int:

@@ -1,0 +1,96 @@
+"""A conversation, the end of its process, and a new process that answers from it: the second half of `make demo`.
+
+The view is kept small (128 recent tokens), so that a short conversation already outgrows it: what was said first is then no longer
+shown to the model unless memory brings it back. Everything is measured here and now; the store is a temporary folder.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from rich.console import Console
+
+from hmt_memory import HMTConfig, HMTModel, MemoryStore
+from hmt_memory.session import Session
+from hmt_memory.terminal import Screen, beginning, show_recalled, stream
+
+SESSION = "demo"
+SIZES = HMTConfig(segment_length=64, recent_tokens=128, replay_tokens=512)
+TALK = (
+    "My cat is called Mimi and she is afraid of thunder.",
+    "What is the capital of France?",
+    "How do I cook rice?",
+    "What is a prime number?",
+    "Who wrote Hamlet?",
+    "How does a bicycle stay upright?",
+    "What is the longest river in the world?",
+    "How do I take a good photo of the moon?",
+    "Name three cities in Italy.",
+    "How many days are in a leap year?",
+)
+QUESTION, ANSWER = "What is my cat called?", "Mimi"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for part in ("talk", "ask"):
+            subprocess.run([sys.executable, __file__, part, folder], check=True)
+
+
+def open_session(folder: str) -> tuple[MemoryStore, Session, HMTModel]:
+    """The session in `folder`, from what lies on disk."""
+    started = time.perf_counter()
+    model = HMTModel.from_pretrained("smollm2-135m-instruct", config=SIZES)
+    loaded = time.perf_counter()
+    store = MemoryStore(folder)
+    session = store.session(SESSION, model)
+    opened = time.perf_counter()
+    print(f"model loaded in {loaded - started:.1f} s, session opened in {(opened - loaded) * 1000:.0f} ms")
+    return store, session, model
+
+
+def talk(folder: str) -> None:
+    """Tell and ask; every turn is on disk when its answer is whole."""
+    print(f"\n--- process {os.getpid()}: a conversation")
+    _, session, _ = open_session(folder)
+    for text in TALK:
+        reply = session.reply({"role": "user", "content": text}, max_new_tokens=48).finish()
+        print(f"> {text}\n{beginning(reply.text, 100)}")
+    found = session.stats()
+    print(
+        f"{found['messages']} messages, {found['tokens']} tokens, {found['segments']} segments; the process ends without closing the store"
+    )
+    os._exit(0)
+
+
+def ask(folder: str) -> None:
+    """Answer from what the other process left."""
+    print(f"\n--- process {os.getpid()}: a new one")
+    store, session, model = open_session(folder)
+    screen = Screen(Console(highlight=False), sys.stdout)
+    tokens = session.stats()["tokens"]
+    print(f"> {QUESTION}")
+    reply = session.reply({"role": "user", "content": QUESTION}, max_new_tokens=40)
+    stream(reply, sys.stdout)
+    show_recalled(reply.recalled, screen)
+    shown = SIZES.recent_tokens or 0
+    hidden = (tokens - shown) // SIZES.segment_length
+    holding = [one for one in reply.recalled if ANSWER in one.text]
+    print(
+        f"{'Right' if ANSWER in reply.text else 'Wrong'}. The name was said {tokens:,} tokens before the question and the view shows the last "
+        f"{shown} or so; of about {hidden} segments before those, recall brought back {len(reply.recalled)}, "
+        + (f"and segment {holding[0].segment} says it." if holding else "and none says it.")
+    )
+    if not model.is_trained:
+        print("Recall is untrained, so which segments come back is little better than chance; a larger share helps.")
+    whole = "the record is whole" if store.verify().ok else "the record is damaged"
+    print(f"After an exit without closing, {whole}.")
+    store.close()
+
+
+if __name__ == "__main__":
+    {"talk": talk, "ask": ask}[sys.argv[1]](sys.argv[2]) if len(sys.argv) == 3 else main()
