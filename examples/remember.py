@@ -1,7 +1,7 @@
 """A conversation, the end of its process, and a new process that answers from it: the second half of `make demo`.
 
-The view is kept small (128 recent tokens), so that a short conversation already outgrows it: what was said first is then no longer
-shown to the model unless memory brings it back. Everything is measured here and now; the store is a temporary folder.
+The view is kept small (128 recent tokens and one or two replayed passages), so that a short conversation outgrows it: what was said
+first is no longer shown to the model unless memory brings it back. The store is a temporary folder.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import time
 from rich.console import Console
 
 from hmt_memory import HMTConfig, HMTModel, MemoryStore
-from hmt_memory.session import Session
+from hmt_memory.session import Reply, Session
 from hmt_memory.terminal import Screen, beginning, show_recalled, stream
 
 SESSION = "demo"
-SIZES = HMTConfig(segment_length=64, recent_tokens=128, replay_tokens=512)
+SIZES = HMTConfig(segment_length=64, recent_tokens=128, replay_tokens=160)
 TALK = (
-    "My cat is called Mimi and she is afraid of thunder.",
+    "The door code of the office is 4071.",
     "What is the capital of France?",
     "How do I cook rice?",
     "What is a prime number?",
@@ -32,7 +32,7 @@ TALK = (
     "Name three cities in Italy.",
     "How many days are in a leap year?",
 )
-QUESTION, ANSWER = "What is my cat called?", "Mimi"
+QUESTION, ANSWER = "What is the door code of the office?", "4071"
 
 
 def main() -> None:
@@ -61,9 +61,9 @@ def talk(folder: str) -> None:
         reply = session.reply({"role": "user", "content": text}, max_new_tokens=48).finish()
         print(f"> {text}\n{beginning(reply.text, 100)}")
     found = session.stats()
-    print(
-        f"{found['messages']} messages, {found['tokens']} tokens, {found['segments']} segments; the process ends without closing the store"
-    )
+    counts = f"{found['messages']} messages, {found['tokens']} tokens, {found['segments']} segments"
+    print(f"{counts}; the process ends, the store not closed")
+    sys.stdout.flush()
     os._exit(0)
 
 
@@ -71,25 +71,29 @@ def ask(folder: str) -> None:
     """Answer from what the other process left."""
     print(f"\n--- process {os.getpid()}: a new one")
     store, session, model = open_session(folder)
-    screen = Screen(Console(highlight=False), sys.stdout)
     tokens = session.stats()["tokens"]
     print(f"> {QUESTION}")
     reply = session.reply({"role": "user", "content": QUESTION}, max_new_tokens=40)
     stream(reply, sys.stdout)
-    show_recalled(reply.recalled, screen)
+    show_recalled(reply.recalled, Screen(Console(highlight=False), sys.stdout))
+    report(reply, tokens)
+    if not model.is_trained:
+        print(
+            "Recall is untrained: in a talk this short the first segment leads for most questions. This shows the way, not accuracy."
+        )
+    print(f"The record after an exit without closing: {'whole' if store.verify().ok else 'damaged'}.")
+    store.close()
+
+
+def report(reply: Reply, tokens: int) -> None:
+    """What the view could show of the fact, and what recall brought back."""
     shown = SIZES.recent_tokens or 0
     hidden = (tokens - shown) // SIZES.segment_length
-    holding = [one for one in reply.recalled if ANSWER in one.text]
-    print(
-        f"{'Right' if ANSWER in reply.text else 'Wrong'}. The name was said {tokens:,} tokens before the question and the view shows the last "
-        f"{shown} or so; of about {hidden} segments before those, recall brought back {len(reply.recalled)}, "
-        + (f"and segment {holding[0].segment} says it." if holding else "and none says it.")
-    )
-    if not model.is_trained:
-        print("Recall is untrained, so which segments come back is little better than chance; a larger share helps.")
-    whole = "the record is whole" if store.verify().ok else "the record is damaged"
-    print(f"After an exit without closing, {whole}.")
-    store.close()
+    holding = [one.segment for one in reply.recalled if ANSWER in one.text]
+    verdict = "Right" if ANSWER in reply.text else "Wrong"
+    print(f"{verdict}: it was said {tokens} tokens ago and the view shows the last {shown} or so.")
+    found = f"and segment {holding[0]} says it" if holding else "and none says it"
+    print(f"Of about {hidden} hidden segments recall brought back {len(reply.recalled)}, {found}.")
 
 
 if __name__ == "__main__":

@@ -137,12 +137,9 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def embedding_sample(self) -> Tensor:
-        """[v, d] fp32: input embeddings of up to 4096 tokens spread over the vocabulary, as they enter the body.
-
-        Rounded to bf16, so that a model gives the same in fp32 and in bf16.
-        """
+        """[v, d] fp32: input embeddings of up to 4096 tokens spread over the vocabulary, as they enter the body."""
         ids = torch.arange(0, self.vocab_size, -(-self.vocab_size // 4096), device=self.device)
-        return self.embed(ids).to(torch.bfloat16).float()
+        return self.embed(ids).float()
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint remembers of its backbone: architecture and a digest of its weights, adapters left out."""

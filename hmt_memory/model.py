@@ -85,8 +85,10 @@ class HMTModel(nn.Module):
         width, slots = backbone.hidden_size, self.config.memory_tokens
         sample = backbone.embedding_sample()
         # The mean embedding says least: in front of a text it changes nothing, where a start token derails short answers.
-        self.summary_prompt = nn.Parameter(_near(sample.mean(dim=0), 1))
-        self.initial_memory = nn.Parameter(_near(sample.mean(dim=0), slots))
+        # Rounded first, so that an untrained model is the same model, with the same fingerprint, in fp32 and in bf16.
+        centre = sample.to(torch.bfloat16).float().mean(dim=0)
+        self.summary_prompt = nn.Parameter(_near(centre, 1))
+        self.initial_memory = nn.Parameter(_near(centre, slots))
         self.recall = Recall(width, self.config.recall_dim or width)
         self.memory_input = MemoryInput(self.config.memory_input, width, float(sample.norm(dim=-1).mean()))
         for module in (self.recall, self.memory_input):
