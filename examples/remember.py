@@ -1,7 +1,7 @@
 """A conversation, the end of its process, and a new process that answers from it: the second half of `make demo`.
 
-The view is kept small (128 recent tokens and one or two replayed passages), so that a short conversation outgrows it: what was said
-first is no longer shown to the model unless memory brings it back. The store is a temporary folder.
+The view is kept small (128 recent tokens and one or two replayed passages), so that a short conversation outgrows it: what was
+said first is then shown to the model only if memory brings it back. The store is a temporary folder.
 """
 
 from __future__ import annotations
@@ -78,9 +78,7 @@ def ask(folder: str) -> None:
     show_recalled(reply.recalled, Screen(Console(highlight=False), sys.stdout))
     report(reply, tokens)
     if not model.is_trained:
-        print(
-            "Recall is untrained: in a talk this short the first segment leads for most questions. This shows the way, not accuracy."
-        )
+        print("Recall is untrained: in so short a talk the first segment leads for most questions. This shows the way only.")
     print(f"The record after an exit without closing: {'whole' if store.verify().ok else 'damaged'}.")
     store.close()
 

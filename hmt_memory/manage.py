@@ -98,6 +98,8 @@ def show_recall(found: Sequence[RecalledSegment], coverage: float, screen: Scree
             for one in found
         ]
         return _print_json({"coverage": coverage, "segments": content}, screen)
+    if not found:
+        return screen.note("Nothing to recall yet: no segment is full.")
     table = Table("source", "segment", "weight", "messages", "text", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for one in found:
         ids = ", ".join(str(message.id) for message in one.messages)
@@ -139,7 +141,8 @@ def forget(store: MemoryStore, name: str, ids: Sequence[int], screen: Screen, *,
     found = store.session(name).forget(ids)
     if as_json:
         return _print_json({"name": name, **found._asdict()}, screen)
-    screen.note(f"{found.messages} messages of {name!r} are erased. What came after them is read again when it is next used.")
+    erased = "1 message of {!r} is" if found.messages == 1 else f"{found.messages} messages of {{!r}} are"
+    screen.note(f"{erased.format(name)} erased; what came after is read again when the session is next used.")
     for other in found.also_in:
         screen.note(f"{other!r} shares some of them and keeps them: hmt sessions forget {other} ...", style="")
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import byte_tokenizer, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hmt_memory import HMTModel
 
 THREADS = torch.get_num_threads()
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +39,24 @@ def model(tokenizer: Any) -> HMTModel:
 def smollm2() -> HMTModel:
     """The real default model; the first use on a machine converts its weights."""
     return HMTModel.from_pretrained("smollm2-135m-instruct")
+
+
+def _save_tiny_model(folder: Path, template: str | None) -> Path:
+    byte_tokenizer(template).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=300, max_position_embeddings=4096, eos_token_id=256, bos_token_id=257, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a model with a chat template."""
+    return str(_save_tiny_model(tmp_path_factory.mktemp("chatty"), TEMPLATE))
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a model without one."""
+    return str(_save_tiny_model(tmp_path_factory.mktemp("plain"), None))

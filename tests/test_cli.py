@@ -17,40 +17,13 @@ import pytest
 import torch
 import typer
 from rich.console import Console
-from tiny import byte_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from hmt_memory import HMTModel, cli, dialogue, doctor, terminal, weights
 from hmt_memory.errors import ModelNotFoundError
 
-TEMPLATE = (
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
 FAST = ["--max-tokens", "8", "--dtype", "float32", "--device", "cpu"]
 TEXT = "The meeting is on Friday at noon. " * 30  # four segments of bytes, the last one open
 DECODING = {"max_new_tokens": 8}
-
-
-def _save_tiny_model(folder: Path, template: str | None) -> Path:
-    byte_tokenizer(template).save_pretrained(folder)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = LlamaConfig(vocab_size=300, max_position_embeddings=4096, eos_token_id=256, bos_token_id=257, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a model with a chat template."""
-    return str(_save_tiny_model(tmp_path_factory.mktemp("chatty"), TEMPLATE))
-
-
-@pytest.fixture(scope="session")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a model without one."""
-    return str(_save_tiny_model(tmp_path_factory.mktemp("plain"), None))
 
 
 @pytest.fixture(scope="session")
