@@ -20,6 +20,7 @@ from rich.text import Text
 
 from . import __version__
 from .errors import HMTError
+from .store.database import SQLITE, default_folder
 
 _BROKEN = (ImportError, RuntimeError, OSError)  # what a missing, mismatched or half-installed package raises
 _ADVICE = {
@@ -72,6 +73,7 @@ class Findings:
     packages: tuple[Package, ...]
     hardware: Hardware | None
     model: DefaultModel | None
+    sessions: str  # folder where sessions are kept
     problems: tuple[str, ...]
 
     @property
@@ -87,8 +89,9 @@ def examine() -> Findings:
     model = _default_model() if has_torch else None
     if model is not None and model.advice:
         problems.append(model.advice)
-    here = (Package("hmt-memory", __version__), Package("python", platform.python_version()))
-    return Findings((*here, *packages.values()), _hardware() if has_torch else None, model, tuple(problems))
+    here = (Package("hmt-memory", __version__), Package("python", platform.python_version()), Package("sqlite", SQLITE))
+    hardware = _hardware() if has_torch else None
+    return Findings((*here, *packages.values()), hardware, model, str(default_folder()), tuple(problems))
 
 
 def print_json(findings: Findings) -> None:
@@ -125,7 +128,7 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
             ("default model", f"{model.name}: {model.file or 'not installed'}"),
             ("converted to", f"{model.cache} ({converted})" if model.cache else "-"),
         ]
-    return rows
+    return [*rows, ("sessions in", findings.sessions)]
 
 
 def _package(name: str, advice: str) -> Package:

@@ -35,16 +35,10 @@ if TYPE_CHECKING:
     from .streams import Progress
 
 
-def default_folder() -> Path:
-    """Where sessions are kept: $HMT_STORE, else $XDG_DATA_HOME/hmt-memory, else ~/.local/share/hmt-memory."""
-    if chosen := os.environ.get("HMT_STORE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "hmt-memory"
-
-
 def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
     """The store in `folder` (None: the default). Raises InputError where there is none and none is to be made."""
     from .memory_store import MemoryStore
+    from .store.database import default_folder
 
     chosen = default_folder() if folder is None else folder.expanduser()
     if not create and not (chosen / "memory.db").exists():

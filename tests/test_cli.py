@@ -63,7 +63,7 @@ def notes(screen: terminal.Screen) -> str:
 def test_help_names_the_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    assert all(f" {command} " in shown for command in ("ask", "chat", "doctor"))
+    assert all(f" {command} " in shown for command in ("ask", "read", "chat", "sessions", "doctor"))
     assert run("ask", "--help") == 0
     shown = capsys.readouterr().out
     assert all(
@@ -458,7 +458,14 @@ def test_doctor_as_json(bundled: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found["model"] == {
         "name": weights.DEFAULT_MODEL, "file": str(bundled), "cache": str(folder), "cache_bytes": 10, "advice": ""
     }  # fmt: skip
-    assert {package["name"] for package in found["packages"]} >= {"hmt-memory", "python", "torch", "transformers", "faiss"}
+    assert {package["name"] for package in found["packages"]} >= {
+        "hmt-memory",
+        "python",
+        "sqlite",
+        "torch",
+        "transformers",
+        "faiss",
+    }
     assert found["hardware"]["dtype"] in ("float32", "bfloat16", "float16") and found["hardware"]["threads"] >= 1
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_reading import counting_tokens
 
-from hmt_memory import HMTModel
+from hmt_memory import HMTConfig, HMTModel, MemoryStore
 
 pytestmark = pytest.mark.real
 
@@ -56,12 +56,50 @@ def test_the_cost_of_an_answer_does_not_grow_with_what_was_read(smollm2: HMTMode
     assert costs[0] == costs[1]
 
 
+def test_a_session_is_the_conversation_that_transformers_would_have(smollm2: HMTModel, tmp_path: Path) -> None:
+    """The tokens are the chat template's and the greedy answer is the plain model's, also after reopening."""
+    said = [{"role": USER, "content": "My name is Ada."}, {"role": "assistant", "content": "Nice to meet you, Ada."}]
+    question = {"role": USER, "content": "What is my name?"}
+    tokenizer, plain = smollm2.backbone.tokenizer, smollm2.with_config(mode="plain")
+    whole = tokenizer.apply_chat_template([*said, question], tokenize=False, add_generation_prompt=True)
+    expected = plain.generate(whole, max_new_tokens=12).finish().text
+    with MemoryStore(tmp_path) as store:
+        store.session("ada", plain).add(said)
+    with MemoryStore(tmp_path) as store:
+        reply = store.session("ada", plain).reply(question, max_new_tokens=12)
+        assert "".join(reply) == expected
+
+
+def test_a_hidden_fact_is_replayed_and_answered_from(smollm2: HMTModel, tmp_path: Path) -> None:
+    model = HMTModel.wrap(
+        smollm2.backbone.causal_lm,
+        smollm2.backbone.tokenizer,
+        HMTConfig(segment_length=64, recent_tokens=128, replay_tokens=160),
+    )
+    with MemoryStore(tmp_path) as store:
+        session = store.session("office", model)
+        session.add(
+            [{"role": USER, "content": "The door code of the office is 4071."}, {"role": "assistant", "content": "I see."}]
+        )
+        for subject in ("rice", "bicycles", "rivers", "the moon", "Italy"):
+            session.add({"role": USER, "content": f"I like {subject}. " * 8})
+            session.add({"role": "assistant", "content": f"That is good to know about {subject}. " * 4})
+        reply = session.reply({"role": USER, "content": "What is the door code of the office?"}, max_new_tokens=20).finish()
+        assert [one.segment for one in reply.recalled][:1] == [0] and "4071" in reply.recalled[0].text
+        assert "4071" in reply.text
+
+
 def test_the_readmes_python_runs(smollm2: HMTModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both blocks as they stand; only the book, the wrapped model and its batch are given."""
+    """All blocks as they stand; only the book, the wrapped model and its batch are given."""
     monkeypatch.chdir(tmp_path)
     Path("book.txt").write_text("The ship lay in the harbour. " * 60 + "Then the lighthouse burned down.", encoding="utf-8")
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    sessions, first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    exec(sessions, stored := {})
+    assert (tmp_path / "alice.hmt").is_file()
+    with MemoryStore("memories") as store:
+        assert [message.role for message in store.session("alice").messages()] == ["system", "assistant"]
+        assert store.sessions() == ["alice", "alice-what-if"] and store.verify() == ([], [])
     given = {"any_hf_causal_lm": smollm2.backbone.causal_lm, "tokenizer": smollm2.backbone.tokenizer}
     ids = torch.arange(600).view(2, 300) + 100
     given |= {"input_ids": ids, "mask": torch.ones_like(ids), "labels": ids}

@@ -10,6 +10,7 @@ import pytest
 from test_cli import FAST, TEXT, run, type_in, typing_screen
 
 from hmt_memory import HMTConfig, HMTModel, MemoryStore, manage, terminal
+from hmt_memory.store.database import default_folder
 
 
 @pytest.fixture
@@ -220,11 +221,11 @@ def test_without_a_store_the_way_to_one_is_shown(
 def test_where_sessions_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HMT_STORE", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert manage.default_folder() == tmp_path / "hmt-memory"
+    assert default_folder() == tmp_path / "hmt-memory"
     monkeypatch.delenv("XDG_DATA_HOME")
-    assert manage.default_folder() == Path.home() / ".local/share/hmt-memory"
+    assert default_folder() == Path.home() / ".local/share/hmt-memory"
     monkeypatch.setenv("HMT_STORE", str(tmp_path / "own"))
-    assert manage.default_folder() == tmp_path / "own"
+    assert default_folder() == tmp_path / "own"
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

@@ -22,10 +22,18 @@ from ..errors import SessionBusyError, StoreDamagedError, StoreError
 from . import migrations
 
 FILE = "memory.db"
+SQLITE = sqlite3.sqlite_version
 _CHECKPOINT_BYTES = 4 << 20  # a WAL above this is copied back after the next write
 _POLL_SECONDS = 0.005
 _DAMAGE = ("malformed", "not a database", "corrupt", "no such table", "no such column", "disk image")
 _NO_ROOM = ("disk is full", "disk i/o error")
+
+
+def default_folder() -> Path:
+    """Where sessions are kept unless said: $HMT_STORE, else $XDG_DATA_HOME/hmt-memory, else ~/.local/share/hmt-memory."""
+    if chosen := os.environ.get("HMT_STORE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "hmt-memory"
 
 
 class Database:
