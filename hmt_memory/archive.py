@@ -170,6 +170,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     """A member, if it unpacks to at most so many bytes, whatever its header says."""
+    _check(
+        archive.getinfo(name).compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), f"{name} is packed in another way"
+    )
     with archive.open(name) as member:
         data = member.read(most + 1)
     _check(len(data) <= most, f"{name} is longer than it says")
@@ -238,7 +241,7 @@ def _damage_of(path: Path) -> Any:
         raise
     except (
         *(zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, IndexError, AttributeError, InputError),
-        *(OverflowError, NotImplementedError, EOFError, RuntimeError, MemoryError, RecursionError),
+        *(OSError, OverflowError, NotImplementedError, EOFError, RuntimeError, MemoryError, RecursionError),
     ) as error:
         reason = str(error) or type(error).__name__
         raise StoreDamagedError(f"{path} is not a whole exported session: {reason}. Export it again.") from error

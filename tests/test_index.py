@@ -246,7 +246,7 @@ def test_keys_may_differ_from_memories(rows: Rows, tmp_path: Path) -> None:
 
 def test_a_graph_index_is_refused_with_the_reason(tmp_path: Path) -> None:
     for factory in ("HNSW32", "HNSW32,SQfp16", "IDMap2,hnsw16"):
-        with pytest.raises(ConfigError, match=r"only 18 to 40 %.*Use 'SQfp16'"):
+        with pytest.raises(ConfigError, match=r"only 29 to 41 %.*Use 'SQfp16'"):
             index_of(tmp_path, factory=factory)
     with pytest.raises(ConfigError, match="does not know the index 'Nonsense'"):
         index_of(tmp_path, factory="Nonsense")

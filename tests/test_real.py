@@ -95,7 +95,7 @@ def test_the_readmes_python_runs(smollm2: HMTModel, tmp_path: Path, monkeypatch:
     Path("book.txt").write_text("The ship lay in the harbour. " * 60 + "Then the lighthouse burned down.", encoding="utf-8")
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     sessions, first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    exec(sessions, stored := {})
+    exec(sessions, {})
     assert (tmp_path / "alice.hmt").is_file()
     with MemoryStore("memories") as store:
         assert [message.role for message in store.session("alice").messages()] == ["system", "assistant"]
