@@ -132,7 +132,7 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
         session = store.session("many", model)
         print(f"  a session of {segments:,} segments opens in {spent:.3f} s (wanted at most 1)")
         summary = torch.randn(model.backbone.hidden_size).to(model.backbone.dtype)
-        shards = session._shards()
+        shards = session._shards(session._snapshot())
         print(f"  its index is made of the rows in {seconds(lambda: preselect(model, shards, summary, 300)):.2f} s, once")
         with one_thread():
             keys = next(iter(store._indexes.values()))._search.codes().view(np.int64).ravel()
@@ -141,7 +141,8 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
         print(f"  recall: {min(times) * 1e3:.1f} ms, median {statistics.median(times) * 1e3:.1f} ms (wanted at most {wanted})")
         print(f"  that is {min(times) / once:.2f} x one pass over the keys' bytes on one core, which takes {once * 1e3:.1f} ms")
     with MemoryStore(folder) as store:
-        shards = store.session("many", model)._shards()
+        session = store.session("many", model)
+        shards = session._shards(session._snapshot())
         print(f"  the saved index loads in {seconds(lambda: preselect(model, shards, summary, 300)):.2f} s")
 
 

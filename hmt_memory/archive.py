@@ -24,11 +24,11 @@ from .config import HMTConfig
 from .errors import InputError, SessionNotFoundError, StoreDamagedError, StoreError
 from .fingerprint import digest_of
 from .history import lineage
-from .session import validated
 from .shards import utc
 from .store import records
 from .store.database import Database
 from .streams import as_array
+from .transcript import validated
 
 if TYPE_CHECKING:
     import sqlite3

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .model import HMTModel
 
+_KEPT = "_fingerprint"
 _READING = (
     "segment_length",
     "summary_length",
@@ -52,7 +53,16 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(model: HMTModel) -> Fingerprint:
-    """The fingerprint of `model` as it is now."""
+    """The fingerprint of `model` as it is now; kept on the model until a parameter is written to."""
+    state = (model.config, model.backbone.name, [(id(value), value._version) for value in model.parameters()])
+    known = model.__dict__.get(_KEPT)
+    if known is None or known[0] != state:
+        known = model.__dict__[_KEPT] = (state, _compute(model))
+    found: Fingerprint = known[1]
+    return found
+
+
+def _compute(model: HMTModel) -> Fingerprint:
     identity = model.backbone.identity()
     config = model.config.to_dict()
     parts: dict[str, Any] = {

@@ -22,6 +22,7 @@ from .transcript import Stretch, Transcript
 if TYPE_CHECKING:
     import sqlite3
 
+_COUNT_SLACK, _AGE_SLACK = 0.25, 0.1  # of a limit, how much room is made ahead
 WIPE = "wipe"  # the fact that deleted bytes may still lie in free pages; another value for each deletion
 
 
@@ -104,6 +105,14 @@ def rendered(transcript: Transcript, bodies: Sequence[Any], *, first: bool = Tru
     return found
 
 
+def new_rows(bodies: Sequence[Any], first_id: int, times: Sequence[float]) -> list[MessageRow]:
+    """Rows of messages of one call; `append` gives them their places."""
+    return [
+        MessageRow(0, first_id + offset, first_id, body["role"] in SYSTEM_ROLES, body, time, (0, 0), (0, 0))
+        for offset, (body, time) in enumerate(zip(bodies, times, strict=True))
+    ]
+
+
 def stored_stretches(db: sqlite3.Connection, parts: Lineage, messages: Sequence[MessageRow]) -> list[Stretch]:
     """The stretches of messages as they are stored."""
     found = []
@@ -135,12 +144,37 @@ def placed(seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequenc
 
 def system_in_force(db: sqlite3.Connection, parts: Lineage) -> list[str]:
     """The texts of the system messages that are pinned: those of the latest call that added any."""
+    return [message.body["content"] for message in _in_force(db, parts)]
+
+
+def _in_force(db: sqlite3.Connection, parts: Lineage) -> list[MessageRow]:
     latest: list[MessageRow] = []
     for message in records.pinned(db, parts):
         if latest and message.batch != latest[0].batch:
             break
         latest.insert(0, message)
-    return [message.body["content"] for message in latest]
+    return latest
+
+
+def beyond_limits(db: sqlite3.Connection, row: CollectionRow, now: float) -> set[int]:
+    """Ids of the messages that a session's limits leave no room for; the system messages in force do not count.
+
+    Forgetting re-reads what is kept, so a limit that is reached makes room at once for a share of it.
+    """
+    limits = row.settings.get("retention", {})
+    most, seconds = limits.get("messages"), limits.get("seconds")
+    parts = lineage(db, row)
+    in_force = {message.id for message in _in_force(db, parts)}
+    first = next((one for one in records.messages(db, parts, 0, 16) if one.id not in in_force), None)
+    too_many = most is not None and records.size(parts)[0] - len(in_force) > most
+    too_old = seconds is not None and (first is None or first.created_at < now - seconds)
+    loose = [one for one in records.messages(db, parts) if one.id not in in_force] if too_many or too_old else []
+    gone: set[int] = set()
+    if most is not None and len(loose) > most:
+        gone |= {message.id for message in loose[: len(loose) - most + int(most * _COUNT_SLACK)]}
+    if seconds is not None and any(message.created_at < now - seconds for message in loose):
+        gone |= {message.id for message in loose if message.created_at < now - seconds * (1 - _AGE_SLACK)}
+    return gone
 
 
 def _segments(db: sqlite3.Connection, row: CollectionRow, tokens: int) -> int:

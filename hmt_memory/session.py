@@ -18,7 +18,6 @@ import torch
 from filelock import Timeout
 
 from . import history, recollection
-from .chat import SYSTEM_ROLES
 from .corpus import corpus_shard
 from .errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from .fingerprint import Fingerprint, fingerprint, matching
@@ -28,7 +27,7 @@ from .shards import Draft, Message, SessionShard, Shard, as_message, utc
 from .state import HMTState
 from .store import records
 from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
-from .transcript import Stretch, Transcript
+from .transcript import Messages, Stretch, Transcript, system_texts, validated
 
 if TYPE_CHECKING:
     import sqlite3
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from .model import HMTModel
 
 log = logging.getLogger("hmt_memory")
-# Forgetting re-reads what is kept, so a limit that is reached makes room at once for this share of it.
-_COUNT_SLACK, _AGE_SLACK = 0.25, 0.1
-Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 
 
 class Forgotten(NamedTuple):
@@ -152,7 +148,7 @@ class Session:
         if not prompt and not snapshot.tokens:
             raise InputError("there is nothing to answer: add a message first.")
         with self._unless_rewritten(snapshot), self._database.reading() as db:
-            system = _system(batch) or history.system_in_force(db, snapshot.parts)
+            system = system_texts(batch) or history.system_in_force(db, snapshot.parts)
         pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
         memory = ViewRecollection(model, self._transcript, self._shards(snapshot, draft), own=True, replay=replay)
         generation = model.generate(
@@ -349,14 +345,14 @@ class Session:
             stretches = [*stretches, self._transcript.answer(answer)]
         now = self._store.now()
         times = [asked_at or now] * len(told) + [now] * (len(batch) - len(told))
-        rows = _new_rows(batch, row.next_id, times)
+        rows = history.new_rows(batch, row.next_id, times)
         history.append(db, parts[-1].stream, seq, at, rows, stretches)
         number = records.add_model(db, self._made_by.digest, self._made_by.parts)
         changed = replace(row, model=number, next_id=row.next_id + len(rows), updated_at=now)
         return records.update_collection(db, changed), [one.id for one in rows]
 
     def _check_pinned(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        if system := _system(batch):
+        if system := system_texts(batch):
             check_budget(self._needs_model(), "pinned_tokens", len(self._transcript.pinned("\n\n".join(system))))
 
     # --- reading ----------------------------------------------------------------------------------------------------
@@ -431,7 +427,7 @@ class Session:
     def _draft(self, snapshot: _Snapshot, batch: Sequence[Mapping[str, Any]]) -> Draft:
         """Messages as they will stand in the stream once they are stored with their answer."""
         stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
-        rows = _new_rows(batch, snapshot.row.next_id, [self._store.now()] * len(batch))
+        rows = history.new_rows(batch, snapshot.row.next_id, [self._store.now()] * len(batch))
         seq, at = records.size(snapshot.parts)
         ids = [token for stretch in stretches for token in stretch.ids]
         return Draft(history.placed(seq, at, rows, stretches), ids)
@@ -492,39 +488,17 @@ class Session:
         if not row.settings.get("retention"):
             return
         with self._database.reading() as db:
-            due = self._beyond_limits(db, self._row(db))
+            due = history.beyond_limits(db, self._row(db), self._store.now())
         if not due:
             return
         with self._reading():
             with self._database.writing() as db:
                 row = self._row(db)
-                if due := self._beyond_limits(db, row):  # others may have forgotten them meanwhile
+                if due := history.beyond_limits(db, row, self._store.now()):  # others may have forgotten them meanwhile
                     history.forget(db, row, due)
                     self._store.drop_index(row.id)
             self._store.finish_wiping()
             self._read_pending()
-
-    def _beyond_limits(self, db: sqlite3.Connection, row: records.CollectionRow) -> set[int]:
-        """Ids of the messages that the limits leave no room for; system messages in force do not count."""
-        limits, now = row.settings.get("retention", {}), self._store.now()
-        most, seconds = limits.get("messages"), limits.get("seconds")
-        parts = history.lineage(db, row)
-        in_force = [message.id for message in records.pinned(db, parts)]
-        batches = {message.batch for message in records.pinned(db, parts)}
-        count = records.size(parts)[0] - len(in_force)
-        first = next((one for one in records.messages(db, parts, 0, 16) if not one.pinned), None)
-        too_many = most is not None and count > most
-        too_old = seconds is not None and (first is None or first.created_at < now - seconds)
-        if not (too_many or too_old):
-            return set()
-        newest = max(batches, default=None)
-        loose = [one for one in records.messages(db, parts) if not (one.pinned and one.batch == newest)]
-        gone: set[int] = set()
-        if most is not None and len(loose) > most:
-            gone |= {message.id for message in loose[: len(loose) - most + int(most * _COUNT_SLACK)]}
-        if seconds is not None and any(message.created_at < now - seconds for message in loose):
-            gone |= {message.id for message in loose if message.created_at < now - seconds * (1 - _AGE_SLACK)}
-        return gone
 
 
 class Reply(Iterator[str]):
@@ -588,39 +562,6 @@ class Reply(Iterator[str]):
         return self._memory.recalled
 
 
-def validated(messages: Messages) -> list[Mapping[str, Any]]:
-    """Messages as plain dicts.
-
-    Raises:
-        InputError: a message lacks its role or content, is not JSON, or is not Unicode text.
-    """
-    import json
-
-    found: list[Mapping[str, Any]] = []
-    for message in [messages] if isinstance(messages, Mapping) else messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise InputError(f"a message is a dict with a 'role' and a 'content' string, not {str(message)[:200]!r}.")
-        plain = set(message) == {"role", "content"} or message["role"] in SYSTEM_ROLES
-        if not isinstance(message["content"], str) and (plain or message["content"] is not None):
-            raise InputError(
-                f"the content of a message is a string, not {type(message['content']).__name__}. Join its text parts."
-            )
-        try:
-            json.dumps(dict(message), ensure_ascii=False).encode()
-        except (TypeError, ValueError) as error:  # UnicodeEncodeError is one of the latter
-            raise InputError(f"a message cannot be stored: {error}. Use JSON types and valid Unicode.") from error
-        found.append(dict(message))
-    return found
-
-
-def _new_rows(batch: Sequence[Mapping[str, Any]], first_id: int, times: Sequence[float]) -> list[records.MessageRow]:
-    """Rows of messages of one call; `history.placed` gives them their places."""
-    return [
-        records.MessageRow(0, first_id + offset, first_id, body["role"] in SYSTEM_ROLES, body, time, (0, 0), (0, 0))
-        for offset, (body, time) in enumerate(zip(batch, times, strict=True))
-    ]
-
-
 @contextmanager
 def _stored_already(name: str) -> Iterator[None]:
     """What fails to be written here is derived from what is on disk already, and made by the next call instead."""
@@ -630,7 +571,3 @@ def _stored_already(name: str) -> Iterator[None]:
         raise
     except (StoreError, SessionBusyError) as error:
         log.warning("session %r is stored, but reading it into memory waits: %s", name, error)
-
-
-def _system(batch: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [message["content"] for message in batch if message["role"] in SYSTEM_ROLES]

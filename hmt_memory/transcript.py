@@ -19,6 +19,9 @@ _USER: dict[str, Any] = {"role": "user", "content": "hmt-user-mark"}
 _ASSISTANT: dict[str, Any] = {"role": "assistant", "content": "hmt-answer-mark"}
 
 
+Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
+
+
 class Stretch(NamedTuple):
     """One message in the stream."""
 
@@ -184,3 +187,31 @@ class Transcript:
             return Stretch(whole, (len(opening), stop) if framed else (0, len(whole)))
         said = encode(text, literal=True)
         return Stretch([*opening, *said, *closing], (len(opening), len(opening) + len(said)))
+
+
+def validated(messages: Messages) -> list[Mapping[str, Any]]:
+    """Messages as plain dicts.
+
+    Raises:
+        InputError: a message lacks its role or content, is not JSON, or is not Unicode text.
+    """
+    found: list[Mapping[str, Any]] = []
+    for message in [messages] if isinstance(messages, Mapping) else messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise InputError(f"a message is a dict with a 'role' and a 'content' string, not {str(message)[:200]!r}.")
+        plain = set(message) == {"role", "content"} or message["role"] in chat.SYSTEM_ROLES
+        if not isinstance(message["content"], str) and (plain or message["content"] is not None):
+            raise InputError(
+                f"the content of a message is a string, not {type(message['content']).__name__}. Join its text parts."
+            )
+        try:
+            json.dumps(dict(message), ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError is one of the latter
+            raise InputError(f"a message cannot be stored: {error}. Use JSON types and valid Unicode.") from error
+        found.append(dict(message))
+    return found
+
+
+def system_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the system messages among these say."""
+    return [message["content"] for message in messages if message["role"] in chat.SYSTEM_ROLES]
