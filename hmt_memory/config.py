@@ -38,7 +38,7 @@ class HMTConfig:
     segment_length: int = 256  # L: tokens a segment
     summary_length: int | None = None  # j: leading tokens of a segment that are summarised; None: L // 2
     sensory_length: int = 32  # k: trailing tokens of the previous segment that stay visible
-    recall_window: int = 300  # N: how many of the latest segments recall attends to while reading
+    recall_window: int = 300  # N: how many segments recall attends to: the latest while reading, the best of all in a session
     recall_dim: int | None = None  # d_h: width of the recall projections; None: the hidden width
     memory_tokens: int = 1  # m: memory embeddings a segment (extension; the paper has 1)
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped)
