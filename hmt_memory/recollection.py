@@ -64,22 +64,42 @@ def _segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment
 
 
 def preselect(model: HMTModel, shards: Sequence[Shard], summary: Tensor, k: int, extra: Tensor | None = None) -> Candidates:
-    """The k segments of each shard that a summary [d] asks for most, and all of `extra` [e, m, d], which follow the first."""
+    """The k segments of each shard that a summary [d] asks for most; `extra` [e, m, d] are segments that follow the first's."""
     with torch.no_grad():
         query = model.recall.fold(summary[None])[0].float()
-    places: list[tuple[int, int]] = []
-    memories: list[Tensor] = []
-    dropped, ceiling = 0, float("-inf")
+    found = Candidates(
+        query, [], torch.zeros(0, model.slots, model.backbone.hidden_size, device=query.device), 0, float("-inf")
+    )
     for at, shard in enumerate(shards):
         hits = shard.search(query.cpu().numpy(), k)
-        if len(hits.positions):
-            places += [(at, int(position)) for position in hits.positions]
-            memories.append(torch.from_numpy(hits.memory))
-        dropped, ceiling = dropped + shard.total - len(hits.positions), max(ceiling, hits.ceiling)
-    memories += [torch.zeros(0, model.slots, model.backbone.hidden_size, dtype=torch.float16) if extra is None else extra]
-    places += [(0, shards[0].total + at) for at in range(len(memories[-1]))]
-    memory = torch.cat([one.to(model.backbone.device) for one in memories])
-    return Candidates(query, places, memory, dropped, ceiling)
+        memory = torch.from_numpy(hits.memory).to(query.device)
+        places = [(at, int(position)) for position in hits.positions]
+        one = Candidates(query, places, memory, shard.total - len(places), hits.ceiling)
+        if at == 0 and extra is not None:
+            latest = [(at, shard.total + offset) for offset in range(len(extra))]
+            one = _best(one._replace(places=places + latest, memory=torch.cat([memory, extra.to(memory)])), k)
+        found = Candidates(
+            query,
+            found.places + one.places,
+            torch.cat([found.memory.to(one.memory.dtype), one.memory]),
+            found.dropped + one.dropped,
+            max(found.ceiling, one.ceiling),
+        )
+    return found
+
+
+def _best(found: Candidates, k: int) -> Candidates:
+    """The candidates with the k best embeddings (times m, where a segment has m), as an index over all would choose them."""
+    scores = (found.memory.float() @ found.query).flatten()
+    best = scores.topk(min(k * found.memory.shape[1], len(scores)))
+    kept = list(dict.fromkeys((best.indices // max(1, found.memory.shape[1])).tolist()))
+    left_out = len(found.places) - len(kept)
+    ceiling = found.ceiling
+    if left_out:
+        lowest = float(best.values[-1])
+        ceiling = max(ceiling, lowest + 1e-5 * abs(lowest))  # scores may differ by rounding
+    places = [found.places[at] for at in kept]
+    return Candidates(found.query, places, found.memory[kept], found.dropped + left_out, ceiling)
 
 
 def weigh(model: HMTModel, found: Candidates) -> tuple[Tensor, float]:

@@ -112,11 +112,13 @@ def fork_and_write(folder: str, journal_path: str) -> None:
     store, journal = MemoryStore(folder), Journal(journal_path)
     session = store.session("shared", MODEL)
     session.add({"role": "user", "content": "before"})
+    inherited = list(store.database._idle)
     child = os.fork()
     for turn in range(5):
         session.add({"role": "user", "content": f"{'parent' if child else 'child'} {turn}"})
     if not child:
-        journal("child", [message.content for message in session.messages()])
+        reused = [db for db in store.database._idle if any(db is one for one in inherited)]
+        journal("child", [message.content for message in session.messages()], len(reused))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     journal("parent", [message.content for message in session.messages()], status, store.verify().problems)

@@ -176,6 +176,17 @@ def test_any_damage_is_noticed(store: MemoryStore, exported: Path, tmp_path: Pat
         store.delete("again")
 
 
+def test_a_part_that_is_not_the_one_that_was_written_is_refused(store: MemoryStore, exported: Path, tmp_path: Path) -> None:
+    """Well formed, of the same length, and packed again: only its digest tells."""
+    parts = parts_of(exported)
+    parts["messages.jsonl"] = parts["messages.jsonl"].replace(b"Be kind.", b"Be rude.")
+    with zipfile.ZipFile(tmp_path / "changed", "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    with pytest.raises(StoreDamagedError, match=r"messages.jsonl is not whole"):
+        store.import_session(tmp_path / "changed", name="again")
+
+
 def test_a_file_that_unpacks_to_more_than_it_says_is_refused(store: MemoryStore, exported: Path, tmp_path: Path) -> None:
     parts = parts_of(exported)
     manifest = json.loads(parts["manifest.json"])

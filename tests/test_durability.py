@@ -22,6 +22,7 @@ from tiny import LONG
 
 from hmt_memory import HMTError, HMTModel, MemoryStore
 from hmt_memory.errors import SessionBusyError, StoreDamagedError, StoreError
+from hmt_memory.store import records
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["crash_worker"])
@@ -186,6 +187,35 @@ def test_a_damaged_database_is_a_loud_error_never_a_wrong_answer(
         assert found == answers, what
 
 
+@pytest.mark.parametrize("what", ["text", "tokens", "memory", "document"])
+def test_a_flipped_bit_in_what_was_said_or_read_is_noticed(
+    whole: tuple[Path, list[Any]], worker_model: HMTModel, tmp_path: Path, what: str
+) -> None:
+    """SQLite itself does not notice: the row is well formed, it only says something else."""
+    folder, _ = whole
+    shutil.copytree(folder, tmp_path / "copy")
+    with MemoryStore(tmp_path / "copy") as store, store.database.reading() as db:
+        embedding = db.execute("SELECT memory FROM segments ORDER BY stream, seq DESC LIMIT 1").fetchone()[0]
+    words = "turn 7: some words"
+    parts = {
+        "text": words.encode(),
+        "tokens": np.array(worker_model.backbone.encode(words), "<u4").tobytes(),
+        "memory": embedding,
+        "document": b"and a short one",
+    }
+    path = tmp_path / "copy" / "memory.db"
+    content = bytearray(path.read_bytes())
+    at = content.index(parts[what])
+    content[at + 5] ^= 1
+    path.write_bytes(content)
+    with MemoryStore(tmp_path / "copy") as store:
+        assert store.verify().problems
+    shutil.rmtree(tmp_path / "copy" / "indexes")
+    with pytest.raises(StoreDamagedError):
+        everything(tmp_path / "copy", worker_model)
+        MemoryStore(tmp_path / "copy").corpus("book", worker_model).documents()
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_damaged_index_is_made_again(
     whole: tuple[Path, list[Any]], worker_model: HMTModel, tmp_path: Path, seed: int, caplog: pytest.LogCaptureFixture
@@ -223,6 +253,21 @@ def test_an_index_of_other_rows_is_not_believed(
     shutil.copy(tmp_path / "swap", second)
     assert everything(copy, worker_model) == answers
     assert "the record says otherwise" in caplog.text
+
+
+def test_verify_follows_the_digests(tmp_path: Path, worker_model: HMTModel) -> None:
+    """Rows that are whole in themselves and not those that were written."""
+    with MemoryStore(tmp_path) as store:
+        session = store.session("talk", worker_model)
+        session.add({"role": "user", "content": "word " * 30})
+        assert store.verify() == store.verify("talk") == ([], [])
+        with store.database.writing() as db:
+            rows = db.execute("SELECT seq, token_start, token_stop, memory, keys, digest FROM segments").fetchall()
+            changed = (*rows[2][:3], rows[3][3], *rows[2][4:])
+            db.execute("UPDATE segments SET memory = ?, crc = ? WHERE seq = 2", (rows[3][3], records.crc_of(*changed)))
+        assert "segment 2 does not follow" in store.verify().problems[0]
+        store.session("talk").rebuild(worker_model)
+        assert store.verify() == ([], [])
 
 
 def test_another_file_is_no_store(tmp_path: Path) -> None:
@@ -303,8 +348,8 @@ def test_a_process_may_fork_with_a_store_open(tmp_path: Path) -> None:
     process = start(crash_worker.fork_and_write, str(tmp_path / "store"), str(path))
     process.join(60)
     assert process.exitcode == 0
-    (_, _), (_, said, status, problems) = sorted(journal_of(path))
-    assert (status, problems) == (0, [])
+    (_, _, reused), (_, said, status, problems) = sorted(journal_of(path))
+    assert (status, problems) == (0, []) and reused == 0, "SQLite forbids a connection of another process"
     for who in ("parent", "child"):
         assert [text for text in said if text.startswith(who)] == [f"{who} {turn}" for turn in range(5)]
 

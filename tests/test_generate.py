@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_reading import counting_tokens, same
-from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_model
+from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
 
-from hmt_memory import HMTModel, HMTState, chat
+from hmt_memory import HMTModel, HMTState, chat, generate
 from hmt_memory.decoding import Detokenizer, StopStrings, align
 from hmt_memory.errors import BudgetError, InputError
 from hmt_memory.generate import generate_batch, recall_segments
@@ -464,3 +464,14 @@ def test_a_model_without_a_chat_template_says_so() -> None:
     model = tiny_model(tokenizer=byte_tokenizer(None))
     with pytest.raises(InputError, match="no chat template"):
         model.generate(turns("Hi"))
+
+
+def test_an_untrained_model_answers_behind_its_initial_prompt(tokenizer: Any) -> None:
+    """A recalled one carries nothing yet, and derails the answer."""
+    untrained = HMTModel.wrap(tiny_causal_lm("llama"), tokenizer, SMALL).eval()
+    state = untrained.read(random_ids(100))
+    for model, carries in ((untrained, True), (tiny_model(), False)):
+        none = torch.zeros(0, dtype=torch.long)
+        with torch.no_grad():
+            prompt = generate._Context(model, none, none, 0, None)._prompt(state)
+        assert torch.equal(prompt, model.initial_memory) is carries

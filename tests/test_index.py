@@ -254,6 +254,21 @@ def test_a_graph_index_is_refused_with_the_reason(tmp_path: Path) -> None:
         index_of(tmp_path, factory="IVF4,Flat;nonsense=3")
 
 
+def test_rows_that_end_alike_are_told_apart(rows: Rows, tmp_path: Path) -> None:
+    """The digest of a row is of all before it too."""
+    memory = drifting(20)
+    rows.add(memory)
+    index = index_of(tmp_path)
+    rows.search(index, np.ones(D), 5)
+    other = memory.copy()
+    other[3] = other[4]
+    rows.restart()
+    rows.add(other)
+    assert np.array_equal(np.sort(rows.search(index, np.ones(D), 99).positions), np.arange(20))
+    found = rows.search(index, np.ones(D), 99)
+    assert np.array_equal(found.memory, other[found.positions])
+
+
 def test_an_index_that_needs_faiss_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingDependencyError, match="pip install"):

@@ -231,7 +231,11 @@ def test_the_first_view_recalls_what_its_own_prompt_filled(store: MemoryStore, s
     reply = session.reply(question, **FAST).finish()
     session.forget(reply.message_ids)
     session.add(question)
-    assert session.reply(**FAST).finish().text == reply.text
+    again = session.reply(**FAST).finish()
+    assert again.text == reply.text and again.usage.view_tokens == reply.usage.view_tokens
+    assert [(one.segment, one.text) for one in again.recalled] == [(one.segment, one.text) for one in reply.recalled]
+    assert again.recalled[0].weight == pytest.approx(reply.recalled[0].weight, rel=1e-2)
+    assert again.recalled.coverage == pytest.approx(reply.recalled.coverage, rel=1e-2)
 
 
 # --- recall and citation ----------------------------------------------------------------------------------------------
