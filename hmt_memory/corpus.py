@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import Timeout
 
 from . import history, recollection
-from .errors import InputError, SessionBusyError, SessionNotFoundError
-from .fingerprint import Fingerprint, fingerprint, matching
+from .collection import Collection
+from .errors import InputError, SessionNotFoundError
+from .fingerprint import Fingerprint, fingerprint
 from .generate import Generation
 from .recollection import RecalledSegments, ViewRecollection
 from .shards import CorpusShard, utc
 from .store import records
 from .streams import CHUNK_SEGMENTS, Progress, as_array, load_state, read_on, segment_rows
-from .transcript import Transcript
 
 if TYPE_CHECKING:
     import sqlite3
@@ -43,19 +41,8 @@ class Document:
     metadata: dict[str, Any] = field(default_factory=dict)
 
 
-class Corpus:
+class Corpus(Collection):
     """Documents in a store; `MemoryStore.corpus` makes it. Without a model it can be looked at and removed from only."""
-
-    def __init__(self, store: MemoryStore, row: records.CollectionRow, model: HMTModel | None) -> None:
-        self._store, self._database, self._id, self._model = store, store.database, row.id, model
-        self.name = row.name
-        if model is not None:
-            self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
-            with self._database.reading() as db:
-                matching(db, row, self._made_by)
-
-    def __repr__(self) -> str:
-        return f"Corpus({self.name!r})"
 
     def add_documents(
         self, documents: Iterable[Any], *, replace_named: bool = False, progress: Progress | None = None
@@ -201,34 +188,6 @@ class Corpus:
             }
 
     # --- inside -----------------------------------------------------------------------------------------------------
-
-    def _needs_model(self) -> HMTModel:
-        if self._model is None:
-            raise InputError(f"corpus {self.name!r} was opened without a model. Open it with one: store.corpus(name, model)")
-        return self._model
-
-    def _row(self, db: sqlite3.Connection) -> records.CollectionRow:
-        row = records.collection(db, self._id)
-        if row is None:
-            raise SessionNotFoundError(f"corpus {self.name!r} was deleted.")
-        return row
-
-    def _own_row(self, db: sqlite3.Connection) -> records.CollectionRow:
-        row = self._row(db)
-        matching(db, row, self._made_by)
-        return row
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with self._store.reading_mutex(self._id):
-            try:
-                with self._database.lock(f"corpus-{self._id}"):
-                    yield
-            except Timeout as error:
-                raise SessionBusyError(
-                    f"another process has been reading into corpus {self.name!r} for {self._database.timeout:g} s. Nothing was "
-                    "stored; try again, or open the store with a longer timeout."
-                ) from error
 
     def _read_pending(self, progress: Progress | None = None) -> None:
         """Read what is stored and not read yet, each document to its end."""

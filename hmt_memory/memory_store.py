@@ -31,6 +31,7 @@ from .store import index as store_index
 from .store import records
 from .store.database import Database
 from .store.index import MemoryIndex
+from .store.search import DEFAULT
 from .streams import Progress
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class MemoryStore:
         self,
         folder: str | Path,
         *,
-        index: str = store_index.DEFAULT,
+        index: str = DEFAULT,
         timeout: float = 5.0,
         clock: Callable[[], float] = time.time,
     ) -> None:

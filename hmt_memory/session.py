@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from filelock import Timeout
 
 from . import history, recollection
+from .collection import Collection
 from .corpus import corpus_shard
-from .errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
+from .errors import InputError, SessionBusyError, StoreDamagedError, StoreError
 from .fingerprint import Fingerprint, fingerprint, matching
 from .generate import Generation, Usage, check_budget
 from .recollection import RecalledSegments, ViewRecollection
@@ -58,7 +58,7 @@ class _Snapshot:
         return records.size(self.parts)[1]
 
 
-class Session:
+class Session(Collection):
     """One conversation in a store; `MemoryStore.session` makes it.
 
     Safe to use from several threads: calls that read wait for one another, answers are generated side by side. Opened without
@@ -66,17 +66,10 @@ class Session:
     """
 
     def __init__(self, store: MemoryStore, row: records.CollectionRow, model: HMTModel | None) -> None:
-        self._store, self._database, self._id, self._model = store, store.database, row.id, model
-        self.name = row.name
+        super().__init__(store, row, model)
         self._cache: _Snapshot | None = None
         if model is not None:
-            self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
-            with self._database.reading() as db:
-                matching(db, row, self._made_by)
             self._apply_retention(row)
-
-    def __repr__(self) -> str:
-        return f"Session({self.name!r})"
 
     # --- adding and answering ---------------------------------------------------------------------------------------
 
@@ -305,22 +298,6 @@ class Session:
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
-    def _needs_model(self) -> HMTModel:
-        if self._model is None:
-            raise InputError(f"session {self.name!r} was opened without a model. Open it with one: store.session(name, model)")
-        return self._model
-
-    def _row(self, db: sqlite3.Connection) -> records.CollectionRow:
-        row = records.collection(db, self._id)
-        if row is None:
-            raise SessionNotFoundError(f"session {self.name!r} was deleted.")
-        return row
-
-    def _own_row(self, db: sqlite3.Connection) -> records.CollectionRow:
-        row = self._row(db)
-        matching(db, row, self._made_by)
-        return row
-
     def _set(self, db: sqlite3.Connection, **settings: Any) -> records.CollectionRow:
         row = self._row(db)
         return records.update_collection(db, replace(row, settings={**row.settings, **settings}))
@@ -356,23 +333,6 @@ class Session:
             check_budget(self._needs_model(), "pinned_tokens", len(self._transcript.pinned("\n\n".join(system))))
 
     # --- reading ----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _reading(self, *, wait: bool = True) -> Iterator[None]:
-        """One reader a session: threads queue, another process waits briefly. Raises SessionBusyError where it gives up."""
-        mutex = self._store.reading_mutex(self._id)
-        if not mutex.acquire(blocking=wait):
-            raise SessionBusyError(f"another thread is reading session {self.name!r}. Try again.")
-        try:
-            with self._database.lock(f"session-{self._id}", timeout=None if wait else 0):
-                yield
-        except Timeout as error:
-            raise SessionBusyError(
-                f"another process has been writing session {self.name!r} for {self._database.timeout:g} s. Nothing was stored; "
-                "try again, or open the store with a longer timeout."
-            ) from error
-        finally:
-            mutex.release()
 
     def _snapshot(self, *, anew: bool = False) -> _Snapshot:
         """The session as it is now; the one in memory, where nobody has written since."""

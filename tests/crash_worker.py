@@ -114,11 +114,12 @@ def fork_and_write(folder: str, journal_path: str) -> None:
     session.add({"role": "user", "content": "before"})
     inherited = list(store.database._idle)
     child = os.fork()
+    with store.database.reading() as db:
+        reused = not child and any(db is one for one in inherited)
     for turn in range(5):
         session.add({"role": "user", "content": f"{'parent' if child else 'child'} {turn}"})
     if not child:
-        reused = [db for db in store.database._idle if any(db is one for one in inherited)]
-        journal("child", [message.content for message in session.messages()], len(reused))
+        journal("child", [message.content for message in session.messages()], reused)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     journal("parent", [message.content for message in session.messages()], status, store.verify().problems)

@@ -349,7 +349,7 @@ def test_a_process_may_fork_with_a_store_open(tmp_path: Path) -> None:
     process.join(60)
     assert process.exitcode == 0
     (_, _, reused), (_, said, status, problems) = sorted(journal_of(path))
-    assert (status, problems) == (0, []) and reused == 0, "SQLite forbids a connection of another process"
+    assert (status, problems) == (0, []) and not reused, "SQLite forbids a connection of another process"
     for who in ("parent", "child"):
         assert [text for text in said if text.startswith(who)] == [f"{who} {turn}" for turn in range(5)]
 

@@ -13,26 +13,20 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
+from ..errors import InputError, SessionBusyError, StoreDamagedError
 from .records import Shelf
-
-Halves = NDArray[np.float16]
+from .search import DEFAULT, Halves, Search, new_search
 
 log = logging.getLogger("hmt_memory")
-DEFAULT = "SQfp16"
 _MAGIC = b"HMTINDEX"
 _FORMAT = 1
 _ROWS_PER_FETCH = 4096
-_POINTS_PER_LIST = 39  # FAISS wants so many training points for each inverted list
-_GPU_K = 2048  # the largest k of FAISS's GPU selection
 _SAVE_ALWAYS_BELOW = 10_000  # segments; a larger file is written when a twentieth of it is new
 
 
@@ -61,12 +55,12 @@ class MemoryIndex:
         self.path, self.width, self.slots = path, width, slots
         self.factory, self._made_by = factory, made_by
         self._mutex = threading.Lock()
-        self._search: _Search = _new_search(factory, width)
+        self._search: Search = new_search(factory, width)
         self._looked_for_file = False
         self._clear()
 
     def _clear(self) -> None:
-        self._search = _new_search(self.factory, self.width)
+        self._search = new_search(self.factory, self.width)
         self._owners = np.zeros(0, np.int64)  # the segment of each key, in order
         self._largest = 0.0  # norm of the longest memory embedding
         self._keys_are_memory = True
@@ -290,253 +284,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-# --- backends ---------------------------------------------------------------------------------------------------------
-
-
-class _Search:
-    """Inner-product search over a growing matrix of float16 rows."""
-
-    name = kind = "none"
-    exact = True
-    rounding = 1e-5  # relative difference between its scores and the true ones
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores [k] and rows [k], best first."""
-        raise NotImplementedError
-
-    def add(self, rows: Halves) -> None:
-        raise NotImplementedError
-
-    def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
-        """Rows as they were added, if they are kept so."""
-        raise NotImplementedError
-
-    def dump(self) -> Iterator[bytes]:
-        """What `load` takes, in pieces."""
-        raise NotImplementedError
-
-    def load(self, data: memoryview, rows: int) -> None:
-        raise NotImplementedError
-
-
-def _new_search(factory: str, width: int) -> _Search:
-    name = factory.partition(";")[0].strip()
-    try:
-        import faiss
-    except (ImportError, OSError, RuntimeError) as error:  # a GPU build whose CUDA libraries are missing raises the latter
-        if name != DEFAULT:
-            raise MissingDependencyError(
-                f"the index {factory!r} needs FAISS ({error}). Run: pip install 'hmt-memory[cpu]'"
-            ) from error
-        return _Torch(width)
-    if name == DEFAULT:
-        return _Gpu(faiss, width) if _gpu_usable(faiss) else _Flat(faiss, width)
-    return _Factory(faiss, width, factory)
-
-
-class _Torch(_Search):
-    """Exact search in torch, for machines without FAISS. Rows lie in blocks, so that growing copies little."""
-
-    name, kind = "torch", "flat16"
-    _BLOCK = 65_536
-
-    def __init__(self, width: int) -> None:
-        self._blocks: list[torch.Tensor] = []
-        self._width = width
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        wanted = torch.from_numpy(query)
-        scores = torch.cat([block.float() @ wanted for block in self._blocks])
-        best = scores.topk(min(k, len(scores)))
-        return best.values.numpy(), best.indices.numpy()
-
-    def add(self, rows: Halves) -> None:
-        new = torch.from_numpy(rows.copy())
-        if self._blocks and len(self._blocks[-1]) + len(new) <= self._BLOCK:
-            self._blocks[-1] = torch.cat([self._blocks[-1], new])
-        else:
-            self._blocks.append(new)
-
-    def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
-        starts = np.cumsum([0, *(len(block) for block in self._blocks)])
-        owner = np.searchsorted(starts, rows, side="right") - 1
-        picked = [self._blocks[at][row - starts[at]] for at, row in zip(owner.tolist(), rows.tolist(), strict=True)]
-        found: Halves = torch.stack(picked).numpy() if picked else np.zeros((0, self._width), np.float16)
-        return found
-
-    def dump(self) -> Iterator[bytes]:
-        for block in self._blocks:
-            yield block.numpy().astype("<f2").tobytes()
-
-    def load(self, data: memoryview, rows: int) -> None:
-        self.add(_matrix(data, rows, self._width))
-
-
-class _Flat(_Search):
-    """FAISS's 16-bit scalar quantizer: its codes are the float16 rows themselves, so it is exact."""
-
-    name, kind = "faiss SQfp16", "flat16"
-
-    def __init__(self, faiss: Any, width: int) -> None:
-        self._faiss, self._width = faiss, width
-        self._index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        self._index.is_trained = True
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        with _one_thread(self._faiss):
-            scores, rows = self._index.search(query[None], k)
-        return scores[0], rows[0]
-
-    def add(self, rows: Halves) -> None:
-        if len(rows):
-            self._index.add_sa_codes(np.ascontiguousarray(rows).view(np.uint8))
-
-    def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
-        return np.ascontiguousarray(self.codes()[rows])
-
-    def codes(self) -> Halves:
-        """[n, d] all rows, without a copy."""
-        size = self._index.ntotal * self._width * 2
-        if not size:
-            return np.zeros((0, self._width), np.float16)
-        codes = self._faiss.rev_swig_ptr(self._index.codes.data(), size)
-        found: Halves = codes.view(np.float16).reshape(-1, self._width)
-        return found
-
-    def dump(self) -> Iterator[bytes]:
-        codes = self.codes()
-        for start in range(0, len(codes), 65_536):
-            yield codes[start : start + 65_536].astype("<f2", copy=False).tobytes()
-
-    def load(self, data: memoryview, rows: int) -> None:
-        self.add(_matrix(data, rows, self._width))
-
-
-class _Gpu(_Flat):
-    """The same on a GPU: a copy there searches, the rows here are what is saved. Falls back to them once a search fails."""
-
-    rounding = 1e-2  # it sums in half precision
-
-    def __init__(self, faiss: Any, width: int) -> None:
-        super().__init__(faiss, width)
-        self.name = "faiss GPU Flat fp16"
-        self._resources: Any = faiss.StandardGpuResources()
-        self._copy: Any = None
-        self._usable = True
-
-    def add(self, rows: Halves) -> None:
-        super().add(rows)
-        self._copy = None
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._usable and k <= _GPU_K:
-            try:
-                return self._search_there(query, k)
-            except Exception as error:  # out of memory, or a driver this build does not fit
-                log.warning("searching on the GPU failed (%s); the CPU does it from now on.", error)
-                self._usable, self._copy, self.name = False, None, _Flat.name
-        return super().__call__(query, k)
-
-    def _search_there(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._copy is None:
-            options = self._faiss.GpuClonerOptions()
-            options.useFloat16, options.use_cuvs = True, False
-            self._copy = self._faiss.index_cpu_to_gpu(self._resources, 0, self._index, options)
-        scores, rows = self._copy.search(query[None], k)
-        exact = self.codes()[rows[0]].astype(np.float32) @ query
-        if not np.allclose(exact, scores[0], rtol=self.rounding, atol=self.rounding * float(np.abs(exact).max(initial=0))):
-            raise RuntimeError("its scores are not those of the rows")
-        return exact, rows[0]
-
-
-class _Factory(_Search):
-    """Any index that `index_factory` makes. Until there are enough keys to train it, a flat one stands in."""
-
-    def __init__(self, faiss: Any, width: int, factory: str) -> None:
-        name, _, self._parameters = (part.strip() for part in factory.partition(";"))
-        if "HNSW" in name.upper():
-            raise ConfigError(
-                f"the index {name!r} searches a graph by inner product, which found only 29 to 41 % of the best of 10,000 to "
-                "30,000 memories (docs/LOG.md). Use 'SQfp16' (exact), or 'IVF1024,SQfp16;nprobe=64' above a million segments."
-            )
-        self._faiss, self._width = faiss, width
-        self._flat: _Flat | None = None
-        self.exact = name == "Flat"
-        self.name, self.kind = f"faiss {factory}", f"faiss {factory}"
-        try:
-            self._index = faiss.index_factory(width, name, faiss.METRIC_INNER_PRODUCT)
-            self._set_parameters()
-        except Exception as error:  # FAISS raises RuntimeError with a C++ trace
-            raise ConfigError(f"FAISS does not know the index {factory!r}: {str(error).splitlines()[-1]}") from error
-        self._training = _POINTS_PER_LIST * int(getattr(self._faiss.downcast_index(self._index), "nlist", 1))
-        if not self._index.is_trained:
-            self._flat = _Flat(faiss, width)
-
-    def _set_parameters(self) -> None:
-        if self._parameters:
-            self._faiss.ParameterSpace().set_index_parameters(self._index, self._parameters)
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._flat is not None:
-            return self._flat(query, k)
-        with _one_thread(self._faiss):
-            scores, rows = self._index.search(query[None], k)
-        kept = rows[0] >= 0  # probing few lists may find fewer than k
-        return scores[0][kept], rows[0][kept]
-
-    def add(self, rows: Halves) -> None:
-        if self._flat is None:
-            self._index.add(rows.astype(np.float32))
-            return
-        self._flat.add(rows)
-        everything = self._flat.codes()
-        if len(everything) >= self._training:
-            wide = everything.astype(np.float32)
-            self._index.train(wide)
-            self._index.add(wide)
-            self._flat = None
-
-    def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
-        return None
-
-    def dump(self) -> Iterator[bytes]:
-        trained = b"" if self._flat is not None else bytes(self._faiss.serialize_index(self._index))
-        yield len(trained).to_bytes(8, "little") + trained
-        if self._flat is not None:
-            yield from self._flat.dump()
-
-    def load(self, data: memoryview, rows: int) -> None:
-        length = int.from_bytes(data[:8], "little")
-        if not length:
-            self.add(_matrix(data[8:], rows, self._width))
-            return
-        self._index = self._faiss.deserialize_index(np.frombuffer(data[8 : 8 + length], np.uint8))
-        self._set_parameters()
-        self._flat = None
-        if self._index.ntotal != rows or self._index.d != self._width:
-            raise ValueError("it holds other keys than its header says")
-
-
-def _matrix(data: memoryview, rows: int, width: int) -> Halves:
-    if len(data) != rows * width * 2:
-        raise ValueError("it holds another number of keys than its header says")
-    found: Halves = np.frombuffer(data, "<f2").reshape(rows, width)
-    return found
-
-
-@contextlib.contextmanager
-def _one_thread(faiss: Any) -> Iterator[None]:
-    """One query is searched fastest on one thread, whose setting belongs to the calling thread."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def _gpu_usable(faiss: Any) -> bool:
-    """Whether this is a GPU build of FAISS and there is a GPU; torch is asked first, because it does not abort."""
-    return hasattr(faiss, "StandardGpuResources") and torch.cuda.is_available() and faiss.get_num_gpus() > 0

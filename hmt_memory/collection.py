@@ -1,0 +1,74 @@
+"""What sessions and corpora share: a row in a store, the model that reads into it, one reader at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from filelock import Timeout
+
+from .errors import InputError, SessionBusyError, SessionNotFoundError
+from .fingerprint import fingerprint, matching
+from .store import records
+from .transcript import Transcript
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from .memory_store import MemoryStore
+    from .model import HMTModel
+
+
+class Collection:
+    """A session or a corpus in a store.
+
+    Raises:
+        ModelMismatchError: another model made its memory.
+    """
+
+    def __init__(self, store: MemoryStore, row: records.CollectionRow, model: HMTModel | None) -> None:
+        self._store, self._database, self._model = store, store.database, model
+        self._id, self._kind, self.name = row.id, row.kind, row.name
+        if model is not None:
+            self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
+            with self._database.reading() as db:
+                matching(db, row, self._made_by)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def _needs_model(self) -> HMTModel:
+        if self._model is None:
+            kind = self._kind
+            raise InputError(f"{kind} {self.name!r} was opened without a model. Open it with one: store.{kind}(name, model)")
+        return self._model
+
+    def _row(self, db: sqlite3.Connection) -> records.CollectionRow:
+        row = records.collection(db, self._id)
+        if row is None:
+            raise SessionNotFoundError(f"{self._kind} {self.name!r} was deleted.")
+        return row
+
+    def _own_row(self, db: sqlite3.Connection) -> records.CollectionRow:
+        """The row, if it is this model's."""
+        row = self._row(db)
+        matching(db, row, self._made_by)
+        return row
+
+    @contextmanager
+    def _reading(self, *, wait: bool = True) -> Iterator[None]:
+        """One reader at a time: threads queue, another process waits briefly. Raises SessionBusyError where it gives up."""
+        mutex = self._store.reading_mutex(self._id)
+        if not mutex.acquire(blocking=wait):
+            raise SessionBusyError(f"another thread is reading into {self._kind} {self.name!r}. Try again.")
+        try:
+            with self._database.lock(f"{self._kind}-{self._id}", timeout=None if wait else 0):
+                yield
+        except Timeout as error:
+            raise SessionBusyError(
+                f"another process has been writing {self._kind} {self.name!r} for {self._database.timeout:g} s. Nothing was "
+                "stored; try again, or open the store with a longer timeout."
+            ) from error
+        finally:
+            mutex.release()
