@@ -222,10 +222,12 @@ def test_replayed_passages_fit_their_budget_and_are_the_heaviest(session: Sessio
     shards = session._shards(session._snapshot())
     memory = ViewRecollection(MODEL, session._transcript, shards, own=True)
     summary = torch.randn(32, generator=torch.Generator().manual_seed(3))
-    for visible in (0, 20, 200, state.tokens):
+    generator = torch.Generator().manual_seed(3)
+    for visible in (0, *range(20, 40), 200, state.tokens):
         found = ViewRecollection(MODEL, session._transcript, shards, own=True)
-        block = found.passages(summary, state, visible)
-        assert len(block) <= REMEMBERING.replay_tokens and bool(len(block)) == (visible < state.tokens)
+        block = found.passages(torch.randn(32, generator=generator), state, visible)
+        assert len(block) <= REMEMBERING.replay_tokens and bool(len(block)) == bool(found.recalled)
+        assert visible not in (0, state.tokens) or bool(len(block)) == (visible == 0)
         assert all(one.token_span[1] <= state.tokens - visible for one in found.recalled), "what is visible is not quoted"
     assert len(memory.memory(summary, state)) == REMEMBERING.recall_window
 
@@ -564,10 +566,13 @@ def test_an_answer_to_a_rewritten_conversation_is_not_stored(session: Session) -
 
 
 def test_messages_that_came_meanwhile_are_kept(session: Session) -> None:
-    session.add(user("hello"))
+    """The answer follows them, and what was read for it without them is not taken for the memory of what is stored."""
+    session.add(user("hello you"))
+    assert len(tokens_of(session)) == 17
     reply = session.reply(max_new_tokens=40, min_new_tokens=40)
     next(reply)
-    session.add(user("and another thing"))
+    session.add(user(""))
+    assert session.stats()["segments"] == 1
     reply.finish()
     assert [message.role for message in session.messages()] == ["user", "user", "assistant"]
     found = memory_of(session)
