@@ -230,6 +230,8 @@ def test_replayed_passages_fit_their_budget_and_are_the_heaviest(session: Sessio
         assert visible not in (0, state.tokens) or bool(len(block)) == (visible == 0)
         assert all(one.token_span[1] <= state.tokens - visible for one in found.recalled), "what is visible is not quoted"
     assert len(memory.memory(summary, state)) == REMEMBERING.recall_window
+    partly = memory._hidden((0, 30), 30 * 16 + 7)
+    assert partly is not None and partly.token_span == (480, 487) and memory._hidden((0, 30), 480) is None
 
 
 def test_a_short_conversation_replays_nothing(session: Session) -> None:
