@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from tiny import LONG
 
 from hmt_memory import HMTError, HMTModel, MemoryStore
 from hmt_memory.errors import SessionBusyError, StoreDamagedError, StoreError
-from hmt_memory.store import records
+from hmt_memory.store import migrations, records
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["crash_worker"])
@@ -276,6 +277,36 @@ def test_another_file_is_no_store(tmp_path: Path) -> None:
         MemoryStore(tmp_path)
     with pytest.raises(StoreError, match="cannot be a store"):
         MemoryStore(tmp_path / "memory.db")
+
+
+def test_a_newer_store_and_another_programs_are_left_alone(tmp_path: Path) -> None:
+    with MemoryStore(tmp_path / "newer") as store, store.database.writing() as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match=r"schema 99, this version knows 1\). Upgrade"):
+        MemoryStore(tmp_path / "newer")
+    (tmp_path / "foreign").mkdir()
+    other = sqlite3.connect(tmp_path / "foreign" / "memory.db")
+    other.execute("CREATE TABLE mine (x)")
+    other.close()
+    with pytest.raises(StoreError, match="another program's"):
+        MemoryStore(tmp_path / "foreign")
+
+
+def test_stores_of_every_released_schema_open(tmp_path: Path, worker_model: HMTModel) -> None:
+    """From blank, and from what each release wrote: the first step alone, and so on."""
+    for version in range(len(migrations.STEPS) + 1):
+        folder = tmp_path / str(version)
+        folder.mkdir()
+        db = sqlite3.connect(folder / "memory.db", isolation_level=None)
+        for step in migrations.STEPS[:version]:
+            step(db)
+        db.execute(f"PRAGMA user_version = {version}")
+        db.close()
+        with MemoryStore(folder) as store:
+            session = store.session("talk", worker_model)
+            assert session.add({"role": "user", "content": "hello"}) == [1] and store.verify() == ([], [])
+            with store.database.reading() as db:
+                assert db.execute("PRAGMA user_version").fetchone() == (len(migrations.STEPS),)
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
