@@ -37,7 +37,7 @@ def positions(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, ids: I
     found = records.positions(db, parts, wanted)
     if missing := sorted(wanted - set(found)):
         raise SessionNotFoundError(
-            f"session {row.name!r} has no message {', '.join(map(str, missing))}. List them: messages()."
+            f"session {row.name!r} has no message {', '.join(map(str, missing))}. List them: messages() or hmt sessions show."
         )
     return found
 

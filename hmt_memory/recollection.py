@@ -120,7 +120,9 @@ def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> 
     """
     ids = torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long)
     if not len(ids) or top_k < 1:
-        raise InputError("the query is empty." if not len(ids) else f"top_k={top_k} must be at least 1.")
+        raise InputError(
+            "the query is empty: say what to recall for." if not len(ids) else f"top_k={top_k} must be at least 1."
+        )
     result = RecalledSegments()
     if model.config.mode != "hmt" or not any(shard.total for shard in shards):
         return result

@@ -105,7 +105,7 @@ def _file_bytes(name: str) -> bytes:
     except IsADirectoryError as error:
         raise InputError(f"{name} is a folder. Name the files in it, such as {Path(name) / '*.md'}.") from error
     except FileNotFoundError as error:
-        raise InputError(f"there is no file {name}. Check the path; the question comes last, in quotes.") from error
+        raise InputError(f"there is no file {name}. Check the path; hmt ask takes its question last, in quotes.") from error
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}. Check its permissions.") from error
 
