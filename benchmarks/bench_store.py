@@ -124,9 +124,7 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
     length = model.config.segment_length
     with MemoryStore(folder) as store:
         spent = seconds(lambda: insert(store, model, "many", segments * length))
-        print(
-            f"{segments:,} segments: inserted in {spent:.0f} s, {folder_bytes(folder) / segments:,.0f} bytes a segment on disk"
-        )
+    print(f"{segments:,} segments: inserted in {spent:.0f} s, {folder_bytes(folder) / segments:,.0f} bytes a segment on disk")
     with MemoryStore(folder) as store:
         spent = seconds(lambda: store.session("many", model))
         session = store.session("many", model)
@@ -143,7 +141,9 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
     with MemoryStore(folder) as store:
         session = store.session("many", model)
         shards = session._shards(session._snapshot())
-        print(f"  the saved index loads in {seconds(lambda: preselect(model, shards, summary, 300)):.2f} s")
+        with_index = folder_bytes(folder) / segments
+        spent = seconds(lambda: preselect(model, shards, summary, 300))
+        print(f"  {with_index:,.0f} bytes a segment with the saved index, which loads in {spent:.2f} s")
 
 
 def shrinking(model: HMTModel, folder: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import hmt_kernels
 from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
 from hmt_memory.store import index as store_index
-from hmt_memory.store import records
+from hmt_memory.store import records, search
 from hmt_memory.store.database import Database
 from hmt_memory.store.index import MemoryIndex
 from hmt_memory.store.records import SegmentRow, Shelf
@@ -131,6 +131,19 @@ def test_coverage_is_a_true_lower_bound_and_exact_when_all_are_kept(
         if k >= count:
             assert len(hits.positions) == count and float(found.coverage) == 1
     rows.database.close()
+
+
+def test_a_large_matrix_is_searched_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moving it into huge pages changes no row."""
+    faiss = pytest.importorskip("faiss")
+    monkeypatch.setattr(search, "_LARGE", 1 << 20)
+    rows = np.random.default_rng(0).standard_normal((200_000, D)).astype(np.float16)
+    found = search._Flat(faiss, D)
+    for start in range(0, len(rows), 50_000):
+        found.add(rows[start : start + 50_000])
+    assert found._advised and np.array_equal(found.codes(), rows)
+    query = np.ones(D, np.float32)
+    assert list(found(query, 9)[1]) == list(np.argsort(-(rows.astype(np.float64) @ query), kind="stable")[:9])
 
 
 def test_it_keeps_up_with_the_rows(rows: Rows, tmp_path: Path, backend: str) -> None:
