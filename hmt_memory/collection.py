@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from .errors import InputError, SessionBusyError, SessionNotFoundError
+from .errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from .fingerprint import fingerprint, matching
 from .store import records
 from .transcript import Transcript
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from .memory_store import MemoryStore
     from .model import HMTModel
+
+log = logging.getLogger("hmt_memory")
 
 
 class Collection:
@@ -55,6 +58,16 @@ class Collection:
         row = self._row(db)
         matching(db, row, self._made_by)
         return row
+
+    @contextmanager
+    def _stored_already(self) -> Iterator[None]:
+        """What fails to be written here is derived from what is on disk already, and made by the next call instead."""
+        try:
+            yield
+        except StoreDamagedError:
+            raise
+        except (StoreError, SessionBusyError) as error:
+            log.warning("%s %r is stored, but reading it into memory waits: %s", self._kind, self.name, error)
 
     @contextmanager
     def _reading(self, *, wait: bool = True) -> Iterator[None]:

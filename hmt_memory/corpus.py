@@ -79,9 +79,10 @@ class Corpus(Collection):
                 number = records.add_model(db, self._made_by.digest, self._made_by.parts)
                 changed = replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now)
                 records.update_collection(db, changed)
-            if replace_named:
+            with self._stored_already():
                 self._store.finish_wiping()
-            self._read_pending(progress)
+            with self._stored_already():
+                self._read_pending(progress)
         return [row.next_id + offset for offset in range(len(bodies))]
 
     def documents(self) -> list[Document]:

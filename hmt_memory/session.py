@@ -6,7 +6,6 @@ a crash or behind a reply, is read by the next call that needs it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import torch
 from . import history, recollection
 from .collection import Collection
 from .corpus import corpus_shard
-from .errors import InputError, SessionBusyError, StoreDamagedError, StoreError
+from .errors import InputError, SessionBusyError, StoreDamagedError
 from .fingerprint import Fingerprint, fingerprint, matching
 from .generate import Generation, Usage, check_budget
 from .recollection import RecalledSegments, ViewRecollection
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
     from .memory_store import MemoryStore
     from .model import HMTModel
-
-log = logging.getLogger("hmt_memory")
 
 
 class Forgotten(NamedTuple):
@@ -104,9 +101,9 @@ class Session(Collection):
                 row, ids = self._append(db, row, batch, stretches if alone else None)
                 if alone:
                     self._write_segments(db, snapshot, state)
-            with _stored_already(self.name):
+            with self._stored_already():
                 self._read_pending(progress)
-        with _stored_already(self.name):
+        with self._stored_already():
             self._apply_retention(row)
         return ids
 
@@ -438,7 +435,7 @@ class Session(Collection):
 
     def _after_reply(self) -> None:
         """Close segments that the answer filled, if nobody else is reading; the next call does it otherwise."""
-        with suppress(SessionBusyError), _stored_already(self.name):
+        with suppress(SessionBusyError), self._stored_already():
             with self._reading(wait=False):
                 row = self._read_pending().row
             self._apply_retention(row)
@@ -520,14 +517,3 @@ class Reply(Iterator[str]):
     def recalled(self) -> RecalledSegments:
         """The passages that were replayed to the model, by falling weight; chosen with the first piece."""
         return self._memory.recalled
-
-
-@contextmanager
-def _stored_already(name: str) -> Iterator[None]:
-    """What fails to be written here is derived from what is on disk already, and made by the next call instead."""
-    try:
-        yield
-    except StoreDamagedError:
-        raise
-    except (StoreError, SessionBusyError) as error:
-        log.warning("session %r is stored, but reading it into memory waits: %s", name, error)

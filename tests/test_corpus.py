@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,14 @@ from test_session import FAST, bytes_in, user
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Corpus, MemoryStore
-from hmt_memory.errors import InputError, ModelMismatchError, SessionNotFoundError, StoreDamagedError
+from hmt_memory.errors import (
+    InputError,
+    ModelMismatchError,
+    SessionBusyError,
+    SessionNotFoundError,
+    StoreDamagedError,
+    StoreError,
+)
 from hmt_memory.store import records
 
 TOKENIZER = byte_tokenizer()
@@ -183,6 +191,18 @@ def test_what_a_crash_left_unread_is_read_by_the_next_call(
     again.recall("x")
     for one, two in zip(memories(again), memories(expected), strict=True):
         np.testing.assert_allclose(one, two, atol=2e-3)
+
+
+def test_documents_that_are_stored_are_not_reported_as_lost(
+    store: MemoryStore, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disk fills, or another process keeps writing, between storing and reading them: the next call reads them."""
+    for error in (StoreError("the disk is full"), SessionBusyError("busy")):
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "append_segments", mock.Mock(side_effect=error))
+            assert corpus.add_documents(["many words " * 9])
+    assert caplog.text.count("reading it into memory waits") == 2 and corpus.stats()["segments"] == 0
+    assert corpus.recall("x") and len(corpus.documents()) == 2
 
 
 def test_another_model_is_refused_and_may_read_it_anew(store: MemoryStore, corpus: Corpus) -> None:

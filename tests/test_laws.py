@@ -146,7 +146,7 @@ class Sessions(RuleBasedStateMachine):
         """Before the transaction ends, or after it, before what was added is read."""
         session = self.session(name)
         next_id = max((one.id for one in self.held[name]), default=None)
-        spot = (session_module, "_stored_already") if written else (records, "update_collection")
+        spot = (session_module.Session, "_stored_already") if written else (records, "update_collection")
         with mock.patch.object(*spot, side_effect=Crash), pytest.raises(Crash):
             session.add(batch)
         if written:

@@ -77,12 +77,8 @@ class MemoryIndex:
 
     # --- keeping up with the rows -----------------------------------------------------------------------------------
 
-    def sync(self, db: sqlite3.Connection, shelf: Shelf) -> None:
-        """Take over what the rows have more, or everything anew where they are not what the index was made of."""
-        with self._mutex:
-            self._sync(db, shelf)
-
     def _sync(self, db: sqlite3.Connection, shelf: Shelf) -> None:
+        """Take over what the rows have more, or everything anew where they are not what the index was made of."""
         if self._version is not None and shelf.version is not None:
             if shelf.version[:2] == self._version[:2] and shelf.total <= self.count:
                 return  # rows are only appended within an epoch, and the search leaves out what is beyond the shelf
