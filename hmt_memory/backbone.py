@@ -11,7 +11,8 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,9 +166,26 @@ class Backbone(nn.Module):
         values = [value.detach().flatten()[:: max(1, value.numel() // 64)][:64].to(torch.bfloat16) for value in chosen]
         return hashlib.sha256(torch.cat(values).cpu().view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
+    def save(self, folder: str | Path) -> None:
+        """Write the whole backbone and its tokenizer as a Hugging Face model folder."""
+        self._plain[0].save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
     def adapter_parameters(self) -> list[tuple[str, Tensor]]:
         """The parameters of a PEFT adapter by name; none without one."""
         return sorted((name, value) for name, value in self.causal_lm.named_parameters() if self._of_adapter(name))
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a PEFT adapter is around the backbone."""
+        return bool(self._peft_configs())
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The backbone as it was before its PEFT adapter, in eval mode; as it is where it has none."""
+        with eval_mode(self), self.causal_lm.disable_adapter() if self.has_adapter else nullcontext():
+            yield
 
     def _of_adapter(self, name: str) -> bool:
         prefix = getattr(getattr(self.causal_lm, "base_model", None), "prefix", None)  # PEFT's mark of its own weights

@@ -61,7 +61,7 @@ class MemoryInput(nn.Module):
 
     def forward(self, prompt: Tensor) -> Tensor:
         """[..., d] memory embeddings to input embeddings [..., d]."""
-        if self.gain is None:
+        if self.gain is None or not prompt.numel():
             return prompt
         wide = prompt.float()
         deviation, mean = torch.std_mean(wide, dim=-1, keepdim=True, correction=0)

@@ -7,7 +7,7 @@ was cut into calls or of what else was in the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,20 +16,56 @@ from .config import HMTConfig
 from .state import HMTState
 
 if TYPE_CHECKING:
-    from .model import HMTModel
+    from .model import HMTModel, Step
 
 # Summaries do not depend on memory, so those of many segments run in one batch of about this many tokens.
 SUMMARY_BATCH_TOKENS = 2048
 
 
+class Turn(NamedTuple):
+    """What Eq. 3-5 take for the next segment of those streams that have one."""
+
+    number: int  # of the segment, counted from the first one unrolled
+    rows: list[int]  # which streams have it
+    summaries: list[Tensor | None]  # S_n [d] of each, None where nothing is recalled
+    windows: list[Tensor]  # [n, m, d], the memory that each may recall
+    tails: list[Tensor]  # [s] token ids, its sensory memory
+    segments: list[Tensor]  # [t] token ids
+
+
+class Steps:
+    """How the loop takes its steps; training takes them with other care for what backward needs."""
+
+    summary_tokens = SUMMARY_BATCH_TOKENS
+
+    def __init__(self, model: HMTModel) -> None:
+        self.model = model
+
+    def summarize(self, segments: Sequence[Tensor]) -> Tensor:
+        """Eq. 1 for S segments: [S, d]."""
+        return self.model.summarize(segments)
+
+    def read(self, turn: Turn) -> Step:
+        """Eq. 2-5 for one turn."""
+        return self.model.augment(self.model.prompt(turn.summaries, turn.windows), turn.tails, turn.segments)
+
+
 def unroll(
-    model: HMTModel, states: Sequence[HMTState], streams: Sequence[Tensor], *, keep_hidden: bool, final: bool = False
+    model: HMTModel,
+    states: Sequence[HMTState],
+    streams: Sequence[Tensor],
+    *,
+    keep_hidden: bool,
+    final: bool = False,
+    steps: Steps | None = None,
 ) -> tuple[list[HMTState], list[Tensor]]:
     """Eq. 1-5 over every segment of B streams: the states afterwards and, if asked, hidden states of every new token.
 
     With `keep_hidden` the open segment is run too (it leaves no memory); without, closed segments only. With `final` the
     streams end here: a last segment that is not full is closed as it is. Memory is kept in the precision of each state.
+    `steps` takes the steps; None: plainly.
     """
+    steps = steps or Steps(model)
     length = model.config.segment_length
     texts = [torch.cat([state.open_ids, ids.cpu()]) for state, ids in zip(states, streams, strict=True)]
     cuts = [list(text.split(length)) if len(text) else [] for text in texts]
@@ -40,11 +76,18 @@ def unroll(
     made: list[list[Tensor]] = [[] for _ in states]
     tails = [_last(state.recent_ids, model.config.sensory_length) for state in states]
     hidden: list[list[Tensor]] = [[] for _ in states]
-    summary_of = _Summaries(model, cuts, [len(window) > 0 for window in windows])
+    summary_of = _Summaries(steps, cuts, [len(window) > 0 for window in windows])
     for index in range(max(map(len, cuts), default=0)):
         rows = [row for row, cut in enumerate(cuts) if index < len(cut)]
-        prompt = model.prompt([summary_of(row, index) for row in rows], [windows[row] for row in rows])
-        step = model.augment(prompt, [tails[row] for row in rows], [cuts[row][index] for row in rows])
+        turn = Turn(
+            index,
+            rows,
+            [summary_of(row, index) for row in rows],
+            [windows[row] for row in rows],
+            [tails[row] for row in rows],
+            [cuts[row][index] for row in rows],
+        )
+        step = steps.read(turn)
         for at, row in enumerate(rows):
             if keep_hidden:
                 hidden[row].append(step.hidden[at])
@@ -60,13 +103,14 @@ def unroll(
 class _Summaries:
     """Eq. 1 for all segments that will recall, computed in batches ahead of the recurrence and handed out once."""
 
-    def __init__(self, model: HMTModel, cuts: Sequence[Sequence[Tensor]], has_memory: Sequence[bool]) -> None:
-        self._model, self._cuts = model, cuts
+    def __init__(self, steps: Steps, cuts: Sequence[Sequence[Tensor]], has_memory: Sequence[bool]) -> None:
+        self._steps, self._cuts, config = steps, cuts, steps.model.config
+        self._size = max(1, steps.summary_tokens // ((config.summary_length or 0) + 2))
         self._ahead: Iterator[tuple[int, int]] = iter(
             (row, index)
             for index in range(max(map(len, cuts), default=0))
             for row, cut in enumerate(cuts)
-            if index < len(cut) and (index or has_memory[row]) and model.config.mode == "hmt"
+            if index < len(cut) and (index or has_memory[row]) and config.mode == "hmt"
         )
         self._known: dict[tuple[int, int], Tensor] = {}
 
@@ -76,10 +120,9 @@ class _Summaries:
         return self._known.pop((row, index), None)
 
     def _next_batch(self) -> None:
-        size = max(1, SUMMARY_BATCH_TOKENS // ((self._model.config.summary_length or 0) + 2))
-        keys = [key for _, key in zip(range(size), self._ahead, strict=False)]
+        keys = [key for _, key in zip(range(self._size), self._ahead, strict=False)]
         if keys:
-            summaries = self._model.summarize([self._cuts[row][index] for row, index in keys])
+            summaries = self._steps.summarize([self._cuts[row][index] for row, index in keys])
             self._known.update(zip(keys, summaries, strict=True))
 
 

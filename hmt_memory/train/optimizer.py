@@ -1,0 +1,81 @@
+"""AdamW over parameters of any precision. Knows tensors and their names; no model, no schedule.
+
+A bf16 parameter has 8 significant bits: an update of a thousandth of it is lost. So each has a master copy in fp32, which
+is stepped and rounded into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Group(NamedTuple):
+    """Parameters that learn at one rate."""
+
+    parameters: Mapping[str, nn.Parameter]
+    learning_rate: float
+
+
+class MasterAdamW:
+    """AdamW (Loshchilov & Hutter 2019) on fp32 master copies."""
+
+    def __init__(self, groups: Sequence[Group], *, weight_decay: float = 0.0, clip: float = 1.0) -> None:
+        self._live = {name: value for group in groups for name, value in group.parameters.items()}
+        self._master = {name: value.detach().float().clone() for name, value in self._live.items()}
+        self._clip = clip
+        self._rates = [group.learning_rate for group in groups]
+        self._adam = torch.optim.AdamW(
+            [{"params": [self._master[name] for name in group.parameters], "lr": group.learning_rate} for group in groups],
+            weight_decay=weight_decay,
+        )
+
+    def gradients(self) -> list[Tensor]:
+        """Those that exist, to be summed over devices."""
+        return [value.grad for value in self._live.values() if value.grad is not None]
+
+    def step(self, factor: float) -> float:
+        """One step at `factor` times the rates; gradients are cleared. Returns their norm before clipping."""
+        for name, value in self._live.items():
+            self._master[name].grad = None if value.grad is None else value.grad.float()
+            value.grad = None
+        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        norm = nn.utils.clip_grad_norm_(self._master.values(), self._clip)
+        self._adam.step()
+        self._adam.zero_grad()
+        self._write()
+        return float(norm)
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        for name, value in self._live.items():
+            value.copy_(self._master[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything a later run needs, as named tensors."""
+        found = {f"master/{name}": value for name, value in self._master.items()}
+        for name, value in self._master.items():
+            for key, held in self._adam.state[value].items():
+                found[f"{key}/{name}"] = torch.as_tensor(held)
+        return {name: value.detach().cpu().contiguous() for name, value in found.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` gave.
+
+        Raises:
+            KeyError: it is of other parameters.
+        """
+        for name, value in self._master.items():
+            value.copy_(state[f"master/{name}"])
+        for name, value in self._master.items():
+            held = {key: state.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
+            self._adam.state[value] = {
+                key: one.clone() if key == "step" else one.to(value.device).clone()
+                for key, one in held.items()
+                if one is not None
+            }
+        self._write()

@@ -1,0 +1,162 @@
+"""What a training run is made of: sizes, stages, rates. Knows numbers; no tensors, no files but its own JSON form."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from ..config import HMTConfig, Mode
+from ..errors import ConfigError
+from .tasks import TASKS
+
+Activations = Literal["keep", "recompute", "offload"]
+Schedule = Literal["steps", "cosine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a run. The paper has two: S1 without recall over 2 segments, S2 with recall over as many as fit."""
+
+    steps: int
+    segments: int  # unrolled, back-propagated through all of them
+    before: int = 0  # segments read first, without gradient: memory from further back for little time
+    mode: Mode = "hmt"  # rmt: no recall, P_n = M_{n-1}, as S1 has it; plain: the equally trained sliding window
+    batch: int = 2  # rows a device and micro-batch
+    tasks: Mapping[str, float] = field(default_factory=lambda: {"text": 1.0})  # shares of text, recitation, cloze, questions
+    next_token: float = 1.0  # weight of the cross-entropy of the next token
+    distillation: float = 0.0  # weight of KL(the backbone that sees `teacher_tokens` more || the model)
+    recall: float = 0.0  # weight of the recall loss where evidence is known
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.tasks) - set(TASKS)):
+            raise ConfigError(f"unknown task {unknown[0]!r}. Choose from {', '.join(TASKS)}.")
+        if not self.tasks or min(self.tasks.values()) < 0 or not sum(self.tasks.values()):
+            raise ConfigError("tasks needs at least one share above 0.")
+        if self.mode not in get_args(Mode):
+            raise ConfigError(f"mode={self.mode!r} is unknown. Choose one of {get_args(Mode)}.")
+        for name in ("steps", "segments", "batch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.segments < 2 and set(self.tasks) != {"text"}:
+            raise ConfigError("recitation, cloze and questions need at least 2 segments: one to remember, one to ask.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. Two runs of one recipe on the same CPU, data and versions give the same weights."""
+
+    stages: tuple[Stage, ...]
+    config: HMTConfig = field(default_factory=HMTConfig)
+    lora_rank: int = 8  # 0: full fine-tune of the backbone
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ()  # names of linear modules; empty: all of them
+    learning_rate: float = 1e-4  # of the backbone or its LoRA
+    memory_learning_rate: float | None = None  # of the memory parameters; None: the same
+    weight_decay: float = 0.0
+    schedule: Schedule = "steps"  # steps: times `decay` every 100 steps of a stage, as the authors; cosine: to `floor` over all
+    decay: float = 0.9
+    floor: float = 0.05
+    warmup: int = 0
+    clip: float = 1.0  # largest norm of the gradient
+    accumulate: int = 1  # micro-batches a step
+    teacher_tokens: int = 512
+    activations: Activations = "keep"
+    checkpoint_every: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("a recipe needs at least one stage.")
+        for name, choices in (("schedule", get_args(Schedule)), ("activations", get_args(Activations))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown. Choose one of {choices}.")
+        if self.lora_rank == 0 and any(stage.distillation for stage in self.stages):
+            raise ConfigError(
+                "distillation needs the backbone as it was: train LoRA (lora_rank > 0), or set distillation to 0."
+            )
+        for name in ("accumulate", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> tuple[int, Stage]:
+        """Number of the stage of a step (counted from 0), and the stage."""
+        for number, stage in enumerate(self.stages):
+            if step < stage.steps:
+                return number, stage
+            step -= stage.steps
+        raise IndexError(f"the recipe has {self.steps} steps")
+
+    def rate_factor(self, step: int) -> float:
+        """What the learning rates are multiplied by at a step."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.schedule == "cosine":
+            return warm * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+        number, _ = self.stage_at(step)
+        return warm * float(self.decay ** ((step - sum(stage.steps for stage in self.stages[:number])) // 100))
+
+    def in_mode(self, mode: Mode) -> Recipe:
+        """The same run for another kind of memory: the equally trained twin that a gain is measured against.
+
+        `plain` and `rmt` apply to every stage; `hmt` leaves the stages as they are.
+        """
+        if mode == "hmt":
+            return self
+        stages = tuple(replace(stage, mode=mode, recall=0.0) for stage in self.stages)
+        return replace(self, stages=stages, config=replace(self.config, mode=mode))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The inverse of `to_dict`; missing fields take their defaults.
+
+        Raises:
+            ConfigError: a key is unknown or a value impossible; the message names it.
+        """
+        content = dict(values)
+        try:
+            config = HMTConfig.from_dict(content.pop("config", {}))
+            stages = tuple(_known(Stage, stage) for stage in content.pop("stages", ()))
+            content["lora_targets"] = tuple(content.get("lora_targets", ()))
+            recipe: Recipe = _known(cls, {**content, "config": config, "stages": stages})
+        except TypeError as error:
+            raise ConfigError(f"not a recipe: {error}. hmt train --show-recipe prints one.") from error
+        return recipe
+
+
+def _known(kind: Any, values: Mapping[str, Any]) -> Any:
+    names = [one.name for one in fields(kind)]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"unknown key {key!r} in the recipe. Known: {', '.join(names)}.")
+    return kind(**values)
+
+
+def _two_stages(**s2: Any) -> tuple[Stage, ...]:
+    return Stage(steps=200, segments=2, mode="rmt"), Stage(steps=500, segments=15, **s2)
+
+
+# The authors' settings (He et al. 2025, section 4 and their scripts).
+PAPER = Recipe(
+    stages=_two_stages(),
+    config=HMTConfig(segment_length=1024),
+    lora_rank=0,
+    learning_rate=1e-5,
+    decay=0.9,
+    activations="recompute",
+)
+PAPER_LORA = replace(PAPER, config=HMTConfig(segment_length=256), lora_rank=8, learning_rate=1e-4, decay=0.7)
+PRESETS = {"paper": PAPER, "paper-lora": PAPER_LORA}

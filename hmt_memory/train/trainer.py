@@ -1,0 +1,334 @@
+"""The training loop: draws rows, unrolls them, steps, logs, and can be killed at any moment and resumed.
+
+What step n does depends on the recipe, the data and n alone, and on the weights step n - 1 left: a checkpoint is the
+weights, the optimizer's moments and n.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import weights
+from ..backbone import Backbone
+from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..model import HMTModel
+from .examples import IGNORED, Example
+from .losses import Weights
+from .optimizer import Group, MasterAdamW
+from .recipe import Recipe, Stage
+from .sources import Documents, Stream
+from .tasks import Shape, draw
+from .unrolled import Losses, unrolled_losses
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+RECIPE_FILE, LOG_FILE, ADAPTER, BACKBONE = "recipe.json", "log.jsonl", "adapter", "backbone"
+_CHECKPOINTS, _OPTIMIZER, _PROGRESS = "checkpoints", "optimizer.safetensors", "progress.json"
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One line of the log."""
+
+    step: int  # counted from 1
+    stage: int  # counted from 1
+    loss: float  # weighted total
+    next_token: float | None  # cross-entropy a token; None where nothing was predicted
+    perplexity: float | None
+    distillation: float | None
+    recall: float | None  # share of known evidence that got the largest weight
+    tokens: int  # read with gradient so far
+    tokens_per_second: float  # since the run was started or resumed
+    learning_rate: float  # of the backbone or its LoRA
+    gradient_norm: float
+    seconds: float  # spent in steps, over all sittings
+
+
+def prepare(name: str, recipe: Recipe, *, dtype: str = "auto", device: str = "auto") -> HMTModel:
+    """A backbone ready to be trained by a recipe: LoRA around it, or its own weights unfrozen.
+
+    Raises:
+        MissingDependencyError: LoRA needs peft. ConfigError: the backbone has none of `lora_targets`.
+    """
+    causal_lm, tokenizer = weights.load(name, dtype=dtype, device=device)
+    causal_lm.requires_grad_(recipe.lora_rank == 0)
+    if recipe.lora_rank:
+        causal_lm = _with_lora(causal_lm, recipe)
+    if Path(name).expanduser().exists():
+        name = str(Path(name).expanduser().resolve())
+    return HMTModel(Backbone(causal_lm, tokenizer, name=name), recipe.config)
+
+
+def _with_lora(causal_lm: Any, recipe: Recipe) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingDependencyError("LoRA needs peft. Run: pip install 'hmt-memory[train]'") from error
+    torch.manual_seed(recipe.seed)
+    chosen = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=list(recipe.lora_targets) or "all-linear",
+        task_type="CAUSAL_LM",
+    )
+    dtype = causal_lm.get_input_embeddings().weight.dtype
+    try:
+        wrapped = get_peft_model(causal_lm, chosen, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise ConfigError(f"lora_targets: {error}") from error
+    for value in wrapped.parameters():
+        if value.requires_grad:
+            value.data = value.data.to(dtype)  # the optimizer keeps fp32 copies
+    return wrapped
+
+
+class Trainer:
+    """One run in one folder: `recipe.json`, `log.jsonl`, `checkpoints/`, and at the end `adapter/` (and `backbone/`)."""
+
+    def __init__(
+        self,
+        model: HMTModel,
+        recipe: Recipe,
+        documents: Documents | Stream,
+        folder: str | Path,
+        *,
+        sources: Sequence[str] = (),
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        """Continue the run in `folder`, or begin one.
+
+        Args:
+            model: as `prepare` gives it.
+            sources: names of the data, recorded beside the recipe.
+            accelerator: for several devices; None: the model's device alone.
+
+        Raises:
+            ConfigError: the folder holds a run of another recipe.
+        """
+        self.model, self.recipe, self.documents, self.folder = model, recipe, documents, Path(folder)
+        self._accelerator = accelerator
+        self._rank: int = accelerator.process_index if accelerator else 0
+        self._world: int = accelerator.num_processes if accelerator else 1
+        self._trained = _groups(model, recipe)
+        self._optimizer = MasterAdamW(self._trained, weight_decay=recipe.weight_decay, clip=recipe.clip)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self._begin({"model": model.backbone.name, "sources": list(sources), "recipe": recipe.to_dict()})
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers learn."""
+        return sum(value.numel() for group in self._trained for value in group.parameters.values())
+
+    def run(self, *, until: int | None = None) -> Iterator[StepReport]:
+        """Train to the end, or to step `until`; a report after each step. A checkpoint every so many steps and at the end."""
+        last = min(self.recipe.steps, until or self.recipe.steps)
+        started, tokens = time.monotonic(), self.tokens
+        self.model.train()
+        while self.step < last:
+            begun = time.monotonic()
+            report = self._one_step(begun - started, tokens)
+            self._log(report)
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == last:
+                self._checkpoint()
+            yield report
+        self.model.eval()
+        if self.step == self.recipe.steps:
+            self._finish()
+
+    # --- one step ---------------------------------------------------------------------------------------------------
+
+    def _one_step(self, elapsed: float, tokens_before: int) -> StepReport:
+        begun = time.monotonic()
+        number, stage = self.recipe.stage_at(self.step)
+        model = self.model.with_config(mode=stage.mode)
+        torch.manual_seed(_seed(self.recipe.seed, self.step, self._rank))
+        batches = self._batches(stage)
+        rows = [row for batch in batches for row in batch]
+        predictions, asked = self._sum([sum(map(_predictions, rows)), sum(map(_asked, rows))])
+        found = [self._backward(model, stage, batch, predictions, asked) for batch in batches]
+        for gradient in self._optimizer.gradients() if self._world > 1 else ():
+            gradient.copy_(self._accelerator.reduce(gradient, reduction="sum"))  # type: ignore[union-attr]
+        factor = self.recipe.rate_factor(self.step)
+        norm = self._optimizer.step(factor)
+        sums = self._sum(
+            [
+                sum(getattr(one, name) for one in found)
+                for name in ("next_token", "distillation", "recalls", "recalled", "tokens")
+            ]
+            + [sum(float(one.recall_total.detach()) for one in found), sum(len(row.ids) for row in rows)]
+        )
+        next_token, distillation, recalls, recalled, counted, recall_sum, read = sums
+        self.step, self.tokens = self.step + 1, self.tokens + int(read)
+        seconds = time.monotonic() - begun
+        self.seconds += seconds
+        entropy = next_token / counted if counted else None
+        return StepReport(
+            step=self.step,
+            stage=number + 1,
+            loss=(stage.next_token * next_token + stage.distillation * distillation) / max(counted, 1)
+            + stage.recall * recall_sum / max(asked, 1),
+            next_token=entropy,
+            perplexity=None if entropy is None else math.exp(min(entropy, 50)),
+            distillation=distillation / counted if stage.distillation and counted else None,
+            recall=recalled / recalls if recalls else None,
+            tokens=self.tokens,
+            tokens_per_second=(self.tokens - tokens_before) / max(elapsed + seconds, 1e-9),
+            learning_rate=self.recipe.learning_rate * factor,
+            gradient_norm=norm,
+            seconds=self.seconds,
+        )
+
+    def _batches(self, stage: Stage) -> list[list[Example]]:
+        """The rows of this step and device: those of the run, dealt out in turn."""
+        shape = Shape(self.model.config.segment_length, stage.segments, stage.before)
+        pool = self.documents.at(self.step)
+        per_device = self.recipe.accumulate * stage.batch
+        rows = [
+            draw(stage.tasks, pool, f"{self.recipe.seed}/{self.step}/{number}", shape, self.model.backbone.encode)
+            for number in range(self._rank * per_device, (self._rank + 1) * per_device)
+        ]
+        return [rows[at : at + stage.batch] for at in range(0, per_device, stage.batch)]
+
+    def _backward(self, model: HMTModel, stage: Stage, batch: list[Example], predictions: float, asked: float) -> Losses:
+        found = unrolled_losses(
+            model,
+            batch,
+            Weights(stage.next_token, stage.distillation),
+            activations=self.recipe.activations,
+            teacher_tokens=self.recipe.teacher_tokens,
+        )
+        total = found.token_total / max(predictions, 1) + stage.recall * found.recall_total / max(asked, 1)
+        if total.requires_grad:
+            total.backward()
+        return found._replace(token_total=found.token_total.detach(), recall_total=found.recall_total.detach())
+
+    def _sum(self, values: Sequence[float]) -> list[float]:
+        """Over all devices."""
+        if self._accelerator is None or self._world == 1:
+            return [float(value) for value in values]
+        held = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
+        return [float(value) for value in self._accelerator.reduce(held, reduction="sum")]
+
+    # --- the folder -------------------------------------------------------------------------------------------------
+
+    @property
+    def _writes(self) -> bool:
+        return self._rank == 0
+
+    def _begin(self, content: dict[str, Any]) -> None:
+        path, text = self.folder / RECIPE_FILE, json.dumps(content, indent=2)
+        if path.is_file():
+            if json.loads(path.read_text()) != json.loads(text):
+                raise ConfigError(f"{self.folder} holds a run of another recipe, model or data. Name another folder.")
+            self._resume()
+        elif self._writes:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(path, text)
+
+    def _log(self, report: StepReport) -> None:
+        if self._writes:
+            with (self.folder / LOG_FILE).open("a") as file:
+                file.write(json.dumps(asdict(report)) + "\n")
+
+    def _checkpoint(self) -> None:
+        if not self._writes:
+            return
+        from safetensors.torch import save_file
+
+        kept = self.folder / _CHECKPOINTS
+        scratch, target = kept / ".new", kept / f"step-{self.step:06d}"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        save_file(self._optimizer.state(), scratch / _OPTIMIZER)
+        progress = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        (scratch / _PROGRESS).write_text(json.dumps(progress))
+        for file in scratch.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+        for old in sorted(kept.glob("step-*"))[:-2]:
+            shutil.rmtree(old)
+
+    def _resume(self) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        found = sorted((self.folder / _CHECKPOINTS).glob("step-*"))
+        if found:
+            try:
+                self._optimizer.load(load_file(found[-1] / _OPTIMIZER))
+                progress = json.loads((found[-1] / _PROGRESS).read_text())
+            except (OSError, SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+                raise CheckpointError(
+                    f"the checkpoint {found[-1]} is damaged: {error}. Remove it to resume from the one before."
+                ) from error
+            self.step, self.tokens, self.seconds = progress["step"], progress["tokens"], progress["seconds"]
+        if self._writes:
+            _truncate_log(self.folder / LOG_FILE, self.step)
+
+    def _finish(self) -> None:
+        if not self._writes:
+            return
+        if self.recipe.lora_rank == 0:
+            self.model.backbone.save(self.folder / BACKBONE)
+        self.model.save_pretrained(self.folder / ADAPTER)
+
+
+def _groups(model: HMTModel, recipe: Recipe) -> list[Group]:
+    unused = {"recall", "summary_prompt"} if all(stage.mode != "hmt" for stage in recipe.stages) else set()
+    plain = all(stage.mode == "plain" for stage in recipe.stages)
+    memory = {
+        name: value for name, value in model.memory_parameters().items() if not plain and name.split(".")[0] not in unused
+    }
+    rest = {name: value for name, value in model.backbone.named_parameters() if value.requires_grad}
+    memory_rate = recipe.learning_rate if recipe.memory_learning_rate is None else recipe.memory_learning_rate
+    groups = [Group(rest, recipe.learning_rate), Group(memory, memory_rate)]
+    return [group for group in groups if group.parameters]
+
+
+def _predictions(example: Example) -> int:
+    return int((example.labels[1:] != IGNORED).sum())
+
+
+def _asked(example: Example) -> int:
+    return sum(bool(places) for places in example.evidence.values())
+
+
+def _seed(*parts: int) -> int:
+    value = 0
+    for part in parts:
+        value = (value * 1_000_003 + part) % (2**63)
+    return value
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    """Lines of steps that the checkpoint does not have are of a run that was killed: it takes them again."""
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines() if (read := _step_of(line)) is not None and read <= step]
+        _write(path, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, text: str) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text)
+    scratch.replace(path)

@@ -1,0 +1,166 @@
+"""Eq. 1-5 over the segments of a batch with their losses: back-propagation through all of them, in flat memory.
+
+Knows the model's steps and the losses. What backward needs of a segment is either kept, or recomputed from its inputs when
+its turn comes (only memory embeddings, a few vectors a segment, stay), or kept on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+
+from ..backbone import eval_mode
+from ..errors import InputError
+from ..segments import Steps, Turn, unroll
+from .examples import IGNORED, Example
+from .losses import Weights, recall_loss, token_losses
+
+if TYPE_CHECKING:
+    from ..model import HMTModel, Step
+
+Activations = Literal["keep", "recompute", "offload"]
+
+
+class Losses(NamedTuple):
+    """Sums over a batch."""
+
+    token_total: Tensor  # scalar fp32, weighted and differentiable, summed over `tokens`
+    recall_total: Tensor  # scalar fp32, differentiable, summed over `recalls`
+    next_token: float  # cross-entropy, summed over `tokens`
+    distillation: float  # KL(teacher || student), summed over `tokens`
+    tokens: int  # predictions that counted
+    recalls: int  # segments whose evidence is known
+    recalled: int  # of them: the largest weight fell on the evidence
+    positions: int  # through the backbone, forward
+
+
+def unrolled_losses(
+    model: HMTModel,
+    examples: Sequence[Example],
+    weights: Weights,
+    *,
+    activations: Activations = "keep",
+    teacher_tokens: int = 0,
+) -> Losses:
+    """The losses of a batch; gradients flow through every segment's memory.
+
+    Args:
+        activations: `keep` for speed; `recompute` for memory that hardly grows with the number of segments, at the price
+            of one more forward pass; `offload` keeps them on the CPU, as the authors do.
+        teacher_tokens: with `weights.distillation`, how many tokens before a segment the teacher sees verbatim. The
+            teacher is the backbone itself, without its adapter.
+    """
+    states = model.states(None, len(examples))
+    if any(len(example.before) for example in examples):
+        with torch.no_grad(), eval_mode(model):
+            states, _ = unroll(model, states, [example.before for example in examples], keep_hidden=False)
+        if any(len(state.open_ids) for state in states):
+            raise InputError("the text before an example must be whole segments. Cut it at a multiple of segment_length.")
+    steps = _TrainingSteps(model, examples, weights, activations, teacher_tokens)
+    unroll(model, states, [example.ids for example in examples], keep_hidden=False, final=True, steps=steps)
+    return steps.losses()
+
+
+class _TrainingSteps(Steps):
+    """Takes each step with its loss, so that no segment's hidden states or logits outlive it."""
+
+    def __init__(
+        self,
+        model: HMTModel,
+        examples: Sequence[Example],
+        weights: Weights,
+        activations: Activations,
+        teacher_tokens: int,
+    ) -> None:
+        super().__init__(model)
+        length = model.config.segment_length
+        # A summary costs half a segment: those of two at a time need no more room than reading one.
+        self.summary_tokens = 2 * (model.config.summary_length or length)
+        self._examples, self._weights = examples, weights
+        self._saved = _SAVED[activations]
+        self._teacher = teacher_tokens if weights.distillation and model.backbone.has_adapter else 0
+        self._targets = [_shifted(example.labels).split(length) for example in examples]
+        device = model.backbone.device
+        self._tokens = [torch.zeros((), device=device)]
+        self._recall = [torch.zeros((), device=device)]
+        self._sums = torch.zeros(2, device=device)
+        self._counts = {"tokens": 0, "recalls": 0, "recalled": 0, "positions": 0}
+
+    def summarize(self, segments: Sequence[Tensor]) -> Tensor:
+        self._counts["positions"] += sum(min(len(ids), self.model.config.summary_length or 0) + 2 for ids in segments)
+        return self._saved(super().summarize, segments)
+
+    def read(self, turn: Turn) -> Step:
+        prompt = self._recalled(turn)
+        self._counts["positions"] += sum(map(len, (*turn.tails, *turn.segments))) + 2 * prompt.shape[1] * len(turn.rows)
+        step: Step = self._saved(self.model.augment, prompt, turn.tails, turn.segments)
+        targets = [self._targets[row][turn.number].to(prompt.device) for row in turn.rows]
+        if any(bool((target != IGNORED).any()) for target in targets):
+            teacher = self._teach(turn) if self._teacher else None
+            found = token_losses(self.model.backbone.head, torch.cat(step.hidden), torch.cat(targets), self._weights, teacher)
+            self._tokens.append(found.total)
+            self._sums += torch.stack([found.next_token.detach(), found.distillation.detach()])
+            self._counts["tokens"] += found.tokens
+        return step._replace(hidden=[])
+
+    def _recalled(self, turn: Turn) -> Tensor:
+        """Eq. 2-3, and the recall loss where the evidence of a segment is known and still remembered."""
+        for row, summary, window in zip(turn.rows, turn.summaries, turn.windows, strict=True):
+            wanted = self._examples[row].evidence.get(turn.number, ())
+            oldest = turn.number - len(window)
+            places = [place - oldest for place in wanted if place >= oldest]
+            if summary is None or not places:
+                continue
+            weights = self.model.recall(summary[None], window[None]).weights[0]
+            self._recall.append(recall_loss(weights, places))
+            self._counts["recalls"] += 1
+            self._counts["recalled"] += int(weights.argmax()) in places
+        return self.model.prompt(turn.summaries, turn.windows)
+
+    def _teach(self, turn: Turn) -> Tensor:
+        """Hidden states of the backbone itself where it sees the text before each segment verbatim."""
+        length, rows = self.model.config.segment_length, []
+        for row, ids in zip(turn.rows, turn.segments, strict=True):
+            example = self._examples[row]
+            text = torch.cat([example.before, example.ids])
+            start = len(example.before) + turn.number * length
+            rows.append((text[max(0, start - self._teacher) : start + len(ids)], len(ids)))
+        with torch.no_grad(), self.model.backbone.without_adapter():
+            backbone = self.model.backbone
+            padded = torch.nn.utils.rnn.pad_sequence([ids for ids, _ in rows], batch_first=True).to(backbone.device)
+            hidden = backbone.body(backbone.embed(padded))
+        return torch.cat([one[len(ids) - count : len(ids)] for one, (ids, count) in zip(hidden, rows, strict=True)])
+
+    def losses(self) -> Losses:
+        return Losses(
+            torch.stack([value.float() for value in self._tokens]).sum(),
+            torch.stack([value.float() for value in self._recall]).sum(),
+            *self._sums.tolist(),
+            **self._counts,
+        )
+
+
+def _shifted(labels: Tensor) -> Tensor:
+    """What each position predicts: the label of the next one."""
+    return torch.cat([labels[1:], labels.new_full((1,), IGNORED)])
+
+
+def _kept(step: Callable[..., Any], *inputs: Any) -> Any:
+    return step(*inputs)
+
+
+def _recomputed(step: Callable[..., Any], *inputs: Any) -> Any:
+    return checkpoint(step, *inputs, use_reentrant=False)
+
+
+def _offloaded(step: Callable[..., Any], *inputs: Any) -> Any:
+    with save_on_cpu(pin_memory=torch.cuda.is_available()):
+        return step(*inputs)
+
+
+_SAVED: dict[str, Callable[..., Any]] = {"keep": _kept, "recompute": _recomputed, "offload": _offloaded}
