@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
-MemoryInput = Literal["paper", "scaled", "mapped"]
+MemoryInput = Literal["paper", "scaled", "mapped", "centred"]
 Mode = Literal["hmt", "rmt", "plain"]
 
 # What the view's budgets become when they are left to the backbone's window: at most so many tokens, and at most this
@@ -41,7 +41,7 @@ class HMTConfig:
     recall_window: int = 300  # N: how many segments recall attends to: the latest while reading, the best of all in a session
     recall_dim: int | None = None  # d_h: width of the recall projections; None: the hidden width
     memory_tokens: int = 1  # m: memory embeddings a segment (extension; the paper has 1)
-    memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped)
+    memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
     recent_tokens: int | None = None  # view: verbatim tokens before the open segment; None: up to 1024
     replay_tokens: int | None = None  # view: budget of replayed passages; None: up to 1024
@@ -82,11 +82,10 @@ class HMTConfig:
         Raises:
             ConfigError: the segment or the explicitly given budgets do not fit the window.
         """
-        reading = self.segment_length + self.sensory_length + 2 * self.memory_tokens
-        if positions is not None and reading > positions:
+        if positions is not None and self._reading > positions:
             raise ConfigError(
                 f"segment_length={self.segment_length} + sensory_length={self.sensory_length} + 2 x memory_tokens="
-                f"{self.memory_tokens} is {reading} positions, over the backbone's {positions}. Lower segment_length."
+                f"{self.memory_tokens} is {self._reading} positions, over the backbone's {positions}. Lower segment_length."
             )
         budgets = self._budgets(positions)
         return replace(
@@ -103,7 +102,7 @@ class HMTConfig:
         wanted = {name: limits for name, limits in _AUTOMATIC_BUDGETS.items() if name not in given}
         if positions is None:
             return given | {name: size for name, (size, _) in wanted.items()}
-        room = positions - self.memory_tokens - self.segment_length - sum(given.values())
+        room = positions - self._front - self.segment_length - sum(given.values())
         if room < 0:
             largest = max(given, key=lambda name: given[name]) if given else "segment_length"
             raise ConfigError(
@@ -117,8 +116,16 @@ class HMTConfig:
 
     def positions_per_token(self) -> float:
         """Positions through the backbone for each token read: `(L + k + 2m) / L` (Eq. 4) plus `(j + 2) / L` (Eq. 1)."""
-        read = self.segment_length + self.sensory_length + 2 * self.memory_tokens
-        return (read + (self.summary_length or self.segment_length // 2) + 2) / self.segment_length
+        return (self._reading + (self.summary_length or self.segment_length // 2) + 2) / self.segment_length
+
+    @property
+    def _front(self) -> int:
+        """Positions that P_n takes in front of a text; `centred` has one more, the sink."""
+        return self.memory_tokens + (self.memory_input == "centred")
+
+    @property
+    def _reading(self) -> int:
+        return self.segment_length + self.sensory_length + self._front + self.memory_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""

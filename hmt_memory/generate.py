@@ -216,7 +216,7 @@ class _Context:
     def view(self, state: HMTState) -> Tensor:
         """[1, t, d] input embeddings of `[P | pinned | replayed | recent | open]`."""
         backbone = self.model.backbone
-        prompt = self.model.memory_input(self._prompt(state)).to(backbone.dtype)
+        prompt = self.model.memory_input.front(self._prompt(state)).to(backbone.dtype)
         ids = torch.cat([self.pinned, self.replayed, self.visible(state)]).to(backbone.device)
         if not len(prompt) + len(ids):
             raise BudgetError("nothing is visible: no memory, no pinned text and recent_tokens=0. Raise recent_tokens.")

@@ -44,23 +44,54 @@ class Step(NamedTuple):
 
 
 class MemoryInput(nn.Module):
-    """How a memory embedding enters the backbone. `paper`: as it is.
+    """How memory embeddings [..., m, d] enter the backbone, in front of a text and at its end. `paper`: as they are.
 
-    `scaled`: standardised and brought to the norm of an input embedding times one learned gain. `mapped`: the same, then
-    a learned d x d map that starts as the identity. Extensions beyond the paper: a memory embedding is a hidden state,
-    whose norm may be twenty times that of the embeddings it stands among.
+    Extensions beyond the paper, because a memory embedding is a hidden state, not an input embedding:
+    `scaled`: standardised and brought to the norm of an input embedding times one learned gain. `mapped`: the same, then a
+    learned d x d map that starts as the identity. `centred`: what a memory embedding differs by from the typical one (nine
+    tenths of it are the same whatever was read), through a learned d x d map, plus one learned offset per slot in front
+    (read) and another at the end (write); and in front of all a learned sink, because a decoder's first position becomes
+    an attention sink (Xiao et al., arXiv 2309.17453) and tells the others nothing.
     """
 
-    def __init__(self, kind: str, hidden_size: int, embedding_norm: float) -> None:
+    def __init__(self, kind: str, slots: int, sample: Tensor) -> None:
+        """`sample`: [v, d] input embeddings, fp32."""
         super().__init__()
-        self.unit = embedding_norm / hidden_size**0.5
-        self.gain = None if kind == "paper" else nn.Parameter(torch.ones(1))
-        self.map = nn.Linear(hidden_size, hidden_size, bias=False) if kind == "mapped" else None
+        width, self.kind = sample.shape[1], kind
+        # A hidden state after the final norm has about unit variance times the norm's own weights.
+        self.unit = float(sample.norm(dim=-1).mean()) / width**0.5
+        self.gain = nn.Parameter(torch.ones(1)) if kind in ("scaled", "mapped") else None
+        self.map = nn.Linear(width, width, bias=False) if kind in ("mapped", "centred") else None
         if self.map is not None:
             nn.init.eye_(self.map.weight)
+        if kind == "centred":
+            middle = sample.mean(dim=0)
+            self.centre = nn.Parameter(torch.zeros(slots, width), requires_grad=False)  # measured, not learned
+            self.read = nn.Parameter(middle.repeat(slots, 1))
+            self.write = nn.Parameter(middle + 0.3 * sample.std() * _noise(slots, width).to(sample.device))
+            self.sink = nn.Parameter(middle[None].clone())
 
-    def forward(self, prompt: Tensor) -> Tensor:
-        """[..., d] memory embeddings to input embeddings [..., d]."""
+    @property
+    def ahead(self) -> int:
+        """Learned embeddings in front of the prompt."""
+        return int(self.kind == "centred")
+
+    def front(self, prompt: Tensor) -> Tensor:
+        """[..., m, d] memory embeddings to the input embeddings [..., ahead + m, d] that a text begins with."""
+        if self.kind != "centred" or not prompt.numel():
+            return self._scaled(prompt)
+        entering = self._deviation(prompt) + self.read
+        return torch.cat([self.sink.expand(*entering.shape[:-2], -1, -1), entering], dim=-2)
+
+    def end(self, prompt: Tensor) -> Tensor:
+        """[..., m, d] memory embeddings to the input embeddings [..., m, d] whose hidden states become M_n."""
+        return self._deviation(prompt) + self.write if self.kind == "centred" and prompt.numel() else self._scaled(prompt)
+
+    def _deviation(self, prompt: Tensor) -> Tensor:
+        assert self.map is not None
+        return linear(prompt.float() - self.centre, self.map.weight.float())
+
+    def _scaled(self, prompt: Tensor) -> Tensor:
         if self.gain is None or not prompt.numel():
             return prompt
         wide = prompt.float()
@@ -90,7 +121,7 @@ class HMTModel(nn.Module):
         self.summary_prompt = nn.Parameter(_near(centre, 1))
         self.initial_memory = nn.Parameter(_near(centre, slots))
         self.recall = Recall(width, self.config.recall_dim or width)
-        self.memory_input = MemoryInput(self.config.memory_input, width, float(sample.norm(dim=-1).mean()))
+        self.memory_input = MemoryInput(self.config.memory_input, slots, sample)
         for module in (self.recall, self.memory_input):
             module.to(backbone.device)
 
@@ -223,14 +254,15 @@ class HMTModel(nn.Module):
             sensory: B x [s_b] token ids, the tail of the previous segment.
             segments: B x [t_b] token ids.
         """
-        slots = prompt.shape[1]
-        ends = self.memory_input(prompt).to(self.backbone.dtype)  # [B, m, d]
+        slots, dtype = prompt.shape[1], self.backbone.dtype
+        fronts = self.memory_input.front(prompt).to(dtype)  # [B, ahead + m, d]
+        ends = self.memory_input.end(prompt).to(dtype)  # [B, m, d]
         rows = [
-            torch.cat([end, self._embed(torch.cat([tail, ids])), end])
-            for end, tail, ids in zip(ends, sensory, segments, strict=True)
+            torch.cat([front, self._embed(torch.cat([tail, ids])), end])
+            for front, end, tail, ids in zip(fronts, ends, sensory, segments, strict=True)
         ]
         hidden = self.backbone.body(pad_sequence(rows, batch_first=True))
-        starts = [slots + len(tail) for tail in sensory]
+        starts = [fronts.shape[1] + len(tail) for tail in sensory]
         stops = [start + len(ids) for start, ids in zip(starts, segments, strict=True)]
         return Step(
             hidden=[hidden[at, start:stop] for at, (start, stop) in enumerate(zip(starts, stops, strict=True))],
@@ -239,6 +271,28 @@ class HMTModel(nn.Module):
 
     def _embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids.to(self.backbone.device))
+
+    @torch.no_grad()
+    def calibrate(self, segments: Sequence[Tensor]) -> None:
+        """Before training with `memory_input="centred"`: measure the typical memory embedding, and how much they differ.
+
+        Reads each segment on its own. Afterwards P_0 is the typical one, and what a memory embedding differs by from it
+        enters with half the norm of an input embedding. Other kinds need none of this.
+
+        Args:
+            segments: S tensors [t] of token ids; some tens from the training text.
+        """
+        entry = self.memory_input.map
+        if self.config.memory_input != "centred" or entry is None or not self.slots:
+            return
+        self.initial_memory.copy_(self.memory_input.centre)
+        none = segments[0][:0]
+        found = [self.augment(self.initial_memory[None], [none], [ids]).memory[0].float() for ids in segments]
+        memory = torch.stack(found)  # [S, m, d]
+        self.memory_input.centre.copy_(memory.mean(dim=0))
+        spread = (memory - self.memory_input.centre).pow(2).mean().sqrt()
+        torch.nn.init.eye_(entry.weight).mul_(0.5 * self.memory_input.unit / spread)
+        self.initial_memory.copy_(self.memory_input.centre)
 
     # --- using ------------------------------------------------------------------------------------------------------
 
@@ -373,5 +427,8 @@ def _next_token_loss(logits: Tensor, labels: Tensor, real: Tensor) -> Tensor:
 
 def _near(embedding: Tensor, rows: int) -> Tensor:
     """[rows, d]: copies of `embedding` [d] with a little noise, so that slots can part in training."""
-    noise = torch.randn(rows, len(embedding), generator=torch.Generator().manual_seed(0))
-    return embedding + 0.02 * embedding.std() * noise.to(embedding.device)
+    return embedding + 0.02 * embedding.std() * _noise(rows, len(embedding)).to(embedding.device)
+
+
+def _noise(rows: int, width: int) -> Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(0))

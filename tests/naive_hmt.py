@@ -48,10 +48,10 @@ def naive_hmt(causal_lm: Any, parameters: dict[str, Tensor], ids: Tensor, config
             P = P0
         if config.mode == "plain":
             P = P[:0]
-        entering = enter(P, parameters, config, embed)
+        front, end = enter(P, parameters, config, embed)
         sensory = embed(previous[len(previous) - k :]) if len(previous) else H[:0]
-        inputs = torch.cat([entering, sensory, H, entering])  # Eq. 4
-        first = len(P) + len(sensory)
+        inputs = torch.cat([front, sensory, H, end])  # Eq. 4
+        first = len(front) + len(sensory)
         rows.append(logits(inputs)[first : first + len(segment)])  # Eq. 5
         if len(segment) == L and len(P):
             M.append(hidden(inputs)[-m:])
@@ -59,12 +59,17 @@ def naive_hmt(causal_lm: Any, parameters: dict[str, Tensor], ids: Tensor, config
     return Naive(torch.cat(rows), torch.cat(M) if M else ids.new_zeros(0, P0.shape[1]).float())
 
 
-def enter(P: Tensor, parameters: dict[str, Tensor], config: Any, embed: Any) -> Tensor:
-    """The `memory_input` extension: standardise, bring to the norm of the input embeddings, map."""
-    if config.memory_input == "paper":
-        return P
+def enter(P: Tensor, parameters: dict[str, Tensor], config: Any, embed: Any) -> tuple[Tensor, Tensor]:
+    """The `memory_input` extension, in front and at the end."""
+    if config.memory_input == "paper" or not len(P):
+        return P, P
+    if config.memory_input == "centred":
+        own = (P - parameters["memory_input.centre"]) @ parameters["memory_input.map.weight"].T
+        front = torch.cat([parameters["memory_input.sink"], own + parameters["memory_input.read"]])
+        return front, own + parameters["memory_input.write"]
     every = embed(torch.arange(embed.weight.shape[0]))
     unit = every.norm(dim=-1).mean() / math.sqrt(P.shape[-1])
     scaled = (P - P.mean(-1, keepdim=True)) / P.std(-1, keepdim=True, correction=0) * unit
     scaled = scaled * parameters["memory_input.gain"]
-    return scaled @ parameters["memory_input.map.weight"].T if config.memory_input == "mapped" else scaled
+    entering = scaled @ parameters["memory_input.map.weight"].T if config.memory_input == "mapped" else scaled
+    return entering, entering

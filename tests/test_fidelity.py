@@ -41,6 +41,7 @@ def test_every_family_equals_the_naive_loop(family: str) -> None:
         {"memory_tokens": 2, "mode": "rmt"},
         {"memory_input": "scaled"},
         {"memory_input": "mapped", "memory_tokens": 2},
+        {"memory_input": "centred", "memory_tokens": 2},
         {"recall_dim": 7},
         {"recall_window": 1},
         {"sensory_length": 0},

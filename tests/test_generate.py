@@ -76,7 +76,14 @@ def test_the_cache_gives_what_a_view_without_cache_gives(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"mode": "rmt"}, {"mode": "plain"}, {"memory_tokens": 3, "memory_input": "mapped"}], ids=str
+    "changes",
+    [
+        {"mode": "rmt"},
+        {"mode": "plain"},
+        {"memory_tokens": 3, "memory_input": "mapped"},
+        {"memory_tokens": 2, "memory_input": "centred"},
+    ],
+    ids=str,
 )
 def test_every_mode_answers_and_equals_reading(changes: dict[str, Any]) -> None:
     model = tiny_model(config=replace(SMALL, **changes))

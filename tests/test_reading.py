@@ -218,7 +218,7 @@ def test_loss_is_the_next_tokens_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("memory_input", ["paper", "mapped"])
+@pytest.mark.parametrize("memory_input", ["paper", "mapped", "centred"])
 def test_gradients_reach_every_trainable_parameter_and_no_other(family: str, memory_input: Any) -> None:
     model = tiny_model(family, replace(SMALL, memory_input=memory_input, memory_tokens=2))
     model.backbone.requires_grad_(False)
@@ -227,10 +227,23 @@ def test_gradients_reach_every_trainable_parameter_and_no_other(family: str, mem
     assert loss is not None
     loss.backward()
     for name, value in model.named_parameters():
-        if name.startswith("backbone."):
+        if name.startswith("backbone.") or name == "memory_input.centre":  # which is measured
             assert value.grad is None, name
         else:
             assert value.grad is not None and value.grad.abs().sum() > 0, name
+
+
+def test_calibration_centres_memories_and_brings_them_to_half_the_norm_of_embeddings() -> None:
+    model = tiny_model(config=replace(SMALL, memory_input="centred", memory_tokens=2))
+    segments = list(random_ids(16 * 20).split(16))
+    model.calibrate(segments)
+    states = [model.read(ids) for ids in segments]
+    entering = torch.stack([model.memory_input.front(model.by_segment(state)[0])[1:] for state in states])
+    own = entering - model.memory_input.read
+    norm = model.backbone.embedding_sample().norm(dim=-1).mean()
+    assert own.mean(dim=0).abs().max() < 1e-4 * norm
+    assert float(own.detach().pow(2).mean().sqrt()) == pytest.approx(0.5 * float(norm) / 32**0.5, rel=1e-3)
+    torch.testing.assert_close(model.initial_memory, model.memory_input.centre)
 
 
 def test_a_trainable_backbone_gets_gradients_too() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -391,7 +392,7 @@ RECIPE = Recipe(
         Stage(steps=3, segments=2, mode="rmt", batch=2),
         Stage(steps=4, segments=3, before=1, batch=2, tasks={"text": 1, "cloze": 1}, recall=0.1, distillation=0.5),
     ),
-    config=replace(SMALL, memory_tokens=2, memory_input="mapped"),
+    config=replace(SMALL, memory_tokens=2, memory_input="centred"),
     lora_rank=2,
     learning_rate=1e-2,
     checkpoint_every=2,
@@ -419,12 +420,16 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {**load_file(folder / "adapter/hmt_memory.safetensors"), **adapter}
 
 
+def learned_memory(names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.startswith("backbone.") and name != "memory_input.centre"}
+
+
 def test_a_run_trains_what_it_should_and_leaves_an_adapter_that_loads(plain: str, tmp_path: Path, data: list[str]) -> None:
     run = trainer(plain, RECIPE, tmp_path / "run", data)
     before = {name: value.clone() for name, value in run.model.named_parameters()}
     reports = list(run.run())
     changed = {name for name, value in run.model.named_parameters() if not torch.equal(value, before[name])}
-    assert changed == {name for name in before if "lora" in name or not name.startswith("backbone.")}
+    assert changed == {name for name in before if "lora" in name or name in learned_memory(before)}
     assert [report.step for report in reports] == list(range(1, 8)) and [report.stage for report in reports] == [1] * 3 + [
         2
     ] * 4
@@ -501,7 +506,7 @@ def test_twins_of_other_modes_train_what_they_use(plain: str, tmp_path: Path, da
         before = {name: value.clone() for name, value in run.model.named_parameters()}
         list(run.run())
         changed = {name for name, value in run.model.named_parameters() if not torch.equal(value, before[name])}
-        memory = {name for name in before if not name.startswith("backbone.")}
+        memory = learned_memory(before)
         unused = memory if mode == "plain" else {name for name in memory if name.startswith(("recall", "summary"))}
         assert changed == {name for name in before if "lora" in name or name in memory - unused}
 

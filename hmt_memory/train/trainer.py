@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RECIPE_FILE, LOG_FILE, ADAPTER, BACKBONE = "recipe.json", "log.jsonl", "adapter", "backbone"
+_SAMPLE = 32
 _CHECKPOINTS, _OPTIMIZER, _PROGRESS = "checkpoints", "optimizer.safetensors", "progress.json"
 
 
@@ -122,6 +123,9 @@ class Trainer:
         self._rank: int = accelerator.process_index if accelerator else 0
         self._world: int = accelerator.num_processes if accelerator else 1
         self._trained = _groups(model, recipe)
+        self._fixed = {name: value for name, value in model.memory_parameters().items() if not value.requires_grad}
+        if not self._checkpoints():
+            model.calibrate(self._sample())
         self._optimizer = MasterAdamW(self._trained, weight_decay=recipe.weight_decay, clip=recipe.clip)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self._begin({"model": model.backbone.name, "sources": list(sources), "recipe": recipe.to_dict()})
@@ -146,6 +150,12 @@ class Trainer:
         self.model.eval()
         if self.step == self.recipe.steps:
             self._finish()
+
+    def _sample(self) -> list[torch.Tensor]:
+        """Segments of the training text, to measure what memory embeddings are like before the first step."""
+        shape, pool = Shape(self.model.config.segment_length, 1), self.documents.at(0)
+        encode = self.model.backbone.encode
+        return [draw({"text": 1.0}, pool, f"{self.recipe.seed}/sample/{at}", shape, encode).ids for at in range(_SAMPLE)]
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -251,7 +261,8 @@ class Trainer:
         scratch, target = kept / ".new", kept / f"step-{self.step:06d}"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        save_file(self._optimizer.state(), scratch / _OPTIMIZER)
+        fixed = {f"fixed/{name}": value.detach().cpu() for name, value in self._fixed.items()}
+        save_file(self._optimizer.state() | fixed, scratch / _OPTIMIZER)
         progress = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
         (scratch / _PROGRESS).write_text(json.dumps(progress))
         for file in scratch.iterdir():
@@ -259,17 +270,22 @@ class Trainer:
                 os.fsync(written.fileno())
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
-        for old in sorted(kept.glob("step-*"))[:-2]:
+        for old in self._checkpoints()[:-2]:
             shutil.rmtree(old)
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.folder / _CHECKPOINTS).glob("step-*"))
 
     def _resume(self) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        found = sorted((self.folder / _CHECKPOINTS).glob("step-*"))
-        if found:
+        if found := self._checkpoints():
             try:
-                self._optimizer.load(load_file(found[-1] / _OPTIMIZER))
+                held = load_file(found[-1] / _OPTIMIZER)
+                self._optimizer.load(held)
+                for name, value in self._fixed.items():
+                    value.copy_(held[f"fixed/{name}"])
                 progress = json.loads((found[-1] / _PROGRESS).read_text())
             except (OSError, SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
                 raise CheckpointError(
@@ -291,7 +307,9 @@ def _groups(model: HMTModel, recipe: Recipe) -> list[Group]:
     unused = {"recall", "summary_prompt"} if all(stage.mode != "hmt" for stage in recipe.stages) else set()
     plain = all(stage.mode == "plain" for stage in recipe.stages)
     memory = {
-        name: value for name, value in model.memory_parameters().items() if not plain and name.split(".")[0] not in unused
+        name: value
+        for name, value in model.memory_parameters().items()
+        if value.requires_grad and not plain and name.split(".")[0] not in unused
     }
     rest = {name: value for name, value in model.backbone.named_parameters() if value.requires_grad}
     memory_rate = recipe.learning_rate if recipe.memory_learning_rate is None else recipe.memory_learning_rate
