@@ -39,6 +39,14 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class TrainMode(str, Enum):
+    """What --mode takes."""
+
+    hmt = "hmt"
+    rmt = "rmt"
+    plain = "plain"
+
+
 DEFAULT_MODEL = "smollm2-135m-instruct"  # as in weights.py, which imports torch
 Name = Annotated[
     str,
@@ -423,6 +431,80 @@ def verify(
     with manage.open_store(store) as opened:
         whole = manage.verify(opened, name, terminal.Screen.standard(), as_json=as_json)
     raise typer.Exit(0 if whole else 1)
+
+
+@app.command(
+    no_args_is_help=True,
+    epilog="Example: hmt train books/ notes.jsonl --recipe paper-lora --out run; the same command resumes.",
+)
+def train(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Text files, .jsonl files, folders of them, or one hf:NAME[:SPLIT[:COLUMN]]."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run: log, checkpoints and, at the end, the adapter.")] = Path(
+        "hmt-run"
+    ),
+    recipe: Annotated[str, typer.Option(help="A preset (paper, paper-lora, compact) or a JSON file.")] = "compact",
+    mode: Annotated[
+        TrainMode, typer.Option(help="rmt, plain: the twin without recall or memory, to compare with.")
+    ] = TrainMode.hmt,
+    scale: Annotated[float, typer.Option(min=0.0001, help="This share of the recipe's steps.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.", show_default=False)] = None,
+    show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the recipe as JSON and stop.")] = False,
+    model: Name = DEFAULT_MODEL,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """Train memory for a model; LoRA or full fine-tune. Killed at any moment, the same command goes on."""
+    from . import experiments, terminal
+
+    chosen = experiments.changed(experiments.find_recipe(recipe), mode=mode.value, seed=seed, scale=scale)
+    if show_recipe:
+        print(chosen.to_json())
+        return
+    experiments.check_sources(sources or [])
+    screen = terminal.Screen.standard()
+    experiments.train(sources or [], out, screen, recipe=chosen, model=model, dtype=dtype.value, device=device)
+
+
+evaluation = typer.Typer(no_args_is_help=True, help="Measure what memory gains; each writes JSON, Markdown and a picture.")
+app.add_typer(evaluation, name="eval")
+Results = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+
+
+@evaluation.command(no_args_is_help=True)
+def perplexity(
+    text: Annotated[str, typer.Argument(help="A long text that the model was not trained on.")],
+    adapter: Adapter = None,
+    rmt: Annotated[Path | None, typer.Option(help="Adapter of the twin trained with --mode rmt.", show_default=False)] = None,
+    plain: Annotated[
+        Path | None, typer.Option(help="Adapter of the twin trained with --mode plain.", show_default=False)
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(help="Another text, to exchange memories with: what memory itself carries.", show_default=False),
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="How many tokens of the text.")] = 30_000,
+    out: Results = Path("hmt-eval"),
+    model: Name = DEFAULT_MODEL,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """Perplexity against length for each kind of memory, with the same visible tokens."""
+    from . import experiments, terminal
+
+    experiments.perplexity(
+        text,
+        out,
+        terminal.Screen.standard(),
+        adapters={"hmt": adapter, "rmt": rmt, "plain": plain},
+        other=other,
+        tokens=tokens,
+        model=model,
+        dtype=dtype.value,
+        device=device,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

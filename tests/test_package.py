@@ -61,10 +61,15 @@ ORDER = [
     "train.recipe",
     "train.unrolled",
     "train.trainer",
+    "train.plot",
+    "evaluate.statistics",
+    "evaluate.report",
+    "evaluate.perplexity",
     "doctor",
     "terminal",
     "dialogue",
     "manage",
+    "experiments",
     "cli",
 ]
 

@@ -55,7 +55,8 @@ class Recipe:
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] = ()  # names of linear modules; empty: all of them
     learning_rate: float = 1e-4  # of the backbone or its LoRA
-    memory_learning_rate: float | None = None  # of the memory parameters; None: the same
+    memory_learning_rate: float | None = None  # of the memory's matrices; None: the same
+    prompt_learning_rate: float | None = None  # of its learned embeddings (T, P_0, offsets, sink); None: as the matrices
     weight_decay: float = 0.0
     schedule: Schedule = "steps"  # steps: times `decay` every 100 steps of a stage, as the authors; cosine: to `floor` over all
     decay: float = 0.9
@@ -159,4 +160,26 @@ PAPER = Recipe(
     activations="recompute",
 )
 PAPER_LORA = replace(PAPER, config=HMTConfig(segment_length=256), lora_rank=8, learning_rate=1e-4, decay=0.7)
-PRESETS = {"paper": PAPER, "paper-lora": PAPER_LORA}
+# For a small model on two CPU cores: short segments, memories that enter by what sets them apart, and text that returns.
+COMPACT = Recipe(
+    stages=(
+        Stage(steps=300, segments=3, mode="rmt", batch=4, distillation=1.0),
+        Stage(
+            steps=300,
+            segments=3,
+            before=6,
+            batch=4,
+            distillation=1.0,
+            recall=0.05,
+            tasks={"text": 3, "recitation": 1, "cloze": 1},
+        ),
+    ),
+    config=HMTConfig(segment_length=128, memory_tokens=4, memory_input="centred", recall_dim=128),
+    learning_rate=5e-4,
+    memory_learning_rate=5e-4,
+    prompt_learning_rate=5e-3,
+    schedule="cosine",
+    warmup=10,
+    teacher_tokens=256,
+)
+PRESETS = {"paper": PAPER, "paper-lora": PAPER_LORA, "compact": COMPACT}

@@ -312,8 +312,11 @@ def _groups(model: HMTModel, recipe: Recipe) -> list[Group]:
         if value.requires_grad and not plain and name.split(".")[0] not in unused
     }
     rest = {name: value for name, value in model.backbone.named_parameters() if value.requires_grad}
-    memory_rate = recipe.learning_rate if recipe.memory_learning_rate is None else recipe.memory_learning_rate
-    groups = [Group(rest, recipe.learning_rate), Group(memory, memory_rate)]
+    matrices = {name: value for name, value in memory.items() if name.endswith(".weight")}
+    prompts = {name: value for name, value in memory.items() if name not in matrices}
+    rate = recipe.learning_rate if recipe.memory_learning_rate is None else recipe.memory_learning_rate
+    prompt_rate = rate if recipe.prompt_learning_rate is None else recipe.prompt_learning_rate
+    groups = [Group(rest, recipe.learning_rate), Group(matrices, rate), Group(prompts, prompt_rate)]
     return [group for group in groups if group.parameters]
 
 

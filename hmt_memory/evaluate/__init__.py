@@ -1,0 +1,1 @@
+"""Evaluation: what memory gains, measured against equally trained and equally sighted references."""

@@ -1,0 +1,187 @@
+"""Perplexity of a long text under several kinds of memory, all with the same visible tokens.
+
+Each segment of L tokens sees itself and the k tokens before it. The loss of a token is that of the hidden state before it,
+as in training. What differs is P_n: recalled (Eq. 1-5), the previous memory alone (RMT), the constant P_0, or recalled from
+another text's memories, which tells what memory carries from what training has adapted to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from ..backbone import eval_mode
+from ..errors import InputError
+from ..segments import Steps, Turn, unroll
+from ..state import HMTState
+from .report import Figure, Report, Table
+from .statistics import gain_interval, perplexity_interval
+
+if TYPE_CHECKING:
+    from ..model import HMTModel, Step
+
+Memory = Literal["recalled", "previous", "initial", "exchanged", "none"]
+_ROWS = 8  # segments at a time, where none depends on another
+_HEAD_ROWS = 512
+_LENGTHS = [1 << power for power in range(10, 21)]
+
+
+@torch.no_grad()
+def token_losses(
+    model: HMTModel,
+    ids: Tensor,
+    memory: Memory = "recalled",
+    *,
+    other: Tensor | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> np.ndarray:
+    """The loss of every token but the first, [t - 1] nats.
+
+    Args:
+        ids: [t] token ids of the text.
+        memory: what P_n is: `recalled`: Eq. 1-5. `previous`: the same weights without recall, P_n = M_{n-1}. `initial`: P_0
+            everywhere. `exchanged`: as `recalled`, from the memories of `other`. `none`: no prompt, the k tokens alone.
+        other: [t'] token ids of another text, as long.
+        progress: called with the number of tokens done since the last call.
+
+    Raises:
+        InputError: fewer than two tokens; `exchanged` without another text of at least as many segments.
+    """
+    if len(ids) < 2:
+        raise InputError("the text is shorter than two tokens.")
+    with eval_mode(model):
+        if memory in ("initial", "none"):
+            hidden = _each_alone(model.with_config(mode="plain") if memory == "none" else model, ids, progress)
+        else:
+            chosen = model.with_config(mode="rmt") if memory == "previous" else model
+            known = None if memory != "exchanged" else _memories(model, ids, other, progress)
+            steps = _Scoring(chosen, known, progress)
+            unroll(chosen, chosen.states(None, 1), [ids], keep_hidden=False, final=True, steps=steps)
+            hidden = torch.cat(steps.hidden)
+        return _losses(model, hidden[:-1], ids[1:])
+
+
+class _Scoring(Steps):
+    """Keeps the hidden states; recalls from `known` [n, m, d] instead of from what was read, if it is given."""
+
+    def __init__(self, model: HMTModel, known: Tensor | None, progress: Callable[[int], None]) -> None:
+        super().__init__(model)
+        self.hidden: list[Tensor] = []
+        self._known, self._progress = known, progress
+
+    def read(self, turn: Turn) -> Step:
+        if self._known is not None:
+            window = self._known[: turn.number][-self.model.config.recall_window :]
+            turn = turn._replace(windows=[window])
+        step = super().read(turn)
+        self.hidden += step.hidden
+        self._progress(sum(map(len, turn.segments)))
+        return step
+
+
+def _memories(model: HMTModel, ids: Tensor, other: Tensor | None, progress: Callable[[int], None]) -> Tensor:
+    length = model.config.segment_length
+    if other is None or len(other) // length < (len(ids) - 1) // length:
+        raise InputError("exchanged memory needs another text that is at least as long.")
+    state = model.states(None, 1)[0]
+    for chunk in other[: len(ids)].split(16 * length):
+        ((state,), _) = unroll(model, [state], [chunk], keep_hidden=False)
+    return model.by_segment(state)
+
+
+def _each_alone(model: HMTModel, ids: Tensor, progress: Callable[[int], None]) -> Tensor:
+    """Hidden states [t, d] where no segment has a memory: many at a time."""
+    segments = ids.split(model.config.segment_length)
+    tails = [ids[:0], *segments[:-1]]
+    hidden: list[Tensor] = []
+    for start in range(0, len(segments), _ROWS):
+        rows = segments[start : start + _ROWS]
+        empty = model.empty_state()
+        states = [HMTState(empty.memory, tail, empty.open_ids) for tail in tails[start : start + _ROWS]]
+        _, found = unroll(model, states, rows, keep_hidden=True)
+        hidden += found
+        progress(sum(map(len, rows)))
+    return torch.cat(hidden)
+
+
+def _losses(model: HMTModel, hidden: Tensor, targets: Tensor) -> np.ndarray:
+    found = [
+        cross_entropy(model.backbone.head(rows).float(), wanted.to(rows.device), reduction="none").cpu()
+        for rows, wanted in zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
+    ]
+    return torch.cat(found).numpy().astype(np.float64)
+
+
+def by_length(losses: np.ndarray, lengths: Sequence[int]) -> dict[int, float]:
+    """Perplexity of the first n tokens, for each n that the text has.
+
+    >>> by_length(np.array([0.0, 0.0, np.log(4.0), np.log(4.0)]), [2, 4, 8])
+    {2: 1.0, 4: 2.0}
+    """
+    return {n: round(float(np.exp(losses[:n].mean())), 4) for n in lengths if n <= len(losses)}
+
+
+class Contender(NamedTuple):
+    """One kind of memory in a comparison."""
+
+    name: str
+    model: HMTModel
+    memory: Memory
+
+
+def compare(
+    contenders: Sequence[Contender],
+    ids: Tensor,
+    *,
+    other: Tensor | None = None,
+    reference: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Report:
+    """Perplexity of one text for each contender, against length, and each one's gain over the reference.
+
+    Args:
+        other: another text, for contenders with exchanged memory.
+        reference: the name of the contender that gains are over; None: the last.
+        settings: what else the report records.
+    """
+    losses = {one.name: token_losses(one.model, ids, one.memory, other=other, progress=progress) for one in contenders}
+    basis = reference or contenders[-1].name
+    block = contenders[0].model.config.segment_length
+    lengths = [length for length in _LENGTHS if length <= len(ids)] + ([len(ids)] if len(ids) not in _LENGTHS else [])
+    rows = []
+    for one in contenders:
+        found = perplexity_interval(losses[one.name], block=block)
+        gain = gain_interval(losses[one.name], losses[basis], block=block)
+        config = one.model.config
+        visible = 0 if one.memory == "none" and not config.sensory_length else config.sensory_length
+        rows.append([one.name, visible, *found, *(round(100 * value, 2) for value in gain)])
+    columns = ["memory", "visible tokens", "perplexity", "low", "high", f"% below {basis}", "low", "high"]
+    curves = {name: by_length(values, [length - 1 for length in lengths]) for name, values in losses.items()}
+    return Report(
+        "perplexity",
+        "Perplexity of a long text",
+        {**(settings or {}), "tokens": len(ids), "intervals": f"95 %, bootstrap over blocks of {block} tokens, seed 0"},
+        [
+            Table("All tokens", columns, rows),
+            Table(
+                "By length",
+                ["memory", *(f"first {length:,}" for length in lengths)],
+                [[name, *curve.values()] for name, curve in curves.items()],
+            ),
+        ],
+        [
+            Figure(
+                "Perplexity of the first n tokens",
+                "tokens",
+                "perplexity",
+                {name: [(length + 1, value) for length, value in curve.items()] for name, curve in curves.items()},
+                logarithmic=True,
+            )
+        ],
+    )

@@ -1,0 +1,197 @@
+"""`hmt train` and `hmt eval` on a terminal: progress, results, files. Knows consoles; the work is in train/ and evaluate/."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from .errors import ConfigError, InputError, MissingDependencyError
+from .terminal import Screen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .evaluate.report import Report
+    from .model import HMTModel
+    from .train import Recipe, StepReport, Trainer
+
+
+def find_recipe(name: str) -> Recipe:
+    """A preset by name, or a recipe from a JSON file.
+
+    Raises:
+        ConfigError: neither; the message lists the presets.
+    """
+    from .train import PRESETS, Recipe
+
+    if name in PRESETS:
+        return PRESETS[name]
+    try:
+        content = json.loads(Path(name).expanduser().read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no recipe {name!r}. Choose {', '.join(PRESETS)}, or name a JSON file.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{name} is not a JSON file: {error}. hmt train --show-recipe prints a recipe.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name} is not a recipe. hmt train --show-recipe prints one.")
+    return Recipe.from_dict(content)
+
+
+def changed(recipe: Recipe, *, mode: str, seed: int | None, scale: float) -> Recipe:
+    """The recipe with what the command line changes: the kind of memory, the seed, and how many of its steps are taken."""
+    stages = tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in recipe.stages)
+    found = replace(recipe, stages=stages, seed=recipe.seed if seed is None else seed)
+    return found.in_mode(mode)  # type: ignore[arg-type]
+
+
+def train(sources: Sequence[str], folder: Path, screen: Screen, *, recipe: Recipe, model: str, dtype: str, device: str) -> None:
+    """Begin or resume a run, show it, and say what it left."""
+    from .train import Trainer, open_sources, prepare
+    from .train.plot import plot_run
+
+    accelerator = _accelerator(device)
+    with screen.notes.status(f"loading {model} and the training text"):
+        loaded = prepare(model, recipe, dtype=dtype, device=str(accelerator.device) if accelerator else device)
+        documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
+        trainer = Trainer(loaded, recipe, documents, folder, sources=sources, accelerator=accelerator)
+    if trainer.step:
+        screen.note(f"Resumed at step {trainer.step} of {recipe.steps}.")
+    screen.note(f"{trainer.trainable:,} parameters learn, in {recipe.steps} steps.")
+    last = _show(trainer, screen)
+    with contextlib.suppress(MissingDependencyError):
+        plot_run(folder)
+    if last is not None:
+        shown = "" if last.perplexity is None else f", perplexity {last.perplexity:.2f} on the last step"
+        screen.note(f"{last.tokens:,} tokens in {timedelta(seconds=round(last.seconds))}{shown}.")
+    screen.out.write(f"{folder / 'adapter'}\n")
+
+
+def _accelerator(device: str) -> Any:
+    """For several devices, as `accelerate launch` starts one process for each; None where this is the only process."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingDependencyError("several devices need accelerate. Run: pip install 'hmt-memory[train]'") from error
+    return Accelerator(cpu=device == "cpu")
+
+
+def _show(trainer: Trainer, screen: Screen) -> StepReport | None:
+    last = None
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
+    with Progress(*columns, console=screen.notes, transient=True) as progress:
+        task = progress.add_task("training", total=trainer.recipe.steps, completed=trainer.step, shown="")
+        for last in trainer.run():
+            progress.update(task, completed=last.step, shown=_line(last, trainer.recipe))
+    return last
+
+
+def _line(report: StepReport, recipe: Recipe) -> str:
+    parts = [f"loss {report.loss:.3f}"]
+    if report.perplexity is not None:
+        parts.append(f"PPL {report.perplexity:.2f}")
+    left = report.seconds / report.step * (recipe.steps - report.step)
+    return " · ".join([*parts, f"{report.tokens_per_second:.0f} tokens/s", f"{timedelta(seconds=round(left))} left"])
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Raises InputError for no sources."""
+    if not sources:
+        raise InputError("name the training text: files, folders, .jsonl files, or hf:NAME.")
+
+
+def perplexity(
+    text: str,
+    out: Path,
+    screen: Screen,
+    *,
+    adapters: dict[str, Path | None],
+    other: str | None,
+    tokens: int,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Compare kinds of memory on one text; adapters by what they were trained as: hmt, rmt, plain."""
+    from .evaluate.perplexity import Contender, compare
+    from .terminal import load_model
+
+    loaded = {
+        kind: load_model(model, screen, adapter=folder, dtype=dtype, device=device)
+        for kind, folder in adapters.items()
+        if folder is not None or kind == "hmt"
+    }
+    hmt = loaded["hmt"]
+    config = replace(hmt.stored_config(), mode="plain")
+    bare = load_model(model, screen, config=config, adapter=None, dtype=dtype, device=device)
+    contenders = [Contender("HMT", hmt, "recalled"), Contender("HMT without recall", hmt, "previous")]
+    contenders.append(Contender("HMT, P_0 alone", hmt, "initial"))
+    if other is not None:
+        contenders.append(Contender("HMT, another text's memories", hmt, "exchanged"))
+    if "rmt" in loaded:
+        contenders.append(Contender("RMT, equally trained", loaded["rmt"], "previous"))
+    if "plain" in loaded:
+        plain = loaded["plain"]
+        contenders.append(Contender("no context, equally trained", plain.with_config(sensory_length=0), "none"))
+        contenders.append(Contender("sliding window, equally trained", plain, "none"))
+    contenders.append(Contender("no context, backbone as it is", bare.with_config(sensory_length=0), "none"))
+    contenders.append(Contender("sliding window, backbone as it is", bare, "none"))
+    reference = next((one.name for one in contenders if one.name == "sliding window, equally trained"), contenders[-1].name)
+    ids = _tokens_of(text, hmt, tokens)
+    another = None if other is None else _tokens_of(other, hmt, len(ids))
+    with Progress(TextColumn("reading"), BarColumn(), console=screen.notes, transient=True) as progress:
+        task = progress.add_task("reading", total=len(contenders) * len(ids))
+        report = compare(
+            contenders,
+            ids,
+            other=another,
+            reference=reference,
+            settings={"text": Path(text).name, "other text": other and Path(other).name, **_described(hmt, adapters)},
+            progress=lambda done: progress.advance(task, done),
+        )
+    _publish(report, out, screen)
+
+
+def _tokens_of(name: str, model: HMTModel, tokens: int) -> Tensor:
+    """The first `tokens` tokens of a text file."""
+    from .reader import token_ids
+    from .terminal import open_documents
+
+    (document,) = open_documents([name], Screen.standard())
+    # Enough characters for that many tokens, whatever the language; the rest of a long file need not be tokenised.
+    return token_ids(model, document.text[: 16 * tokens], literal=True)[:tokens]
+
+
+def _described(model: HMTModel, adapters: Mapping[str, Path | None]) -> dict[str, Any]:
+    named = {f"{kind} adapter": folder for kind, folder in adapters.items() if folder is not None}
+    config = model.config
+    sizes = ("segment_length", "summary_length", "sensory_length", "recall_window", "memory_tokens", "memory_input")
+    dtype = str(model.backbone.dtype).removeprefix("torch.")
+    return {"model": model.backbone.name, "dtype": dtype, **named, **{name: getattr(config, name) for name in sizes}}
+
+
+def _publish(report: Report, out: Path, screen: Screen) -> None:
+    """The tables on the screen, everything in files."""
+    from rich.table import Table
+
+    from .evaluate.report import shown
+
+    for table in report.tables:
+        grid = Table(title=table.title, title_justify="left", title_style="bold")
+        for at, column in enumerate(table.columns):
+            grid.add_column(column, justify="right" if at else "left")
+        for row in table.rows:
+            grid.add_row(*map(shown, row))
+        screen.notes.print(grid)
+    for path in report.write(out):
+        screen.out.write(f"{path}\n")
