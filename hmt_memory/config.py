@@ -14,6 +14,7 @@ from .errors import ConfigError
 
 MemoryInput = Literal["paper", "scaled", "mapped", "centred"]
 Mode = Literal["hmt", "rmt", "plain"]
+Selection = Literal["fused", "recall", "words"]
 
 # What the view's budgets become when they are left to the backbone's window: at most so many tokens, and at most this
 # share of the room that those before have left. A system prompt comes first; replay gives way first.
@@ -43,6 +44,7 @@ class HMTConfig:
     memory_tokens: int = 1  # m: memory embeddings a segment (extension; the paper has 1)
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
+    selection: Selection = "fused"  # what is listed and replayed: by recall and words (extension), by recall or words alone
     recent_tokens: int | None = None  # view: verbatim tokens before the open segment; None: up to 1024
     replay_tokens: int | None = None  # view: budget of replayed passages; None: up to 1024
     pinned_tokens: int | None = None  # view: budget of text that never scrolls away; None: up to 512
@@ -63,7 +65,7 @@ class HMTConfig:
 
     def _check_types(self) -> None:
         at_least_one = {"segment_length", "recall_window", "recall_dim", "memory_tokens"}
-        choices = {"memory_input": get_args(MemoryInput), "mode": get_args(Mode)}
+        choices = {"memory_input": get_args(MemoryInput), "mode": get_args(Mode), "selection": get_args(Selection)}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in choices:

@@ -139,7 +139,9 @@ class Corpus(Collection):
         for corpus in corpora.values():
             with corpus._reading():
                 corpus._read_pending()
-        memory = ViewRecollection(model, self._transcript, [one._shard() for one in corpora.values()], own=False)
+        memory = ViewRecollection(
+            model, self._transcript, [one._shard() for one in corpora.values()], own=False, question=question
+        )
         turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],
@@ -247,8 +249,8 @@ class CorpusAnswer(Iterator[str]):
 def corpus_shard(store: MemoryStore, row: records.CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:
     """A corpus as recall sees it; `made_by` is the model's digest."""
     shelf, documents = store.shelf(row)
-    index = store.index(row, model, made_by)
-    shard = CorpusShard(store.database, index, shelf, row.name, model.backbone.decode)
+    indexes = store.indexes(row, model, made_by)
+    shard = CorpusShard(store.database, indexes, shelf, row.name, model.backbone.decode)
     shard.collection, shard.documents = row.id, documents
     return shard
 

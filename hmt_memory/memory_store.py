@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from . import words
 from .corpus import Corpus
 from .errors import (
     HMTError,
@@ -27,11 +28,12 @@ from .errors import (
 from .fingerprint import Fingerprint, digest_of, fingerprint
 from .history import WIPE, wipe_later
 from .session import Session
-from .store import index as store_index
-from .store import records
+from .shards import Indexes
+from .store import derived, records
 from .store.database import Database
 from .store.index import MemoryIndex
 from .store.search import DEFAULT
+from .store.words import WordIndex
 from .streams import Progress
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class MemoryStore:
         self.folder = Path(folder).expanduser()
         self.now = clock
         self._factory = index
-        self._indexes: dict[int, MemoryIndex] = {}
+        self._indexes: dict[int, Indexes] = {}
         self._shelves: dict[int, tuple[int, records.Shelf, list[int]]] = {}
         self._reading: dict[tuple[int, int], threading.Lock] = {}
         self._mutex = threading.Lock()
@@ -113,7 +115,8 @@ class MemoryStore:
             with self.database.exclusive(), self.database.reading() as db:
                 row = records.collection(db, id)
                 if row is not None:
-                    self._indexes[id].save(db, _shelf(db, row)[0], always=always)
+                    for index in self._indexes[id]:
+                        index.save(db, _shelf(db, row)[0], always=always)
         except (SessionBusyError, StoreError) as error:
             log.warning("the index of collection %d is not saved: %s", id, error)
 
@@ -253,9 +256,10 @@ class MemoryStore:
             for parts, count in volumes:
                 _verify_messages(records.messages(db, parts), has_messages=row.kind == "session", tokens=records.size(parts)[1])
                 _verify_segments(db, parts, count)
-            doubt = store_index.stale(self.index_path(row.id), db, records.Shelf(tuple(volumes)))
-            if doubt is not None:
-                notes.append(f"{row.kind} {row.name!r}: its index will be made again: {doubt}")
+            for path in self.index_paths(row.id):
+                doubt = derived.stale(path, db, records.Shelf(tuple(volumes)))
+                if doubt is not None:
+                    notes.append(f"{row.kind} {row.name!r}: its index {path.name} will be made again: {doubt}")
 
     # --- for sessions and corpora -----------------------------------------------------------------------------------
 
@@ -277,26 +281,29 @@ class MemoryStore:
         if records.find_collection(db, kind, name) is not None:
             raise SessionExistsError(f"there is a {kind} {name!r} already. Choose another name, or delete it first.")
 
-    def index(self, row: records.CollectionRow, model: HMTModel, made_by: str) -> MemoryIndex:
-        """The index of a session or corpus; `made_by` is the model's digest."""
+    def indexes(self, row: records.CollectionRow, model: HMTModel, made_by: str) -> Indexes:
+        """What searches a session or corpus; `made_by` is the model's digest."""
         with self._mutex:
             if row.id not in self._indexes:
-                path, width = self.index_path(row.id), model.backbone.hidden_size
-                self._indexes[row.id] = MemoryIndex(
-                    path, width=width, slots=model.slots, factory=self._factory, made_by=made_by
+                memory, vocabulary = self.index_paths(row.id)
+                width, slots = model.backbone.hidden_size, model.slots
+                self._indexes[row.id] = Indexes(
+                    MemoryIndex(memory, width=width, slots=slots, factory=self._factory, made_by=made_by),
+                    WordIndex(vocabulary, decode=model.backbone.decode, terms=words.terms, made_by=made_by),
                 )
             return self._indexes[row.id]
 
-    def index_path(self, id: int) -> Path:
-        """Where the index of a session or corpus is kept."""
-        return self.folder / "indexes" / f"{id}.index"
+    def index_paths(self, id: int) -> tuple[Path, Path]:
+        """Where the index of the memory embeddings and that of the words of a session or corpus are kept."""
+        return self.folder / "indexes" / f"{id}.index", self.folder / "indexes" / f"{id}.words"
 
     def drop_index(self, id: int) -> None:
-        """Delete an index, on disk and in memory: what it was made of is about to change."""
+        """Delete the indexes, on disk and in memory: what they were made of is about to change."""
         with self._mutex:
             self._indexes.pop(id, None)
             self._shelves.pop(id, None)
-        store_index.remove(self.index_path(id))
+        for path in self.index_paths(id):
+            derived.remove(path)
 
     def shelf(self, row: records.CollectionRow) -> tuple[records.Shelf, list[int]]:
         """The closed segments of a corpus, and the ids of its documents."""

@@ -1,7 +1,8 @@
 """Recall over stored memories: preselect through the index, attend exactly, cite the source, quote it for a view.
 
 Knows collections as shards: numbered segments with an index and with words. One shard is a session's own past, others are
-attached corpora; all of them compete in one softmax.
+attached corpora; all of them compete in one softmax. P is recalled as the paper says. Which segments are listed and replayed
+may also depend on the words they share with the query (`selection` in the configuration).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from . import words
 from .backbone import eval_mode
 from .errors import InputError
 from .shards import Citation, Message, Shard
@@ -29,7 +32,7 @@ class RecalledSegment:
     """A segment that a query remembers, with its source."""
 
     segment: int  # counted from 0 in its session or document
-    weight: float  # share of the recall softmax over what was preselected
+    weight: float  # share of the softmax over what was preselected
     text: str  # verbatim
     messages: tuple[Message, ...]  # those it is cut from; none in a corpus
     token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
@@ -112,6 +115,88 @@ def weigh(model: HMTModel, found: Candidates) -> tuple[Tensor, float]:
     return recalled.weights[0].cpu(), float(recalled.coverage.min())
 
 
+class Choice(NamedTuple):
+    """Segments by falling weight."""
+
+    places: list[tuple[int, int]]  # (shard, position) of each
+    weights: list[float]  # sum to 1
+    coverage: float  # at least this share of the softmax over all segments fell on these
+
+
+# How much a segment's recall score counts beside its words' score, both in standard deviations.
+_RECALL_SHARE = 0.5
+
+
+def choose(
+    model: HMTModel, shards: Sequence[Shard], found: Candidates, query: str, k: int, extra: Tensor | None = None
+) -> Choice:
+    """The segments to list or replay for a query: by recall over the candidates, by its words, or by both.
+
+    With both, the logits are the sum of the two scores, each in standard deviations: of the words over all segments, of
+    recall over those preselected. Untrained recall says nothing and is left out; so are words that stand nowhere.
+    """
+    method = model.config.selection
+    by_recall = method != "words" and model.config.mode == "hmt" and bool(found.places)
+    values = (
+        [np.zeros(0)] if method == "recall" else words.scores([shard.find(words.distinct_terms(query)) for shard in shards])
+    )
+    every = np.concatenate(values)
+    if not every.any():
+        return _by_recall(model, found) if by_recall else Choice([], [], 1.0)
+    every = (every - every.mean()) / (every.std() + 1e-9)
+    first = np.cumsum([0, *map(len, values)])
+    best = np.argsort(-every, kind="stable")[:k]
+    places = [(int(shard), int(at - first[shard])) for at in best for shard in [np.searchsorted(first, at, side="right") - 1]]
+    logits, beyond = every[best], float("-inf")
+    if by_recall and model.is_trained:
+        memory, embedded = _with_embeddings(shards, found, places, extra)
+        scores = (memory.float() @ found.query).mean(dim=1).cpu().numpy()
+        spread, middle = scores.std() + 1e-9, scores.mean()
+        recalled = dict(zip(embedded, (scores - middle) / spread, strict=True))
+        places = [*embedded, *(place for place in places if place not in recalled)]  # a draft's segments are in no index
+        known = [every[first[shard] + at] if at < len(values[shard]) else 0.0 for shard, at in places]
+        logits = np.array(known) + _RECALL_SHARE * np.array([recalled.get(place, 0.0) for place in places])
+        beyond = _RECALL_SHARE * (found.ceiling - middle) / spread
+    elif len(best) < len(every):
+        beyond = 0.0
+    dropped = len(every) - sum(at < len(values[shard]) for shard, at in places)
+    # No segment left out has words that are worth more than the last of the best.
+    return _weighed(places, logits, dropped, float(every[best[-1]]) + beyond)
+
+
+def _by_recall(model: HMTModel, found: Candidates) -> Choice:
+    weights, coverage = weigh(model, found)
+    order = weights.argsort(descending=True, stable=True).tolist()
+    return Choice([found.places[at] for at in order], [float(weights[at]) for at in order], coverage)
+
+
+def _with_embeddings(
+    shards: Sequence[Shard], found: Candidates, places: list[tuple[int, int]], extra: Tensor | None
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The memory of the candidates and of those `places` that are none: [k, m, d], and all of their places."""
+    known = set(found.places)
+    memory, all_places = [found.memory.float()], list(found.places)
+    for number, shard in enumerate(shards):
+        missing = [at for one, at in places if one == number and at < shard.total and (one, at) not in known]
+        if missing:
+            memory.append(torch.from_numpy(shard.embeddings(missing)).to(found.memory.device).float())
+            all_places += [(number, at) for at in missing]
+    if extra is not None:
+        first = shards[0].total
+        missing = [at - first for one, at in places if one == 0 and first <= at < first + len(extra) and (one, at) not in known]
+        memory.append(extra[missing].to(found.memory.device).float())
+        all_places += [(0, first + at) for at in missing]
+    return torch.cat(memory), all_places
+
+
+def _weighed(places: list[tuple[int, int]], logits: np.ndarray, dropped: int, ceiling: float) -> Choice:
+    order = np.argsort(-logits, kind="stable")
+    mass = np.exp(logits - logits.max())
+    covered = mass.sum() / (mass.sum() + dropped * np.exp(min(ceiling - logits.max(), 50.0))) if dropped else 1.0
+    weights = mass / mass.sum()
+    return Choice([places[at] for at in order], [float(weights[at]) for at in order], float(covered))
+
+
 def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> RecalledSegments:
     """The segments of all shards that a text remembers most.
 
@@ -124,17 +209,23 @@ def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> 
             "the query is empty: say what to recall for." if not len(ids) else f"top_k={top_k} must be at least 1."
         )
     result = RecalledSegments()
-    if model.config.mode != "hmt" or not any(shard.total for shard in shards):
+    if not any(shard.total for shard in shards):
         return result
+    k = max(model.config.recall_window, top_k)
+    chosen = choose(model, shards, _candidates(model, shards, ids, k), query, k)
+    result.coverage = chosen.coverage
+    for (shard, position), weight in zip(chosen.places[:top_k], chosen.weights, strict=False):
+        result.append(_segment(shards[shard].cite(position), weight, result.coverage))
+    return result
+
+
+def _candidates(model: HMTModel, shards: Sequence[Shard], ids: Tensor, k: int) -> Candidates:
+    if model.config.mode != "hmt":
+        none = torch.zeros(0, model.slots, model.backbone.hidden_size)
+        return Candidates(none.new_zeros(model.backbone.hidden_size), [], none, 0, float("-inf"))
     with torch.no_grad(), eval_mode(model):
         (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
-    found = preselect(model, shards, summary, max(model.config.recall_window, top_k))
-    weights, result.coverage = weigh(model, found)
-    for at in weights.argsort(descending=True, stable=True)[:top_k].tolist():
-        shard, position = found.places[at]
-        cited = shards[shard].cite(position)
-        result.append(_segment(cited, float(weights[at]), result.coverage))
-    return result
+    return preselect(model, shards, summary, k)
 
 
 class ViewRecollection:
@@ -143,14 +234,22 @@ class ViewRecollection:
     Args:
         own: whether the first shard is the answering stream's own. What the view shows of it is then not replayed, and
             segments that the state has beyond it are recalled too.
+        question: what is answered, for the words in it.
         replay: whether to replay at all.
     """
 
     def __init__(
-        self, model: HMTModel, transcript: Transcript, shards: Sequence[Shard], *, own: bool, replay: bool = True
+        self,
+        model: HMTModel,
+        transcript: Transcript,
+        shards: Sequence[Shard],
+        *,
+        own: bool,
+        question: str,
+        replay: bool = True,
     ) -> None:
         self._model, self._transcript, self._shards = model, transcript, shards
-        self._own, self._replay = own, replay
+        self._own, self._replay, self._question = own, replay, question
         self._found: tuple[Tensor, Candidates] | None = None
         self.recalled = RecalledSegments()  # what is replayed, once that is chosen
 
@@ -161,16 +260,18 @@ class ViewRecollection:
     def passages(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
         """[t] token ids of the quoted passages: the heaviest that fit into `replay_tokens`, in the order they were said."""
         found = self._candidates(summary, state)
-        weights, self.recalled.coverage = weigh(self._model, found)
+        window = self._model.config.recall_window
+        chosen = choose(self._model, self._shards, found, self._question, window, self._beyond(state))
+        self.recalled.coverage = chosen.coverage
         quotes: dict[tuple[int, int], str] = {}
         ids: list[int] = []
         misfits = 0
-        for at in weights.argsort(descending=True, stable=True).tolist() if self._replay else []:
-            cited = self._hidden(found.places[at], state.tokens - visible)
+        for place, weight in zip(chosen.places, chosen.weights, strict=True) if self._replay else ():
+            cited = self._hidden(place, state.tokens - visible)
             if cited is None:
                 continue
-            longer = quotes | {found.places[at]: cited.quote()}
-            text = "\n\n".join(["Recalled from earlier:", *(longer[place] for place in sorted(longer))])
+            longer = quotes | {place: cited.quote()}
+            text = "\n\n".join(["Recalled from earlier:", *(longer[one] for one in sorted(longer))])
             block = self._transcript.aside(text)
             if len(block) > (self._model.config.replay_tokens or 0):
                 misfits += 1
@@ -178,7 +279,7 @@ class ViewRecollection:
                     break
                 continue
             quotes, ids = longer, block
-            self.recalled.append(_segment(cited, float(weights[at]), self.recalled.coverage))
+            self.recalled.append(_segment(cited, weight, self.recalled.coverage))
         return torch.tensor(ids, dtype=torch.long)
 
     def _hidden(self, place: tuple[int, int], visible_from: int) -> Citation | None:
@@ -193,8 +294,12 @@ class ViewRecollection:
 
     def _candidates(self, summary: Tensor, state: HMTState) -> Candidates:
         if self._found is None or self._found[0] is not summary:
-            beyond = state.segments - self._shards[0].total if self._own else 0
-            extra = self._model.by_segment(state)[state.held - beyond :] if beyond > 0 else None
-            found = preselect(self._model, self._shards, summary, self._model.config.recall_window, extra)
+            window = self._model.config.recall_window
+            found = preselect(self._model, self._shards, summary, window, self._beyond(state))
             self._found = (summary, found)
         return self._found[1]
+
+    def _beyond(self, state: HMTState) -> Tensor | None:
+        """[e, m, d] the memory of segments that are in no row yet, if there are any."""
+        beyond = state.segments - self._shards[0].total if self._own else 0
+        return self._model.by_segment(state)[state.held - beyond :] if beyond > 0 else None

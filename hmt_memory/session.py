@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from .model import HMTModel
 
 
+_LATEST = 16  # messages among which what the user said last is looked for
+
+
 class Forgotten(NamedTuple):
     """What `Session.forget` did."""
 
@@ -140,7 +143,10 @@ class Session(Collection):
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             system = system_texts(batch) or history.system_in_force(db, snapshot.parts)
         pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
-        memory = ViewRecollection(model, self._transcript, self._shards(snapshot, draft), own=True, replay=replay)
+        question = self._question(snapshot, batch)
+        memory = ViewRecollection(
+            model, self._transcript, self._shards(snapshot, draft), own=True, question=question, replay=replay
+        )
         generation = model.generate(
             prompt + self._transcript.answer_opening(),
             state=snapshot.state,
@@ -389,12 +395,22 @@ class Session(Collection):
         ids = [token for stretch in stretches for token in stretch.ids]
         return Draft(history.placed(seq, at, rows, stretches), ids)
 
+    def _question(self, snapshot: _Snapshot, batch: Sequence[Mapping[str, Any]]) -> str:
+        """What the user said last: the words that passages are looked for by."""
+        said = [message for message in batch if message["role"] == "user"]
+        if not said:
+            with self._unless_rewritten(snapshot), self._database.reading() as db:
+                stored = records.size(snapshot.parts)[0]
+                latest = records.messages(db, snapshot.parts, max(0, stored - _LATEST), stored)
+            said = [row.body for row in latest if row.body["role"] == "user"]
+        return str(said[-1]["content"] or "") if said else ""
+
     def _shards(self, snapshot: _Snapshot, draft: Draft | None = None) -> list[Shard]:
         """This session's own past as of the snapshot, then the attached corpora."""
         model, row = self._needs_model(), snapshot.row
         shelf = records.Shelf(((snapshot.parts, snapshot.state.segments),), (row.id, row.epoch, row.revision))
-        index = self._store.index(row, model, self._made_by.digest)
-        own = SessionShard(self._database, index, shelf, row.name, model.backbone.decode)
+        indexes = self._store.indexes(row, model, self._made_by.digest)
+        own = SessionShard(self._database, indexes, shelf, row.name, model.backbone.decode)
         own.length, own.draft = model.config.segment_length, draft or Draft()
         with self._database.reading() as db:
             corpora = [corpus for id in row.settings.get("corpora", []) if (corpus := records.collection(db, id))]

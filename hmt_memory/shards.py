@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from .store import records
 from .store.database import Database
 from .store.index import Hits, MemoryIndex
+from .store.search import Halves
+from .store.words import Postings, WordIndex, with_texts
+from .words import terms
 
 if TYPE_CHECKING:
     import sqlite3
@@ -56,17 +59,34 @@ class Citation(NamedTuple):
         return f"[{self.source}]\n{self.text}"
 
 
+class Indexes(NamedTuple):
+    """What a collection's segments are searched by."""
+
+    memory: MemoryIndex
+    words: WordIndex
+
+
 class Shard:
     """A collection's closed segments, as of when it was made."""
 
-    def __init__(self, database: Database, index: MemoryIndex, shelf: records.Shelf, name: str, decode: Decode) -> None:
-        self.database, self.index, self.shelf, self.name, self._decode = database, index, shelf, name, decode
+    def __init__(self, database: Database, indexes: Indexes, shelf: records.Shelf, name: str, decode: Decode) -> None:
+        self.database, self.indexes, self.shelf, self.name, self._decode = database, indexes, shelf, name, decode
         self.total = shelf.total
 
     def search(self, query: NDArray[np.float32], k: int) -> Hits:
         """The best segments for a folded query [d]."""
         with self.database.reading() as db:
-            return self.index.search(db, self.shelf, query, k)
+            return self.indexes.memory.search(db, self.shelf, query, k)
+
+    def find(self, query: Sequence[str]) -> Postings:
+        """Where distinct words (`words.distinct_terms`) stand."""
+        with self.database.reading() as db:
+            return self.indexes.words.find(db, self.shelf, query)
+
+    def embeddings(self, positions: Sequence[int]) -> Halves:
+        """[k, m, d] the memory embeddings of segments."""
+        with self.database.reading() as db:
+            return self.indexes.memory.embeddings(db, self.shelf, np.array(positions, np.int64))
 
     def cite(self, position: int, *, before: int | None = None) -> Citation:
         """A segment's words; only of its tokens before `before`, where that is given."""
@@ -102,6 +122,16 @@ class SessionShard(Shard):
         start, stop = position * self.length, (position + 1) * self.length
         with self.database.reading() as db:
             return self._cite(db, 0, position, (start, stop if before is None else max(start, min(stop, before))))
+
+    def find(self, query: Sequence[str]) -> Postings:
+        """Where distinct words stand; also in the segments that the draft fills."""
+        found, (parts, _) = super().find(query), self.shelf.volumes[0]
+        if not self.length:
+            return found
+        with self.database.reading() as db:
+            ids = [*records.tokens(db, parts, self.total * self.length, records.size(parts)[1]).tolist(), *self.draft.ids]
+        full = range(0, len(ids) - self.length + 1, self.length)
+        return with_texts(found, query, [self._decode(ids[at : at + self.length]) for at in full], terms)
 
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         parts, _ = self.shelf.volumes[volume]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import hmt_kernels
 from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
+from hmt_memory.store import derived, records, search
 from hmt_memory.store import index as store_index
-from hmt_memory.store import records, search
 from hmt_memory.store.database import Database
 from hmt_memory.store.index import MemoryIndex
 from hmt_memory.store.records import SegmentRow, Shelf
@@ -315,7 +315,7 @@ def test_removing_takes_what_a_crash_left_too(rows: Rows, tmp_path: Path) -> Non
     rows.save(index)
     index.path.with_name("1.index.4711.12").write_bytes(b"half")
     index.path.with_name("11.index").write_bytes(b"another's")
-    store_index.remove(index.path)
+    derived.remove(index.path)
     assert [path.name for path in index.path.parent.iterdir()] == ["11.index"]
 
 

@@ -220,11 +220,11 @@ def test_replayed_passages_fit_their_budget_and_are_the_heaviest(session: Sessio
     assert weights and weights == sorted(weights, reverse=True)
     state = session._snapshot().state
     shards = session._shards(session._snapshot())
-    memory = ViewRecollection(MODEL, session._transcript, shards, own=True)
+    memory = ViewRecollection(MODEL, session._transcript, shards, own=True, question="fact 7 is?")
     summary = torch.randn(32, generator=torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     for visible in (0, *range(20, 40), 200, state.tokens):
-        found = ViewRecollection(MODEL, session._transcript, shards, own=True)
+        found = ViewRecollection(MODEL, session._transcript, shards, own=True, question="fact 7 is?")
         block = found.passages(torch.randn(32, generator=generator), state, visible)
         assert len(block) <= REMEMBERING.replay_tokens and bool(len(block)) == bool(found.recalled)
         assert visible not in (0, state.tokens) or bool(len(block)) == (visible == 0)
@@ -281,6 +281,7 @@ def test_characters_cut_by_a_segment_are_left_out_whole(session: Session) -> Non
 @pytest.mark.parametrize("model", [MODEL, WIDE], ids=["m=1", "m=2"])
 def test_weights_and_coverage_are_those_of_full_recall(store: MemoryStore, model: HMTModel) -> None:
     """With k >= n the weights are those of attention over everything; below, the coverage is a true lower bound."""
+    model = model.with_config(selection="recall")
     session = store.session("alice", model)
     for turn in range(30):
         session.add(user(f"{turn} " * 8))

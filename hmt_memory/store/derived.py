@@ -1,0 +1,202 @@
+"""What is made of a collection's segments, kept up with them, and kept in a file: a cache. The rows decide.
+
+Knows shelves of segments and one file format; what is made of the segments is its subclasses'. On any doubt everything is
+made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..errors import SessionBusyError
+from .records import Shelf
+
+log = logging.getLogger("hmt_memory")
+_MAGIC = b"HMTINDEX"
+_FORMAT = 1
+_ROWS_PER_FETCH = 4096
+_SAVE_ALWAYS_BELOW = 10_000  # segments; a larger file is written when a twentieth of it is new
+
+
+class Derived:
+    """Keeps up with the rows of one collection; thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mutex = threading.Lock()
+        self._looked_for_file = False
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self.count, self._check, self._saved = 0, "", 0
+        self._version: tuple[int, int, int] | None = None
+        self._clear()
+
+    # --- what subclasses make ---------------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        """Hold nothing."""
+        raise NotImplementedError
+
+    def _extend(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> None:
+        """Take segments [start, stop) over; they follow what is held."""
+        raise NotImplementedError
+
+    def _wanted(self) -> dict[str, Any]:
+        """What a file's header must say to be used."""
+        raise NotImplementedError
+
+    def _facts(self) -> dict[str, Any]:
+        """What else its header says."""
+        raise NotImplementedError
+
+    def _dump(self) -> Iterator[bytes | memoryview]:
+        """The body of the file."""
+        raise NotImplementedError
+
+    def _restore(self, header: dict[str, Any], body: memoryview) -> None:
+        """Hold what `_dump` wrote. Raises whatever it meets in a body that is not its own."""
+        raise NotImplementedError
+
+    # --- keeping up with the rows -----------------------------------------------------------------------------------
+
+    def _sync(self, db: sqlite3.Connection, shelf: Shelf) -> None:
+        """Take over what the rows have more, or everything anew where they are not what this was made of."""
+        if self._version is not None and shelf.version is not None:
+            if shelf.version[:2] == self._version[:2] and shelf.total <= self.count:
+                return  # rows are only appended within an epoch, and a search leaves out what is beyond the shelf
+            if shelf.version[1] < self._version[1]:
+                raise SessionBusyError("what is searched was rewritten meanwhile. Try again.")
+        if not self._looked_for_file and shelf.total:
+            self._looked_for_file = True
+            self._load(db, shelf)
+        if self.count > shelf.total or (self.count and shelf.check(db, self.count) != self._check):
+            self._forget_all()
+        for start in range(self.count, shelf.total, _ROWS_PER_FETCH):
+            stop = min(start + _ROWS_PER_FETCH, shelf.total)
+            self._extend(db, shelf, start, stop)
+            self.count = stop
+            self._check = shelf.check(db, self.count)
+        self._version = shelf.version
+
+    # --- the file ---------------------------------------------------------------------------------------------------
+
+    def save(self, db: sqlite3.Connection, shelf: Shelf, *, always: bool = False) -> None:
+        """Replace the file, if enough is new and `shelf`, the collection as it is now, still begins with what is held.
+
+        Failing is no loss: it is made of the rows again. Nobody may rewrite the rows meanwhile.
+        """
+        with self._mutex:
+            new = self.count - self._saved
+            if not new or not (always or self.count < _SAVE_ALWAYS_BELOW or new * 20 >= self.count):
+                return
+            if self.count > shelf.total or shelf.check(db, self.count) != self._check:
+                return
+            try:
+                self._write()
+            except OSError as error:
+                log.warning("the index %s could not be saved (%s); it is made again when it is needed.", self.path, error)
+            else:
+                self._saved = self.count
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}.{threading.get_ident()}")
+        header = {"format": _FORMAT, "count": self.count, "check": self._check, **self._wanted(), **self._facts()}
+        text = json.dumps(header).encode()
+        try:
+            with scratch.open("wb") as file:
+                crc = 0
+                for piece in (text, *self._dump()):
+                    crc = zlib.crc32(piece, crc)
+                    if piece is text:
+                        file.write(_MAGIC + len(text).to_bytes(8, "little"))
+                    file.write(piece)
+                file.write(crc.to_bytes(4, "little"))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, self.path)
+            _sync_folder(self.path.parent)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    def _load(self, db: sqlite3.Connection, shelf: Shelf) -> None:
+        """Start from the file, if it is whole and was made of the very rows that are there."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            return self._distrust(str(error))
+        try:
+            header, body = _unpack(content)
+        except ValueError as error:
+            return self._distrust(str(error))
+        if any(header.get(name) != value for name, value in self._wanted().items()):
+            return self._distrust("it was made for other settings or another model")
+        if header["count"] > shelf.total or shelf.check(db, header["count"]) != header["check"]:
+            return self._distrust("the record says otherwise")
+        try:
+            self._restore(header, body)
+        except Exception as error:  # whatever FAISS or numpy meets in a file that is not its own
+            return self._distrust(str(error))
+        self.count = self._saved = header["count"]
+        self._check = header["check"]
+
+    def _distrust(self, reason: str) -> None:
+        log.warning("the index %s is made again from the record: %s.", self.path, reason)
+        self._forget_all()
+
+
+def remove(path: Path) -> None:
+    """Delete an index file and what a crash left of writing it."""
+    for found in (path, *path.parent.glob(f"{path.name}.*")):
+        found.unlink(missing_ok=True)
+
+
+def stale(path: Path, db: sqlite3.Connection, shelf: Shelf) -> str | None:
+    """Why an index file would not be used; None: it would, or there is none."""
+    try:
+        header, _ = _unpack(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        return str(error)
+    agrees = header["count"] <= shelf.total and shelf.check(db, header["count"]) == header["check"]
+    return None if agrees else "the record says otherwise"
+
+
+def _unpack(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and body of an index file. Raises ValueError where it is not whole."""
+    start = len(_MAGIC) + 8
+    if len(content) < start + 4 or content[: len(_MAGIC)] != _MAGIC:
+        raise ValueError("it is not an index file, or torn")
+    inner = memoryview(content)[start:-4]
+    if zlib.crc32(inner).to_bytes(4, "little") != content[-4:]:
+        raise ValueError("it is damaged: its checksum does not fit")
+    length = int.from_bytes(content[len(_MAGIC) : start], "little")
+    try:
+        header = json.loads(bytes(inner[:length]))
+    except ValueError as error:
+        raise ValueError("its header is damaged") from error
+    if header.get("format") != _FORMAT:
+        raise ValueError("it is of another version")
+    return header, inner[length:]
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every system syncs folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

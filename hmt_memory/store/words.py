@@ -1,0 +1,173 @@
+"""Which words stand in which segment of one collection. A cache of the rows; see `derived.py`.
+
+Holds, for every word, the segments it stands in and how often: blocks of postings, joined as they grow. Words are what
+`words.terms` makes of a text, kept as 64-bit hashes; what a match is worth is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import records
+from .derived import Derived
+from .records import Shelf
+
+Terms = Callable[[str], Sequence[str]]
+_LARGEST_BLOCK = 1 << 16  # segments; larger blocks are not joined further
+
+
+class Postings(NamedTuple):
+    """Where the words of a query stand among the segments of a shelf."""
+
+    lengths: NDArray[np.int64]  # [n] words of each segment
+    found: list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per word: positions (rising) and counts
+    starts: NDArray[np.int64]  # positions that begin a session or document: not the neighbours of those before
+
+
+class _Block(NamedTuple):
+    """Postings of consecutive segments, sorted by word, then by position."""
+
+    words: NDArray[np.uint64]  # [u] distinct, rising
+    starts: NDArray[np.int64]  # [u + 1] into the next two
+    positions: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    segments: int
+
+
+class WordIndex(Derived):
+    """The words of a collection's segments.
+
+    Args:
+        path: its file; it may be missing, stale or damaged.
+        decode: token ids to text. terms: a text to its words.
+        made_by: digest of the model, whose tokenizer says what the tokens are.
+    """
+
+    def __init__(self, path: Path, *, decode: Callable[[Sequence[int]], str], terms: Terms, made_by: str = "") -> None:
+        self._decode, self._terms, self._made_by = decode, terms, made_by
+        super().__init__(path)
+
+    def find(self, db: sqlite3.Connection, shelf: Shelf, query: Sequence[str]) -> Postings:
+        """The postings of distinct words, as the rows are now."""
+        with self._mutex:
+            self._sync(db, shelf)
+            total, blocks = shelf.total, list(self._blocks)
+            lengths = self._lengths[:total].astype(np.int64)
+        counts = np.cumsum([0, *(count for _, count in shelf.volumes)])[:-1]
+        return Postings(lengths, [_of_word(blocks, _hash(word), total) for word in query], counts[counts < total])
+
+    # --- what derived files do --------------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        self._blocks: list[_Block] = []
+        self._lengths = np.zeros(0, np.uint16)
+
+    def _extend(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> None:
+        counted = [Counter(map(_hash, self._terms(text))) for text in self._texts(db, shelf, start, stop)]
+        lengths = [min(sum(one.values()), 0xFFFF) for one in counted]
+        self._lengths = np.concatenate([self._lengths, np.array(lengths, np.uint16)])
+        words = [word for one in counted for word in one]
+        positions = [start + at for at, one in enumerate(counted) for _ in one]
+        counts = [count for one in counted for count in one.values()]
+        self._blocks.append(
+            _sorted(np.array(words, np.uint64), np.array(positions, np.int64), np.array(counts, np.int64), len(counted))
+        )
+        while len(self._blocks) > 1 and self._blocks[-2].segments <= 2 * self._blocks[-1].segments <= _LARGEST_BLOCK:
+            later, earlier = self._blocks.pop(), self._blocks.pop()
+            self._blocks.append(_joined(earlier, later))
+
+    def _texts(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> Iterator[str]:
+        first = 0
+        for parts, count in shelf.volumes:
+            low, high = max(start - first, 0), min(stop - first, count)
+            if low < high:
+                spans = [row.tokens for row in records.segments(db, parts, low, high)]
+                ids = records.tokens(db, parts, spans[0][0], spans[-1][1])
+                for one, other in spans:
+                    yield self._decode(ids[one - spans[0][0] : other - spans[0][0]].tolist())
+            first += count
+
+    def _wanted(self) -> dict[str, Any]:
+        return {"kind": "words", "made_by": self._made_by, "terms": 1}
+
+    def _facts(self) -> dict[str, Any]:
+        return {"blocks": [(len(one.words), len(one.positions), one.segments) for one in self._blocks]}
+
+    def _dump(self) -> Iterator[bytes | memoryview]:
+        yield self._lengths.astype("<u2").tobytes()
+        for one in self._blocks:
+            yield one.words.astype("<u8").tobytes()
+            yield one.starts.astype("<u4").tobytes()
+            yield one.positions.astype("<u4").tobytes()
+            yield one.counts.astype("<u2").tobytes()
+
+    def _restore(self, header: dict[str, Any], body: memoryview) -> None:
+        at = 0
+
+        def taken(count: int, dtype: str) -> NDArray[Any]:
+            nonlocal at
+            found = np.frombuffer(body, dtype, count, at)
+            at += found.nbytes
+            return found
+
+        self._lengths = taken(header["count"], "<u2").astype(np.uint16)
+        for words, postings, segments in header["blocks"]:
+            held = taken(words, "<u8"), taken(words + 1, "<u4"), taken(postings, "<u4"), taken(postings, "<u2")
+            wide = [one.astype(np.int64) for one in held[1:]]
+            self._blocks.append(_Block(held[0].astype(np.uint64), wide[0], wide[1], wide[2], segments))
+        if at != len(body) or sum(one.segments for one in self._blocks) != header["count"]:
+            raise ValueError("its parts do not fit together")
+
+
+def with_texts(postings: Postings, query: Sequence[str], texts: Sequence[str], terms: Terms) -> Postings:
+    """The postings of a query with segments added at the end that are in no row yet."""
+    if not texts:
+        return postings
+    counted, known = [Counter(terms(text)) for text in texts], len(postings.lengths)
+    found = []
+    for word, (positions, counts) in zip(query, postings.found, strict=True):
+        more = [(known + at, one[word]) for at, one in enumerate(counted) if one[word]]
+        added = np.array(more, np.int64).reshape(-1, 2)
+        found.append((np.concatenate([positions, added[:, 0]]), np.concatenate([counts, added[:, 1]])))
+    lengths = np.concatenate([postings.lengths, [sum(one.values()) for one in counted]])
+    return Postings(lengths.astype(np.int64), found, postings.starts)
+
+
+@lru_cache(maxsize=1 << 16)
+def _hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+def _of_word(blocks: Sequence[_Block], word: int, total: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    positions, counts = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for one in blocks:
+        at = int(np.searchsorted(one.words, np.uint64(word)))
+        if at < len(one.words) and int(one.words[at]) == word:
+            part = slice(int(one.starts[at]), int(one.starts[at + 1]))
+            positions.append(one.positions[part])
+            counts.append(one.counts[part])
+    found, often = np.concatenate(positions), np.concatenate(counts)
+    known = int(np.searchsorted(found, total))
+    return found[:known], often[:known]
+
+
+def _sorted(words: NDArray[np.uint64], positions: NDArray[np.int64], counts: NDArray[np.int64], segments: int) -> _Block:
+    order = np.argsort(words, kind="stable")  # which keeps positions rising within a word
+    distinct, starts = np.unique(words[order], return_index=True)
+    return _Block(distinct, np.append(starts, len(words)).astype(np.int64), positions[order], counts[order], segments)
+
+
+def _joined(earlier: _Block, later: _Block) -> _Block:
+    words = np.concatenate([np.repeat(one.words, np.diff(one.starts)) for one in (earlier, later)])
+    positions = np.concatenate([earlier.positions, later.positions])
+    counts = np.concatenate([earlier.counts, later.counts])
+    return _sorted(words, positions, counts, earlier.segments + later.segments)
