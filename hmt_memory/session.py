@@ -143,10 +143,9 @@ class Session(Collection):
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             system = system_texts(batch) or history.system_in_force(db, snapshot.parts)
         pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
-        question = self._question(snapshot, batch)
-        memory = ViewRecollection(
-            model, self._transcript, self._shards(snapshot, draft), own=True, question=question, replay=replay
-        )
+        question, asked_at = self._question(snapshot, draft)
+        shards = self._shards(snapshot, draft, asked_at)
+        memory = ViewRecollection(model, self._transcript, shards, own=True, question=question, replay=replay)
         generation = model.generate(
             prompt + self._transcript.answer_opening(),
             state=snapshot.state,
@@ -395,23 +394,23 @@ class Session(Collection):
         ids = [token for stretch in stretches for token in stretch.ids]
         return Draft(history.placed(seq, at, rows, stretches), ids)
 
-    def _question(self, snapshot: _Snapshot, batch: Sequence[Mapping[str, Any]]) -> str:
-        """What the user said last: the words that passages are looked for by."""
-        said = [message for message in batch if message["role"] == "user"]
+    def _question(self, snapshot: _Snapshot, draft: Draft) -> tuple[str, int | None]:
+        """What the user said last, whose words passages are looked for by, and the token where that begins."""
+        said = [row for row in draft.rows if row.body["role"] == "user"]
         if not said:
             with self._unless_rewritten(snapshot), self._database.reading() as db:
                 stored = records.size(snapshot.parts)[0]
                 latest = records.messages(db, snapshot.parts, max(0, stored - _LATEST), stored)
-            said = [row.body for row in latest if row.body["role"] == "user"]
-        return str(said[-1]["content"] or "") if said else ""
+            said = [row for row in latest if row.body["role"] == "user"]
+        return (str(said[-1].body["content"] or ""), said[-1].tokens[0]) if said else ("", None)
 
-    def _shards(self, snapshot: _Snapshot, draft: Draft | None = None) -> list[Shard]:
+    def _shards(self, snapshot: _Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> list[Shard]:
         """This session's own past as of the snapshot, then the attached corpora."""
         model, row = self._needs_model(), snapshot.row
         shelf = records.Shelf(((snapshot.parts, snapshot.state.segments),), (row.id, row.epoch, row.revision))
         indexes = self._store.indexes(row, model, self._made_by.digest)
         own = SessionShard(self._database, indexes, shelf, row.name, model.backbone.decode)
-        own.length, own.draft = model.config.segment_length, draft or Draft()
+        own.length, own.draft, own.asked_at = model.config.segment_length, draft or Draft(), asked_at
         with self._database.reading() as db:
             corpora = [corpus for id in row.settings.get("corpora", []) if (corpus := records.collection(db, id))]
             for corpus in corpora:

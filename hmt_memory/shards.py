@@ -17,8 +17,7 @@ from .store import records
 from .store.database import Database
 from .store.index import Hits, MemoryIndex
 from .store.search import Halves
-from .store.words import Postings, WordIndex, with_texts
-from .words import terms
+from .store.words import Postings, WordIndex
 
 if TYPE_CHECKING:
     import sqlite3
@@ -114,6 +113,7 @@ class SessionShard(Shard):
 
     length = 0  # L
     draft = Draft()
+    asked_at: int | None = None  # the token where the question begins, which shares every word with itself
 
     def cite(self, position: int, *, before: int | None = None) -> Citation:
         """A segment's words; only of its tokens before `before`, where that is given."""
@@ -124,14 +124,12 @@ class SessionShard(Shard):
             return self._cite(db, 0, position, (start, stop if before is None else max(start, min(stop, before))))
 
     def find(self, query: Sequence[str]) -> Postings:
-        """Where distinct words stand; also in the segments that the draft fills."""
-        found, (parts, _) = super().find(query), self.shelf.volumes[0]
-        if not self.length:
-            return found
+        """Where distinct words stand before the question that they are of."""
+        if self.asked_at is None:
+            return super().find(query)
+        until = min(self.total, self.asked_at // self.length)
         with self.database.reading() as db:
-            ids = [*records.tokens(db, parts, self.total * self.length, records.size(parts)[1]).tolist(), *self.draft.ids]
-        full = range(0, len(ids) - self.length + 1, self.length)
-        return with_texts(found, query, [self._decode(ids[at : at + self.length]) for at in full], terms)
+            return self.indexes.words.find(db, self.shelf, query, until)
 
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         parts, _ = self.shelf.volumes[volume]

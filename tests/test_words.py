@@ -12,7 +12,7 @@ import pytest
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import HMTModel, MemoryStore, words
-from hmt_memory.store.words import Postings, WordIndex, with_texts
+from hmt_memory.store.words import WordIndex
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
@@ -152,14 +152,6 @@ def test_terms_of_many_scripts() -> None:
     assert words.terms("Straße, naïve ÉCOLE") == ["stras", "naïve", "école"]
     assert words.terms("") == [] and words.terms("!?") == []
     assert words.distinct_terms("a b a") == ["a", "b"]
-
-
-def test_texts_in_no_row_are_counted_too() -> None:
-    none = np.zeros(0, np.int64)
-    held = Postings(np.array([2]), [(np.array([0]), np.array([2])), (none, none)], np.array([0]))
-    found = with_texts(held, ["a", "b"], ["b b", "a"], words.terms)
-    assert found.lengths.tolist() == [2, 2, 1]
-    assert [(one.tolist(), many.tolist()) for one, many in found.found] == [([0, 2], [2, 1]), ([1], [2])]
 
 
 def test_blocks_stay_few(tmp_path: Path) -> None:

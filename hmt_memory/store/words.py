@@ -56,11 +56,11 @@ class WordIndex(Derived):
         self._decode, self._terms, self._made_by = decode, terms, made_by
         super().__init__(path)
 
-    def find(self, db: sqlite3.Connection, shelf: Shelf, query: Sequence[str]) -> Postings:
-        """The postings of distinct words, as the rows are now."""
+    def find(self, db: sqlite3.Connection, shelf: Shelf, query: Sequence[str], until: int | None = None) -> Postings:
+        """The postings of distinct words, as the rows are now; only of segments before `until`, where that is given."""
         with self._mutex:
             self._sync(db, shelf)
-            total, blocks = shelf.total, list(self._blocks)
+            total, blocks = shelf.total if until is None else until, list(self._blocks)
             lengths = self._lengths[:total].astype(np.int64)
         counts = np.cumsum([0, *(count for _, count in shelf.volumes)])[:-1]
         return Postings(lengths, [_of_word(blocks, _hash(word), total) for word in query], counts[counts < total])
@@ -126,20 +126,6 @@ class WordIndex(Derived):
             self._blocks.append(_Block(held[0].astype(np.uint64), wide[0], wide[1], wide[2], segments))
         if at != len(body) or sum(one.segments for one in self._blocks) != header["count"]:
             raise ValueError("its parts do not fit together")
-
-
-def with_texts(postings: Postings, query: Sequence[str], texts: Sequence[str], terms: Terms) -> Postings:
-    """The postings of a query with segments added at the end that are in no row yet."""
-    if not texts:
-        return postings
-    counted, known = [Counter(terms(text)) for text in texts], len(postings.lengths)
-    found = []
-    for word, (positions, counts) in zip(query, postings.found, strict=True):
-        more = [(known + at, one[word]) for at, one in enumerate(counted) if one[word]]
-        added = np.array(more, np.int64).reshape(-1, 2)
-        found.append((np.concatenate([positions, added[:, 0]]), np.concatenate([counts, added[:, 1]])))
-    lengths = np.concatenate([postings.lengths, [sum(one.values()) for one in counted]])
-    return Postings(lengths.astype(np.int64), found, postings.starts)
 
 
 @lru_cache(maxsize=1 << 16)
