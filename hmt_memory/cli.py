@@ -507,6 +507,35 @@ def perplexity(
     )
 
 
+@evaluation.command("recall", no_args_is_help=True)
+def evaluate_recall(
+    conversations: Annotated[str, typer.Argument(help="QMSum's .jsonl or LoCoMo's .json.")],
+    adapter: Adapter = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="Folder of a sentence encoder to compare with.", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many conversations.", show_default=False)] = None,
+    out: Results = Path("hmt-eval"),
+    model: Name = DEFAULT_MODEL,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """How much of the evidence for a question lies inside what is recalled, beside BM25 and the most recent turns."""
+    from . import experiments, terminal
+
+    experiments.recall(
+        conversations,
+        out,
+        terminal.Screen.standard(),
+        encoder=encoder,
+        adapter=adapter,
+        limit=limit,
+        model=model,
+        dtype=dtype.value,
+        device=device,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with `arguments` (None: the process's own) and exit with its code."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine torch's default is many times slower: docs/LOG.md

@@ -162,6 +162,39 @@ def perplexity(
     _publish(report, out, screen)
 
 
+def recall(
+    conversations: str,
+    out: Path,
+    screen: Screen,
+    *,
+    encoder: Path | None,
+    adapter: Path | None,
+    limit: int | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Measure how much evidence is recalled, beside BM25 and a sentence encoder."""
+    from .evaluate.conversations import load_conversations
+    from .evaluate.evidence import measure, sentence_encoder
+    from .terminal import load_model
+
+    chosen = load_conversations(conversations)[:limit]
+    compared = None if encoder is None else sentence_encoder(encoder)
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    with Progress(TextColumn("reading"), BarColumn(), console=screen.notes, transient=True) as progress:
+        task = progress.add_task("reading", total=sum(len(loaded.backbone.encode(one.text)) for one in chosen))
+        settings = {
+            "conversations of": Path(conversations).name,
+            "encoder": encoder and encoder.resolve().parent.name,
+            **_described(loaded, {"hmt": adapter}),
+        }
+        report = measure(
+            loaded, chosen, encoder=compared, settings=settings, progress=lambda done: progress.advance(task, done)
+        )
+    _publish(report, out, screen)
+
+
 def _tokens_of(name: str, model: HMTModel, tokens: int) -> Tensor:
     """The first `tokens` tokens of a text file."""
     from .reader import token_ids

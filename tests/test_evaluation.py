@@ -15,6 +15,8 @@ from tiny import SMALL, random_ids, tiny_model
 from hmt_memory import HMTModel
 from hmt_memory.cli import main
 from hmt_memory.errors import InputError
+from hmt_memory.evaluate.conversations import load_conversations
+from hmt_memory.evaluate.evidence import bm25, evidence_inside
 from hmt_memory.evaluate.perplexity import Contender, compare, token_losses
 from hmt_memory.evaluate.statistics import gain_interval, mean_interval, perplexity_interval
 from hmt_memory.train import PRESETS, Recipe
@@ -153,3 +155,73 @@ def test_a_recipe_is_shown_as_json_that_is_a_recipe(capsys: Any) -> None:
     assert run(["train", "--recipe", "paper-lora", "--mode", "rmt", "--show-recipe"]) == 0
     shown = Recipe.from_dict(json.loads(capsys.readouterr().out))
     assert shown == PRESETS["paper-lora"].in_mode("rmt")
+
+
+# --- recall -------------------------------------------------------------------------------------------------------------
+
+
+def chats(tmp_path: Path) -> Path:
+    """Two chats in LoCoMo's form: one odd fact each among small talk."""
+    rows = []
+    for number, fact in enumerate(("My cat is called Pumpernickel.", "The ferry leaves at 4071 hours.")):
+        talk = [f"Small talk about nothing, part {at}." for at in range(30)]
+        talk[11] = fact
+        session = [{"speaker": "AB"[at % 2], "dia_id": f"D1:{at}", "text": text} for at, text in enumerate(talk)]
+        asked = [
+            {"question": fact.replace("is called Pumpernickel", "has which name, Pumpernickel").rstrip(".") + "?",
+             "evidence": ["D1:11"], "category": 1},
+            {"question": "Never said?", "evidence": ["D1:3"], "category": 5},
+            {"question": "Unknown?", "evidence": [], "category": 1},
+        ]  # fmt: skip
+        rows.append({"sample_id": f"c{number}", "conversation": {"session_1": session}, "qa": asked})
+    (tmp_path / "chats.json").write_text(json.dumps(rows))
+    return tmp_path / "chats.json"
+
+
+def test_conversations_of_both_forms_are_read(tmp_path: Path) -> None:
+    found = load_conversations(chats(tmp_path))
+    assert [(len(one.turns), [turns for _, turns in one.questions]) for one in found] == [(30, [(11,)])] * 2
+    assert found[0].turns[11] == "B: My cat is called Pumpernickel.\n"
+    spans = found[0].spans(lambda text: list(text.encode()))
+    assert spans[-1][1] == len(found[0].text) and found[0].text[slice(*spans[11])] == found[0].turns[11]
+    turns = [{"speaker": "A", "text": "x"}, {"speaker": "B", "text": "y"}]
+    queries = [{"query": "q", "answer": "a", "turn_spans": [[0, 1]]}, {"query": "general", "answer": "", "turn_spans": []}]
+    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "m", "turns": turns, "queries": queries}) + "\n")
+    (meeting,) = load_conversations(tmp_path / "m.jsonl")
+    assert meeting.questions == (("q", (0, 1)),) and meeting.turns == ("A: x\n", "B: y\n")
+
+
+@pytest.mark.parametrize("content", [None, "[", "[1]", "[]", '[{"conversation": {}, "qa": []}]'])
+def test_a_file_that_is_no_conversation_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=r"x\.json"):
+        load_conversations(path)
+
+
+def test_evidence_counts_by_the_share_that_fits() -> None:
+    passages = [(0, 100), (300, 400), (100, 150)]
+    assert evidence_inside(passages, [(50, 150)], 100) == 0.5
+    assert evidence_inside(passages, [(50, 150)], 199) == 0.5  # the next passage does not fit
+    assert evidence_inside(passages, [(50, 150), (300, 310)], 250) == 1.0
+    assert evidence_inside(passages, [(50, 150)], 99) == 0.0
+
+
+def test_bm25_is_the_published_one() -> None:
+    texts = ["red red fox", "blue fox", "green"]
+    expected = {"red": [0, 1, 2], "green": [2, 0, 1], "fox blue": [1, 0, 2]}
+    assert {query: list(bm25(texts)(query)) for query in expected} == expected
+
+
+def test_recall_is_measured_through_a_real_store(plain: str, tmp_path: Path, capsys: Any) -> None:
+    arguments = ["eval", "recall", str(chats(tmp_path)), "--model", plain, "--out", str(tmp_path / "out"), "--limit", "2"]
+    assert run(arguments) == 0
+    held = json.loads((tmp_path / "out/recall.json").read_text())
+    rows = {row[0]: [float(cell.split()[0]) for cell in row[1:]] for row in held["tables"][0]["rows"]}
+    assert list(rows) == [
+        *("HMT recall and words", "HMT recall", "words of segments"),
+        *("BM25 of turns", "BM25 of segments", "most recent turns"),
+    ]
+    assert rows["BM25 of turns"] == [1.0] * 4 and rows["words of segments"][1] > 0.9 and rows["most recent turns"][0] == 0
+    assert held["settings"]["questions"] == 2 and held["settings"]["recall is trained"] is False

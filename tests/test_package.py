@@ -68,6 +68,8 @@ ORDER = [
     "evaluate.statistics",
     "evaluate.report",
     "evaluate.perplexity",
+    "evaluate.conversations",
+    "evaluate.evidence",
     "doctor",
     "terminal",
     "dialogue",

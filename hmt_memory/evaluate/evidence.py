@@ -1,0 +1,196 @@
+"""Recall: how much of the evidence for a question lies inside the first so many tokens of what is recalled.
+
+Passages are taken in the order they are recalled until the next would exceed the budget. A turn of evidence counts by the
+share of its tokens that is inside. Selections by recall, by words and by both go through a real store; beside them stand
+BM25 and a sentence encoder over whole turns, the same over the very segments that recall has, and the most recent turns.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..memory_store import MemoryStore
+from .conversations import Conversation, Span
+from .report import Figure, Report, Table
+from .statistics import mean_interval
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+
+BUDGETS = (256, 512, 1024, 2048)
+Ranking = Callable[[str], Sequence[int]]  # a question to passages by falling score
+Encoder = Callable[[Sequence[str]], np.ndarray]  # texts to unit vectors [n, d]
+
+
+def evidence_inside(ranked: Sequence[Span], evidence: Sequence[Span], budget: int) -> float:
+    """The share of the evidence inside the first passages that fit into `budget` tokens, each span weighing the same.
+
+    >>> evidence_inside([(0, 10), (20, 30)], [(5, 15), (20, 30)], budget=20)
+    0.75
+    """
+    kept: list[Span] = []
+    for start, stop in ranked:
+        budget -= stop - start
+        if budget < 0:
+            break
+        kept.append((start, stop))
+    shares = [sum(max(0, min(stop, high) - max(start, low)) for start, stop in kept) / (high - low) for low, high in evidence]
+    return sum(shares) / len(shares)
+
+
+def measure(
+    model: HMTModel,
+    conversations: Sequence[Conversation],
+    *,
+    encoder: Encoder | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Report:
+    """Evidence inside each budget for every way of choosing passages, over all questions of all conversations.
+
+    Args:
+        encoder: a sentence encoder to compare with.
+        progress: called with the number of tokens read since the last call.
+    """
+    found: dict[str, list[list[float]]] = {}
+    for conversation in conversations:
+        spans = conversation.spans(model.backbone.encode)
+        with tempfile.TemporaryDirectory(prefix="hmt-eval-") as folder:
+            rankings = _of_store(model, conversation, Path(folder), progress)
+        segments = rankings.pop("segments")
+        rankings |= _baselines(conversation, spans, segments, model, encoder)
+        for name, (places, ranking) in rankings.items():
+            for question, turns in conversation.questions:
+                evidence = [spans[turn] for turn in turns if spans[turn][0] < spans[turn][1]]
+                ranked = [places[at] for at in ranking[question]]
+                found.setdefault(name, []).append([evidence_inside(ranked, evidence, budget) for budget in BUDGETS])
+    return _report(found, model, conversations, settings or {})
+
+
+def _of_store(model: HMTModel, conversation: Conversation, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
+    """Rankings of segments as `Corpus.recall` gives them, for each selection."""
+    found: dict[str, Any] = {}
+    with MemoryStore(folder) as store:
+        corpus = store.corpus("conversation", model)
+        corpus.add_documents([{"name": conversation.name, "text": conversation.text}])
+        progress(len(model.backbone.encode(conversation.text)))
+        for name, selection in (("HMT recall and words", "fused"), ("HMT recall", "recall"), ("words of segments", "words")):
+            chosen = store.corpus("conversation", model.with_config(selection=selection))
+            places: dict[int, Span] = {}
+            ranking = {}
+            for question, _ in conversation.questions:
+                recalled = chosen.recall(question, top_k=max(BUDGETS) // 8)
+                places |= {one.segment: one.token_span for one in recalled}
+                ranking[question] = [one.segment for one in recalled]
+            found[name] = places, ranking
+        every = store.corpus("conversation", model.with_config(selection="recall")).recall("a", top_k=1 << 30)
+        found["segments"] = {one.segment: (one.token_span, one.text) for one in every}
+    return found
+
+
+def _baselines(
+    conversation: Conversation,
+    spans: Sequence[Span],
+    segments: Mapping[int, tuple[Span, str]],
+    model: HMTModel,
+    encoder: Encoder | None,
+) -> dict[str, Any]:
+    turns = dict(enumerate(spans))
+    numbers = sorted(segments)
+    places, texts = {at: segments[number][0] for at, number in enumerate(numbers)}, [segments[at][1] for at in numbers]
+    made: dict[str, tuple[Mapping[int, Span], Ranking]] = {
+        "BM25 of turns": (turns, bm25(conversation.turns)),
+        "BM25 of segments": (places, bm25(texts)),
+    }
+    if encoder is not None:
+        made["encoder of turns"] = turns, nearest(encoder, conversation.turns)
+        made["encoder of segments"] = places, nearest(encoder, texts)
+    made["most recent turns"] = turns, lambda question: range(len(spans) - 1, -1, -1)
+    questions = [question for question, _ in conversation.questions]
+    return {name: (where, {question: ranking(question) for question in questions}) for name, (where, ranking) in made.items()}
+
+
+def bm25(texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> Ranking:
+    """The published BM25 over lower-case words: what to beat."""
+    split = [re.findall(r"[a-z0-9]+", text.lower()) for text in texts]
+    counted, usual = [Counter(words) for words in split], sum(map(len, split)) / max(1, len(split))
+    holding = Counter(word for one in counted for word in one)
+
+    def ranking(question: str) -> Sequence[int]:
+        values = np.zeros(len(texts))
+        for word in set(re.findall(r"[a-z0-9]+", question.lower())):
+            rarity = math.log(1 + (len(texts) - holding[word] + 0.5) / (holding[word] + 0.5))
+            for at, one in enumerate(counted):
+                if one[word]:
+                    values[at] += rarity * one[word] * (k1 + 1) / (one[word] + k1 * (1 - b + b * len(split[at]) / usual))
+        return [int(at) for at in np.argsort(-values, kind="stable")]
+
+    return ranking
+
+
+def nearest(encoder: Encoder, texts: Sequence[str]) -> Ranking:
+    """By the cosine of sentence vectors."""
+    vectors = encoder(texts)
+    return lambda question: [int(at) for at in np.argsort(-(vectors @ encoder([question])[0]), kind="stable")]
+
+
+def sentence_encoder(folder: str | Path) -> Encoder:
+    """A sentence encoder from a Hugging Face folder, by the mean of its last hidden states, such as all-MiniLM-L6-v2.
+
+    Raises:
+        InputError: the folder holds no such model.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    from ..errors import InputError
+
+    try:
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no sentence encoder: {error}") from error
+
+    @torch.no_grad()
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        found = []
+        for start in range(0, len(texts), 32):
+            batch = tokenizer(
+                list(texts[start : start + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
+            )
+            hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][:, :, None]
+            found.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+        return torch.cat(found).numpy()
+
+    return encode
+
+
+def _report(
+    found: Mapping[str, list[list[float]]], model: HMTModel, conversations: Sequence[Conversation], settings: Mapping[str, Any]
+) -> Report:
+    rows, curves = [], {}
+    for name, shares in found.items():
+        intervals = [mean_interval(np.array(shares)[:, at]) for at in range(len(BUDGETS))]
+        rows.append([name, *(f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in intervals)])
+        curves[name] = list(zip(BUDGETS, (one.value for one in intervals), strict=True))
+    questions = len(next(iter(found.values())))
+    return Report(
+        "recall",
+        "Evidence inside what is recalled",
+        {
+            **settings,
+            "conversations": len(conversations),
+            "questions": questions,
+            "recall is trained": model.is_trained,
+            "intervals": "95 %, bootstrap over questions, seed 0",
+        },
+        [Table("Share of the evidence inside the first so many tokens", ["selection", *map(str, BUDGETS)], rows)],
+        [Figure("Evidence inside what is recalled", "tokens", "share of the evidence", curves, logarithmic=True)],
+    )
