@@ -536,6 +536,39 @@ def evaluate_recall(
     )
 
 
+@evaluation.command()
+def passkey(
+    length: Annotated[
+        list[int] | None, typer.Option(min=256, help="Tokens of a text; may be repeated. 1,024 to 1,048,576 if left out.")
+    ] = None,
+    depths: Annotated[int, typer.Option(min=1, max=16, help="How many depths.")] = 9,
+    text: Annotated[
+        str | None, typer.Option(help="A text to hide them in; repeated where it is too short.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Chooses names, numbers and filler.")] = 0,
+    adapter: Adapter = None,
+    out: Results = Path("hmt-eval"),
+    model: Name = DEFAULT_MODEL,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """Hide facts at every depth of texts from 1,000 to 1,000,000 tokens, and ask for each."""
+    from . import experiments, terminal
+
+    experiments.passkey(
+        text,
+        out,
+        terminal.Screen.standard(),
+        lengths=length or [],
+        depths=depths,
+        seed=seed,
+        adapter=adapter,
+        model=model,
+        dtype=dtype.value,
+        device=device,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with `arguments` (None: the process's own) and exit with its code."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine torch's default is many times slower: docs/LOG.md

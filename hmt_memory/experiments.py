@@ -195,6 +195,33 @@ def recall(
     _publish(report, out, screen)
 
 
+def passkey(
+    text: str | None,
+    out: Path,
+    screen: Screen,
+    *,
+    lengths: Sequence[int],
+    depths: int,
+    seed: int,
+    adapter: Path | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Hide facts in texts of many lengths and ask for them."""
+    from .evaluate.passkey import LENGTHS, measure
+    from .terminal import load_model, open_documents
+
+    filler = None if text is None else open_documents([text], screen)[0].text
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    settings = {"text": text and Path(text).name, **_described(loaded, {"hmt": adapter})}
+    with screen.notes.status("hiding passkeys") as status:
+        report = measure(
+            loaded, lengths or LENGTHS, depths=depths, filler=filler, seed=seed, settings=settings, progress=status.update
+        )
+    _publish(report, out, screen)
+
+
 def _tokens_of(name: str, model: HMTModel, tokens: int) -> Tensor:
     """The first `tokens` tokens of a text file."""
     from .reader import token_ids

@@ -17,6 +17,7 @@ from hmt_memory.cli import main
 from hmt_memory.errors import InputError
 from hmt_memory.evaluate.conversations import load_conversations
 from hmt_memory.evaluate.evidence import bm25, evidence_inside
+from hmt_memory.evaluate.passkey import haystack, needles
 from hmt_memory.evaluate.perplexity import Contender, compare, token_losses
 from hmt_memory.evaluate.statistics import gain_interval, mean_interval, perplexity_interval
 from hmt_memory.train import PRESETS, Recipe
@@ -225,3 +226,32 @@ def test_recall_is_measured_through_a_real_store(plain: str, tmp_path: Path, cap
     ]
     assert rows["BM25 of turns"] == [1.0] * 4 and rows["words of segments"][1] > 0.9 and rows["most recent turns"][0] == 0
     assert held["settings"]["questions"] == 2 and held["settings"]["recall is trained"] is False
+
+
+# --- passkeys -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filler", [None, "Words of some book, one after the other. " * 30], ids=["filler", "text"])
+def test_a_haystack_has_its_length_and_its_needles_at_their_depths(filler: str | None) -> None:
+    hidden = needles(5, seed=1)
+    text = haystack(6000, hidden, len, filler, seed=1)
+    assert abs(len(text) - 6000) < 60
+    for needle in hidden:
+        assert text.count(needle.fact) == 1
+        without = text.index(needle.fact) / (len(text) - len(needle.fact))
+        assert without == pytest.approx(needle.depth, abs=0.1)
+    assert haystack(6000, hidden, len, filler, seed=1) == text
+    with pytest.raises(InputError, match="too few"):
+        haystack(100, hidden, len)
+    with pytest.raises(InputError, match="depths=17"):
+        needles(17)
+
+
+def test_passkeys_are_asked_for_in_a_real_store(chatty: str, tmp_path: Path) -> None:
+    """A tiny random model answers nothing, and the passages that hold the numbers are replayed all the same."""
+    arguments = ["eval", "passkey", "--length", "8000", "--depths", "3", "--model", chatty, "--out", str(tmp_path)]
+    assert run(arguments) == 0
+    held = json.loads((tmp_path / "passkey.json").read_text())
+    share, grid = held["tables"]
+    assert share["rows"][0][:3] == [8000, 1.0, 0.0]
+    assert [row[0] for row in grid["rows"]] == ["0%", "50%", "100%"] and {row[1] for row in grid["rows"]} == {"R"}

@@ -70,6 +70,7 @@ ORDER = [
     "evaluate.perplexity",
     "evaluate.conversations",
     "evaluate.evidence",
+    "evaluate.passkey",
     "doctor",
     "terminal",
     "dialogue",
