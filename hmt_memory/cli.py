@@ -569,6 +569,44 @@ def passkey(
     )
 
 
+@evaluation.command(no_args_is_help=True)
+def questions(
+    samples: Annotated[str, typer.Argument(help="PubMedQA's .json, or its rows as .jsonl.")],
+    limit: Annotated[int, typer.Option(min=1, help="How many questions.")] = 50,
+    seed: Annotated[int, typer.Option(help="Chooses the other contexts and their order.")] = 0,
+    adapter: Adapter = None,
+    out: Results = Path("hmt-eval"),
+    model: Name = DEFAULT_MODEL,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """Questions over 2 to 10 abstracts: perplexity of the long answer, accuracy of yes, no, maybe."""
+    from . import experiments, terminal
+
+    screen = terminal.Screen.standard()
+    chosen: dict[str, Any] = {"adapter": adapter, "model": model, "dtype": dtype.value, "device": device}
+    experiments.questions(samples, out, screen, limit=limit, seed=seed, **chosen)
+
+
+@evaluation.command(no_args_is_help=True)
+def behaviour(
+    text: Annotated[str, typer.Argument(help="A long text.")],
+    other: Annotated[str, typer.Argument(help="Another one, to interleave it with.")],
+    tokens: Annotated[int, typer.Option(min=256, help="How many tokens of each.")] = 16_384,
+    adapter: Adapter = None,
+    out: Results = Path("hmt-eval"),
+    model: Name = DEFAULT_MODEL,
+    dtype: Precision = Dtype.auto,
+    device: Device = "auto",
+) -> None:
+    """How far back memory recalls, interleaved and diluted texts, sensory memory, memories kept."""
+    from . import experiments, terminal
+
+    screen = terminal.Screen.standard()
+    chosen: dict[str, Any] = {"adapter": adapter, "model": model, "dtype": dtype.value, "device": device}
+    experiments.behaviour(text, other, out, screen, tokens=tokens, **chosen)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with `arguments` (None: the process's own) and exit with its code."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine torch's default is many times slower: docs/LOG.md

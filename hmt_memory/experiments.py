@@ -222,6 +222,59 @@ def passkey(
     _publish(report, out, screen)
 
 
+def questions(
+    samples: str, out: Path, screen: Screen, *, limit: int, seed: int, adapter: Path | None, model: str, dtype: str, device: str
+) -> None:
+    """Ask over several contexts, with recall, without it, and with the sliding window alone."""
+    from .evaluate.questions import COUNTS, load_samples, measure
+    from .terminal import load_model
+
+    found = load_samples(samples)
+    counts = [count for count in COUNTS if count <= len(found)]
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    contenders = {
+        "HMT": loaded,
+        "HMT without recall": loaded.with_config(mode="rmt"),
+        "sliding window": loaded.with_config(mode="plain"),
+    }
+    with Progress(TextColumn("asking"), BarColumn(), console=screen.notes, transient=True) as progress:
+        task = progress.add_task("asking", total=len(contenders) * len(counts) * min(limit, len(found)))
+        report = measure(
+            contenders,
+            found,
+            counts=counts,
+            limit=limit,
+            seed=seed,
+            settings={"samples of": Path(samples).name, **_described(loaded, {"hmt": adapter})},
+            progress=lambda done: progress.advance(task, done),
+        )
+    _publish(report, out, screen)
+
+
+def behaviour(
+    text: str,
+    other: str,
+    out: Path,
+    screen: Screen,
+    *,
+    tokens: int,
+    adapter: Path | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """The paper's behaviour studies."""
+    from .evaluate.behaviour import measure
+    from .terminal import load_model
+
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    ids, another = _tokens_of(text, loaded, tokens), _tokens_of(other, loaded, tokens)
+    settings = {"text": Path(text).name, "other text": Path(other).name, **_described(loaded, {"hmt": adapter})}
+    with screen.notes.status("reading") as status:
+        report = measure(loaded, ids, another, settings=settings, progress=status.update)
+    _publish(report, out, screen)
+
+
 def _tokens_of(name: str, model: HMTModel, tokens: int) -> Tensor:
     """The first `tokens` tokens of a text file."""
     from .reader import token_ids

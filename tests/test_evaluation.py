@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from tiny import SMALL, random_ids, tiny_model
 from hmt_memory import HMTModel
 from hmt_memory.cli import main
 from hmt_memory.errors import InputError
+from hmt_memory.evaluate.behaviour import diluted, interleaved, recall_weights
 from hmt_memory.evaluate.conversations import load_conversations
 from hmt_memory.evaluate.evidence import bm25, evidence_inside
 from hmt_memory.evaluate.passkey import haystack, needles
 from hmt_memory.evaluate.perplexity import Contender, compare, token_losses
+from hmt_memory.evaluate.questions import _answer, load_samples
 from hmt_memory.evaluate.statistics import gain_interval, mean_interval, perplexity_interval
 from hmt_memory.train import PRESETS, Recipe
 
@@ -255,3 +258,89 @@ def test_passkeys_are_asked_for_in_a_real_store(chatty: str, tmp_path: Path) -> 
     share, grid = held["tables"]
     assert share["rows"][0][:3] == [8000, 1.0, 0.0]
     assert [row[0] for row in grid["rows"]] == ["0%", "50%", "100%"] and {row[1] for row in grid["rows"]} == {"R"}
+
+
+# --- questions and behaviour --------------------------------------------------------------------------------------------
+
+
+def pubmed(tmp_path: Path, count: int = 4) -> tuple[Path, Path]:
+    """Samples of the public form, generated: PubMedQA's own file, and rows of the dataset."""
+    chance = random.Random(0)
+    entries = {}
+    for at in range(count):
+        drug, cell = chance.choice("abcdef") * 6, chance.choice("uvwxyz") * 6
+        entries[str(at)] = {
+            "QUESTION": f"Does {drug} act on {cell}?",
+            "CONTEXTS": [f"We gave {drug} to {cell}.", f"It {'did' if at % 2 else 'did not'} act on {cell}."],
+            "LONG_ANSWER": f"{drug} {'acts' if at % 2 else 'does not act'} on {cell}.",
+            "final_decision": "yes" if at % 2 else "no",
+        }
+    rows = [
+        {
+            "question": one["QUESTION"],
+            "context": {"contexts": one["CONTEXTS"]},
+            "long_answer": one["LONG_ANSWER"],
+            "final_decision": one["final_decision"],
+        }
+        for one in entries.values()
+    ]
+    (tmp_path / "pqal.json").write_text(json.dumps(entries))
+    (tmp_path / "pqal.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path / "pqal.json", tmp_path / "pqal.jsonl"
+
+
+def test_samples_of_both_public_forms_are_the_same(tmp_path: Path) -> None:
+    own, rows = map(load_samples, pubmed(tmp_path))
+    assert own == rows and len(own) == 4 and own[1].decision == "yes"
+    for content in ("[", "[1]", '{"1": {"QUESTION": "q"}}'):
+        (tmp_path / "bad.json").write_text(content)
+        with pytest.raises(InputError, match=r"bad\.json"):
+            load_samples(tmp_path / "bad.json")
+
+
+def test_long_answers_have_the_losses_of_the_whole_text(tmp_path: Path, tokenizer: Any) -> None:
+    samples = load_samples(pubmed(tmp_path)[0])
+    model = tiny_model(config=SMALL, tokenizer=tokenizer)
+    with torch.no_grad():
+        long, _ = _answer(model, samples[:2], samples[0])
+    text = "\n\n".join(" ".join(one.contexts) for one in samples[:2])
+    answer = f" {samples[0].long_answer}"
+    ids = torch.tensor(model.backbone.encode(f"{text}\n\nQuestion: {samples[0].question}\nAnswer:{answer}"))
+    np.testing.assert_allclose(long, plain_losses(model, ids)[-len(answer) :], rtol=1e-3)
+
+
+def test_questions_and_behaviour_on_the_command_line(plain: str, tmp_path: Path) -> None:
+    samples, _ = pubmed(tmp_path)
+    out = str(tmp_path / "out")
+    assert run(["eval", "questions", str(samples), "--model", plain, "--limit", "2", "--out", out]) == 0
+    held = json.loads((tmp_path / "out/questions.json").read_text())
+    assert [(row[0], row[1]) for row in held["tables"][0]["rows"]] == [
+        (name, count) for name in ("HMT", "HMT without recall", "sliding window") for count in (2, 4)
+    ]
+    (tmp_path / "one.txt").write_text("The first text says this. " * 60)
+    (tmp_path / "two.txt").write_text("Another one says that! " * 60)
+    texts = [str(tmp_path / name) for name in ("one.txt", "two.txt")]
+    assert run(["eval", "behaviour", *texts, "--tokens", "1200", "--model", plain, "--out", out]) == 0
+    held = json.loads((tmp_path / "out/behaviour.json").read_text())
+    assert [row[0] for row in held["tables"][1]["rows"]] == [8, 16, 32, 64]
+    assert (tmp_path / "out/behaviour.png").is_file()
+    assert run(["eval", "behaviour", *texts, "--tokens", "256", "--model", plain, "--out", out]) == 1
+
+
+def test_recall_weights_are_those_the_prompt_was_made_with() -> None:
+    model = tiny_model(config=replace(SMALL, recall_window=3))
+    found = recall_weights(model, random_ids(6 * L))
+    assert [len(one) for one in found] == [1, 2, 3, 3, 3]
+    assert all(one.sum() == pytest.approx(1) for one in found)
+    with torch.no_grad():
+        ids = random_ids(6 * L)
+        state = model.read(ids[: 5 * L])
+        (summary,) = model.summarize([ids[5 * L :]])
+        expected = model.recall(summary[None], model.by_segment(state)[None, -3:]).weights[0]
+    np.testing.assert_allclose(found[-1], expected, rtol=1e-4)
+
+
+def test_texts_are_interleaved_by_segments() -> None:
+    first, second = torch.arange(10), torch.arange(100, 110)
+    assert interleaved(first, second, 3).tolist() == [0, 1, 2, 100, 101, 102, 3, 4, 5, 103, 104, 105, 6, 7, 8, 106, 107, 108]
+    assert diluted(first, torch.tensor([7]), 5).tolist() == [0, 1, 2, 3, 4, *[7] * 5, 5, 6, 7, 8, 9, *[7] * 5]

@@ -71,6 +71,8 @@ ORDER = [
     "evaluate.conversations",
     "evaluate.evidence",
     "evaluate.passkey",
+    "evaluate.questions",
+    "evaluate.behaviour",
     "doctor",
     "terminal",
     "dialogue",
