@@ -7,9 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from .errors import ConfigError, InputError, MissingDependencyError
@@ -57,6 +59,8 @@ def train(sources: Sequence[str], folder: Path, screen: Screen, *, recipe: Recip
     from .train.plot import plot_run
 
     accelerator = _accelerator(device)
+    if accelerator is not None and not accelerator.is_main_process:
+        screen = Screen(Console(quiet=True), StringIO())  # one of them speaks
     with screen.notes.status(f"loading {model} and the training text"):
         loaded = prepare(model, recipe, dtype=dtype, device=str(accelerator.device) if accelerator else device)
         documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
@@ -65,8 +69,9 @@ def train(sources: Sequence[str], folder: Path, screen: Screen, *, recipe: Recip
         screen.note(f"Resumed at step {trainer.step} of {recipe.steps}.")
     screen.note(f"{trainer.trainable:,} parameters learn, in {recipe.steps} steps.")
     last = _show(trainer, screen)
-    with contextlib.suppress(MissingDependencyError):
-        plot_run(folder)
+    if accelerator is None or accelerator.is_main_process:
+        with contextlib.suppress(MissingDependencyError):
+            plot_run(folder)
     if last is not None:
         shown = "" if last.perplexity is None else f", perplexity {last.perplexity:.2f} on the last step"
         screen.note(f"{last.tokens:,} tokens in {timedelta(seconds=round(last.seconds))}{shown}.")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
@@ -509,6 +512,32 @@ def test_twins_of_other_modes_train_what_they_use(plain: str, tmp_path: Path, da
         memory = learned_memory(before)
         unused = memory if mode == "plain" else {name for name in memory if name.startswith(("recall", "summary"))}
         assert changed == {name for name in before if "lora" in name or name in memory - unused}
+
+
+def test_two_processes_train_what_one_with_twice_the_batch_does(plain: str, tmp_path: Path, data: list[str]) -> None:
+    stage = Stage(steps=3, segments=3, batch=2, tasks={"text": 1, "cloze": 1}, recall=0.1)
+    recipe = replace(RECIPE, stages=(stage,))
+    (tmp_path / "two.json").write_text(recipe.to_json())
+    port = str(20_000 + os.getpid() % 20_000)
+    processes = []
+    for rank in range(2):
+        arguments = ["train", *data, "--recipe", str(tmp_path / "two.json"), "--out", str(tmp_path / "two")]
+        arguments += ["--model", plain, "--dtype", "float32", "--device", "cpu"]
+        world = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", f"from hmt_memory.cli import main; main({arguments!r})"],
+                env={**os.environ, **world, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    (out, said), (quiet, _) = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert out == f"{tmp_path / 'two' / 'adapter'}\n" and quiet == ""
+    list(trainer(plain, replace(recipe, stages=(replace(stage, batch=4),)), tmp_path / "one", data).run())
+    torch.testing.assert_close(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), rtol=1e-3, atol=1e-4)
 
 
 def test_the_default_config_is_the_paper_s() -> None:
