@@ -331,6 +331,21 @@ def test_a_stream_gives_the_same_pool_at_a_step_whenever_it_is_asked() -> None:
         Stream(lambda: [], seed=0)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the datasets package
+def test_a_dataset_by_name_is_streamed(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    rows = [{"body": f"row {number}"} for number in range(300)]
+    (tmp_path / "set/data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = open_sources([f"hf:{tmp_path / 'set'}:train:body"], encode, seed=1)
+    assert isinstance(source, Stream)
+    names = {bytes(one.ids.tolist()).decode() for step in (0, 40, 80) for one in source.at(step)}
+    assert names <= {row["body"] for row in rows} and len(names) > 256
+    with pytest.raises(InputError, match="no column 'text' but body"):
+        open_sources([f"hf:{tmp_path / 'set'}"], encode)
+    with pytest.raises(InputError, match="does not load"):
+        open_sources([f"hf:{tmp_path / 'none'}"], encode)
+
+
 # --- recipes ------------------------------------------------------------------------------------------------------------
 
 

@@ -164,7 +164,9 @@ def _of_hub(name: str, encode: Encode) -> Callable[[], Iterator[Document]]:
     try:
         import datasets
     except ImportError as error:
-        raise MissingDependencyError("datasets by name need the datasets package. Run: pip install datasets") from error
+        raise MissingDependencyError(
+            "datasets by name need the datasets package. Run: pip install 'hmt-memory[train]'"
+        ) from error
     path, split, column, *_ = [*name.split(":"), "", ""]
     split, column = split or "train", column or "text"
 
