@@ -78,7 +78,7 @@ def ask(folder: str) -> None:
     show_recalled(reply.recalled, Screen(Console(highlight=False), sys.stdout))
     report(reply, tokens)
     if not model.is_trained:
-        print("Recall is untrained: in so short a talk the first segment leads for most questions. This shows the way only.")
+        print("The memory parameters are untrained: the passage came back by its words alone.")
     print(f"The record after an exit without closing: {'whole' if store.verify().ok else 'damaged'}.")
     store.close()
 

@@ -149,13 +149,13 @@ def note_if_untrained(model: HMTModel, screen: Screen, state: HMTState | None = 
     """One sentence while the memory parameters are untrained: what answers rest on, of a stream that `state` has read."""
     if model.is_trained:
         return
-    visible = model.config.recent_tokens or 0 if state is None else visible_tokens(model, state)
-    whole = state is not None and state.tokens == visible
-    rests_on = "the text itself, which the view holds whole" if whole else f"the last {visible:,} tokens"
-    screen.note(
-        "The memory parameters are untrained: recalled passages and the memorisation prompt carry little yet; "
-        f"answers rest on {rests_on}."
-    )
+    if state is None:
+        rests_on = f"the last {model.config.recent_tokens or 0:,} tokens and passages recalled by their words"
+    else:
+        visible = visible_tokens(model, state)
+        whole = state.tokens == visible
+        rests_on = "the text itself, which the view holds whole" if whole else f"the last {visible:,} tokens"
+    screen.note(f"The memory parameters are untrained: the memorisation prompt carries little yet; answers rest on {rests_on}.")
 
 
 def ask(
