@@ -451,6 +451,9 @@ def train(
     ] = TrainMode.hmt,
     scale: Annotated[float, typer.Option(min=0.0001, help="This share of the recipe's steps.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.", show_default=False)] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="An adapter to go on from, instead of untrained memory.", show_default=False)
+    ] = None,
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the recipe as JSON and stop.")] = False,
     model: Name = DEFAULT_MODEL,
     dtype: Precision = Dtype.auto,
@@ -465,7 +468,7 @@ def train(
         return
     experiments.check_sources(sources or [])
     screen = terminal.Screen.standard()
-    experiments.train(sources or [], out, screen, recipe=chosen, model=model, dtype=dtype.value, device=device)
+    experiments.train(sources or [], out, screen, recipe=chosen, start=start, model=model, dtype=dtype.value, device=device)
 
 
 evaluation = typer.Typer(no_args_is_help=True, help="Measure what memory gains; each writes JSON, Markdown and a picture.")

@@ -53,7 +53,17 @@ def changed(recipe: Recipe, *, mode: str, seed: int | None, scale: float) -> Rec
     return found.in_mode(mode)  # type: ignore[arg-type]
 
 
-def train(sources: Sequence[str], folder: Path, screen: Screen, *, recipe: Recipe, model: str, dtype: str, device: str) -> None:
+def train(
+    sources: Sequence[str],
+    folder: Path,
+    screen: Screen,
+    *,
+    recipe: Recipe,
+    start: Path | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
     """Begin or resume a run, show it, and say what it left."""
     from .train import Trainer, open_sources, prepare
     from .train.plot import plot_run
@@ -62,9 +72,10 @@ def train(sources: Sequence[str], folder: Path, screen: Screen, *, recipe: Recip
     if accelerator is not None and not accelerator.is_main_process:
         screen = Screen(Console(quiet=True), StringIO())  # one of them speaks
     with screen.notes.status(f"loading {model} and the training text"):
-        loaded = prepare(model, recipe, dtype=dtype, device=str(accelerator.device) if accelerator else device)
+        place = str(accelerator.device) if accelerator else device
+        loaded = prepare(model, recipe, start=start, dtype=dtype, device=place)
         documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
-        trainer = Trainer(loaded, recipe, documents, folder, sources=sources, accelerator=accelerator)
+        trainer = Trainer(loaded, recipe, documents, folder, sources=sources, start=start, accelerator=accelerator)
     if trainer.step:
         screen.note(f"Resumed at step {trainer.step} of {recipe.steps}.")
     screen.note(f"{trainer.trainable:,} parameters learn, in {recipe.steps} steps.")

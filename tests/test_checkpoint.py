@@ -14,6 +14,7 @@ from test_reading import same
 from tiny import SMALL, byte_tokenizer, random_ids, randomize, tiny_causal_lm
 
 from hmt_memory import HMTConfig, HMTModel
+from hmt_memory.backbone import Backbone
 from hmt_memory.errors import BackboneError, CheckpointError, ConfigError, ModelNotFoundError
 
 
@@ -248,3 +249,19 @@ def test_saving_again_does_not_touch_a_file_that_is_being_read(saved: tuple[HMTM
 def test_defaults_are_saved_resolved(backbone_folder: Path, tmp_path: Path) -> None:
     load(backbone_folder, config=HMTConfig(segment_length=16, sensory_length=2)).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "hmt_config.json").read_text())["config"]["summary_length"] == 8
+
+
+def test_an_adapter_tells_nothing_of_the_machine(backbone_folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = HMTModel.from_pretrained(backbone_folder, config=SMALL)
+    causal_lm = get_peft_model(plain.backbone.causal_lm, LoraConfig(r=2, target_modules="all-linear"))
+    backbone = Backbone(causal_lm, plain.backbone.tokenizer, name="some-model")
+    HMTModel(backbone, SMALL).save_pretrained(tmp_path / "adapter")
+    files = [path for path in (tmp_path / "adapter").rglob("*") if path.is_file()]
+    assert {path.name for path in files} == {
+        *("hmt_config.json", "hmt_memory.safetensors", "adapter_config.json", "adapter_model.safetensors")
+    }
+    assert not any(str(tmp_path.parent).encode() in path.read_bytes() for path in files)
+    held = json.loads((tmp_path / "adapter/backbone_adapter/adapter_config.json").read_text())
+    assert held["base_model_name_or_path"] == "some-model"

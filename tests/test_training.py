@@ -529,6 +529,28 @@ def test_twins_of_other_modes_train_what_they_use(plain: str, tmp_path: Path, da
         assert changed == {name for name in before if "lora" in name or name in memory - unused}
 
 
+def test_a_run_goes_on_from_an_adapter(plain: str, tmp_path: Path, data: list[str]) -> None:
+    list(trainer(plain, RECIPE, tmp_path / "first", data).run())
+    start = tmp_path / "first/adapter"
+    recipe = replace(RECIPE, stages=(Stage(steps=1, segments=2),), learning_rate=1e-9)
+    model = prepare(plain, recipe, start=start, dtype="float32")
+    run = Trainer(model, recipe, open_sources(data, model.backbone.encode), tmp_path / "second", sources=data, start=start)
+    list(run.run())
+    torch.testing.assert_close(weights_of(tmp_path / "second"), weights_of(tmp_path / "first"), rtol=1e-4, atol=1e-6)
+    changed = {
+        name
+        for name, value in weights_of(tmp_path / "second").items()
+        if not torch.equal(value, weights_of(tmp_path / "first")[name])
+    }
+    assert any("lora" in name for name in changed) and "memory_input.centre" not in changed
+    for other, words in (
+        (replace(recipe, config=replace(recipe.config, segment_length=20)), "segment_length"),
+        (replace(recipe, lora_rank=0), "LoRA"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            prepare(plain, other, start=start, dtype="float32")
+
+
 def test_two_processes_train_what_one_with_twice_the_batch_does(plain: str, tmp_path: Path, data: list[str]) -> None:
     stage = Stage(steps=3, segments=3, batch=2, tasks={"text": 1, "cloze": 1}, recall=0.1)
     recipe = replace(RECIPE, stages=(stage,))

@@ -20,6 +20,7 @@ import torch
 
 from .. import weights
 from ..backbone import Backbone
+from ..checkpoint import without_advice
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..model import HMTModel
 from .examples import IGNORED, Example
@@ -56,12 +57,20 @@ class StepReport:
     seconds: float  # spent in steps, over all sittings
 
 
-def prepare(name: str, recipe: Recipe, *, dtype: str = "auto", device: str = "auto") -> HMTModel:
+def prepare(
+    name: str, recipe: Recipe, *, start: str | Path | None = None, dtype: str = "auto", device: str = "auto"
+) -> HMTModel:
     """A backbone ready to be trained by a recipe: LoRA around it, or its own weights unfrozen.
 
+    Args:
+        start: an adapter to go on from; it must have the recipe's configuration.
+
     Raises:
-        MissingDependencyError: LoRA needs peft. ConfigError: the backbone has none of `lora_targets`.
+        MissingDependencyError: LoRA needs peft. ConfigError: the backbone has none of `lora_targets`, or `start` is of another
+        configuration or has no LoRA to go on with.
     """
+    if start is not None:
+        return _from_adapter(name, recipe, Path(start), dtype=dtype, device=device)
     causal_lm, tokenizer = weights.load(name, dtype=dtype, device=device)
     causal_lm.requires_grad_(recipe.lora_rank == 0)
     if recipe.lora_rank:
@@ -69,6 +78,26 @@ def prepare(name: str, recipe: Recipe, *, dtype: str = "auto", device: str = "au
     if Path(name).expanduser().exists():
         name = str(Path(name).expanduser().resolve())
     return HMTModel(Backbone(causal_lm, tokenizer, name=name), recipe.config)
+
+
+def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMTModel:
+    model = HMTModel.from_pretrained(name, adapter=start, **options)
+    differ = [
+        field
+        for field in ("segment_length", "summary_length", "sensory_length", "recall_dim", "memory_tokens", "memory_input")
+        if getattr(model.config, field) != getattr(recipe.config.resolve(**_sizes(model)), field)
+    ]
+    if differ:
+        raise ConfigError(f"{start} has another {', '.join(differ)} than the recipe. Train it with its own configuration.")
+    if bool(recipe.lora_rank) != model.backbone.has_adapter:
+        raise ConfigError(f"{start} {'has no LoRA' if recipe.lora_rank else 'has LoRA'}, unlike the recipe. Change lora_rank.")
+    for parameter_name, value in model.backbone.causal_lm.named_parameters():
+        value.requires_grad_("lora_" in parameter_name or not recipe.lora_rank)
+    return model
+
+
+def _sizes(model: HMTModel) -> dict[str, Any]:
+    return {"hidden_size": model.backbone.hidden_size, "positions": model.backbone.positions}
 
 
 def _with_lora(causal_lm: Any, recipe: Recipe) -> Any:
@@ -86,7 +115,8 @@ def _with_lora(causal_lm: Any, recipe: Recipe) -> Any:
     )
     dtype = causal_lm.get_input_embeddings().weight.dtype
     try:
-        wrapped = get_peft_model(causal_lm, chosen, autocast_adapter_dtype=False)
+        with without_advice():
+            wrapped = get_peft_model(causal_lm, chosen, autocast_adapter_dtype=False)
     except ValueError as error:
         raise ConfigError(f"lora_targets: {error}") from error
     for value in wrapped.parameters():
@@ -106,6 +136,7 @@ class Trainer:
         folder: str | Path,
         *,
         sources: Sequence[str] = (),
+        start: str | Path | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         """Continue the run in `folder`, or begin one.
@@ -113,6 +144,7 @@ class Trainer:
         Args:
             model: as `prepare` gives it.
             sources: names of the data, recorded beside the recipe.
+            start: the adapter that `prepare` went on from: it is measured already.
             accelerator: for several devices; None: the model's device alone.
 
         Raises:
@@ -124,11 +156,13 @@ class Trainer:
         self._world: int = accelerator.num_processes if accelerator else 1
         self._trained = _groups(model, recipe)
         self._fixed = {name: value for name, value in model.memory_parameters().items() if not value.requires_grad}
-        if not self._checkpoints():
+        if not self._checkpoints() and start is None:
             model.calibrate(self._sample())
         self._optimizer = MasterAdamW(self._trained, weight_decay=recipe.weight_decay, clip=recipe.clip)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self._begin({"model": model.backbone.name, "sources": list(sources), "recipe": recipe.to_dict()})
+        self._begin(
+            {"model": model.backbone.name, "sources": list(sources), "start": start and str(start), "recipe": recipe.to_dict()}
+        )
 
     @property
     def trainable(self) -> int:
