@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import BackboneError, InputError
+from .lora import Merged, merge
 
 _CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")  # attention families, Mamba, RWKV
 # Relative differences that rounding explains: of one row computed twice, and of logits computed in two ways.
@@ -38,6 +39,8 @@ class Backbone(nn.Module):
 
     def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
         super().__init__()
+        self.merged: Merged | None = None  # a LoRA adapter that is in the weights
+        self._before_merging: str | None = None
         plain: Any = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
         self.name = name or str(getattr(plain, "name_or_path", "") or "unnamed")
         config = getattr(plain, "config", None)
@@ -153,11 +156,21 @@ class Backbone(nn.Module):
             "weights_digest": self._digest(),
         }
 
+    def merge_lora(self, folder: Path) -> bool:
+        """Merge the LoRA adapter in `folder` into the weights; False, and nothing changed, where PEFT is needed for it."""
+        digest = self._digest()
+        self.merged = merge(self.causal_lm, folder)
+        if self.merged is not None:
+            self._before_merging = digest
+        return self.merged is not None
+
     def _digest(self) -> str | None:
         """Of 64 values of every weight, rounded to bf16: the same for fp32 and bf16, None in other precisions.
 
         RWKV rescales its weights when it turns from training to eval mode, so there only the embeddings count.
         """
+        if self.merged is not None:
+            return self._before_merging
         if self.dtype not in (torch.float32, torch.bfloat16):
             return None
         embeddings = getattr(self.embedding, "original_module", self.embedding).weight
@@ -173,8 +186,14 @@ class Backbone(nn.Module):
             self.tokenizer.save_pretrained(folder)
 
     def adapter_parameters(self) -> list[tuple[str, Tensor]]:
-        """The parameters of a PEFT adapter by name; none without one."""
-        return sorted((name, value) for name, value in self.causal_lm.named_parameters() if self._of_adapter(name))
+        """The parameters of an adapter by name, merged or not; none without one."""
+        if self.merged is not None:
+            return sorted(self.merged.tensors.items())
+        active = f".{getattr(self.causal_lm, 'active_adapter', '')}."
+        found = (
+            (name.replace(active, "."), value) for name, value in self.causal_lm.named_parameters() if self._of_adapter(name)
+        )
+        return sorted(found, key=lambda one: one[0])
 
     @property
     def has_adapter(self) -> bool:

@@ -41,7 +41,7 @@ def save(model: HMTModel, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file. Name a folder for the checkpoint.")
     folder.mkdir(parents=True, exist_ok=True)
-    _save_adapter(model.backbone.causal_lm, folder, model.backbone.name)
+    _save_adapter(model.backbone, folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.memory_parameters().items()}
     _replace(folder / MEMORY_FILE, to_bytes(tensors))
     content = {
@@ -52,22 +52,30 @@ def save(model: HMTModel, folder: Path) -> None:
     _replace(folder / CONFIG_FILE, json.dumps(content, indent=2).encode())
 
 
-def _save_adapter(causal_lm: Any, folder: Path, backbone: str) -> None:
-    """Replace the adapter folder by the active PEFT adapter of `causal_lm`, or by nothing where there is none."""
+def _save_adapter(backbone: Backbone, folder: Path) -> None:
+    """Replace the adapter folder by the backbone's adapter, merged or active in PEFT, or by nothing where there is none."""
     target = folder / ADAPTER_FOLDER
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as scratch:
-        if hasattr(causal_lm, "peft_config"):
-            name = causal_lm.active_adapter
-            causal_lm.save_pretrained(Path(scratch) / "new", selected_adapters=[name])
-            written = Path(scratch) / "new" / name  # PEFT nests every adapter but the one called "default"
-            source = written if written.is_dir() else Path(scratch) / "new"
-            _without_paths(source, backbone)
-        else:
-            source = None
+        source = _written_adapter(backbone, Path(scratch) / "new")
         if target.exists():
             target.rename(Path(scratch) / "old")
         if source is not None:
             source.rename(target)
+
+
+def _written_adapter(backbone: Backbone, folder: Path) -> Path | None:
+    if backbone.merged is not None:
+        folder.mkdir()
+        for name, content in backbone.merged.files.items():
+            (folder / name).write_bytes(content)
+        return folder
+    if not backbone.has_adapter:
+        return None
+    name = backbone.causal_lm.active_adapter
+    backbone.causal_lm.save_pretrained(folder, selected_adapters=[name])
+    written = folder / name if (folder / name).is_dir() else folder  # PEFT nests every adapter but the one called "default"
+    _without_paths(written, backbone.name)
+    return written
 
 
 def _without_paths(folder: Path, backbone: str) -> None:
@@ -87,6 +95,7 @@ def load_model(
     config: HMTConfig | None,
     dtype: str | torch.dtype,
     device: str,
+    merge: bool,
     options: Mapping[str, Any],
 ) -> HMTModel:
     """What `HMTModel.from_pretrained` does; see there."""
@@ -103,8 +112,9 @@ def load_model(
         return cls(Backbone(causal_lm, tokenizer, name=name), config or HMTConfig()).eval()
     backbone = Backbone(causal_lm, tokenizer, name=name)
     _check_backbone(Path(adapter), stored["backbone"], backbone.identity())
-    if (Path(adapter) / ADAPTER_FOLDER).is_dir():
-        backbone = Backbone(_with_peft(causal_lm, Path(adapter) / ADAPTER_FOLDER), tokenizer, name=name)
+    files = Path(adapter) / ADAPTER_FOLDER
+    if files.is_dir() and not (merge and _merged(backbone, files)):
+        backbone = Backbone(_with_peft(causal_lm, files), tokenizer, name=name)
     model = cls(backbone, HMTConfig.from_dict(stored["config"]))
     load_memory(model, Path(adapter))
     return model.eval()
@@ -178,6 +188,13 @@ def _check_backbone(folder: Path, stored: Mapping[str, Any], found: Mapping[str,
                 f"{folder} was made for {stored.get('name')}: its {key} is {stored.get(key)}, that of {found['name']} is "
                 f"{found[key]}. Load the backbone it was made for."
             )
+
+
+def _merged(backbone: Backbone, files: Path) -> bool:
+    try:
+        return backbone.merge_lora(files)
+    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"the LoRA adapter in {files} does not load: {error}") from error
 
 
 def _with_peft(causal_lm: Any, folder: Path) -> Any:

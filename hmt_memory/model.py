@@ -145,6 +145,7 @@ class HMTModel(nn.Module):
         config: HMTConfig | None = None,
         dtype: str | torch.dtype = "auto",
         device: str = "auto",
+        merge: bool = True,
         **options: Any,
     ) -> HMTModel:
         """Load a backbone, frozen and in eval mode, and the memory parameters of an adapter folder if there is one.
@@ -156,6 +157,8 @@ class HMTModel(nn.Module):
             config: sizes for an untrained model; with an adapter its own configuration holds.
             dtype: "auto": bf16 where the hardware multiplies it natively, else fp32; or a torch dtype or its name.
             device: "auto": CUDA, else MPS, else CPU; or a torch device.
+            merge: whether a LoRA adapter is merged into the backbone's weights, which is faster; False: it stays beside
+                them, in PEFT, and can be trained on.
             options: passed to transformers' `from_pretrained`.
 
         Raises:
@@ -164,7 +167,7 @@ class HMTModel(nn.Module):
         from . import checkpoint
 
         return checkpoint.load_model(
-            cls, str(name), adapter=adapter, config=config, dtype=dtype, device=device, options=options
+            cls, str(name), adapter=adapter, config=config, dtype=dtype, device=device, merge=merge, options=options
         )
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from tiny import SMALL, byte_tokenizer, random_ids, randomize, tiny_causal_lm
 
 from hmt_memory import HMTConfig, HMTModel
 from hmt_memory.backbone import Backbone
-from hmt_memory.errors import BackboneError, CheckpointError, ConfigError, ModelNotFoundError
+from hmt_memory.errors import BackboneError, CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
+from hmt_memory.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_a_peft_adapter_travels_with_the_checkpoint(backbone_folder: Path, tmp_p
     model.save_pretrained(tmp_path / "adapter")
     assert (tmp_path / "adapter" / "backbone_adapter" / "adapter_model.safetensors").is_file()
     again = load(tmp_path / "adapter")
-    assert same(again.read(random_ids(90)), model.read(random_ids(90)), 1e-6)
+    assert same(again.read(random_ids(90)), model.read(random_ids(90)), 1e-5)  # merged: rounded once more
     assert not same(again.read(random_ids(90)), randomize(load(backbone_folder, config=SMALL)).read(random_ids(90)), 1e-3)
 
 
@@ -111,7 +113,65 @@ def test_named_adapters_and_trained_embeddings_travel_too(backbone_folder: Path,
             with torch.no_grad():
                 model.backbone.embedding.weight.add_(0.1)
         model.save_pretrained(tmp_path / name)
-        assert same(load(tmp_path / name).read(random_ids(90)), model.read(random_ids(90)), 1e-6)
+        assert same(load(tmp_path / name).read(random_ids(90)), model.read(random_ids(90)), 1e-5)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "down_proj"]])
+def test_a_merged_adapter_is_the_same_model(backbone_folder: Path, tmp_path: Path, targets: Any) -> None:
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=3, lora_alpha=5, target_modules=targets, init_lora_weights=False)
+    peft_model(backbone_folder, lora).save_pretrained(tmp_path / "one")
+    merged, beside = load(tmp_path / "one"), load(tmp_path / "one", merge=False)
+    assert merged.backbone.merged is not None and beside.backbone.has_adapter and not merged.backbone.has_adapter
+    assert same(merged.read(random_ids(90)), beside.read(random_ids(90)), 1e-5)
+    assert fingerprint(merged) == fingerprint(beside)
+    assert merged.backbone.identity() == beside.backbone.identity()
+    merged.save_pretrained(tmp_path / "two")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        one, two = (tmp_path / folder / "backbone_adapter" / name for folder in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    assert fingerprint(load(tmp_path / "two")) == fingerprint(merged)
+
+
+@pytest.mark.parametrize(
+    "more", [{"use_dora": True}, {"use_rslora": True}, {"bias": "all"}, {"rank_pattern": {"q_proj": 1}}], ids=str
+)
+def test_an_adapter_that_is_more_than_lora_is_left_to_peft(backbone_folder: Path, tmp_path: Path, more: Any) -> None:
+    from peft import LoraConfig
+
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **more)
+    model = peft_model(backbone_folder, lora)
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert again.backbone.merged is None and again.backbone.has_adapter
+    assert same(again.read(random_ids(90)), model.read(random_ids(90)), 1e-6)
+
+
+def test_a_merged_adapter_needs_no_peft(backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import LoraConfig
+
+    peft_model(backbone_folder, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert load(tmp_path).backbone.merged is not None
+    with pytest.raises(MissingDependencyError, match="hmt-memory\\[train\\]"):
+        load(tmp_path, merge=False)
+
+
+@pytest.mark.parametrize("damage", ["torn", "other", "gone"])
+def test_a_damaged_adapter_is_named(backbone_folder: Path, tmp_path: Path, damage: str) -> None:
+    from peft import LoraConfig
+
+    peft_model(backbone_folder, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    path = tmp_path / "backbone_adapter/adapter_model.safetensors"
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:100])
+    elif damage == "gone":
+        path.unlink()
+    else:
+        save_file({name: value[..., :1].contiguous() for name, value in load_file(path).items()}, path)
+    with pytest.raises(CheckpointError, match="backbone_adapter"):
+        load(tmp_path)
 
 
 def test_an_old_adapter_does_not_outlive_the_checkpoint_it_belongs_to(backbone_folder: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ MODULES = sorted(FILES)
 ORDER = [
     "errors",
     "config",
+    "lora",
     "backbone",
     "weights",
     "chat",

@@ -81,7 +81,7 @@ def prepare(
 
 
 def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMTModel:
-    model = HMTModel.from_pretrained(name, adapter=start, **options)
+    model = HMTModel.from_pretrained(name, adapter=start, merge=False, **options)
     differ = [
         field
         for field in ("segment_length", "summary_length", "sensory_length", "recall_dim", "memory_tokens", "memory_input")
