@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "hmt_config.json"
 MEMORY_FILE = "hmt_memory.safetensors"
 ADAPTER_FOLDER = "backbone_adapter"
+UNTRAINED = "none"  # asks for no adapter, where there is one by default
 
 
 def save(model: HMTModel, folder: Path) -> None:
@@ -101,6 +102,9 @@ def load_model(
     """What `HMTModel.from_pretrained` does; see there."""
     if adapter is None and (Path(name) / CONFIG_FILE).is_file():
         adapter, name = name, str(_read_config(Path(name))["backbone"].get("name"))
+    if adapter is None and config is None:
+        adapter = weights.bundled_adapter(name)
+    adapter = None if str(adapter) == UNTRAINED else adapter
     if Path(name).expanduser().exists():
         name = str(Path(name).expanduser().resolve())  # recorded in checkpoints, which are loaded from anywhere
     if adapter is not None and not Path(adapter).is_dir():

@@ -52,7 +52,9 @@ Name = Annotated[
     str,
     typer.Option("--model", "-m", envvar="HMT_MODEL", help="Bundled name, hub id, model folder or .gguf file."),
 ]
-Adapter = Annotated[Path | None, typer.Option(help="Folder with trained memory parameters.", show_default=False)]
+Adapter = Annotated[
+    Path | None, typer.Option(help="Folder with trained memory parameters; none: untrained.", show_default=False)
+]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token; higher varies more.")]
 TopP = Annotated[float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens with this much probability.")]

