@@ -160,26 +160,29 @@ PAPER = Recipe(
     activations="recompute",
 )
 PAPER_LORA = replace(PAPER, config=HMTConfig(segment_length=256), lora_rank=8, learning_rate=1e-4, decay=0.7)
-# For a small model on two CPU cores: short segments, memories that enter by what sets them apart, and text that returns.
+# For a small model on two CPU cores (docs/LOG.md): short segments, memories that enter by what sets them apart, distillation
+# from the backbone that sees more, then recall over text that returns.
 COMPACT = Recipe(
     stages=(
-        Stage(steps=300, segments=3, mode="rmt", batch=4, distillation=1.0),
+        Stage(steps=400, segments=6, mode="rmt", batch=2, distillation=1.0, next_token=0.1),
         Stage(
-            steps=300,
+            steps=200,
             segments=3,
             before=6,
-            batch=4,
+            batch=2,
             distillation=1.0,
+            next_token=0.1,
             recall=0.05,
             tasks={"text": 3, "recitation": 1, "cloze": 1},
         ),
     ),
-    config=HMTConfig(segment_length=128, memory_tokens=4, memory_input="centred", recall_dim=128),
-    learning_rate=5e-4,
-    memory_learning_rate=5e-4,
+    config=HMTConfig(segment_length=128, memory_tokens=8, memory_input="centred", recall_dim=128),
+    learning_rate=1e-3,
+    memory_learning_rate=1e-3,
     prompt_learning_rate=5e-3,
     schedule="cosine",
     warmup=10,
     teacher_tokens=256,
+    checkpoint_every=25,
 )
 PRESETS = {"paper": PAPER, "paper-lora": PAPER_LORA, "compact": COMPACT}
