@@ -182,6 +182,27 @@ def test_text_before_is_read_without_gradient_and_is_remembered() -> None:
         unrolled_losses(model, [Example(ids, ids, before=ids[:5])], Weights(1.0))
 
 
+def test_the_teacher_is_the_backbone_itself_and_sees_the_text_before(plain: str) -> None:
+    """Row by row: the divergence from the backbone without its adapter, over at least so many tokens of context."""
+    model = prepare(plain, replace(RECIPE, config=SMALL), dtype="float32").eval()
+    for name, value in model.backbone.causal_lm.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, std=0.3)
+    ids = random_ids(8 * L)
+    row = Example(ids[2 * L :], ids[2 * L :], before=ids[: 2 * L])
+    with torch.no_grad():
+        found = unrolled_losses(model, [row], Weights(0.0, 1.0), teacher_tokens=L + 3)
+        student = model(row.ids[None], state=model.read(row.before)).logits[0].log_softmax(-1)
+        with model.backbone.without_adapter():
+            hidden = [  # in passes over four segments
+                model.backbone.body(model.backbone.embed(ids[first - L - 3 : first + 4 * L][None]))[0, L + 3 :]
+                for first in (2 * L, 6 * L)
+            ]
+            teacher = model.backbone.head(torch.cat(hidden)).log_softmax(-1)
+    expected = torch.nn.functional.kl_div(student[:-1], teacher[:-1], log_target=True, reduction="sum")
+    assert found.distillation == pytest.approx(float(expected), rel=1e-4) and found.distillation > 0.1
+
+
 def test_recall_loss_sees_evidence_in_the_text_before_and_forgets_what_is_out_of_the_window() -> None:
     model = trainable(tiny_model(config=replace(SMALL, recall_window=2)))
     ids = random_ids(5 * L)

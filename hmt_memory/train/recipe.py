@@ -64,7 +64,7 @@ class Recipe:
     warmup: int = 0
     clip: float = 1.0  # largest norm of the gradient
     accumulate: int = 1  # micro-batches a step
-    teacher_tokens: int = 512
+    teacher_tokens: int = 512  # that the teacher sees verbatim before a segment, at least
     activations: Activations = "keep"
     checkpoint_every: int = 50
     seed: int = 0

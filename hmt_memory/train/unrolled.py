@@ -23,6 +23,7 @@ from .losses import Weights, recall_loss, token_losses
 if TYPE_CHECKING:
     from ..model import HMTModel, Step
 
+_TAUGHT_AT_ONCE = 4  # segments a pass of the teacher
 Activations = Literal["keep", "recompute", "offload"]
 
 
@@ -36,7 +37,6 @@ class Losses(NamedTuple):
     tokens: int  # predictions that counted
     recalls: int  # segments whose evidence is known
     recalled: int  # of them: the largest weight fell on the evidence
-    positions: int  # through the backbone, forward
 
 
 def unrolled_losses(
@@ -52,8 +52,8 @@ def unrolled_losses(
     Args:
         activations: `keep` for speed; `recompute` for memory that hardly grows with the number of segments, at the price
             of one more forward pass; `offload` keeps them on the CPU, as the authors do.
-        teacher_tokens: with `weights.distillation`, how many tokens before a segment the teacher sees verbatim. The
-            teacher is the backbone itself, without its adapter.
+        teacher_tokens: with `weights.distillation`, how many tokens before a segment the teacher sees verbatim, or more.
+            The teacher is the backbone itself, without its adapter.
     """
     states = model.states(None, len(examples))
     if any(len(example.before) for example in examples):
@@ -89,15 +89,14 @@ class _TrainingSteps(Steps):
         self._tokens = [torch.zeros((), device=device)]
         self._recall = [torch.zeros((), device=device)]
         self._sums = torch.zeros(2, device=device)
-        self._counts = {"tokens": 0, "recalls": 0, "recalled": 0, "positions": 0}
+        self._taught: dict[tuple[int, int], Tensor] = {}
+        self._counts = {"tokens": 0, "recalls": 0, "recalled": 0}
 
     def summarize(self, segments: Sequence[Tensor]) -> Tensor:
-        self._counts["positions"] += sum(min(len(ids), self.model.config.summary_length or 0) + 2 for ids in segments)
         return self._saved(super().summarize, segments)
 
     def read(self, turn: Turn) -> Step:
         prompt = self._recalled(turn)
-        self._counts["positions"] += sum(map(len, (*turn.tails, *turn.segments))) + 2 * prompt.shape[1] * len(turn.rows)
         step: Step = self._saved(self.model.augment, prompt, turn.tails, turn.segments)
         targets = [self._targets[row][turn.number].to(prompt.device) for row in turn.rows]
         if any(bool((target != IGNORED).any()) for target in targets):
@@ -124,17 +123,30 @@ class _TrainingSteps(Steps):
 
     def _teach(self, turn: Turn) -> Tensor:
         """Hidden states of the backbone itself where it sees the text before each segment verbatim."""
-        length, rows = self.model.config.segment_length, []
-        for row, ids in zip(turn.rows, turn.segments, strict=True):
+        wanted = [(row, turn.number) for row in turn.rows]
+        if any(key not in self._taught for key in wanted):
+            self._taught = self._teach_ahead(turn)
+        return torch.cat([self._taught[key] for key in wanted])
+
+    def _teach_ahead(self, turn: Turn) -> dict[tuple[int, int], Tensor]:
+        """One pass over the next few segments of each row: their contexts overlap. By row and segment: [t, d]."""
+        length, texts, starts = self.model.config.segment_length, [], []
+        for row in turn.rows:
             example = self._examples[row]
             text = torch.cat([example.before, example.ids])
             start = len(example.before) + turn.number * length
-            rows.append((text[max(0, start - self._teacher) : start + len(ids)], len(ids)))
-        with torch.no_grad(), self.model.backbone.without_adapter():
-            backbone = self.model.backbone
-            padded = torch.nn.utils.rnn.pad_sequence([ids for ids, _ in rows], batch_first=True).to(backbone.device)
+            first = max(0, start - self._teacher)
+            texts.append(text[first : start + _TAUGHT_AT_ONCE * length])
+            starts.append(start - first)
+        backbone = self.model.backbone
+        with torch.no_grad(), backbone.without_adapter():
+            padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(backbone.device)
             hidden = backbone.body(backbone.embed(padded))
-        return torch.cat([one[len(ids) - count : len(ids)] for one, (ids, count) in zip(hidden, rows, strict=True)])
+        return {
+            (row, turn.number + at): part
+            for row, one, text, start in zip(turn.rows, hidden, texts, starts, strict=True)
+            for at, part in enumerate(one[start : len(text)].split(length))
+        }
 
     def losses(self) -> Losses:
         return Losses(
