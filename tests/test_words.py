@@ -126,8 +126,7 @@ def test_a_fact_comes_back_by_its_words(store: MemoryStore, selection: Any) -> N
         session.add(user("The door code is 4071." if turn == 21 else "".join(chance.choice("abcdef ") for _ in range(40))))
     found = session.recall("What is the code of the door?", top_k=3)
     assert "4071" in " ".join(one.text for one in found) and found[0].weight > 0.1  # segments of 16 characters
-    reply = session.reply(user("What is the code of the door?"), max_new_tokens=1)
-    next(reply)
+    reply = session.reply(user("What is the code of the door?"), max_new_tokens=1).finish()
     assert reply.recalled and {one.segment for one in reply.recalled} <= {one.segment for one in found}
 
 
