@@ -456,6 +456,9 @@ def train(
     start: Annotated[
         Path | None, typer.Option(help="An adapter to go on from, instead of untrained memory.", show_default=False)
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first: a slow first step, then about twice as fast on a CPU.")
+    ] = False,
     show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the recipe as JSON and stop.")] = False,
     model: Name = DEFAULT_MODEL,
     dtype: Precision = Dtype.auto,
@@ -470,7 +473,17 @@ def train(
         return
     experiments.check_sources(sources or [])
     screen = terminal.Screen.standard()
-    experiments.train(sources or [], out, screen, recipe=chosen, start=start, model=model, dtype=dtype.value, device=device)
+    experiments.train(
+        sources or [],
+        out,
+        screen,
+        recipe=chosen,
+        start=start,
+        compiled=compiled,
+        model=model,
+        dtype=dtype.value,
+        device=device,
+    )
 
 
 evaluation = typer.Typer(no_args_is_help=True, help="Measure what memory gains; each writes JSON, Markdown and a picture.")

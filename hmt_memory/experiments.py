@@ -60,6 +60,7 @@ def train(
     *,
     recipe: Recipe,
     start: Path | None,
+    compiled: bool,
     model: str,
     dtype: str,
     device: str,
@@ -74,6 +75,8 @@ def train(
     with screen.notes.status(f"loading {model} and the training text"):
         place = str(accelerator.device) if accelerator else device
         loaded = prepare(model, recipe, start=start, dtype=dtype, device=place)
+        if compiled:
+            loaded.backbone.compile_blocks()
         documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
         trainer = Trainer(loaded, recipe, documents, folder, sources=sources, start=start, accelerator=accelerator)
     if trainer.step:
@@ -304,9 +307,10 @@ def _tokens_of(name: str, model: HMTModel, tokens: int) -> Tensor:
 def _described(model: HMTModel, adapters: Mapping[str, Path | None]) -> dict[str, Any]:
     named = {f"{kind} adapter": folder for kind, folder in adapters.items() if folder is not None}
     config = model.config
-    sizes = ("segment_length", "summary_length", "sensory_length", "recall_window", "memory_tokens", "memory_input")
+    sizes = ("segment_length", "summary_length", "sensory_length", "recall_window")
+    kinds = ("memory_tokens", "carried_tokens", "memory_input")
     dtype = str(model.backbone.dtype).removeprefix("torch.")
-    return {"model": model.backbone.name, "dtype": dtype, **named, **{name: getattr(config, name) for name in sizes}}
+    return {"model": model.backbone.name, "dtype": dtype, **named, **{name: getattr(config, name) for name in (*sizes, *kinds)}}
 
 
 def _publish(report: Report, out: Path, screen: Screen) -> None:

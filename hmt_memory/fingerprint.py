@@ -33,6 +33,7 @@ _READING = (
     "memory_tokens",
     "memory_input",
 )
+_READING_IF_SET = ("carried_tokens",)  # fields that came later: without them a model is what it was before
 
 
 class Fingerprint(NamedTuple):
@@ -70,7 +71,7 @@ def _compute(model: HMTModel) -> Fingerprint:
         "tokenizer": _tokenizer_digest(model.backbone.tokenizer),
         "memory": _tensors_digest(sorted(model.memory_parameters().items())),
         "adapter": _tensors_digest(model.backbone.adapter_parameters()),
-        "config": {name: config[name] for name in (*_READING, "mode")},
+        "config": {name: config[name] for name in (*_READING, "mode", *filter(config.get, _READING_IF_SET))},
         "start_ids": model.backbone.start_ids(),
     }
     if identity["weights_digest"] is None:

@@ -187,7 +187,7 @@ def recall_segments(model: HMTModel, query: Any, state: HMTState, *, top_k: int 
     length = model.config.segment_length
     with eval_mode(model):
         (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
-    weights = segment_weights(model.recall, summary, model.by_segment(state))
+    weights = segment_weights(model.recall, summary, model.recallable(model.by_segment(state)))
     best = weights.topk(min(top_k, len(weights)))
     return [
         SegmentWeight(segment, weight, (segment * length, (segment + 1) * length))
@@ -223,11 +223,14 @@ class _Context:
         return torch.cat([prompt, backbone.embed(ids)])[None]
 
     def _prompt(self, state: HMTState) -> Tensor:
-        """P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands."""
+        """P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands.
+
+        What is carried is the memory of the last segment that is not visible, whose text the view goes on from.
+        """
         model = self.model
         if model.config.mode != "hmt":
             return model.prompt([None], [model.by_segment(state)])[0]
-        memory, summary = model.by_segment(state)[-model.config.recall_window :], None
+        memory, summary = model.recallable(model.by_segment(state)[-model.config.recall_window :]), None
         if len(memory) or self._recollection is not None:
             visible = self.visible(state)
             (summary,) = model.summarize([visible[-(model.config.summary_length or 1) :]])
@@ -235,8 +238,15 @@ class _Context:
                 memory = self._recollection.memory(summary, state)
                 self._choose(summary, state, len(visible))
         if not model.is_trained:
-            memory = memory[:0]  # P_0: an untrained P in front of an answer derails it (docs/LOG.md)
-        return model.prompt([summary], [memory])[0]
+            return model.initial_memory  # P_0: an untrained P in front of an answer derails it (docs/LOG.md)
+        return model.joined([self._before(state)], model.recalled([summary], [memory]))[0]
+
+    def _before(self, state: HMTState) -> Tensor:
+        """[m, d] the memory of the last segment that is not visible, P_0 where there is none or the state has let it go."""
+        memory = self.model.by_segment(state)
+        hidden = (state.tokens - len(self.visible(state))) // self.model.config.segment_length
+        held = hidden - (state.segments - len(memory))
+        return memory[held - 1] if held > 0 else self.model.initial_memory
 
     def _choose(self, summary: Tensor, state: HMTState, visible: int) -> None:
         """Let the recollection choose what is replayed: for the first view, where the question stands."""

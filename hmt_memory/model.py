@@ -7,7 +7,7 @@ through the same steps. Sequences of unequal length are right-padded: invisible 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -230,22 +230,37 @@ class HMTModel(nn.Module):
         """
         if self.config.mode == "plain":
             return self.initial_memory.new_zeros(len(memories), 0, self.backbone.hidden_size)
-        prompts: list[Tensor] = [self.initial_memory.to(self.backbone.dtype)] * len(memories)
-        memories = [memory.to(self.backbone.dtype) for memory in memories]
-        rows = [row for row, memory in enumerate(memories) if len(memory)]
+        before = [memory[-1] if len(memory) else self.initial_memory for memory in memories]
         if self.config.mode == "rmt":
-            found: Iterable[Tensor] = [memories[row][-1] for row in rows]
-        elif rows:
-            found = self._recalled([summaries[row] for row in rows], [memories[row] for row in rows])
-        else:
-            found = []
-        for row, prompt in zip(rows, found, strict=True):
-            prompts[row] = prompt
+            return torch.stack([memory.to(self.backbone.dtype) for memory in before])
+        return self.joined(before, self.recalled(summaries, [self.recallable(memory) for memory in memories]))
+
+    def recallable(self, memory: Tensor) -> Tensor:
+        """[..., m, d] to [..., m - c, d]: the embeddings of a segment that recall attends to; the first c are carried."""
+        return memory[..., self.config.carried_tokens :, :]
+
+    def joined(self, before: Sequence[Tensor], recalled: Tensor) -> Tensor:
+        """P_n [B, m, d] of what is carried from the segment before, B x M [m, d], and what is recalled [B, m - c, d]."""
+        carried = torch.stack([memory[: self.config.carried_tokens] for memory in before])
+        return torch.cat([carried.to(recalled), recalled], dim=1)
+
+    def recalled(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
+        """Eq. 2-3 over what may be recalled: [B, m - c, d]; of P_0 for a row without memory.
+
+        Args:
+            memories: B x [n_b, m - c, d].
+        """
+        prompts: list[Tensor] = [self.recallable(self.initial_memory).to(self.backbone.dtype)] * len(memories)
+        rows = [row for row, memory in enumerate(memories) if len(memory)]
+        if rows:
+            known = [memories[row].to(self.backbone.dtype) for row in rows]
+            for row, prompt in zip(rows, self._recalled([summaries[row] for row in rows], known), strict=True):
+                prompts[row] = prompt
         return torch.stack(prompts)
 
     def _recalled(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
         counts = torch.tensor([len(memory) for memory in memories], device=memories[0].device)
-        padded = pad_sequence(list(memories), batch_first=True)  # [B, n, m, d]
+        padded = pad_sequence(list(memories), batch_first=True)  # [B, n, m - c, d]
         ragged = int(counts.min()) < padded.shape[1]
         mask = torch.arange(padded.shape[1], device=counts.device) < counts[:, None] if ragged else None
         return self.recall(torch.stack([summary for summary in summaries if summary is not None]), padded, mask).prompt
@@ -290,13 +305,31 @@ class HMTModel(nn.Module):
         if self.config.memory_input != "centred" or entry is None or not self.slots:
             return
         self.initial_memory.copy_(self.memory_input.centre)
-        none = segments[0][:0]
-        found = [self.augment(self.initial_memory[None], [none], [ids]).memory[0].float() for ids in segments]
-        memory = torch.stack(found)  # [S, m, d]
+        memory = self._alone(segments)
         self.memory_input.centre.copy_(memory.mean(dim=0))
         spread = (memory - self.memory_input.centre).pow(2).mean().sqrt()
         torch.nn.init.eye_(entry.weight).mul_(0.5 * self.memory_input.unit / spread)
         self.initial_memory.copy_(self.memory_input.centre)
+
+    @torch.no_grad()
+    def calibrate_recall(self, segments: Sequence[Tensor]) -> None:
+        """Before recall learns with `memory_input="centred"`: scale its scores to a standard deviation of one nat.
+
+        The identity gives several nats whatever is asked, one segment then takes all the weight, and no gradient says which
+        should have had it.
+
+        Args:
+            segments: S tensors [t] of token ids; some tens from the training text.
+        """
+        if self.config.memory_input != "centred" or not self.slots:
+            return
+        scores = torch.einsum("sd,nmd->smn", self.recall.fold(self.summarize(segments)), self.recallable(self._alone(segments)))
+        self.recall.query.weight.div_(scores.std(dim=-1).mean())
+
+    def _alone(self, segments: Sequence[Tensor]) -> Tensor:
+        """[S, m, d] fp32: the memory that each segment leaves where nothing was read before it."""
+        none, first = segments[0][:0], self.initial_memory[None]
+        return torch.stack([self.augment(first, [none], [ids]).memory[0].float() for ids in segments])
 
     # --- using ------------------------------------------------------------------------------------------------------
 
@@ -353,6 +386,11 @@ class HMTModel(nn.Module):
     def slots(self) -> int:
         """m, how many memory embeddings a segment leaves; 0 in plain mode."""
         return 0 if self.config.mode == "plain" else self.config.memory_tokens
+
+    @property
+    def recalled_slots(self) -> int:
+        """m - c, how many memory embeddings of a segment recall attends to: its index keys; 0 in plain mode."""
+        return max(0, self.slots - self.config.carried_tokens)
 
     def by_segment(self, state: HMTState) -> Tensor:
         """The state's memory as [h, m, d]: of all n segments, or of as many of the latest as it holds."""

@@ -74,7 +74,7 @@ class Recall(nn.Module):
 
 
 def segment_weights(recall: Recall, summary: Tensor, memory: Tensor) -> Tensor:
-    """Recall weights [n] of one summary [d] over a whole memory [n, m, d]; empty for an empty memory."""
+    """Recall weights [n] of one summary [d] over a whole memory [n, m, d] that may be recalled; empty for an empty memory."""
     if memory.shape[0] == 0:
         return torch.zeros(0)
     with torch.no_grad():

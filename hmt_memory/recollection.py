@@ -55,7 +55,7 @@ class Candidates(NamedTuple):
 
     query: Tensor  # [d] the folded query
     places: list[tuple[int, int]]  # (shard, position) of each
-    memory: Tensor  # [k, m, d]
+    memory: Tensor  # [k, m, d] of what may be recalled; here and below, m leaves out what is carried
     dropped: int
     ceiling: float  # no memory embedding left out scores higher
 
@@ -71,7 +71,7 @@ def preselect(model: HMTModel, shards: Sequence[Shard], summary: Tensor, k: int,
     with torch.no_grad():
         query = model.recall.fold(summary[None])[0].float()
     found = Candidates(
-        query, [], torch.zeros(0, model.slots, model.backbone.hidden_size, device=query.device), 0, float("-inf")
+        query, [], torch.zeros(0, model.recalled_slots, model.backbone.hidden_size, device=query.device), 0, float("-inf")
     )
     for at, shard in enumerate(shards):
         hits = shard.search(query.cpu().numpy(), k)
@@ -221,7 +221,7 @@ def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> 
 
 def _candidates(model: HMTModel, shards: Sequence[Shard], ids: Tensor, k: int) -> Candidates:
     if model.config.mode != "hmt":
-        none = torch.zeros(0, model.slots, model.backbone.hidden_size)
+        none = torch.zeros(0, model.recalled_slots, model.backbone.hidden_size)
         return Candidates(none.new_zeros(model.backbone.hidden_size), [], none, 0, float("-inf"))
     with torch.no_grad(), eval_mode(model):
         (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
@@ -302,4 +302,6 @@ class ViewRecollection:
     def _beyond(self, state: HMTState) -> Tensor | None:
         """[e, m, d] the memory of segments that are in no row yet, if there are any."""
         beyond = state.segments - self._shards[0].total if self._own else 0
-        return self._model.by_segment(state)[state.held - beyond :] if beyond > 0 else None
+        if beyond <= 0:
+            return None
+        return self._model.recallable(self._model.by_segment(state)[state.held - beyond :])

@@ -39,11 +39,11 @@ def naive_hmt(causal_lm: Any, parameters: dict[str, Tensor], ids: Tensor, config
         elif config.mode == "hmt" and M:
             S = hidden(torch.cat([T, H[:j], T]))[-1:]  # Eq. 1
             slots = []
-            for slot in range(m):
+            for slot in range(config.carried_tokens, m):
                 known = torch.stack([one[slot] for one in M[-N:]])
                 Q, K = S @ Wq, known @ Wk  # Eq. 2
                 slots.append(torch.softmax(Q @ K.T / math.sqrt(Wk.shape[1]), dim=-1) @ known)  # Eq. 3
-            P = torch.cat(slots)
+            P = torch.cat([M[-1][: config.carried_tokens], *slots])
         else:
             P = P0
         if config.mode == "plain":

@@ -39,6 +39,8 @@ def test_every_family_equals_the_naive_loop(family: str) -> None:
         {"mode": "plain"},
         {"memory_tokens": 3},
         {"memory_tokens": 2, "mode": "rmt"},
+        {"memory_tokens": 3, "carried_tokens": 2},
+        {"memory_tokens": 2, "carried_tokens": 1, "memory_input": "centred"},
         {"memory_input": "scaled"},
         {"memory_input": "mapped", "memory_tokens": 2},
         {"memory_input": "centred", "memory_tokens": 2},

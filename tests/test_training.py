@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import weakref
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_reading import counting_tokens
 from tiny import SMALL, VOCAB, random_ids, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -188,19 +190,79 @@ def test_the_teacher_is_the_backbone_itself_and_sees_the_text_before(plain: str)
     for name, value in model.backbone.causal_lm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(value, std=0.3)
-    ids = random_ids(8 * L)
+    ids = random_ids(12 * L)
     row = Example(ids[2 * L :], ids[2 * L :], before=ids[: 2 * L])
     with torch.no_grad():
         found = unrolled_losses(model, [row], Weights(0.0, 1.0), teacher_tokens=L + 3)
         student = model(row.ids[None], state=model.read(row.before)).logits[0].log_softmax(-1)
         with model.backbone.without_adapter():
-            hidden = [  # in passes over four segments
-                model.backbone.body(model.backbone.embed(ids[first - L - 3 : first + 4 * L][None]))[0, L + 3 :]
-                for first in (2 * L, 6 * L)
+            hidden = [  # in passes over eight segments
+                model.backbone.body(model.backbone.embed(ids[first - L - 3 : first + 8 * L][None]))[0, L + 3 :]
+                for first in (2 * L, 10 * L)
             ]
             teacher = model.backbone.head(torch.cat(hidden)).log_softmax(-1)
     expected = torch.nn.functional.kl_div(student[:-1], teacher[:-1], log_target=True, reduction="sum")
     assert found.distillation == pytest.approx(float(expected), rel=1e-4) and found.distillation > 0.1
+
+
+def test_a_model_without_memory_reads_no_more_of_the_text_before_than_it_can_see() -> None:
+    model = trainable(tiny_model(config=replace(SMALL, mode="plain")))
+    ids = random_ids(6 * L)
+    row = Example(ids[5 * L :], ids[5 * L :].clone(), before=ids[: 5 * L])
+    found = unrolled_losses(model, [row], Weights(1.0))
+    with counting_tokens(model) as seen:
+        assert float(unrolled_losses(model, [row], Weights(1.0)).token_total) == float(found.token_total)
+    expected = model(row.ids[None], labels=row.labels[None], state=model.read(row.before)).loss
+    torch.testing.assert_close(found.token_total / found.tokens, expected)
+    assert sum(seen) < 3 * L + SMALL.sensory_length * 2
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="compiling needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_compiled_blocks_train_as_plain_ones(plain: str) -> None:
+    rows = [example(3, seed) for seed in range(2)]
+    found = []
+    for compiled in (False, True):
+        model = prepare(plain, replace(RECIPE, config=SMALL), dtype="float32").train()
+        if compiled:
+            model.backbone.compile_blocks()
+        losses = unrolled_losses(model, rows, Weights(0.5, 0.5), teacher_tokens=L)
+        (losses.token_total / losses.tokens).backward()
+        found.append((losses.next_token, gradients(model)))
+    (expected, wanted), (loss, gradient) = found
+    assert loss == pytest.approx(expected, rel=1e-5) and gradient.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(gradient[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_compiling_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(HMTError, match=r"Install g\+\+"):
+        tiny_model().backbone.compile_blocks()
+
+
+def test_recall_starts_with_scores_of_one_nat_where_a_stage_first_recalls(
+    plain: str, data: list[str], tmp_path: Path
+) -> None:
+    """After a stage that recalls nothing; a run that is resumed there does the same."""
+    config = replace(SMALL, memory_tokens=3, carried_tokens=1, memory_input="centred")
+    stages = (Stage(steps=1, segments=2, mode="rmt"), Stage(steps=1, segments=3))
+    recipe = replace(RECIPE, config=config, stages=stages, learning_rate=0.0, checkpoint_every=1)
+    whole = trainer(plain, recipe, tmp_path / "whole", data)
+    list(whole.run(until=1))
+    assert not whole.model.is_trained
+    list(whole.run())
+    halves = tmp_path / "halves"
+    list(trainer(plain, recipe, halves, data).run(until=1))
+    again = trainer(plain, recipe, halves, data)
+    list(again.run())
+    for name, value in whole.model.memory_parameters().items():
+        assert torch.equal(value, dict(again.model.memory_parameters())[name]), name
+    model, sample = whole.model, whole._sample()
+    with torch.no_grad():
+        memory = model.recallable(torch.stack([model.read(ids).memory for ids in sample]))
+        scores = torch.einsum("sd,nmd->smn", model.recall.fold(model.summarize(sample)), memory)
+    assert memory.shape[1] == 2 and float(scores.std(dim=-1).mean()) == pytest.approx(1.0, rel=0.05)
 
 
 def test_recall_loss_sees_evidence_in_the_text_before_and_forgets_what_is_out_of_the_window() -> None:

@@ -43,7 +43,7 @@ class _Watching(Steps):
     def read(self, turn: Turn) -> Step:
         (summary,), (window,) = turn.summaries, turn.windows
         if summary is not None and len(window):
-            self.weights.append(self.model.recall(summary[None], window[None]).weights[0].float().cpu().numpy())
+            self.weights.append(self.model.recall(summary[None], self.model.recallable(window)[None]).weights[0].float().cpu().numpy())
         return super().read(turn)
 
 

@@ -33,7 +33,7 @@ class MemoryIndex(Derived):
 
     Args:
         path: its file; it may be missing, stale or damaged.
-        width: d. slots: m, embeddings a segment.
+        width: d. slots: m, embeddings of a segment that may be recalled. carried: how many others stand before them in a row.
         factory: a FAISS `index_factory` string for inner product, with `;name=value` search parameters after it.
         made_by: digest of the model; an index of another one is not used.
 
@@ -41,8 +41,10 @@ class MemoryIndex(Derived):
         ConfigError: the factory string is unknown, or recalls too little. MissingDependencyError: it needs FAISS.
     """
 
-    def __init__(self, path: Path, *, width: int, slots: int, factory: str = DEFAULT, made_by: str = "") -> None:
-        self.width, self.slots = width, slots
+    def __init__(
+        self, path: Path, *, width: int, slots: int, carried: int = 0, factory: str = DEFAULT, made_by: str = ""
+    ) -> None:
+        self.width, self.slots, self._carried = width, slots, carried
         self.factory, self._made_by = factory, made_by
         self._search: Search = new_search(factory, width)
         super().__init__(path)
@@ -64,7 +66,7 @@ class MemoryIndex(Derived):
     def _extend(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> None:
         keys, owners = [], []
         for at, row in enumerate(shelf.rows(db, start, stop), start):
-            memory = self._vectors(row.memory, at)
+            memory = self._vectors(row.memory, at)[self._carried :]
             key = memory if row.keys is None else self._vectors(row.keys, at)
             self._keys_are_memory &= row.keys is None
             self._largest = max(self._largest, float(np.linalg.norm(memory.astype(np.float32), axis=1).max(initial=0)))
@@ -117,6 +119,7 @@ class MemoryIndex(Derived):
         if found is None:
             stored = (next(shelf.rows(db, at, at + 1)).memory for at in positions.tolist())
             found = np.frombuffer(b"".join(stored), "<f2").astype(np.float16)
+            found = found.reshape(len(positions), self._carried + self.slots, self.width)[:, self._carried :]
         return found.reshape(shape)
 
     def embeddings(self, db: sqlite3.Connection, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
@@ -128,7 +131,7 @@ class MemoryIndex(Derived):
     # --- the file ---------------------------------------------------------------------------------------------------
 
     def _wanted(self) -> dict[str, Any]:
-        return {"kind": self._search.kind, "width": self.width, "slots": self.slots, "made_by": self._made_by}
+        return {"kind": self._search.kind, "width": self.width, "slots": self.slots, "carried": self._carried, "made_by": self._made_by}
 
     def _facts(self) -> dict[str, Any]:
         return {"largest": self._largest, "keys_are_memory": self._keys_are_memory, "owners": len(self._owners)}

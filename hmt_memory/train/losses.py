@@ -67,7 +67,10 @@ def _losses(head: Head, rows: Tensor, ids: Tensor, guide: Tensor | None) -> tupl
 
 
 class _Fused(torch.autograd.Function):
-    """The token losses with their gradient computed in the forward pass, `ROWS` rows at a time."""
+    """The token losses with their gradient computed in the forward pass, `ROWS` rows at a time.
+
+    With p the model's and q the teacher's probabilities, d cross-entropy / d logits = p - onehot, d KL(q || p) / d logits = p - q.
+    """
 
     @staticmethod
     def forward(
@@ -79,10 +82,11 @@ class _Fused(torch.autograd.Function):
             part = slice(start, start + ROWS)
             leaf = rows[part].detach().requires_grad_()
             with torch.enable_grad():
-                entropy, divergence = _losses(head, leaf, ids[part], None if guide is None else guide[part])
-                total = weights.next_token * entropy + weights.distillation * divergence
-            (gradient[part],) = torch.autograd.grad(total, leaf)
-            sums += torch.stack([entropy.detach(), divergence.detach()])
+                logits = head(leaf)
+            known = None if guide is None else log_softmax(head(guide[part]).float(), dim=-1)
+            found, change = _gradient(log_softmax(logits.detach().float(), dim=-1), ids[part], known, weights)
+            (gradient[part],) = torch.autograd.grad(logits, leaf, change.to(logits.dtype))
+            sums += found
         context.save_for_backward(gradient)
         context.mark_non_differentiable(sums)
         return weights.next_token * sums[0] + weights.distillation * sums[1], sums[0].clone(), sums[1].clone()
@@ -91,6 +95,20 @@ class _Fused(torch.autograd.Function):
     def backward(context: Any, total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = context.saved_tensors
         return gradient * total.to(gradient.dtype), None, None, None, None
+
+
+def _gradient(scores: Tensor, ids: Tensor, known: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
+    """Both losses [2] and the gradient of their weighted sum for logits, from log-probabilities [n, vocab], which are spent."""
+    entropy = -scores.gather(1, ids[:, None]).sum()
+    if known is None:
+        change, divergence = scores.exp_().mul_(weights.next_token), torch.zeros_like(entropy)
+    else:
+        teacher = known.exp()
+        # Two dot products instead of sums over products: nothing more of the size of the vocabulary is written.
+        divergence = teacher.flatten() @ known.flatten() - teacher.flatten() @ scores.flatten()
+        change = scores.exp_().mul_(weights.next_token + weights.distillation).sub_(teacher, alpha=weights.distillation)
+    change.scatter_add_(1, ids[:, None], torch.full_like(ids[:, None], -weights.next_token, dtype=change.dtype))
+    return torch.stack([entropy, divergence]), change
 
 
 def recall_loss(weights: Tensor, evidence: Sequence[int]) -> Tensor:

@@ -33,6 +33,11 @@ class MasterAdamW:
             weight_decay=weight_decay,
         )
 
+    def adopt(self, *names: str) -> None:
+        """Go on from what these parameters hold now."""
+        for name in names:
+            self._master[name].data.copy_(self._live[name])
+
     def gradients(self) -> list[Tensor]:
         """Those that exist, to be summed over devices."""
         return [value.grad for value in self._live.values() if value.grad is not None]

@@ -164,25 +164,27 @@ PAPER_LORA = replace(PAPER, config=HMTConfig(segment_length=256), lora_rank=8, l
 # from the backbone that sees more, then recall over text that returns.
 COMPACT = Recipe(
     stages=(
-        Stage(steps=400, segments=6, mode="rmt", batch=2, distillation=1.0, next_token=0.1),
+        Stage(steps=260, segments=4, mode="rmt", batch=16, distillation=1.0, next_token=0.1),
         Stage(
-            steps=200,
+            steps=90,
             segments=3,
-            before=6,
-            batch=2,
+            before=9,
+            batch=16,
             distillation=1.0,
             next_token=0.1,
-            recall=0.05,
+            recall=0.1,
             tasks={"text": 3, "recitation": 1, "cloze": 1},
         ),
     ),
-    config=HMTConfig(segment_length=128, memory_tokens=8, memory_input="centred", recall_dim=128),
-    learning_rate=1e-3,
-    memory_learning_rate=1e-3,
+    config=HMTConfig(
+        segment_length=64, sensory_length=16, memory_tokens=8, carried_tokens=6, memory_input="centred", recall_dim=128
+    ),
+    learning_rate=1.5e-3,
+    memory_learning_rate=1.5e-3,
     prompt_learning_rate=5e-3,
     schedule="cosine",
     warmup=10,
-    teacher_tokens=256,
-    checkpoint_every=25,
+    teacher_tokens=576,
+    checkpoint_every=10,
 )
 PRESETS = {"paper": PAPER, "paper-lora": PAPER_LORA, "compact": COMPACT}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import weights
-from ..backbone import Backbone
+from ..backbone import Backbone, eval_mode
 from ..checkpoint import without_advice
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..model import HMTModel
@@ -84,7 +84,7 @@ def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMT
     model = HMTModel.from_pretrained(name, adapter=start, merge=False, **options)
     differ = [
         field
-        for field in ("segment_length", "summary_length", "sensory_length", "recall_dim", "memory_tokens", "memory_input")
+        for field in ("segment_length", "summary_length", "sensory_length", "recall_dim", "memory_tokens", "carried_tokens", "memory_input")
         if getattr(model.config, field) != getattr(recipe.config.resolve(**_sizes(model)), field)
     ]
     if differ:
@@ -196,6 +196,10 @@ class Trainer:
     def _one_step(self, elapsed: float, tokens_before: int) -> StepReport:
         begun = time.monotonic()
         number, stage = self.recipe.stage_at(self.step)
+        if stage.mode == "hmt" and not self.model.is_trained:
+            with eval_mode(self.model):
+                self.model.calibrate_recall(self._sample())
+            self._optimizer.adopt("recall.query.weight")
         model = self.model.with_config(mode=stage.mode)
         torch.manual_seed(_seed(self.recipe.seed, self.step, self._rank))
         batches = self._batches(stage)

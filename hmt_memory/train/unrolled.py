@@ -23,7 +23,7 @@ from .losses import Weights, recall_loss, token_losses
 if TYPE_CHECKING:
     from ..model import HMTModel, Step
 
-_TAUGHT_AT_ONCE = 4  # segments a pass of the teacher
+_TAUGHT_AT_ONCE = 8  # segments a pass of the teacher
 Activations = Literal["keep", "recompute", "offload"]
 
 
@@ -57,8 +57,10 @@ def unrolled_losses(
     """
     states = model.states(None, len(examples))
     if any(len(example.before) for example in examples):
+        # Without memory only the last tokens before an example count.
+        start = -model.config.segment_length if model.config.mode == "plain" else 0
         with torch.no_grad(), eval_mode(model):
-            states, _ = unroll(model, states, [example.before for example in examples], keep_hidden=False)
+            states, _ = unroll(model, states, [example.before[start:] for example in examples], keep_hidden=False)
         if any(len(state.open_ids) for state in states):
             raise InputError("the text before an example must be whole segments. Cut it at a multiple of segment_length.")
     steps = _TrainingSteps(model, examples, weights, activations, teacher_tokens)
@@ -115,7 +117,7 @@ class _TrainingSteps(Steps):
             places = [place - oldest for place in wanted if place >= oldest]
             if summary is None or not places:
                 continue
-            weights = self.model.recall(summary[None], window[None]).weights[0]
+            weights = self.model.recall(summary[None], self.model.recallable(window)[None]).weights[0]
             self._recall.append(recall_loss(weights, places))
             self._counts["recalls"] += 1
             self._counts["recalled"] += int(weights.argmax()) in places
