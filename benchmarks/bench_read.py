@@ -1,7 +1,8 @@
 """How close reading comes to the cost limit, and what it gains over reading the authors' way.
 
-The limit: the backbone's body alone on the same tokens in pieces of L, times the extra positions that the method asks for,
-(L + k + 2) / L for Eq. 4 and (j + 2) / L for Eq. 1. The authors' way: one segment at a time, a pass for its summary, then
+Three configurations: the paper's with untrained memory, and the default model as it ships. The limit: the backbone's body
+alone on the same tokens in pieces of L, times the extra positions that the method asks for, (L + k + 2) / L for Eq. 4 (more
+where a segment leaves more memory embeddings) and (j + 2) / L for Eq. 1. The authors' way: one segment at a time, a pass for its summary, then
 all positions of Eq. 4 through the language-model head.
 
 Run: .venv/bin/python benchmarks/bench_read.py [--tokens 4096] [--rounds 4]
@@ -28,21 +29,20 @@ def body_only(model: HMTModel, ids: torch.Tensor) -> None:
 @torch.no_grad()
 def authors_way(model: HMTModel, ids: torch.Tensor, state: HMTState) -> torch.Tensor:
     """Segment by segment, with a pass for each summary and logits of every position; the memory it leaves."""
-    memory, previous = state.memory, state.recent_ids
+    memory, previous = model.by_segment(state), state.recent_ids
     for piece in ids.split(model.config.segment_length):
         (summary,) = model.summarize([piece])
-        window = memory[-model.config.recall_window :, None]
-        prompt = model.prompt([summary], [window])
+        prompt = model.prompt([summary], [memory[-model.config.recall_window :]])
         step = model.augment(prompt, [previous[len(previous) - model.config.sensory_length :]], [piece])
         model.backbone.head(step.hidden[0])
-        memory = torch.cat([memory, step.memory[0]])
+        memory = torch.cat([memory, step.memory])
         previous = piece
-    return memory
+    return memory.flatten(0, 1)
 
 
-def bench(length: int, tokens: int, rounds: int) -> None:
-    """One segment length: check the result, then time. A segment is read before: the first of a stream costs less."""
-    model = default_model(segment_length=length)
+def bench(model: HMTModel, tokens: int, rounds: int) -> None:
+    """One configuration: check the result, then time. A segment is read before: the first of a stream costs less."""
+    length = model.config.segment_length
     first, ids = english(model, (tokens // length + 1) * length).split([length, tokens // length * length])
     state = model.read(first)
     read, plain = model.read(ids, state).memory.float(), authors_way(model, ids, state).float()
@@ -60,7 +60,7 @@ def bench(length: int, tokens: int, rounds: int) -> None:
     share = ratio(times, "body", "read") * limit
     print(machine(model))
     print(
-        f"L={length}: read {len(ids) / statistics.median(times['read']):.0f} tokens/s; limit {limit:.3f} x body; "
+        f"L={length}, m={model.config.memory_tokens}: read {len(ids) / statistics.median(times['read']):.0f} tokens/s; limit {limit:.3f} x body; "
         f"share of the limit reached {share:.3f} (wanted: 0.95); authors' way takes "
         f"{ratio(times, 'authors', 'read'):.2f} x as long (bf16 memories of the two differ by {error:.1e})"
     )
@@ -71,5 +71,5 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
-    for size in (256, 1024):
-        bench(size, options.tokens, options.rounds)
+    for one in (default_model(segment_length=256), default_model(segment_length=1024), default_model()):
+        bench(one, options.tokens, options.rounds)

@@ -57,7 +57,7 @@ def insert(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sessi
         records.update_collection(db, changed)
         parts, digest = history.lineage(db, changed), b""
         for at in range(tokens // length):
-            data = (noise.standard_normal(width) * 2.2).astype("<f2").tobytes()
+            data = (noise.standard_normal((model.slots, width)) * 2.2).astype("<f2").tobytes()
             span = (at * length, (at + 1) * length)
             digest = records.chain(digest, span, data, None)
             records.append_segments(db, parts, [SegmentRow(at, span, data, None, digest)])

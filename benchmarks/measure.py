@@ -85,5 +85,5 @@ def in_fresh_process(script: str, *arguments: str) -> Any:
 
 
 def default_model(**sizes: int) -> HMTModel:
-    """The default model with these sizes."""
-    return HMTModel.from_pretrained("smollm2-135m-instruct", config=HMTConfig(**sizes))
+    """The default model as it ships; with sizes, untrained and of these sizes."""
+    return HMTModel.from_pretrained("smollm2-135m-instruct", config=HMTConfig(**sizes) if sizes else None)

@@ -503,6 +503,10 @@ def perplexity(
         str | None,
         typer.Option(help="Another text, to exchange memories with: what memory itself carries.", show_default=False),
     ] = None,
+    visible: Annotated[
+        list[int] | None,
+        typer.Option(help="Compare with --plain seeing so many tokens before a segment, too; repeat it.", show_default=False),
+    ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="How many tokens of the text.")] = 30_000,
     out: Results = Path("hmt-eval"),
     model: Name = DEFAULT_MODEL,
@@ -518,6 +522,7 @@ def perplexity(
         terminal.Screen.standard(),
         adapters={"hmt": adapter, "rmt": rmt, "plain": plain},
         other=other,
+        visible=visible or [],
         tokens=tokens,
         model=model,
         dtype=dtype.value,

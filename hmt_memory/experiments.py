@@ -136,6 +136,7 @@ def perplexity(
     *,
     adapters: dict[str, Path | None],
     other: str | None,
+    visible: Sequence[int],
     tokens: int,
     model: str,
     dtype: str,
@@ -145,6 +146,8 @@ def perplexity(
     from .evaluate.perplexity import Contender, compare
     from .terminal import load_model
 
+    if visible and adapters.get("plain") is None:
+        raise InputError("--visible compares with the twin trained without memory: name it with --plain.")
     loaded = {
         kind: load_model(model, screen, adapter=folder, dtype=dtype, device=device)
         for kind, folder in adapters.items()
@@ -163,6 +166,8 @@ def perplexity(
         plain = loaded["plain"]
         contenders.append(Contender("no context, equally trained", plain.with_config(sensory_length=0), "none"))
         contenders.append(Contender("sliding window, equally trained", plain, "none"))
+        wider = [(count, plain.with_config(sensory_length=count)) for count in visible]
+        contenders += [Contender(f"sliding window of {count}, equally trained", one, "none") for count, one in wider]
     contenders.append(Contender("no context, backbone as it is", bare.with_config(sensory_length=0), "none"))
     contenders.append(Contender("sliding window, backbone as it is", bare, "none"))
     reference = next((one.name for one in contenders if one.name == "sliding window, equally trained"), contenders[-1].name)

@@ -16,7 +16,7 @@ from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids,
 from hmt_memory import HMTModel, HMTState, chat, generate
 from hmt_memory.decoding import Detokenizer, StopStrings, align
 from hmt_memory.errors import BudgetError, InputError
-from hmt_memory.generate import generate_batch, recall_segments
+from hmt_memory.generate import _Context, generate_batch, recall_segments
 
 TOKENIZER = byte_tokenizer()
 
@@ -82,6 +82,7 @@ def test_the_cache_gives_what_a_view_without_cache_gives(family: str) -> None:
         {"mode": "plain"},
         {"memory_tokens": 3, "memory_input": "mapped"},
         {"memory_tokens": 2, "memory_input": "centred"},
+        {"memory_tokens": 3, "carried_tokens": 2},
     ],
     ids=str,
 )
@@ -89,6 +90,25 @@ def test_every_mode_answers_and_equals_reading(changes: dict[str, Any]) -> None:
     model = tiny_model(config=replace(SMALL, **changes))
     answer = model.generate(random_ids(37), max_new_tokens=40, min_new_tokens=40).finish()
     assert same(answer.state, model.read([*random_ids(37).tolist(), *answer.ids]))
+
+
+@pytest.mark.parametrize("read", [16 * 6 + 5, 20, 3])
+def test_a_view_carries_the_memory_of_the_last_segment_that_it_does_not_show(read: int) -> None:
+    """Before the first hidden segment, and where the state has let it go, that of P_0."""
+    model = tiny_model(config=replace(SMALL, memory_tokens=3, carried_tokens=2))
+    state = model.read(random_ids(read))
+    shown = min(read, 20 + read % 16)
+    hidden = (read - shown) // 16
+    memory = model.by_segment(state)
+    with torch.no_grad():
+        (summary,) = model.summarize([torch.cat([state.recent_ids[-20:], state.open_ids])[-8:]])
+        found = model.recalled([summary], [memory[-model.config.recall_window :, 2:]])[0]
+        context = _Context(model, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0, None)
+        expected = torch.cat([(memory[hidden - 1] if hidden else model.initial_memory)[:2], found])
+        torch.testing.assert_close(context._prompt(state), expected)
+        if hidden:
+            let_go = state.tail(1)
+            torch.testing.assert_close(context._prompt(let_go)[:2], model.initial_memory[:2])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

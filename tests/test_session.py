@@ -278,7 +278,7 @@ def test_characters_cut_by_a_segment_are_left_out_whole(session: Session) -> Non
         assert "\ufffd" not in one.text
 
 
-@pytest.mark.parametrize("model", [MODEL, WIDE], ids=["m=1", "m=2"])
+@pytest.mark.parametrize("model", [MODEL, WIDE, WIDE.with_config(carried_tokens=1)], ids=["m=1", "m=2", "m=2, c=1"])
 def test_weights_and_coverage_are_those_of_full_recall(store: MemoryStore, model: HMTModel) -> None:
     """With k >= n the weights are those of attention over everything; below, the coverage is a true lower bound."""
     model = model.with_config(selection="recall")
@@ -289,14 +289,14 @@ def test_weights_and_coverage_are_those_of_full_recall(store: MemoryStore, model
         ids = torch.tensor(model.backbone.encode("7 7 7"))
         (summary,) = model.summarize([ids[-8:]])
         memory = torch.from_numpy(memory_of(session)).view(1, -1, model.slots, 32)
-        true = model.recall(summary[None], memory)
+        true = model.recall(summary[None], model.recallable(memory))
     everything = session.recall("7 7 7", top_k=1000)
     assert len(everything) == memory.shape[1] and everything.coverage == pytest.approx(1)
     for one in everything:
         assert one.weight == pytest.approx(float(true.weights[0, one.segment]), rel=1e-3, abs=1e-6)
     few = session.recall("7 7 7", top_k=3)
     kept = {one.segment for one in few}
-    assert few.coverage <= float(true.weights[0, sorted(kept)].sum()) + 1e-3 or model.slots > 1
+    assert few.coverage <= float(true.weights[0, sorted(kept)].sum()) + 1e-3 or model.recalled_slots > 1
     assert 0 < few.coverage <= 1
 
 

@@ -154,21 +154,27 @@ def compare(
     basis = reference or contenders[-1].name
     block = contenders[0].model.config.segment_length
     lengths = [length for length in _LENGTHS if length <= len(ids)] + ([len(ids)] if len(ids) not in _LENGTHS else [])
-    rows = []
-    for one in contenders:
-        found = perplexity_interval(losses[one.name], block=block)
-        gain = gain_interval(losses[one.name], losses[basis], block=block)
-        config = one.model.config
-        visible = 0 if one.memory == "none" and not config.sensory_length else config.sensory_length
-        rows.append([one.name, visible, *found, *(round(100 * value, 2) for value in gain)])
     columns = ["memory", "visible tokens", "perplexity", "low", "high", f"% below {basis}", "low", "high"]
+    summarized = contenders[0].model.config.summary_length or 0
+    beyond = np.arange(1, len(ids)) % block >= summarized
+
+    def rows(chosen: np.ndarray, size: int) -> list[list[Any]]:
+        found = []
+        for one in contenders:
+            own, other = losses[one.name][chosen], losses[basis][chosen]
+            gain = (round(100 * value, 2) for value in gain_interval(own, other, block=size))
+            found.append([one.name, one.model.config.sensory_length, *perplexity_interval(own, block=size), *gain])
+        return found
+
     curves = {name: by_length(values, [length - 1 for length in lengths]) for name, values in losses.items()}
     return Report(
         "perplexity",
         "Perplexity of a long text",
         {**(settings or {}), "tokens": len(ids), "intervals": f"95 %, bootstrap over blocks of {block} tokens, seed 0"},
         [
-            Table("All tokens", columns, rows),
+            Table("All tokens", columns, rows(np.ones_like(beyond), block)),
+            # What P_n recalls depends on the tokens that were summarised: these it cannot have seen.
+            Table(f"Tokens after the first {summarized} of a segment", columns, rows(beyond, max(1, block - summarized))),
             Table(
                 "By length",
                 ["memory", *(f"first {length:,}" for length in lengths)],
