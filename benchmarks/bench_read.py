@@ -1,9 +1,9 @@
 """How close reading comes to the cost limit, and what it gains over reading the authors' way.
 
-Three configurations: the paper's with untrained memory, and the default model as it ships. The limit: the backbone's body
+Two configurations of the paper's with untrained memory, and the default model as it ships. The limit: the backbone's body
 alone on the same tokens in pieces of L, times the extra positions that the method asks for, (L + k + 2) / L for Eq. 4 (more
-where a segment leaves more memory embeddings) and (j + 2) / L for Eq. 1. The authors' way: one segment at a time, a pass for its summary, then
-all positions of Eq. 4 through the language-model head.
+where a segment leaves more memory embeddings) and (j + 2) / L for Eq. 1. The authors' way: one segment at a time, a pass for
+its summary, then all positions of Eq. 4 through the language-model head.
 
 Run: .venv/bin/python benchmarks/bench_read.py [--tokens 4096] [--rounds 4]
 """
@@ -60,8 +60,8 @@ def bench(model: HMTModel, tokens: int, rounds: int) -> None:
     share = ratio(times, "body", "read") * limit
     print(machine(model))
     print(
-        f"L={length}, m={model.config.memory_tokens}: read {len(ids) / statistics.median(times['read']):.0f} tokens/s; limit {limit:.3f} x body; "
-        f"share of the limit reached {share:.3f} (wanted: 0.95); authors' way takes "
+        f"L={length}, m={model.config.memory_tokens}: read {len(ids) / statistics.median(times['read']):.0f} tokens/s; "
+        f"limit {limit:.3f} x body; share of the limit reached {share:.3f} (wanted: 0.95); the authors' way takes "
         f"{ratio(times, 'authors', 'read'):.2f} x as long (bf16 memories of the two differ by {error:.1e})"
     )
 

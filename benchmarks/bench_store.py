@@ -3,7 +3,7 @@
 Histories are inserted as rows (English tokens, random memory embeddings of a memory's size), because reading a million tokens
 takes half an hour; everything after that is the product as users meet it. Ratios are taken in turns in one run.
 
-Run: .venv/bin/python benchmarks/bench_store.py [--rounds 7] [--million]
+Run: .venv/bin/python benchmarks/bench_store.py [--rounds 7] [--sizes shipped] [--million]
 """
 
 from __future__ import annotations
@@ -70,9 +70,14 @@ def resident_megabytes() -> float:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
 
 
-def answer_alone(folder: str, name: str) -> None:
+def chosen_model(kind: str) -> HMTModel:
+    """The default model: `paper` with the paper's sizes and one memory embedding a segment, or `shipped` as it is."""
+    return default_model() if kind == "shipped" else default_model(segment_length=256)
+
+
+def answer_alone(folder: str, name: str, kind: str) -> None:
     """Open a session in this process, answer once, and print times and memory."""
-    model = default_model()
+    model = chosen_model(kind)
     model.generate("warm up", max_new_tokens=2).finish()
     started = time.perf_counter()
     store = MemoryStore(folder)
@@ -83,7 +88,7 @@ def answer_alone(folder: str, name: str) -> None:
     print(json.dumps({"opened_s": opened, "resident_mb": resident_megabytes(), "recalled": len(reply.recalled)}))
 
 
-def turns(model: HMTModel, folder: Path, rounds: int) -> None:
+def turns(model: HMTModel, folder: Path, rounds: int, kind: str) -> None:
     """First token and whole turn after a short and a long history."""
     with MemoryStore(folder) as store:
         sessions = {name: insert(store, model, name, size) for name, size in (("short", SHORT), ("long", LONG))}
@@ -99,7 +104,7 @@ def turns(model: HMTModel, folder: Path, rounds: int) -> None:
         whole = interleaved({name: lambda one=one: turn(one, 16) for name, one in sessions.items()}, rounds)
         print(f"a turn of 16 tokens after {LONG:,}: {ratio(whole, 'long', 'short'):.3f} x of {SHORT:,} (wanted 1.1)")
         print(f"  medians: first token {statistics.median(first['long']):.2f} s, turn {statistics.median(whole['long']):.2f} s")
-    found = {name: in_fresh_process(__file__, "--answer-alone", str(folder), name) for name in sessions}
+    found = {name: in_fresh_process(__file__, "--answer-alone", str(folder), name, kind) for name in sessions}
     more = found["long"]["resident_mb"] - found["short"]["resident_mb"]
     print(f"resident memory after an answer: {more:+.0f} MB with {LONG:,} tokens (wanted at most +150)")
 
@@ -182,11 +187,11 @@ def one_thread() -> Iterator[None]:
 
 def main(options: Any) -> None:
     logging.getLogger("hmt_memory").setLevel(logging.ERROR)
-    model = default_model()
+    model = chosen_model(options.sizes)
     print(machine(model))
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        turns(model, root / "turns", options.rounds)
+        turns(model, root / "turns", options.rounds, options.sizes)
         adding(model, root / "adding", options.rounds)
         recalling(model, root / "recall", 100_000, options.rounds, 5)
         shrinking(model, root / "shrinking")
@@ -198,7 +203,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--million", action="store_true", help="also recall over 1,000,000 segments (3 GB, several minutes)")
-    parser.add_argument("--answer-alone", nargs=2)
+    parser.add_argument(
+        "--sizes", choices=["paper", "shipped"], default="paper", help="of the model: L = 256 and m = 1, or its own"
+    )
+    parser.add_argument("--answer-alone", nargs=3)
     given = parser.parse_args()
     if given.answer_alone:
         answer_alone(*given.answer_alone)

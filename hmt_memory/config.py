@@ -42,7 +42,7 @@ class HMTConfig:
     recall_window: int = 300  # N: how many segments recall attends to: the latest while reading, the best of all in a session
     recall_dim: int | None = None  # d_h: width of the recall projections; None: the hidden width
     memory_tokens: int = 1  # m: memory embeddings a segment (extension; the paper has 1)
-    carried_tokens: int = 0  # c: of the m, how many of P_n are those of M_{n-1}; the others are recalled (extension; the paper has 0)
+    carried_tokens: int = 0  # c: so many of the m in P_n are those of M_{n-1}, the others are recalled (extension: 0)
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
     selection: Selection = "fused"  # what is listed and replayed: by recall and words (extension), by recall or words alone

@@ -289,9 +289,7 @@ class MemoryStore:
                 width, slots = model.backbone.hidden_size, model.recalled_slots
                 carried = model.slots - slots
                 self._indexes[row.id] = Indexes(
-                    MemoryIndex(
-                        memory, width=width, slots=slots, carried=carried, factory=self._factory, made_by=made_by
-                    ),
+                    MemoryIndex(memory, width=width, slots=slots, carried=carried, factory=self._factory, made_by=made_by),
                     WordIndex(vocabulary, decode=model.backbone.decode, terms=words.terms, made_by=made_by),
                 )
             return self._indexes[row.id]

@@ -241,9 +241,7 @@ def test_compiling_without_a_compiler_says_what_to_install(monkeypatch: pytest.M
         tiny_model().backbone.compile_blocks()
 
 
-def test_recall_starts_with_scores_of_one_nat_where_a_stage_first_recalls(
-    plain: str, data: list[str], tmp_path: Path
-) -> None:
+def test_recall_starts_with_scores_of_one_nat_where_a_stage_first_recalls(plain: str, data: list[str], tmp_path: Path) -> None:
     """After a stage that recalls nothing; a run that is resumed there does the same."""
     config = replace(SMALL, memory_tokens=3, carried_tokens=1, memory_input="centred")
     stages = (Stage(steps=1, segments=2, mode="rmt"), Stage(steps=1, segments=3))

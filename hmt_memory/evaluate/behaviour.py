@@ -43,7 +43,8 @@ class _Watching(Steps):
     def read(self, turn: Turn) -> Step:
         (summary,), (window,) = turn.summaries, turn.windows
         if summary is not None and len(window):
-            self.weights.append(self.model.recall(summary[None], self.model.recallable(window)[None]).weights[0].float().cpu().numpy())
+            recalled = self.model.recall(summary[None], self.model.recallable(window)[None])
+            self.weights.append(recalled.weights[0].float().cpu().numpy())
         return super().read(turn)
 
 

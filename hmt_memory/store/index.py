@@ -131,7 +131,8 @@ class MemoryIndex(Derived):
     # --- the file ---------------------------------------------------------------------------------------------------
 
     def _wanted(self) -> dict[str, Any]:
-        return {"kind": self._search.kind, "width": self.width, "slots": self.slots, "carried": self._carried, "made_by": self._made_by}
+        shape = {"width": self.width, "slots": self.slots, "carried": self._carried}
+        return {"kind": self._search.kind, **shape, "made_by": self._made_by}
 
     def _facts(self) -> dict[str, Any]:
         return {"largest": self._largest, "keys_are_memory": self._keys_are_memory, "owners": len(self._owners)}

@@ -69,7 +69,8 @@ def _losses(head: Head, rows: Tensor, ids: Tensor, guide: Tensor | None) -> tupl
 class _Fused(torch.autograd.Function):
     """The token losses with their gradient computed in the forward pass, `ROWS` rows at a time.
 
-    With p the model's and q the teacher's probabilities, d cross-entropy / d logits = p - onehot, d KL(q || p) / d logits = p - q.
+    For logits, with p the model's and q the teacher's probabilities, that of the cross-entropy is p - onehot and that of KL(q || p) is
+    p - q.
     """
 
     @staticmethod

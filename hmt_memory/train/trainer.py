@@ -82,9 +82,10 @@ def prepare(
 
 def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMTModel:
     model = HMTModel.from_pretrained(name, adapter=start, merge=False, **options)
+    sizes = ("segment_length", "summary_length", "sensory_length", "recall_dim")
     differ = [
         field
-        for field in ("segment_length", "summary_length", "sensory_length", "recall_dim", "memory_tokens", "carried_tokens", "memory_input")
+        for field in (*sizes, "memory_tokens", "carried_tokens", "memory_input")
         if getattr(model.config, field) != getattr(recipe.config.resolve(**_sizes(model)), field)
     ]
     if differ:
