@@ -305,31 +305,13 @@ class HMTModel(nn.Module):
         if self.config.memory_input != "centred" or entry is None or not self.slots:
             return
         self.initial_memory.copy_(self.memory_input.centre)
-        memory = self._alone(segments)
+        none = segments[0][:0]
+        found = [self.augment(self.initial_memory[None], [none], [ids]).memory[0].float() for ids in segments]
+        memory = torch.stack(found)  # [S, m, d]
         self.memory_input.centre.copy_(memory.mean(dim=0))
         spread = (memory - self.memory_input.centre).pow(2).mean().sqrt()
         torch.nn.init.eye_(entry.weight).mul_(0.5 * self.memory_input.unit / spread)
         self.initial_memory.copy_(self.memory_input.centre)
-
-    @torch.no_grad()
-    def calibrate_recall(self, segments: Sequence[Tensor]) -> None:
-        """Before recall learns with `memory_input="centred"`: scale its scores to a standard deviation of one nat.
-
-        The identity gives several nats whatever is asked, one segment then takes all the weight, and no gradient says which
-        should have had it.
-
-        Args:
-            segments: S tensors [t] of token ids; some tens from the training text.
-        """
-        if self.config.memory_input != "centred" or not self.slots:
-            return
-        scores = torch.einsum("sd,nmd->smn", self.recall.fold(self.summarize(segments)), self.recallable(self._alone(segments)))
-        self.recall.query.weight.div_(scores.std(dim=-1).mean())
-
-    def _alone(self, segments: Sequence[Tensor]) -> Tensor:
-        """[S, m, d] fp32: the memory that each segment leaves where nothing was read before it."""
-        none, first = segments[0][:0], self.initial_memory[None]
-        return torch.stack([self.augment(first, [none], [ids]).memory[0].float() for ids in segments])
 
     # --- using ------------------------------------------------------------------------------------------------------
 

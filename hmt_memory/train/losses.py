@@ -69,8 +69,8 @@ def _losses(head: Head, rows: Tensor, ids: Tensor, guide: Tensor | None) -> tupl
 class _Fused(torch.autograd.Function):
     """The token losses with their gradient computed in the forward pass, `ROWS` rows at a time.
 
-    For logits, with p the model's and q the teacher's probabilities, that of the cross-entropy is p - onehot and that of KL(q || p) is
-    p - q.
+    With p the model's probabilities and q the teacher's, the gradient of the cross-entropy for the logits is p - onehot, that
+    of KL(q || p) is p - q.
     """
 
     @staticmethod

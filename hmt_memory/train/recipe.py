@@ -29,6 +29,7 @@ class Stage:
     next_token: float = 1.0  # weight of the cross-entropy of the next token
     distillation: float = 0.0  # weight of KL(the backbone that sees `teacher_tokens` more || the model)
     recall: float = 0.0  # weight of the recall loss where evidence is known
+    view_tokens: int = 0  # of two more rows, whole behind P as an answer sees text, with the token losses; 0: none
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
@@ -56,6 +57,8 @@ class Recipe:
     lora_targets: tuple[str, ...] = ()  # names of linear modules; empty: all of them
     learning_rate: float = 1e-4  # of the backbone or its LoRA
     memory_learning_rate: float | None = None  # of the memory's matrices; None: the same
+    recall_learning_rate: float | None = None  # of W_q and W_k among them, which learn in the last stage alone; None: the same
+    recall_questions: int = 0  # that W_q and W_k are fitted to before the first stage that recalls; 0: they start as they are
     prompt_learning_rate: float | None = None  # of its learned embeddings (T, P_0, offsets, sink); None: as the matrices
     weight_decay: float = 0.0
     schedule: Schedule = "steps"  # steps: times `decay` every 100 steps of a stage, as the authors; cosine: to `floor` over all
@@ -169,10 +172,11 @@ COMPACT = Recipe(
             steps=90,
             segments=3,
             before=9,
-            batch=16,
+            batch=8,
             distillation=1.0,
             next_token=0.1,
             recall=0.1,
+            view_tokens=512,
             tasks={"text": 3, "recitation": 1, "cloze": 1},
         ),
     ),
@@ -181,6 +185,8 @@ COMPACT = Recipe(
     ),
     learning_rate=1.5e-3,
     memory_learning_rate=1.5e-3,
+    recall_learning_rate=1e-3,
+    recall_questions=8000,
     prompt_learning_rate=5e-3,
     schedule="cosine",
     warmup=10,

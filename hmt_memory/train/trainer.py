@@ -19,23 +19,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import weights
-from ..backbone import Backbone, eval_mode
+from ..backbone import Backbone
 from ..checkpoint import without_advice
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..model import HMTModel
 from .examples import IGNORED, Example
 from .losses import Weights
 from .optimizer import Group, MasterAdamW
+from .projections import fit_recall
 from .recipe import Recipe, Stage
 from .sources import Documents, Stream
 from .tasks import Shape, draw
-from .unrolled import Losses, unrolled_losses
+from .unrolled import Losses, unrolled_losses, view_losses
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RECIPE_FILE, LOG_FILE, ADAPTER, BACKBONE = "recipe.json", "log.jsonl", "adapter", "backbone"
 _SAMPLE = 32
+_VIEWS = 2  # rows shown as views, where a stage has them
 _CHECKPOINTS, _OPTIMIZER, _PROGRESS = "checkpoints", "optimizer.safetensors", "progress.json"
 
 
@@ -197,16 +199,15 @@ class Trainer:
     def _one_step(self, elapsed: float, tokens_before: int) -> StepReport:
         begun = time.monotonic()
         number, stage = self.recipe.stage_at(self.step)
-        if stage.mode == "hmt" and not self.model.is_trained:
-            with eval_mode(self.model):
-                self.model.calibrate_recall(self._sample())
-            self._optimizer.adopt("recall.query.weight")
+        if stage.mode == "hmt" and self.recipe.recall_questions and not self.model.is_trained:
+            self._fit_recall()
         model = self.model.with_config(mode=stage.mode)
         torch.manual_seed(_seed(self.recipe.seed, self.step, self._rank))
         batches = self._batches(stage)
         rows = [row for batch in batches for row in batch]
         predictions, asked = self._sum([sum(map(_predictions, rows)), sum(map(_asked, rows))])
         found = [self._backward(model, stage, batch, predictions, asked) for batch in batches]
+        self._backward_views(model, stage)
         for gradient in self._optimizer.gradients() if self._world > 1 else ():
             gradient.copy_(self._accelerator.reduce(gradient, reduction="sum"))  # type: ignore[union-attr]
         factor = self.recipe.rate_factor(self.step)
@@ -239,6 +240,11 @@ class Trainer:
             seconds=self.seconds,
         )
 
+    def _fit_recall(self) -> None:
+        pool, encode = self.documents.at(self.step), self.model.backbone.encode
+        fit_recall(self.model, pool, questions=self.recipe.recall_questions, seed=self.recipe.seed, encode=encode)
+        self._optimizer.adopt("recall.query.weight", "recall.key.weight")
+
     def _batches(self, stage: Stage) -> list[list[Example]]:
         """The rows of this step and device: those of the run, dealt out in turn."""
         shape = Shape(self.model.config.segment_length, stage.segments, stage.before)
@@ -262,6 +268,18 @@ class Trainer:
         if total.requires_grad:
             total.backward()
         return found._replace(token_total=found.token_total.detach(), recall_total=found.recall_total.detach())
+
+    def _backward_views(self, model: HMTModel, stage: Stage) -> None:
+        if not stage.view_tokens:
+            return
+        length = model.config.segment_length
+        shape = Shape(length, max(1, stage.view_tokens // length), max(1, stage.before))
+        pool, encode = self.documents.at(self.step), model.backbone.encode
+        seeds = (f"{self.recipe.seed}/{self.step}/{self._rank}/view/{number}" for number in range(_VIEWS))
+        rows = [draw({"text": 1.0}, pool, seed, shape, encode) for seed in seeds]
+        total = view_losses(model, rows, Weights(stage.next_token, stage.distillation)).token_total
+        if total.requires_grad:
+            (total / sum(map(_predictions, rows)) / self._world).backward()
 
     def _sum(self, values: Sequence[float]) -> list[float]:
         """Over all devices."""
@@ -351,11 +369,14 @@ def _groups(model: HMTModel, recipe: Recipe) -> list[Group]:
         if value.requires_grad and not plain and name.split(".")[0] not in unused
     }
     rest = {name: value for name, value in model.backbone.named_parameters() if value.requires_grad}
-    matrices = {name: value for name, value in memory.items() if name.endswith(".weight")}
-    prompts = {name: value for name, value in memory.items() if name not in matrices}
+    recall = {name: value for name, value in memory.items() if name.startswith("recall.")}
+    matrices = {name: value for name, value in memory.items() if name.endswith(".weight") and name not in recall}
+    prompts = {name: value for name, value in memory.items() if name not in recall and name not in matrices}
     rate = recipe.learning_rate if recipe.memory_learning_rate is None else recipe.memory_learning_rate
+    recall_rate = rate if recipe.recall_learning_rate is None else recipe.recall_learning_rate
     prompt_rate = rate if recipe.prompt_learning_rate is None else recipe.prompt_learning_rate
-    groups = [Group(rest, recipe.learning_rate), Group(matrices, rate), Group(prompts, prompt_rate)]
+    rates = (recipe.learning_rate, rate, recall_rate, prompt_rate)
+    groups = [Group(values, one) for values, one in zip((rest, matrices, recall, prompts), rates, strict=True)]
     return [group for group in groups if group.parameters]
 
 

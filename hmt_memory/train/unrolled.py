@@ -68,6 +68,40 @@ def unrolled_losses(
     return steps.losses()
 
 
+def view_losses(model: HMTModel, examples: Sequence[Example], weights: Weights) -> Losses:
+    """The losses of views: P of what was read `before`, then `ids` verbatim, as an answer sees its text (many segments long).
+
+    Segments teach the model to read a few tokens behind a memory; without this it forgets how to read many. The teacher is
+    the backbone itself, which sees the text before verbatim too.
+    """
+    with torch.no_grad(), eval_mode(model):
+        befores = [example.before for example in examples]
+        states, _ = unroll(model, model.states(None, len(examples)), befores, keep_hidden=False)
+        last = [ids[-(model.config.summary_length or 1) :] for ids in (example.ids for example in examples)]
+        summaries = model.summarize(last) if model.config.mode == "hmt" else [None] * len(last)
+        prompt = model.prompt(list(summaries), [model.by_segment(state) for state in states])
+        none = examples[0].ids[:0]
+    step = model.augment(prompt, [none] * len(examples), [example.ids for example in examples])
+    teacher = None
+    if weights.distillation and model.backbone.has_adapter:
+        taught = _taught(model, [torch.cat([example.before, example.ids]) for example in examples])
+        teacher = torch.cat([one[len(example.before) :] for one, example in zip(taught, examples, strict=True)])
+    targets = torch.cat([_shifted(example.labels) for example in examples]).to(prompt.device)
+    found = token_losses(model.backbone.head, torch.cat(step.hidden), targets, weights, teacher)
+    nothing = torch.zeros((), device=prompt.device)
+    return Losses(found.total, nothing, float(found.next_token), float(found.distillation), found.tokens, 0, 0)
+
+
+@torch.no_grad()
+def _taught(model: HMTModel, texts: Sequence[Tensor]) -> list[Tensor]:
+    """Hidden states [t, d] of the backbone without its adapter, for each text [t]."""
+    backbone = model.backbone
+    with backbone.without_adapter():
+        padded = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True).to(backbone.device)
+        hidden = backbone.body(backbone.embed(padded))
+    return [one[: len(text)] for one, text in zip(hidden, texts, strict=True)]
+
+
 class _TrainingSteps(Steps):
     """Takes each step with its loss, so that no segment's hidden states or logits outlive it."""
 
@@ -81,8 +115,8 @@ class _TrainingSteps(Steps):
     ) -> None:
         super().__init__(model)
         length = model.config.segment_length
-        # A summary costs half a segment: those of two at a time need no more room than reading one.
-        self.summary_tokens = 2 * (model.config.summary_length or length)
+        # A summary costs half a segment: those of two segments of each row need no more room than reading one of each.
+        self.summary_tokens = 2 * len(examples) * ((model.config.summary_length or length) + 2)
         self._examples, self._weights = examples, weights
         self._saved = _SAVED[activations]
         self._teacher = teacher_tokens if weights.distillation and model.backbone.has_adapter else 0
@@ -140,14 +174,10 @@ class _TrainingSteps(Steps):
             first = max(0, start - self._teacher)
             texts.append(text[first : start + _TAUGHT_AT_ONCE * length])
             starts.append(start - first)
-        backbone = self.model.backbone
-        with torch.no_grad(), backbone.without_adapter():
-            padded = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True).to(backbone.device)
-            hidden = backbone.body(backbone.embed(padded))
         return {
             (row, turn.number + at): part
-            for row, one, text, start in zip(turn.rows, hidden, texts, starts, strict=True)
-            for at, part in enumerate(one[start : len(text)].split(length))
+            for row, one, start in zip(turn.rows, _taught(self.model, texts), starts, strict=True)
+            for at, part in enumerate(one[start:].split(length))
         }
 
     def losses(self) -> Losses:
