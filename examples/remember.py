@@ -14,12 +14,12 @@ import time
 
 from rich.console import Console
 
-from hmt_memory import HMTConfig, HMTModel, MemoryStore
+from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.session import Reply, Session
 from hmt_memory.terminal import Screen, beginning, show_recalled, stream
 
 SESSION = "demo"
-SIZES = HMTConfig(segment_length=64, recent_tokens=128, replay_tokens=160)
+RECENT_TOKENS, REPLAY_TOKENS = 128, 160
 TALK = (
     "The door code of the office is 4071.",
     "What is the capital of France?",
@@ -44,7 +44,8 @@ def main() -> None:
 def open_session(folder: str) -> tuple[MemoryStore, Session, HMTModel]:
     """The session in `folder`, from what lies on disk."""
     started = time.perf_counter()
-    model = HMTModel.from_pretrained("smollm2-135m-instruct", config=SIZES)
+    model = HMTModel.from_pretrained("smollm2-135m-instruct")
+    model = model.with_config(recent_tokens=RECENT_TOKENS, replay_tokens=REPLAY_TOKENS)
     loaded = time.perf_counter()
     store = MemoryStore(folder)
     session = store.session(SESSION, model)
@@ -76,17 +77,15 @@ def ask(folder: str) -> None:
     reply = session.reply({"role": "user", "content": QUESTION}, max_new_tokens=40)
     stream(reply, sys.stdout)
     show_recalled(reply.recalled, Screen(Console(highlight=False), sys.stdout))
-    report(reply, tokens)
-    if not model.is_trained:
-        print("The memory parameters are untrained: the passage came back by its words alone.")
+    report(reply, tokens, model.config.segment_length)
     print(f"The record after an exit without closing: {'whole' if store.verify().ok else 'damaged'}.")
     store.close()
 
 
-def report(reply: Reply, tokens: int) -> None:
+def report(reply: Reply, tokens: int, length: int) -> None:
     """What the view could show of the fact, and what recall brought back."""
-    shown = SIZES.recent_tokens or 0
-    hidden = (tokens - shown) // SIZES.segment_length
+    shown = RECENT_TOKENS
+    hidden = (tokens - shown) // length
     holding = [one.segment for one in reply.recalled if ANSWER in one.text]
     verdict = "Right" if ANSWER in reply.text else "Wrong"
     print(f"{verdict}: it was said {tokens} tokens ago and the view shows the last {shown} or so.")

@@ -64,6 +64,7 @@ ORDER = [
     "train.tasks",
     "train.recipe",
     "train.unrolled",
+    "train.projections",
     "train.trainer",
     "train.plot",
     "evaluate.statistics",

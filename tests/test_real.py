@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_reading import counting_tokens
 
-from hmt_memory import HMTConfig, HMTModel, MemoryStore
+from hmt_memory import HMTModel, MemoryStore
 
 pytestmark = pytest.mark.real
 
@@ -71,11 +71,7 @@ def test_a_session_is_the_conversation_that_transformers_would_have(smollm2: HMT
 
 
 def test_a_hidden_fact_is_replayed_and_answered_from(smollm2: HMTModel, tmp_path: Path) -> None:
-    model = HMTModel.wrap(
-        smollm2.backbone.causal_lm,
-        smollm2.backbone.tokenizer,
-        HMTConfig(segment_length=64, recent_tokens=128, replay_tokens=160),
-    )
+    model = smollm2.with_config(recent_tokens=128, replay_tokens=160)
     with MemoryStore(tmp_path) as store:
         session = store.session("office", model)
         session.add(

@@ -296,6 +296,7 @@ def test_recall_is_fitted_where_a_stage_first_recalls_and_alike_after_a_kill(
     for name, value in whole.model.memory_parameters().items():
         assert torch.equal(value, dict(again.model.memory_parameters())[name]), name
     assert torch.equal(whole._optimizer._master["recall.key.weight"], whole.model.recall.key.weight)
+    assert 0 <= json.loads((tmp_path / "whole/recall.json").read_text())["first"] <= 1
 
 
 def test_fitted_projections_recall_what_a_question_is_about() -> None:

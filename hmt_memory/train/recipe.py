@@ -62,6 +62,7 @@ class Recipe:
     prompt_learning_rate: float | None = None  # of its learned embeddings (T, P_0, offsets, sink); None: as the matrices
     weight_decay: float = 0.0
     schedule: Schedule = "steps"  # steps: times `decay` every 100 steps of a stage, as the authors; cosine: to `floor` over all
+    schedule_steps: int | None = None  # over which cosine falls, if not over all: a run may stop before
     decay: float = 0.9
     floor: float = 0.05
     warmup: int = 0
@@ -102,7 +103,8 @@ class Recipe:
         """What the learning rates are multiplied by at a step."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "cosine":
-            return warm * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+            span = self.schedule_steps or self.steps
+            return warm * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / span))))
         number, _ = self.stage_at(step)
         return warm * float(self.decay ** ((step - sum(stage.steps for stage in self.stages[:number])) // 100))
 
@@ -169,7 +171,7 @@ COMPACT = Recipe(
     stages=(
         Stage(steps=260, segments=4, mode="rmt", batch=16, distillation=1.0, next_token=0.1),
         Stage(
-            steps=90,
+            steps=50,
             segments=3,
             before=9,
             batch=8,
@@ -189,6 +191,7 @@ COMPACT = Recipe(
     recall_questions=8000,
     prompt_learning_rate=5e-3,
     schedule="cosine",
+    schedule_steps=350,
     warmup=10,
     teacher_tokens=576,
     checkpoint_every=10,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 RECIPE_FILE, LOG_FILE, ADAPTER, BACKBONE = "recipe.json", "log.jsonl", "adapter", "backbone"
+RECALL_FILE = "recall.json"  # how well the fitted projections recall held-out questions
 _SAMPLE = 32
 _VIEWS = 2  # rows shown as views, where a stage has them
 _CHECKPOINTS, _OPTIMIZER, _PROGRESS = "checkpoints", "optimizer.safetensors", "progress.json"
@@ -129,7 +130,7 @@ def _with_lora(causal_lm: Any, recipe: Recipe) -> Any:
 
 
 class Trainer:
-    """One run in one folder: `recipe.json`, `log.jsonl`, `checkpoints/`, and at the end `adapter/` (and `backbone/`)."""
+    """One run in one folder: `recipe.json`, `log.jsonl`, `checkpoints/`, `recall.json`, and at the end `adapter/` (and `backbone/`)."""
 
     def __init__(
         self,
@@ -242,7 +243,9 @@ class Trainer:
 
     def _fit_recall(self) -> None:
         pool, encode = self.documents.at(self.step), self.model.backbone.encode
-        fit_recall(self.model, pool, questions=self.recipe.recall_questions, seed=self.recipe.seed, encode=encode)
+        found = fit_recall(self.model, pool, questions=self.recipe.recall_questions, seed=self.recipe.seed, encode=encode)
+        if self._writes:
+            _write(self.folder / RECALL_FILE, json.dumps(found._asdict()))
         self._optimizer.adopt("recall.query.weight", "recall.key.weight")
 
     def _batches(self, stage: Stage) -> list[list[Example]]:
