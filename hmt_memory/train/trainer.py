@@ -130,7 +130,7 @@ def _with_lora(causal_lm: Any, recipe: Recipe) -> Any:
 
 
 class Trainer:
-    """One run in one folder: recipe, log, how well recall was fitted, checkpoints, and at the end the adapter (and backbone)."""
+    """One run in one folder: recipe, log, checkpoints, how well recall was fitted; at the end the adapter (and backbone)."""
 
     def __init__(
         self,
