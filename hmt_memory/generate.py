@@ -225,7 +225,8 @@ class _Context:
     def _prompt(self, state: HMTState) -> Tensor:
         """P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands.
 
-        What is carried is the memory of the last segment that is not visible, whose text the view goes on from.
+        What is carried is the memory of the last segment that is not visible, whose text the view goes on from. A model that
+        carries is given P_0 where everything is visible: a memory of what stands there anyway misled answers (docs/LOG.md).
         """
         model = self.model
         if model.config.mode != "hmt":
@@ -237,14 +238,14 @@ class _Context:
             if self._recollection is not None:
                 memory = self._recollection.memory(summary, state)
                 self._choose(summary, state, len(visible))
-        if not model.is_trained:
+        hidden = (state.tokens - len(self.visible(state))) // model.config.segment_length
+        if not model.is_trained or (model.config.carried_tokens and not hidden):
             return model.initial_memory  # P_0: an untrained P in front of an answer derails it (docs/LOG.md)
-        return model.joined([self._before(state)], model.recalled([summary], [memory]))[0]
+        return model.joined([self._before(state, hidden)], model.recalled([summary], [memory]))[0]
 
-    def _before(self, state: HMTState) -> Tensor:
-        """[m, d] the memory of the last segment that is not visible, P_0 where there is none or the state has let it go."""
+    def _before(self, state: HMTState, hidden: int) -> Tensor:
+        """[m, d] the memory of the last of the hidden segments, P_0 where there is none or the state has let it go."""
         memory = self.model.by_segment(state)
-        hidden = (state.tokens - len(self.visible(state))) // self.model.config.segment_length
         held = hidden - (state.segments - len(memory))
         return memory[held - 1] if held > 0 else self.model.initial_memory
 
