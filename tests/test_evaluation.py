@@ -96,7 +96,9 @@ def test_a_comparison_reports_every_contender_and_its_files_hold_it(tmp_path: Pa
     seen: list[int] = []
     report = compare(contenders, ids, other=other, settings={"text": "random"}, progress=seen.append)
     assert sum(seen) == 3 * len(ids)
-    whole, curves = report.tables
+    whole, beyond, curves = report.tables
+    kept = [loss for at, loss in enumerate(token_losses(model, ids), start=1) if at % L >= 8]  # tokens that were not summarised
+    assert beyond.rows[0][2] == pytest.approx(float(np.exp(np.mean(kept)))) and beyond.title.endswith("first 8 of a segment")
     assert [row[0] for row in whole.rows] == ["HMT", "exchanged", "window"]
     assert whole.rows[0][2] == pytest.approx(float(np.exp(token_losses(model, ids).mean())))
     assert whole.rows[2][5:] == [0.0, 0.0, 0.0] and whole.columns[5] == "% below window"
@@ -147,6 +149,7 @@ def run(arguments: list[str]) -> int:
         (["train", "x", "--recipe", "none"], "paper-lora"),
         (["train", "--recipe", "paper"], "name the training text"),
         (["eval", "perplexity", "none.txt"], "there is no file"),
+        (["eval", "perplexity", "none.txt", "--visible", "32"], "--plain"),
     ],
 )
 def test_wrong_use_says_what_to_do(arguments: list[str], words: str, plain: str, tmp_path: Path, capsys: Any) -> None:
