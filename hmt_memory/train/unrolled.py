@@ -89,7 +89,9 @@ def view_losses(model: HMTModel, examples: Sequence[Example], weights: Weights) 
     targets = torch.cat([_shifted(example.labels) for example in examples]).to(prompt.device)
     found = token_losses(model.backbone.head, torch.cat(step.hidden), targets, weights, teacher)
     nothing = torch.zeros((), device=prompt.device)
-    return Losses(found.total, nothing, float(found.next_token), float(found.distillation), found.tokens, 0, 0)
+    return Losses(
+        found.total, nothing, float(found.next_token.detach()), float(found.distillation.detach()), found.tokens, 0, 0
+    )
 
 
 @torch.no_grad()
