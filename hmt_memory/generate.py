@@ -226,7 +226,7 @@ class _Context:
         """P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands.
 
         What is carried is the memory of the last segment that is not visible, whose text the view goes on from. A model that
-        carries is given P_0 where everything is visible: a memory of what stands there anyway misled answers (docs/LOG.md).
+        carries is given P_0 where everything is visible, as a segment is that nothing was read before.
         """
         model = self.model
         if model.config.mode != "hmt":
