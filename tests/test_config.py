@@ -25,6 +25,7 @@ from hmt_memory.errors import ConfigError, HMTError
         ({"recall_window": 0}, "recall_window=0"),
         ({"recall_dim": 0}, "recall_dim=0"),
         ({"memory_tokens": 0}, "memory_tokens=0"),
+        ({"memory_tokens": 2, "carried_tokens": 2}, "carried_tokens=2"),
         ({"sensory_length": -1}, "sensory_length=-1"),
         ({"recent_tokens": -1}, "recent_tokens=-1"),
         ({"memory_input": "raw"}, "memory_input='raw'"),
