@@ -42,7 +42,7 @@ class HMTConfig:
     recall_window: int = 300  # N: how many segments recall attends to: the latest while reading, the best of all in a session
     recall_dim: int | None = None  # d_h: width of the recall projections; None: the hidden width
     memory_tokens: int = 1  # m: memory embeddings a segment (extension; the paper has 1)
-    carried_tokens: int = 0  # c: so many of the m in P_n are those of M_{n-1}, the others are recalled (extension: 0)
+    recalled_tokens: int | None = None  # r: P_n is M_{n-1} and behind it r recalled embeddings (extension; None: all recalled)
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
     selection: Selection = "fused"  # what is listed and replayed: by recall and words (extension), by recall or words alone
@@ -58,10 +58,10 @@ class HMTConfig:
                 f"sensory_length={self.sensory_length} must be smaller than segment_length={length}: "
                 "it is the tail of one segment. Lower sensory_length or raise segment_length."
             )
-        if self.carried_tokens >= self.memory_tokens:
+        if self.recalled_tokens is not None and not 1 <= self.recalled_tokens <= self.memory_tokens:
             raise ConfigError(
-                f"carried_tokens={self.carried_tokens} must be smaller than memory_tokens={self.memory_tokens}: at least one "
-                'embedding is recalled. Lower it, or choose mode="rmt", which recalls none.'
+                f"recalled_tokens={self.recalled_tokens} must be between 1 and memory_tokens={self.memory_tokens}: the last of "
+                'the embeddings of each segment are recalled. Choose mode="rmt" to recall none.'
             )
         if self.summary_length is not None and not 1 <= self.summary_length <= length:
             raise ConfigError(
@@ -129,7 +129,7 @@ class HMTConfig:
     @property
     def _front(self) -> int:
         """Positions that P_n takes in front of a text; `centred` has one more, the sink."""
-        return self.memory_tokens + (self.memory_input == "centred")
+        return self.memory_tokens + (self.recalled_tokens or 0) + (self.memory_input == "centred")
 
     @property
     def _reading(self) -> int:

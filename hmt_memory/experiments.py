@@ -160,6 +160,8 @@ def perplexity(
     contenders.append(Contender("HMT, P_0 alone", hmt, "initial"))
     if other is not None:
         contenders.append(Contender("HMT, another text's memories", hmt, "exchanged"))
+        if hmt.config.recalled_tokens:
+            contenders.append(Contender("HMT, recalled from another text", hmt, "misrecalled"))
     if "rmt" in loaded:
         contenders.append(Contender("RMT, equally trained", loaded["rmt"], "previous"))
     if "plain" in loaded:
@@ -313,7 +315,7 @@ def _described(model: HMTModel, adapters: Mapping[str, Path | None]) -> dict[str
     named = {f"{kind} adapter": folder for kind, folder in adapters.items() if folder is not None}
     config = model.config
     sizes = ("segment_length", "summary_length", "sensory_length", "recall_window")
-    kinds = ("memory_tokens", "carried_tokens", "memory_input")
+    kinds = ("memory_tokens", "recalled_tokens", "memory_input")
     dtype = str(model.backbone.dtype).removeprefix("torch.")
     return {"model": model.backbone.name, "dtype": dtype, **named, **{name: getattr(config, name) for name in (*sizes, *kinds)}}
 

@@ -33,7 +33,7 @@ _READING = (
     "memory_tokens",
     "memory_input",
 )
-_READING_IF_SET = ("carried_tokens",)  # fields that came later: without them a model is what it was before
+_READING_IF_SET = ("recalled_tokens",)  # fields that came later: without them a model is what it was before
 
 
 class Fingerprint(NamedTuple):

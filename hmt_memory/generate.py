@@ -225,8 +225,8 @@ class _Context:
     def _prompt(self, state: HMTState) -> Tensor:
         """P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands.
 
-        What is carried is the memory of the last segment that is not visible, whose text the view goes on from. A model that
-        carries is given P_0 where everything is visible, as a segment is that nothing was read before.
+        With `recalled_tokens`, M_{n-1} is that of the last segment that is not visible, whose text the view goes on from; where
+        everything is visible the view begins with P_0, as a segment does that nothing was read before.
         """
         model = self.model
         if model.config.mode != "hmt":
@@ -239,8 +239,9 @@ class _Context:
                 memory = self._recollection.memory(summary, state)
                 self._choose(summary, state, len(visible))
         hidden = (state.tokens - len(self.visible(state))) // model.config.segment_length
-        if not model.is_trained or (model.config.carried_tokens and not hidden):
-            return model.initial_memory  # P_0: an untrained P in front of an answer derails it (docs/LOG.md)
+        if not model.is_trained or (model.config.recalled_tokens and not hidden):
+            # P_0: an untrained P in front of an answer derails it (docs/LOG.md).
+            return model.prompt([None], [model.by_segment(state)[:0]])[0]
         return model.joined([self._before(state, hidden)], model.recalled([summary], [memory]))[0]
 
     def _before(self, state: HMTState, hidden: int) -> Tensor:

@@ -287,9 +287,9 @@ class MemoryStore:
             if row.id not in self._indexes:
                 memory, vocabulary = self.index_paths(row.id)
                 width, slots = model.backbone.hidden_size, model.recalled_slots
-                carried = model.slots - slots
+                others = model.slots - slots
                 self._indexes[row.id] = Indexes(
-                    MemoryIndex(memory, width=width, slots=slots, carried=carried, factory=self._factory, made_by=made_by),
+                    MemoryIndex(memory, width=width, slots=slots, others=others, factory=self._factory, made_by=made_by),
                     WordIndex(vocabulary, decode=model.backbone.decode, terms=words.terms, made_by=made_by),
                 )
             return self._indexes[row.id]

@@ -54,8 +54,8 @@ class MemoryInput(nn.Module):
     an attention sink (Xiao et al., arXiv 2309.17453) and tells the others nothing.
     """
 
-    def __init__(self, kind: str, slots: int, sample: Tensor) -> None:
-        """`sample`: [v, d] input embeddings, fp32."""
+    def __init__(self, kind: str, slots: int, recalled: int, sample: Tensor) -> None:
+        """`recalled`: embeddings that P_n has behind those of M_{n-1}. `sample`: [v, d] input embeddings, fp32."""
         super().__init__()
         width, self.kind = sample.shape[1], kind
         # A hidden state after the final norm has about unit variance times the norm's own weights.
@@ -67,7 +67,7 @@ class MemoryInput(nn.Module):
         if kind == "centred":
             middle = sample.mean(dim=0)
             self.centre = nn.Parameter(torch.zeros(slots, width), requires_grad=False)  # measured, not learned
-            self.read = nn.Parameter(middle.repeat(slots, 1))
+            self.read = nn.Parameter(middle.repeat(slots + recalled, 1))
             self.write = nn.Parameter(middle + 0.3 * sample.std() * _noise(slots, width).to(sample.device))
             self.sink = nn.Parameter(middle[None].clone())
 
@@ -77,10 +77,10 @@ class MemoryInput(nn.Module):
         return int(self.kind == "centred")
 
     def front(self, prompt: Tensor) -> Tensor:
-        """[..., m, d] memory embeddings to the input embeddings [..., ahead + m, d] that a text begins with."""
+        """[..., m + r, d] memory embeddings to the input embeddings [..., ahead + m + r, d] that a text begins with."""
         if self.kind != "centred" or not prompt.numel():
             return self._scaled(prompt)
-        entering = self._deviation(prompt) + self.read
+        entering = self._deviation(prompt) + self.read[: prompt.shape[-2]]
         return torch.cat([self.sink.expand(*entering.shape[:-2], -1, -1), entering], dim=-2)
 
     def end(self, prompt: Tensor) -> Tensor:
@@ -89,7 +89,10 @@ class MemoryInput(nn.Module):
 
     def _deviation(self, prompt: Tensor) -> Tensor:
         assert self.map is not None
-        return linear(prompt.float() - self.centre, self.map.weight.float())
+        # What is recalled comes from the last embeddings of its segments.
+        behind = prompt.shape[-2] - len(self.centre)
+        centre = torch.cat([self.centre, self.centre[-behind:]]) if behind > 0 else self.centre
+        return linear(prompt.float() - centre, self.map.weight.float())
 
     def _scaled(self, prompt: Tensor) -> Tensor:
         if self.gain is None or not prompt.numel():
@@ -121,7 +124,7 @@ class HMTModel(nn.Module):
         self.summary_prompt = nn.Parameter(_near(centre, 1))
         self.initial_memory = nn.Parameter(_near(centre, slots))
         self.recall = Recall(width, self.config.recall_dim or width)
-        self.memory_input = MemoryInput(self.config.memory_input, slots, sample)
+        self.memory_input = MemoryInput(self.config.memory_input, slots, self.config.recalled_tokens or 0, sample)
         for module in (self.recall, self.memory_input):
             module.to(backbone.device)
 
@@ -181,14 +184,14 @@ class HMTModel(nn.Module):
         """The same parameters (shared, not copied) under a changed configuration, e.g. `mode="rmt"`.
 
         Raises:
-            ConfigError: the change would need other parameters (memory_tokens, memory_input, recall_dim).
+            ConfigError: the change would need other parameters (memory_tokens, recalled_tokens, memory_input, recall_dim).
         """
         try:
             given = replace(self._given_config, **changes)
         except TypeError as error:
             raise ConfigError(f"{error}. Known fields: {', '.join(self.config.to_dict())}.") from error
         config = given.resolve(hidden_size=self.backbone.hidden_size, positions=self.backbone.positions)
-        for name in ("memory_tokens", "memory_input", "recall_dim"):
+        for name in ("memory_tokens", "recalled_tokens", "memory_input", "recall_dim"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ConfigError(f"{name} decides which parameters exist. Build a new model to change it.")
         twin = copy.copy(self)
@@ -222,7 +225,10 @@ class HMTModel(nn.Module):
         return torch.stack([hidden[at, len(row) - 1] for at, row in enumerate(rows)])
 
     def prompt(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
-        """Eq. 2-3: the memorisation prompt P_n [B, m, d]; P_0 for a row without memory.
+        """Eq. 2-3: the memorisation prompt P_n; P_0 for a row without memory.
+
+        Returns:
+            [B, m, d], where `recalled_tokens` is set and the mode recalls [B, m + r, d], in plain mode [B, 0, d].
 
         Args:
             summaries: B x [d] S_n; only rows that recall need one.
@@ -236,19 +242,20 @@ class HMTModel(nn.Module):
         return self.joined(before, self.recalled(summaries, [self.recallable(memory) for memory in memories]))
 
     def recallable(self, memory: Tensor) -> Tensor:
-        """[..., m, d] to [..., m - c, d]: the embeddings of a segment that recall attends to; the first c are carried."""
-        return memory[..., self.config.carried_tokens :, :]
+        """[..., m, d] to [..., s, d]: the embeddings of a segment that recall attends to, all or the last `recalled_tokens`."""
+        return memory[..., self.slots - self.recalled_slots :, :]
 
     def joined(self, before: Sequence[Tensor], recalled: Tensor) -> Tensor:
-        """P_n [B, m, d] of what is carried from the segment before, B x M [m, d], and what is recalled [B, m - c, d]."""
-        carried = torch.stack([memory[: self.config.carried_tokens] for memory in before])
-        return torch.cat([carried.to(recalled), recalled], dim=1)
+        """P_n of the memory before, B x [m, d], and what is recalled [B, s, d]: with `recalled_tokens` both, else the latter."""
+        if self.config.recalled_tokens is None:
+            return recalled
+        return torch.cat([torch.stack(list(before)).to(recalled), recalled], dim=1)
 
     def recalled(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
-        """Eq. 2-3 over what may be recalled: [B, m - c, d]; of P_0 for a row without memory.
+        """Eq. 2-3 over what may be recalled: [B, s, d]; of P_0 for a row without memory.
 
         Args:
-            memories: B x [n_b, m - c, d].
+            memories: B x [n_b, s, d].
         """
         prompts: list[Tensor] = [self.recallable(self.initial_memory).to(self.backbone.dtype)] * len(memories)
         rows = [row for row, memory in enumerate(memories) if len(memory)]
@@ -260,7 +267,7 @@ class HMTModel(nn.Module):
 
     def _recalled(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
         counts = torch.tensor([len(memory) for memory in memories], device=memories[0].device)
-        padded = pad_sequence(list(memories), batch_first=True)  # [B, n, m - c, d]
+        padded = pad_sequence(list(memories), batch_first=True)  # [B, n, s, d]
         ragged = int(counts.min()) < padded.shape[1]
         mask = torch.arange(padded.shape[1], device=counts.device) < counts[:, None] if ragged else None
         return self.recall(torch.stack([summary for summary in summaries if summary is not None]), padded, mask).prompt
@@ -269,13 +276,13 @@ class HMTModel(nn.Module):
         """Eq. 4-5: `H = BBM([P_n | H_{n-1}[L-k, L) | H_n | P_n])`, split into the segment's positions and M_n.
 
         Args:
-            prompt: [B, m, d] P_n.
+            prompt: [B, m, d] P_n; what is recalled behind M_{n-1} is read, and writes nothing.
             sensory: B x [s_b] token ids, the tail of the previous segment.
             segments: B x [t_b] token ids.
         """
-        slots, dtype = prompt.shape[1], self.backbone.dtype
-        fronts = self.memory_input.front(prompt).to(dtype)  # [B, ahead + m, d]
-        ends = self.memory_input.end(prompt).to(dtype)  # [B, m, d]
+        slots, dtype = min(prompt.shape[1], self.slots), self.backbone.dtype
+        fronts = self.memory_input.front(prompt).to(dtype)  # [B, ahead + m + r, d]
+        ends = self.memory_input.end(prompt[:, :slots]).to(dtype)  # [B, m, d]
         rows = [
             torch.cat([front, self._embed(torch.cat([tail, ids])), end])
             for front, end, tail, ids in zip(fronts, ends, sensory, segments, strict=True)
@@ -371,8 +378,8 @@ class HMTModel(nn.Module):
 
     @property
     def recalled_slots(self) -> int:
-        """m - c, how many memory embeddings of a segment recall attends to: its index keys; 0 in plain mode."""
-        return max(0, self.slots - self.config.carried_tokens)
+        """s, how many memory embeddings of a segment recall attends to: its index keys; 0 in plain mode."""
+        return min(self.slots, self.config.recalled_tokens or self.slots)
 
     def by_segment(self, state: HMTState) -> Tensor:
         """The state's memory as [h, m, d]: of all n segments, or of as many of the latest as it holds."""

@@ -55,7 +55,7 @@ class Candidates(NamedTuple):
 
     query: Tensor  # [d] the folded query
     places: list[tuple[int, int]]  # (shard, position) of each
-    memory: Tensor  # [k, m, d] of what may be recalled; here and below, m leaves out what is carried
+    memory: Tensor  # [k, m, d]; here and below, m counts only what may be recalled
     dropped: int
     ceiling: float  # no memory embedding left out scores higher
 

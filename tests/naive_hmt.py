@@ -39,13 +39,15 @@ def naive_hmt(causal_lm: Any, parameters: dict[str, Tensor], ids: Tensor, config
         elif config.mode == "hmt" and M:
             S = hidden(torch.cat([T, H[:j], T]))[-1:]  # Eq. 1
             slots = []
-            for slot in range(config.carried_tokens, m):
+            for slot in range(m - (config.recalled_tokens or m), m):
                 known = torch.stack([one[slot] for one in M[-N:]])
                 Q, K = S @ Wq, known @ Wk  # Eq. 2
                 slots.append(torch.softmax(Q @ K.T / math.sqrt(Wk.shape[1]), dim=-1) @ known)  # Eq. 3
-            P = torch.cat([M[-1][: config.carried_tokens], *slots])
+            P = torch.cat(slots if config.recalled_tokens is None else [M[-1], *slots])
         else:
             P = P0
+            if config.mode == "hmt" and config.recalled_tokens:
+                P = torch.cat([P0, P0[m - config.recalled_tokens :]])
         if config.mode == "plain":
             P = P[:0]
         front, end = enter(P, parameters, config, embed)
@@ -61,15 +63,18 @@ def naive_hmt(causal_lm: Any, parameters: dict[str, Tensor], ids: Tensor, config
 
 def enter(P: Tensor, parameters: dict[str, Tensor], config: Any, embed: Any) -> tuple[Tensor, Tensor]:
     """The `memory_input` extension, in front and at the end."""
+    m = config.memory_tokens
     if config.memory_input == "paper" or not len(P):
-        return P, P
+        return P, P[:m]
     if config.memory_input == "centred":
-        own = (P - parameters["memory_input.centre"]) @ parameters["memory_input.map.weight"].T
-        front = torch.cat([parameters["memory_input.sink"], own + parameters["memory_input.read"]])
-        return front, own + parameters["memory_input.write"]
+        centre = parameters["memory_input.centre"]
+        typical = torch.cat([centre, centre[len(centre) - (len(P) - len(centre)) :]])
+        own = (P - typical) @ parameters["memory_input.map.weight"].T
+        front = torch.cat([parameters["memory_input.sink"], own + parameters["memory_input.read"][: len(P)]])
+        return front, own[: len(centre)] + parameters["memory_input.write"]
     every = embed(torch.arange(embed.weight.shape[0]))
     unit = every.norm(dim=-1).mean() / math.sqrt(P.shape[-1])
     scaled = (P - P.mean(-1, keepdim=True)) / P.std(-1, keepdim=True, correction=0) * unit
     scaled = scaled * parameters["memory_input.gain"]
     entering = scaled @ parameters["memory_input.map.weight"].T if config.memory_input == "mapped" else scaled
-    return entering, entering
+    return entering, entering[:m]

@@ -72,6 +72,25 @@ def test_exchanged_memory_is_another_text_s() -> None:
         token_losses(model, ids, "exchanged", other=other[: 3 * L])
 
 
+def test_recall_from_another_text_leaves_the_memory_before_alone() -> None:
+    """A third way: the same P_n written down from the text's own memory and the other's."""
+    model = tiny_model(config=replace(SMALL, memory_tokens=2, recalled_tokens=1))
+    ids, other = random_ids(8 * L, seed=1), random_ids(9 * L, seed=2)
+    own = token_losses(model, ids)
+    np.testing.assert_allclose(token_losses(model, ids, "misrecalled", other=ids), own, rtol=1e-4)
+    found = token_losses(model, ids, "misrecalled", other=other)
+    strange = model.by_segment(model.read(other))[:1]
+    with torch.no_grad():
+        memory = model.by_segment(model.read(ids[:L]))[0]
+        prompt = torch.cat([memory, strange[0, 1:]])  # one segment to recall from: all weight is on it
+        step = model.augment(prompt[None], [ids[L - 4 : L]], [ids[L : 2 * L]])
+        expected = torch.nn.functional.cross_entropy(
+            model.backbone.head(step.hidden[0][:-1]), ids[L + 1 : 2 * L], reduction="none"
+        )
+    np.testing.assert_allclose(found[L : 2 * L - 1], expected.numpy(), rtol=1e-4)
+    assert np.abs(found[L:] - own[L:]).max() > 0.01
+
+
 def test_intervals_hold_what_they_should() -> None:
     values = np.random.default_rng(1).normal(3.0, 1.0, 400)
     found = mean_interval(values)
@@ -96,7 +115,9 @@ def test_a_comparison_reports_every_contender_and_its_files_hold_it(tmp_path: Pa
     seen: list[int] = []
     report = compare(contenders, ids, other=other, settings={"text": "random"}, progress=seen.append)
     assert sum(seen) == 3 * len(ids)
-    whole, beyond, curves = report.tables
+    whole, beyond, below, curves = report.tables
+    assert [row[0] for row in below.rows] == ["exchanged", "window"]
+    assert below.rows[1][1] == pytest.approx(100 * (1 - whole.rows[0][2] / whole.rows[2][2]), abs=0.01)
     kept = [loss for at, loss in enumerate(token_losses(model, ids), start=1) if at % L >= 8]  # tokens that were not summarised
     assert beyond.rows[0][2] == pytest.approx(float(np.exp(np.mean(kept)))) and beyond.title.endswith("first 8 of a segment")
     assert [row[0] for row in whole.rows] == ["HMT", "exchanged", "window"]

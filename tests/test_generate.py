@@ -82,7 +82,7 @@ def test_the_cache_gives_what_a_view_without_cache_gives(family: str) -> None:
         {"mode": "plain"},
         {"memory_tokens": 3, "memory_input": "mapped"},
         {"memory_tokens": 2, "memory_input": "centred"},
-        {"memory_tokens": 3, "carried_tokens": 2},
+        {"memory_tokens": 3, "recalled_tokens": 1},
     ],
     ids=str,
 )
@@ -95,7 +95,7 @@ def test_every_mode_answers_and_equals_reading(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("read", [16 * 6 + 5, 20, 3])
 def test_a_view_carries_the_memory_of_the_last_segment_that_it_does_not_show(read: int) -> None:
     """Where the state has let it go, that of P_0; all of P_0 where everything is shown."""
-    model = tiny_model(config=replace(SMALL, memory_tokens=3, carried_tokens=2))
+    model = tiny_model(config=replace(SMALL, memory_tokens=3, recalled_tokens=1))
     state = model.read(random_ids(read))
     shown = min(read, 20 + read % 16)
     hidden = (read - shown) // 16
@@ -104,11 +104,12 @@ def test_a_view_carries_the_memory_of_the_last_segment_that_it_does_not_show(rea
         (summary,) = model.summarize([torch.cat([state.recent_ids[-20:], state.open_ids])[-8:]])
         found = model.recalled([summary], [memory[-model.config.recall_window :, 2:]])[0]
         context = _Context(model, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0, None)
-        expected = torch.cat([memory[hidden - 1][:2], found]) if hidden else model.initial_memory
+        initial = model.initial_memory
+        expected = torch.cat([memory[hidden - 1], found] if hidden else [initial, initial[2:]])
         torch.testing.assert_close(context._prompt(state), expected)
         if hidden:
             let_go = state.tail(1)
-            torch.testing.assert_close(context._prompt(let_go)[:2], model.initial_memory[:2])
+            torch.testing.assert_close(context._prompt(let_go)[:3], initial)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -257,23 +257,23 @@ def test_keys_may_differ_from_memories(rows: Rows, tmp_path: Path) -> None:
     assert np.array_equal(again.positions, hits.positions) and again.ceiling == hits.ceiling
 
 
-def test_what_is_carried_is_no_key_and_is_not_given_back(rows: Rows, tmp_path: Path, backend: str) -> None:
+def test_what_is_not_recalled_is_no_key_and_is_not_given_back(rows: Rows, tmp_path: Path, backend: str) -> None:
     memory = drifting(200, slots=3)
     rows.add(memory)
-    index = index_of(tmp_path, slots=1, carried=2)
+    index = index_of(tmp_path, slots=1, others=2)
     query = np.random.default_rng(1).standard_normal(D)
     hits = rows.search(index, query, 20)
     assert list(hits.positions) == list(np.argsort(-(memory[:, 2].astype(np.float64) @ query), kind="stable")[:20])
     assert hits.memory.shape == (20, 1, D) and np.array_equal(hits.memory, memory[hits.positions][:, 2:])
     assert index.describe()["exact"] and index.describe()["keys"] == 200
     rows.save(index, always=True)
-    assert np.array_equal(rows.search(index_of(tmp_path, slots=1, carried=2), query, 20).positions, hits.positions)
+    assert np.array_equal(rows.search(index_of(tmp_path, slots=1, others=2), query, 20).positions, hits.positions)
 
 
-def test_what_is_carried_stays_out_where_keys_differ_from_memories(rows: Rows, tmp_path: Path) -> None:
+def test_what_is_not_recalled_stays_out_where_keys_differ_from_memories(rows: Rows, tmp_path: Path) -> None:
     memory = drifting(200, slots=3)
     rows.add(memory, drifting(200, 2))
-    hits = rows.search(index_of(tmp_path, slots=1, carried=2), np.random.default_rng(1).standard_normal(D), 20)
+    hits = rows.search(index_of(tmp_path, slots=1, others=2), np.random.default_rng(1).standard_normal(D), 20)
     assert np.array_equal(hits.memory, memory[hits.positions][:, 2:])
 
 

@@ -36,6 +36,7 @@ from hmt_memory.store.database import Database
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
+BEHIND = tiny_model(config=replace(REMEMBERING, memory_tokens=2, recalled_tokens=1), tokenizer=TOKENIZER)
 WIDE = tiny_model(config=replace(REMEMBERING, memory_tokens=2, pinned_tokens=64, replay_tokens=80), tokenizer=TOKENIZER)
 FAST: dict[str, Any] = {"max_new_tokens": 8}
 
@@ -278,7 +279,7 @@ def test_characters_cut_by_a_segment_are_left_out_whole(session: Session) -> Non
         assert "\ufffd" not in one.text
 
 
-@pytest.mark.parametrize("model", [MODEL, WIDE, WIDE.with_config(carried_tokens=1)], ids=["m=1", "m=2", "m=2, c=1"])
+@pytest.mark.parametrize("model", [MODEL, WIDE, BEHIND], ids=["m=1", "m=2", "m=2, r=1"])
 def test_weights_and_coverage_are_those_of_full_recall(store: MemoryStore, model: HMTModel) -> None:
     """With k >= n the weights are those of attention over everything; below, the coverage is a true lower bound."""
     model = model.with_config(selection="recall")

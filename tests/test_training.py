@@ -221,7 +221,7 @@ def test_a_model_without_memory_reads_no_more_of_the_text_before_than_it_can_see
 
 @pytest.mark.parametrize("mode", ["hmt", "rmt", "plain"])
 def test_view_losses_are_those_of_a_text_shown_whole_behind_what_was_read(mode: str) -> None:
-    model = trainable(tiny_model(config=replace(SMALL, memory_tokens=3, carried_tokens=1, mode=mode)))
+    model = trainable(tiny_model(config=replace(SMALL, memory_tokens=3, recalled_tokens=2, mode=mode)))
     ids = random_ids(9 * L)
     row = Example(ids[5 * L :], ids[5 * L :].clone(), before=ids[: 5 * L])
     found = view_losses(model, [row, row], Weights(1.0))
@@ -281,14 +281,19 @@ def test_compiling_without_a_compiler_says_what_to_install(monkeypatch: pytest.M
 def test_recall_is_fitted_where_a_stage_first_recalls_and_alike_after_a_kill(
     plain: str, data: list[str], tmp_path: Path
 ) -> None:
-    config = replace(SMALL, memory_tokens=3, carried_tokens=1, memory_input="centred", recall_dim=8)
+    config = replace(SMALL, memory_tokens=3, recalled_tokens=2, memory_input="centred", recall_dim=8)
     stages = (Stage(steps=1, segments=2, mode="rmt"), Stage(steps=1, segments=3))
     recipe = replace(RECIPE, config=config, stages=stages, checkpoint_every=1, recall_questions=64)
     whole = trainer(plain, recipe, tmp_path / "whole", data)
     list(whole.run(until=1))
     assert not whole.model.is_trained
+    before = whole.model.memory_input.read.detach().clone()
     list(whole.run())
     assert whole.model.is_trained
+    # What is recalled enters as it did in front of the segment after it, and has learnt for one step since.
+    after = whole.model.memory_input.read
+    assert not torch.equal(after[3:], before[3:])
+    torch.testing.assert_close(after[3:], after[1:3], atol=3 * RECIPE.learning_rate, rtol=0)
     halves = tmp_path / "halves"
     list(trainer(plain, recipe, halves, data).run(until=1))
     again = trainer(plain, recipe, halves, data)

@@ -1,8 +1,8 @@
 """Perplexity of a long text under several kinds of memory, all with the same visible tokens.
 
 Each segment of L tokens sees itself and the k tokens before it. The loss of a token is that of the hidden state before it,
-as in training. What differs is P_n: recalled (Eq. 1-5), the previous memory alone (RMT), the constant P_0, or recalled from
-another text's memories, which tells what memory carries from what training has adapted to.
+as in training. What differs is P_n: recalled (Eq. 1-5), the previous memory alone (RMT), the constant P_0, or made of another
+text's memories, all of it or what is recalled, which tells what memory carries from what training has adapted to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .statistics import gain_interval, perplexity_interval
 if TYPE_CHECKING:
     from ..model import HMTModel, Step
 
-Memory = Literal["recalled", "previous", "initial", "exchanged", "none"]
+Memory = Literal["recalled", "previous", "initial", "exchanged", "misrecalled", "none"]
 _ROWS = 8  # segments at a time, where none depends on another
 _HEAD_ROWS = 512
 _LENGTHS = [1 << power for power in range(10, 21)]
@@ -45,12 +45,14 @@ def token_losses(
     Args:
         ids: [t] token ids of the text.
         memory: what P_n is: `recalled`: Eq. 1-5. `previous`: the same weights without recall, P_n = M_{n-1}. `initial`: P_0
-            everywhere. `exchanged`: as `recalled`, from the memories of `other`. `none`: no prompt, the k tokens alone.
+            everywhere. `exchanged`: as `recalled`, from the memories of `other`. `misrecalled`: M_{n-1} is the text's own, and
+            what is recalled behind it is from `other` (for models with `recalled_tokens`). `none`: no prompt, the k tokens
+            alone.
         other: [t'] token ids of another text, as long.
         progress: called with the number of tokens done since the last call.
 
     Raises:
-        InputError: fewer than two tokens; `exchanged` without another text of at least as many segments.
+        InputError: fewer than two tokens; another text is needed and not given, or is shorter.
     """
     if len(ids) < 2:
         raise InputError("the text is shorter than two tokens.")
@@ -59,26 +61,30 @@ def token_losses(
             hidden = _each_alone(model.with_config(mode="plain") if memory == "none" else model, ids, progress)
         else:
             chosen = model.with_config(mode="rmt") if memory == "previous" else model
-            known = None if memory != "exchanged" else _memories(model, ids, other, progress)
-            steps = _Scoring(chosen, known, progress)
+            strange = None if memory not in ("exchanged", "misrecalled") else _memories(model, ids, other, progress)
+            steps = _Scoring(chosen, strange, progress, own=memory == "misrecalled")
             unroll(chosen, chosen.states(None, 1), [ids], keep_hidden=False, final=True, steps=steps)
             hidden = torch.cat(steps.hidden)
         return _losses(model, hidden[:-1], ids[1:])
 
 
 class _Scoring(Steps):
-    """Keeps the hidden states; recalls from `known` [n, m, d] instead of from what was read, if it is given."""
+    """Keeps the hidden states. `strange` [n, m, d], if it is given, stands for what was read; with `own` but for M_{n-1}."""
 
-    def __init__(self, model: HMTModel, known: Tensor | None, progress: Callable[[int], None]) -> None:
+    def __init__(self, model: HMTModel, strange: Tensor | None, progress: Callable[[int], None], *, own: bool) -> None:
         super().__init__(model)
         self.hidden: list[Tensor] = []
-        self._known, self._progress = known, progress
+        self._strange, self._progress, self._own = strange, progress, own
 
     def read(self, turn: Turn) -> Step:
-        if self._known is not None:
-            window = self._known[: turn.number][-self.model.config.recall_window :]
-            turn = turn._replace(windows=[window])
-        step = super().read(turn)
+        windows = turn.windows
+        if self._strange is not None:
+            windows = [self._strange[: turn.number][-self.model.config.recall_window :]]
+        prompt = self.model.prompt(turn.summaries, windows)
+        if self._own and turn.number:
+            recalled = self.model.recalled(turn.summaries, [self.model.recallable(windows[0])])
+            prompt = self.model.joined([turn.windows[0][-1]], recalled)
+        step = self.model.augment(prompt, turn.tails, turn.segments)
         self.hidden += step.hidden
         self._progress(sum(map(len, turn.segments)))
         return step
@@ -166,6 +172,10 @@ def compare(
             found.append([one.name, one.model.config.sensory_length, *perplexity_interval(own, block=size), *gain])
         return found
 
+    def against(name: str) -> list[float]:
+        gain = gain_interval(losses[contenders[0].name], losses[name], block=block)
+        return [round(100 * value, 2) for value in gain]
+
     curves = {name: by_length(values, [length - 1 for length in lengths]) for name, values in losses.items()}
     return Report(
         "perplexity",
@@ -175,6 +185,11 @@ def compare(
             Table("All tokens", columns, rows(np.ones_like(beyond), block)),
             # What P_n recalls depends on the tokens that were summarised: these it cannot have seen.
             Table(f"Tokens after the first {summarized} of a segment", columns, rows(beyond, max(1, block - summarized))),
+            Table(
+                f"How far {contenders[0].name} is below each",
+                ["memory", "%", "low", "high"],
+                [[one.name, *against(one.name)] for one in contenders[1:]],
+            ),
             Table(
                 "By length",
                 ["memory", *(f"first {length:,}" for length in lengths)],

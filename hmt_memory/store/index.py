@@ -33,7 +33,7 @@ class MemoryIndex(Derived):
 
     Args:
         path: its file; it may be missing, stale or damaged.
-        width: d. slots: m, embeddings of a segment that may be recalled. carried: how many others stand before them in a row.
+        width: d. slots: m, embeddings of a segment that may be recalled. others: how many more stand before them in a row.
         factory: a FAISS `index_factory` string for inner product, with `;name=value` search parameters after it.
         made_by: digest of the model; an index of another one is not used.
 
@@ -42,9 +42,9 @@ class MemoryIndex(Derived):
     """
 
     def __init__(
-        self, path: Path, *, width: int, slots: int, carried: int = 0, factory: str = DEFAULT, made_by: str = ""
+        self, path: Path, *, width: int, slots: int, others: int = 0, factory: str = DEFAULT, made_by: str = ""
     ) -> None:
-        self.width, self.slots, self._carried = width, slots, carried
+        self.width, self.slots, self._others = width, slots, others
         self.factory, self._made_by = factory, made_by
         self._search: Search = new_search(factory, width)
         super().__init__(path)
@@ -66,7 +66,7 @@ class MemoryIndex(Derived):
     def _extend(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> None:
         keys, owners = [], []
         for at, row in enumerate(shelf.rows(db, start, stop), start):
-            memory = self._vectors(row.memory, at)[self._carried :]
+            memory = self._vectors(row.memory, at)[self._others :]
             key = memory if row.keys is None else self._vectors(row.keys, at)
             self._keys_are_memory &= row.keys is None
             self._largest = max(self._largest, float(np.linalg.norm(memory.astype(np.float32), axis=1).max(initial=0)))
@@ -119,7 +119,7 @@ class MemoryIndex(Derived):
         if found is None:
             stored = (next(shelf.rows(db, at, at + 1)).memory for at in positions.tolist())
             found = np.frombuffer(b"".join(stored), "<f2").astype(np.float16)
-            found = found.reshape(len(positions), self._carried + self.slots, self.width)[:, self._carried :]
+            found = found.reshape(len(positions), self._others + self.slots, self.width)[:, self._others :]
         return found.reshape(shape)
 
     def embeddings(self, db: sqlite3.Connection, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
@@ -131,7 +131,7 @@ class MemoryIndex(Derived):
     # --- the file ---------------------------------------------------------------------------------------------------
 
     def _wanted(self) -> dict[str, Any]:
-        shape = {"width": self.width, "slots": self.slots, "carried": self._carried}
+        shape = {"width": self.width, "slots": self.slots, "others": self._others}
         return {"kind": self._search.kind, **shape, "made_by": self._made_by}
 
     def _facts(self) -> dict[str, Any]:

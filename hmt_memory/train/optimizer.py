@@ -33,9 +33,9 @@ class MasterAdamW:
             weight_decay=weight_decay,
         )
 
-    def adopt(self, *names: str) -> None:
-        """Go on from what these parameters hold now."""
-        for name in names:
+    def adopt(self, *prefixes: str) -> None:
+        """Go on from what the parameters whose names begin so hold now."""
+        for name in (name for name in self._live if name.startswith(prefixes)):
             self._master[name].data.copy_(self._live[name])
 
     def gradients(self) -> list[Tensor]:

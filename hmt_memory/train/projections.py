@@ -49,6 +49,8 @@ class _Pairs(NamedTuple):
 def fit_recall(model: HMTModel, documents: Sequence[Document], *, questions: int, seed: int, encode: Encode) -> Fitted:
     """Set `model.recall` to projections under which stretches of text recall the segments they are cut from.
 
+    With `recalled_tokens`, what they recall enters as it did in front of the segment after it.
+
     Args:
         questions: how many, over all rows.
         encode: unused by plain text, asked for by `draw`.
@@ -62,6 +64,10 @@ def fit_recall(model: HMTModel, documents: Sequence[Document], *, questions: int
     with torch.no_grad():
         model.recall.query.weight.copy_(query)
         model.recall.key.weight.copy_(key)
+        if model.memory_input.kind == "centred" and model.config.recalled_tokens:
+            # What is recalled enters at first as the embeddings that it comes from enter.
+            carried, recalled = model.memory_input.read.split([model.slots, model.config.recalled_tokens])
+            recalled.copy_(model.recallable(carried))
     return found
 
 

@@ -183,7 +183,7 @@ COMPACT = Recipe(
         ),
     ),
     config=HMTConfig(
-        segment_length=64, sensory_length=16, memory_tokens=8, carried_tokens=6, memory_input="centred", recall_dim=128
+        segment_length=64, sensory_length=16, memory_tokens=8, recalled_tokens=4, memory_input="centred", recall_dim=128
     ),
     learning_rate=1.5e-3,
     memory_learning_rate=1.5e-3,

@@ -88,7 +88,7 @@ def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMT
     sizes = ("segment_length", "summary_length", "sensory_length", "recall_dim")
     differ = [
         field
-        for field in (*sizes, "memory_tokens", "carried_tokens", "memory_input")
+        for field in (*sizes, "memory_tokens", "recalled_tokens", "memory_input")
         if getattr(model.config, field) != getattr(recipe.config.resolve(**_sizes(model)), field)
     ]
     if differ:
@@ -246,7 +246,7 @@ class Trainer:
         found = fit_recall(self.model, pool, questions=self.recipe.recall_questions, seed=self.recipe.seed, encode=encode)
         if self._writes:
             _write(self.folder / RECALL_FILE, json.dumps(found._asdict()))
-        self._optimizer.adopt("recall.query.weight", "recall.key.weight")
+        self._optimizer.adopt("recall.", "memory_input.")
 
     def _batches(self, stage: Stage) -> list[list[Example]]:
         """The rows of this step and device: those of the run, dealt out in turn."""
