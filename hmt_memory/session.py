@@ -17,6 +17,7 @@ import torch
 
 from . import history, recollection
 from .collection import Collection
+from .constrained import Constraint, Speech, ToolCall, form_of
 from .corpus import corpus_shard
 from .errors import InputError, SessionBusyError, StoreDamagedError
 from .fingerprint import Fingerprint, fingerprint, matching
@@ -114,7 +115,10 @@ class Session(Collection):
         self,
         messages: Messages = (),
         *,
+        replacing: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | None = None,
+        schema: Mapping[str, Any] | None = None,
         replay: bool = True,
         stop: str | Sequence[str] | None = None,
         **decoding: Any,
@@ -125,17 +129,28 @@ class Session(Collection):
 
         Args:
             messages: what to answer, stored together with the answer; none: what was added before.
-            tools: JSON schemas of functions, pinned for this answer.
+            replacing: id of a message that this call takes the place of, with all after it: an edit, or another try. They are
+                forgotten when the answer is stored.
+            tools: functions in OpenAI's form, pinned for this answer; those that the model calls are in `tool_calls`.
+            tool_choice: None or "auto": the model decides; "none", "required", or the name of a function it must call.
+            schema: JSON schema of the answer.
             replay: whether recalled passages that are no longer visible are shown to the model.
             stop: strings that end the answer. decoding: other options of `HMTModel.generate`, such as max_new_tokens.
 
         Raises:
-            As `add`; InputError where there is nothing to answer.
+            As `add`; InputError where there is nothing to answer; SessionNotFoundError: there is no message `replacing`.
         """
         model = self._needs_model()
         batch = validated(messages)
+        form = form_of(tools, tool_choice, schema)
+        if form is not None:
+            limit = decoding.setdefault("max_new_tokens", 256)
+            processors = decoding.get("logits_processors", ())
+            decoding["logits_processors"] = [Constraint(model.backbone, form, limit=limit), *processors]
         with self._reading():
             snapshot = self._read_pending()
+        if replacing is not None:
+            snapshot = self._before(snapshot, replacing)
         draft = self._draft(snapshot, batch)
         prompt = [*draft.ids]
         if not prompt and not snapshot.tokens:
@@ -154,7 +169,7 @@ class Session(Collection):
             stop=[*([stop] if isinstance(stop, str) else stop or ()), *self._transcript.stop],
             **decoding,
         )
-        return Reply(self, snapshot, batch, generation, memory)
+        return Reply(self, snapshot, batch, generation, memory, tools=bool(tools), replacing=replacing)
 
     def recall(self, query: str, top_k: int = 5) -> RecalledSegments:
         """The segments a text remembers most, of this conversation and the attached corpora, by falling weight.
@@ -348,6 +363,16 @@ class Session(Collection):
         self._cache = known
         return known
 
+    def _before(self, snapshot: _Snapshot, message: int) -> _Snapshot:
+        """The session as it was before a message; its row is that of now."""
+        model = self._needs_model()
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            at = history.positions(db, snapshot.row, snapshot.parts, [message])[message]
+            (row,) = records.messages(db, snapshot.parts, at, at + 1)
+            tokens = row.tokens[0]
+            parts = records.until(snapshot.parts, at, tokens, tokens // model.config.segment_length)
+            return _Snapshot(snapshot.row, parts, load_state(db, parts, model))
+
     def _read_pending(self, progress: Progress | None = None) -> _Snapshot:
         """Read what is stored and not read yet, inside `_reading`; the snapshot afterwards, which lacks no full segment."""
         model = self._needs_model()
@@ -433,8 +458,10 @@ class Session(Collection):
 
     def _commit(self, reply: Reply, snapshot: _Snapshot, generation: Generation) -> list[int]:
         """Store what was asked and answered, and the segments that were read on the way; ids of the new messages."""
-        text = generation.text if self._transcript.has_template else generation.text.strip()
-        answer = {"role": "assistant", "content": text}
+        text = reply.text if self._transcript.has_template else reply.text.strip()
+        answer: dict[str, Any] = {"role": "assistant", "content": text}
+        if reply.tool_calls:
+            answer["tool_calls"] = [call.to_dict() for call in reply.tool_calls]
         with self._database.writing() as db:
             row = self._own_row(db)
             if row.epoch != snapshot.row.epoch:
@@ -443,13 +470,30 @@ class Session(Collection):
                     "Ask again."
                 )
             alone = row == snapshot.row
+            if reply._replacing is not None:
+                row = self._forget_from(db, row, snapshot)
             row, ids = self._append(db, row, [*reply._asked, answer], answer=generation.ids, asked_at=reply._asked_at)
-            if alone and generation.closed is not None:
+            if alone and generation.closed is not None and reply._replacing is None:
                 self._write_segments(db, snapshot, generation.closed[1])
         return ids
 
-    def _after_reply(self) -> None:
+    def _forget_from(self, db: sqlite3.Connection, row: records.CollectionRow, snapshot: _Snapshot) -> records.CollectionRow:
+        """Forget what follows a snapshot, unless somebody has added to it since."""
+        if row != snapshot.row:
+            raise SessionBusyError(
+                f"session {self.name!r} was added to while the answer was being generated, so nothing was replaced and the "
+                "answer was not stored. Ask again."
+            )
+        later = records.messages(db, history.lineage(db, row), records.size(snapshot.parts)[0])
+        row, _ = history.forget(db, row, [message.id for message in later])
+        self._store.drop_index(row.id)
+        return row
+
+    def _after_reply(self, *, replaced: bool) -> None:
         """Close segments that the answer filled, if nobody else is reading; the next call does it otherwise."""
+        if replaced:
+            with self._stored_already():
+                self._store.finish_wiping()
         with suppress(SessionBusyError), self._stored_already():
             with self._reading(wait=False):
                 row = self._read_pending().row
@@ -476,7 +520,7 @@ class Session(Collection):
 class Reply(Iterator[str]):
     """An answer being written: iterate for text pieces. It is stored before the last piece comes; abandoned, nothing is.
 
-    When it is finished, `text`, `finish_reason`, `usage` and `message_ids` are set.
+    When it is finished, `text`, `tool_calls`, `finish_reason`, `usage` and `message_ids` are set. Calls are not in the text.
     """
 
     def __init__(
@@ -486,9 +530,14 @@ class Reply(Iterator[str]):
         asked: Sequence[Mapping[str, Any]],
         generation: Generation,
         memory: ViewRecollection,
+        *,
+        tools: bool = False,
+        replacing: int | None = None,
     ) -> None:
         self._session, self._snapshot, self._asked = session, snapshot, asked
-        self._generation, self._memory = generation, memory
+        self._generation, self._memory, self._replacing = generation, memory, replacing
+        self._speech = Speech(tools=tools)
+        self.text = ""  # the answer so far
         self._asked_at = session._store.now()
         self.message_ids: list[int] = []  # of what was asked with this call, and of the answer
         self._pieces = self._run()
@@ -497,15 +546,19 @@ class Reply(Iterator[str]):
         return next(self._pieces)
 
     def _run(self) -> Iterator[str]:
-        while True:
+        ended = False
+        while not ended:
             with self._session._unless_rewritten(self._snapshot):
                 piece = next(self._generation, None)
-                if self._generation.finish_reason is not None and not self.message_ids:
+                free = self._speech.push(piece or "")
+                ended = self._generation.finish_reason is not None
+                free += self._speech.finish() if ended else ""
+                self.text += free
+                if ended:
                     self.message_ids = self._session._commit(self, self._snapshot, self._generation)
-            if piece is None:
-                break
-            yield piece
-        self._session._after_reply()
+            if free:
+                yield free
+        self._session._after_reply(replaced=self._replacing is not None)
 
     def finish(self) -> Reply:
         """Run to the end without looking at the pieces."""
@@ -514,14 +567,14 @@ class Reply(Iterator[str]):
         return self
 
     @property
-    def text(self) -> str:
-        """The answer so far."""
-        return self._generation.text
+    def tool_calls(self) -> list[ToolCall]:
+        """The functions that the model wants called."""
+        return self._speech.tool_calls
 
     @property
     def finish_reason(self) -> str | None:
-        """`stop` or `length` once it is finished."""
-        return self._generation.finish_reason
+        """`stop`, `length` or `tool_calls` once it is finished."""
+        return "tool_calls" if self.tool_calls else self._generation.finish_reason
 
     @property
     def usage(self) -> Usage:

@@ -5,7 +5,9 @@ A shard is a collection's closed segments as one numbered sequence with an index
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from . import words
 from .store import records
 from .store.database import Database
 from .store.index import Hits, MemoryIndex
@@ -136,16 +139,71 @@ class SessionShard(Shard):
         stored = records.size(parts)[1]
         rows = records.messages_in(db, parts, min(span[0], stored), min(span[1], stored))
         rows += [row for row in self.draft.rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
-        lines = []
-        for row in rows:
-            start, stop = _overlap(span, row.content)
+
+        def ids(row: records.MessageRow, start: int, stop: int) -> Sequence[int]:
             drafted = row.tokens[0] >= stored
-            ids = self.draft.ids[start - stored : stop - stored] if drafted else records.tokens(db, parts, start, stop).tolist()
-            said = _trimmed(self._decode(ids), (start, stop), row.content)
-            lines += [f"{row.body['role']}: {said}"] if said.strip() else []
-        return Citation(
-            seq, "\n".join(lines), tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name
-        )
+            return (
+                self.draft.ids[start - stored : stop - stored] if drafted else records.tokens(db, parts, start, stop).tolist()
+            )
+
+        text = "\n".join(_lines(rows, span, ids, self._decode))
+        return Citation(seq, text, tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name)
+
+
+class StreamShard(Shard):
+    """A stream that is in memory only, with nothing stored: all of its segments follow `total`, like those of a draft.
+
+    Args:
+        ids: tokens of the stream. rows: its messages, none if it is plain text. length: L.
+        slots: memory embeddings of a segment that may be recalled.
+        until: the token where the question begins; segments from there on are not found by their words.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Sequence[int],
+        decode: Decode,
+        *,
+        length: int,
+        slots: int,
+        until: int,
+        rows: Sequence[records.MessageRow] = (),
+    ) -> None:
+        self.name, self.total, self._decode = name, 0, decode
+        self._ids, self._rows, self._length, self._slots, self._until = ids, rows, length, slots, until
+        self._now = time.time()
+
+    def search(self, query: NDArray[np.float32], k: int) -> Hits:
+        """Nothing is stored."""
+        return Hits(np.zeros(0, np.int64), np.zeros((0, self._slots, len(query)), np.float16), float("-inf"))
+
+    def find(self, query: Sequence[str]) -> Postings:
+        """Where distinct words stand before the question that they are of."""
+        segments = range(0, self._until // self._length * self._length, self._length)
+        counted = [Counter(words.terms(self._decode(self._ids[at : at + self._length]))) for at in segments]
+        found = []
+        for word in query:
+            holding = [(at, count[word]) for at, count in enumerate(counted) if word in count]
+            found.append((np.array([at for at, _ in holding], np.int64), np.array([often for _, often in holding], np.int64)))
+        lengths = np.array([sum(count.values()) for count in counted], np.int64)
+        return Postings(lengths, found, np.zeros(min(1, len(lengths)), np.int64))
+
+    def embeddings(self, positions: Sequence[int]) -> Halves:
+        """Nothing is stored."""
+        raise IndexError(f"{self.name} has no stored segments")
+
+    def cite(self, position: int, *, before: int | None = None) -> Citation:
+        """A segment's words; only of its tokens before `before`, where that is given."""
+        start, stop = position * self._length, min((position + 1) * self._length, len(self._ids))
+        span = (start, stop if before is None else max(start, min(stop, before)))
+        rows = [row for row in self._rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
+        if self._rows:
+            lines = list(_lines(rows, span, lambda row, low, high: self._ids[low:high], self._decode))
+            text, messages = "\n".join(lines), tuple(map(as_message, rows))
+        else:
+            text, messages = _trimmed(self._decode(self._ids[slice(*span)]), span, (0, len(self._ids))), ()
+        return Citation(position, text, messages, span, utc(rows[0].created_at if rows else self._now), self.name)
 
 
 class CorpusShard(Shard):
@@ -159,6 +217,20 @@ class CorpusShard(Shard):
         parts, _ = self.shelf.volumes[volume]
         text = _trimmed(self._decode(records.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
         return Citation(seq, text, (), span, utc(document.created_at), f"{self.name}/{document.body['name']}")
+
+
+def _lines(
+    rows: Sequence[records.MessageRow],
+    span: tuple[int, int],
+    ids: Callable[[records.MessageRow, int, int], Sequence[int]],
+    decode: Decode,
+) -> Iterator[str]:
+    """What each message says within a span; `ids` gives the tokens [start, stop) of one."""
+    for row in rows:
+        start, stop = _overlap(span, row.content)
+        said = _trimmed(decode(ids(row, start, stop)), (start, stop), row.content)
+        if said.strip():
+            yield f"{row.body['role']}: {said}"
 
 
 def _overlap(span: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:

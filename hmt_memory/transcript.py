@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from . import chat
@@ -17,6 +18,16 @@ from .errors import InputError
 _MARK = "hmt-content-mark"
 _USER: dict[str, Any] = {"role": "user", "content": "hmt-user-mark"}
 _ASSISTANT: dict[str, Any] = {"role": "assistant", "content": "hmt-answer-mark"}
+
+
+_UNWRITTEN = ("id", "name")  # of a message: for those who keep it, not for the model
+_TOOL = {"type": "function", "function": {"name": "hmt-tool-mark", "description": "", "parameters": {"type": "object"}}}
+_TOOLS = """You can call these functions:
+{listed}
+To call one, write nothing but
+<tool_call>
+{{"name": "the function's name", "arguments": {{}}}}
+</tool_call>"""
 
 
 Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -46,6 +57,7 @@ class Transcript:
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone
         self._frames: dict[str, _Frame] = {}
+        self._tools_known: bool | None = None
         self._start = backbone.start_ids()
         self._lead: list[dict[str, str]] = []
         self.has_template = bool(getattr(backbone.tokenizer, "chat_template", None))
@@ -60,6 +72,7 @@ class Transcript:
         Raises:
             InputError: the template has no place for such a message.
         """
+        message = self._writable(message)
         if isinstance(message.get("content"), str) and set(message) <= {"role", "content"}:
             frame = self._frame(message["role"])
             text = message["content"].strip() if frame.trims else message["content"]
@@ -99,7 +112,7 @@ class Transcript:
             if written is not None:
                 return self._backbone.encode(written)
             listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-            system = f"{system}\n\n" * bool(system) + f"You can call these functions:\n{listed}"
+            system = f"{system}\n\n" * bool(system) + _TOOLS.format(listed=listed)
         if system:
             return self.aside(system)
         return self._backbone.encode(chat.default_system_text(self._backbone)) if self.has_template else []
@@ -132,6 +145,22 @@ class Transcript:
         raise InputError(
             f"the chat template of {self._backbone.name} has no place for the role {role!r}. Use user or assistant."
         )
+
+    def _writable(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A message without what no template writes, and, where the template knows no tools, with calls and results as text."""
+        message = {key: value for key, value in message.items() if key not in _UNWRITTEN}
+        if not ("tool_calls" in message or "tool_call_id" in message) or self._knows_tools():
+            return message
+        calls = [_call_text(call) for call in message.get("tool_calls") or ()]
+        text = "\n".join([*([message["content"]] if message.get("content") else []), *calls])
+        if message["role"] != "tool":
+            return {"role": message["role"], "content": text}
+        return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
+
+    def _knows_tools(self) -> bool:
+        if self._tools_known is None:
+            self._tools_known = self._native_tools(None, [_TOOL]) is not None
+        return self._tools_known
 
     def _with_fields(self, message: Mapping[str, Any]) -> str:
         """A message with more than text, such as tool calls, as the template writes it."""
@@ -187,6 +216,17 @@ class Transcript:
             return Stretch(whole, (len(opening), stop) if framed else (0, len(whole)))
         said = encode(text, literal=True)
         return Stretch([*opening, *said, *closing], (len(opening), len(opening) + len(said)))
+
+
+def _call_text(call: Mapping[str, Any]) -> str:
+    """A call of OpenAI's form as a model writes it."""
+    function = call.get("function", call)
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        with suppress(json.JSONDecodeError):
+            arguments = json.loads(arguments)
+    body = json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{body}\n</tool_call>"
 
 
 def validated(messages: Messages) -> list[Mapping[str, Any]]:

@@ -179,7 +179,8 @@ def test_the_system_prompt_is_pinned_and_the_latest_one_holds(session: Session, 
     assert "Three" not in TOKENIZER.decode(tokens_of(session))
 
 
-def test_tools_are_pinned_for_one_answer(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tools_are_pinned_for_one_answer(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = store.session("alice", MODEL.with_config(pinned_tokens=200, replay_tokens=0, recent_tokens=0))
     tool = {"type": "function", "function": {"name": "look_up"}}
     assert '"look_up"' in seen_by(session, monkeypatch, tools=[tool])
     assert "look_up" not in seen_by(session, monkeypatch)

@@ -341,6 +341,14 @@ def test_recall_loss_sees_evidence_in_the_text_before_and_forgets_what_is_out_of
     assert unrolled_losses(model, [far], Weights(1.0)).recalls == 0
 
 
+def test_recall_loss_moves_the_projections_alone() -> None:
+    model = trainable(tiny_model())
+    ids = random_ids(4 * L)
+    row = Example(ids, torch.full_like(ids, -100), evidence={3: (0,)})
+    unrolled_losses(model, [row], Weights(1.0)).recall_total.backward()
+    assert set(gradients(model)) == {"recall.query.weight", "recall.key.weight"}
+
+
 def replace_far(row: Example) -> Example:
     return Example(row.ids, row.labels, row.before, {1: (-2,)})
 
@@ -551,6 +559,23 @@ def test_the_optimizer_equals_adamw_in_fp32_and_clips() -> None:
         assert ours.step(1.0) == pytest.approx(float(gradient.norm()))
         reference.step()
     torch.testing.assert_close(live, twin)
+
+
+def test_a_group_apart_is_clipped_by_itself_and_the_others_together() -> None:
+    names = ("first", "second", "loud")
+    live, twins = ({name: torch.nn.Parameter(torch.ones(2)) for name in names} for _ in range(2))
+    groups = [Group({name: live[name]}, 0.1, name == "loud") for name in names]
+    reference = torch.optim.SGD(twins.values(), lr=1.0)
+    ours = MasterAdamW(groups, clip=1.0)
+    ours._adam = torch.optim.SGD([{"params": [ours._master[name]], "lr": 1.0} for name in names], lr=1.0)  # sees clipping whole
+    ours._rates = [1.0] * 3
+    for name, size in zip(names, (3.0, 4.0, 300.0), strict=True):
+        live[name].grad = torch.tensor([size, 0.0])
+        twins[name].grad = torch.tensor([size / (5.0 if name != "loud" else 300.0), 0.0])
+    assert ours.step(1.0) == pytest.approx((25 + 300**2) ** 0.5)
+    reference.step()
+    for name in names:
+        torch.testing.assert_close(live[name].data, twins[name].data)
 
 
 # --- the loop -----------------------------------------------------------------------------------------------------------

@@ -323,6 +323,23 @@ def size(parts: Lineage) -> tuple[int, int]:
     return parts[-1].messages[1], parts[-1].tokens[1]
 
 
+def until(parts: Lineage, messages: int, tokens: int, segments: int) -> Lineage:
+    """The beginning of a lineage: so many messages, tokens and closed segments of it."""
+    kept = []
+    for part in parts:
+        if kept and (part.messages[0] > messages or part.tokens[0] > tokens or part.segments[0] > segments):
+            break
+        closed = segments if part.segments[1] is None else min(segments, part.segments[1])
+        kept.append(
+            part._replace(
+                messages=(part.messages[0], min(messages, part.messages[1])),
+                tokens=(part.tokens[0], min(tokens, part.tokens[1])),
+                segments=(part.segments[0], closed),
+            )
+        )
+    return tuple(kept)
+
+
 def prune(db: sqlite3.Connection, id: int | None) -> None:
     """Delete the rows of a stream, and of its ancestors, that no session, document or other stream shows any more."""
     while id is not None:

@@ -18,6 +18,7 @@ class Group(NamedTuple):
 
     parameters: Mapping[str, nn.Parameter]
     learning_rate: float
+    apart: bool = False  # clipped by itself: a few numbers with large gradients would shrink the steps of all others
 
 
 class MasterAdamW:
@@ -27,6 +28,8 @@ class MasterAdamW:
         self._live = {name: value for group in groups for name, value in group.parameters.items()}
         self._master = {name: value.detach().float().clone() for name, value in self._live.items()}
         self._clip = clip
+        together = [name for group in groups if not group.apart for name in group.parameters]
+        self._clipped = [names for names in (together, *(list(group.parameters) for group in groups if group.apart)) if names]
         self._rates = [group.learning_rate for group in groups]
         self._adam = torch.optim.AdamW(
             [{"params": [self._master[name] for name in group.parameters], "lr": group.learning_rate} for group in groups],
@@ -49,7 +52,8 @@ class MasterAdamW:
             value.grad = None
         for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        norm = nn.utils.clip_grad_norm_(self._master.values(), self._clip)
+        norms = [nn.utils.clip_grad_norm_([self._master[name] for name in names], self._clip) for names in self._clipped]
+        norm = torch.stack(norms).norm()
         self._adam.step()
         self._adam.zero_grad()
         self._write()

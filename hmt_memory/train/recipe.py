@@ -66,7 +66,7 @@ class Recipe:
     decay: float = 0.9
     floor: float = 0.05
     warmup: int = 0
-    clip: float = 1.0  # largest norm of the gradient
+    clip: float = 1.0  # largest norm of the gradient, of W_q and W_k apart where they have a rate of their own
     accumulate: int = 1  # micro-batches a step
     teacher_tokens: int = 512  # that the teacher sees verbatim before a segment, at least
     activations: Activations = "keep"

@@ -379,7 +379,8 @@ def _groups(model: HMTModel, recipe: Recipe) -> list[Group]:
     recall_rate = rate if recipe.recall_learning_rate is None else recipe.recall_learning_rate
     prompt_rate = rate if recipe.prompt_learning_rate is None else recipe.prompt_learning_rate
     rates = (recipe.learning_rate, rate, recall_rate, prompt_rate)
-    groups = [Group(values, one) for values, one in zip((rest, matrices, recall, prompts), rates, strict=True)]
+    apart = (False, False, recipe.recall_learning_rate is not None, False)
+    groups = [Group(*one) for one in zip((rest, matrices, recall, prompts), rates, apart, strict=True)]
     return [group for group in groups if group.parameters]
 
 

@@ -153,7 +153,9 @@ class _TrainingSteps(Steps):
             places = [place - oldest for place in wanted if place >= oldest]
             if summary is None or not places:
                 continue
-            weights = self.model.recall(summary[None], self.model.recallable(window)[None]).weights[0]
+            # What W_q and W_k have to find must not pull at what is read and written: only they learn from it.
+            known = self.model.recallable(window).detach()
+            weights = self.model.recall(summary[None].detach(), known[None]).weights[0]
             self._recall.append(recall_loss(weights, places))
             self._counts["recalls"] += 1
             self._counts["recalled"] += int(weights.argmax()) in places

@@ -1,0 +1,167 @@
+"""Answers with a form: random weights, which say anything, have to write what the grammar allows and nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import byte_tokenizer, tiny_model
+
+from hmt_memory.constrained import Constraint, Form, Speech, form_of, json_form, parse_calls, strict
+from hmt_memory.errors import InputError
+
+MODEL = tiny_model(tokenizer=byte_tokenizer())
+NUMBER = {"type": "object", "properties": {"input": {"type": "integer", "exclusiveMinimum": 0}}, "required": ["input"]}
+
+
+def tool(name: str, parameters: Any = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "description": "", "parameters": parameters or {}}}
+
+
+TOOLS = [tool("magic", NUMBER), tool("nothing")]
+
+
+def said(form: Form | None, seed: int, limit: int = 160) -> str:
+    processors = [] if form is None else [Constraint(MODEL.backbone, form, limit=limit)]
+    options: dict[str, Any] = {"max_new_tokens": limit, "temperature": 1.0, "seed": seed, "logits_processors": processors}
+    return MODEL.generate("Well", **options).finish().text.rstrip("#")  # an end token of these models has a text
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_required_call_is_a_call_of_one_of_the_tools(seed: int) -> None:
+    _, (call,) = parse_calls(said(form_of(TOOLS, "required"), seed))
+    assert call.name in ("magic", "nothing")
+    if call.name == "magic":
+        assert set(call.arguments) == {"input"} and isinstance(call.arguments["input"], int) and call.arguments["input"] > 0
+    else:
+        assert call.arguments == {}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_named_call_calls_that_tool(seed: int) -> None:
+    assert [call.name for call in parse_calls(said(form_of(TOOLS, "nothing"), seed))[1]] == ["nothing"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_json_has_what_its_schema_asks_for_and_ends_within_the_limit(seed: int) -> None:
+    """References, lists and long texts; near the limit what was begun is brought to an end."""
+    part = {"type": "object", "properties": {"note": {"type": "string"}}, "required": ["note"]}
+    properties = {"text": {"type": "string"}, "parts": {"type": "array", "items": {"$ref": "#/$defs/Part"}, "minItems": 1}}
+    schema = {"type": "object", "properties": properties, "required": ["text", "parts"], "$defs": {"Part": part}}
+    found = json.loads(said(json_form(schema), seed))
+    assert set(found) == {"text", "parts"} and isinstance(found["text"], str)
+    assert found["parts"] and all(set(one) == {"note"} for one in found["parts"])
+
+
+def test_a_reference_inside_the_arguments_of_a_call_is_found() -> None:
+    color = {"enum": ["red", "green"]}
+    parameters = {"type": "object", "properties": {"color": {"$ref": "#/$defs/Color"}}, "required": ["color"]}
+    form = form_of([tool("paint", {**parameters, "$defs": {"Color": color}})], "required")
+    (call,) = parse_calls(said(form, 0))[1]
+    assert call.arguments["color"] in ("red", "green")
+
+
+def test_with_tools_and_a_schema_an_answer_is_one_of_both() -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    form = form_of(TOOLS, None, schema)
+    assert form is not None and form.trigger is None
+    kinds = set()
+    for seed in range(20):
+        text, calls = parse_calls(said(form, seed))
+        kinds.add("call" if calls else "json")
+        assert calls or set(json.loads(text)) == {"ok"}
+    assert kinds <= {"call", "json"}
+
+
+class Scripted:
+    """Makes a model say a text, then anything."""
+
+    def __init__(self, text: str) -> None:
+        self.ids, self.at = MODEL.backbone.encode(text, literal=True), 0
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.at < len(self.ids):
+            scores = torch.full_like(scores, float("-inf"))
+            scores[:, self.ids[self.at]] = 0.0
+            self.at += 1
+        return scores
+
+
+def test_free_text_is_free_until_a_call_begins_and_the_call_is_whole() -> None:
+    form = form_of(TOOLS)
+    assert form is not None and form.trigger == "<tool_call>"
+    constraint = Constraint(MODEL.backbone, form, limit=200)
+    processors = [Scripted("Let me see. <tool_call>"), constraint]
+    answer = MODEL.generate("Well", max_new_tokens=200, temperature=1.0, seed=3, logits_processors=processors).finish()
+    text, calls = parse_calls(answer.text)
+    assert text.startswith("Let me see. ") and len(calls) == 1 and calls[0].name in ("magic", "nothing")
+    free = MODEL.generate("Well", max_new_tokens=30, temperature=1.0, seed=3).finish()
+    processors = [Constraint(MODEL.backbone, form, limit=30)]
+    same = MODEL.generate("Well", max_new_tokens=30, temperature=1.0, seed=3, logits_processors=processors).finish()
+    assert same.ids == free.ids  # nothing is constrained where no call begins
+
+
+def test_forms_follow_the_choice() -> None:
+    assert form_of(None) is None and form_of([], "auto") is None and form_of(TOOLS, "none") is None
+    assert form_of(TOOLS, "none", NUMBER) == json_form(NUMBER)
+    with pytest.raises(InputError, match="no tool 'other' to choose. Tools of this call: 'magic', 'nothing'"):
+        form_of(TOOLS, "other")
+    with pytest.raises(InputError, match="required, and there are no tools"):
+        form_of([], "required")
+    with pytest.raises(InputError, match="a tool is"):
+        form_of([{"name": "magic"}], "required")
+
+
+def test_a_schema_that_is_not_supported_is_refused_with_the_reason() -> None:
+    with pytest.raises(InputError, match="not supported"):
+        Constraint(MODEL.backbone, json_form({"type": "object", "properties": {"a": {"$ref": "#/$defs/Gone"}}}), limit=10)
+    with pytest.raises(InputError, match="a JSON schema is an object"):
+        json_form([])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="without a tokenizer"):
+        Constraint(tiny_model().backbone, json_form(NUMBER), limit=10)
+
+
+def test_strict_leaves_maps_and_explicit_choices_alone() -> None:
+    assert "additionalProperties" not in strict({"type": "object"})
+    chosen = {"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "string"}}
+    assert strict(chosen) == chosen
+    assert strict({"anyOf": [NUMBER]})["anyOf"][0]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    "text", ["<tool_call>{}</tool_call>", "<tool_call>no json", "a <tool_call> b", '<tool_call>{"name": 1}']
+)
+def test_what_is_no_call_stays_text(text: str) -> None:
+    assert parse_calls(text) == (text, [])
+
+
+def test_unicode_arguments_are_written_as_they_are() -> None:
+    (call,) = parse_calls('<tool_call>{"name": "greet", "arguments": {"name": "你好"}}</tool_call>')[1]
+    assert json.loads(call.to_dict()["function"]["arguments"]) == {"name": "你好"}
+    assert "你好" in call.to_dict()["function"]["arguments"]
+
+
+CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+
+
+@given(st.lists(st.sampled_from(["a", "<", "<tool", "_call>", CALL, " b ", "</tool_call>"]), max_size=6), st.data())
+def test_pieces_and_what_is_held_are_the_free_text(parts: list[str], data: Any) -> None:
+    """However an answer is cut into pieces, no part of a call is given out and nothing else is lost."""
+    whole = "".join(parts)
+    speech, given = Speech(tools=True), ""
+    at = 0
+    while at < len(whole):
+        size = data.draw(st.integers(1, 5))
+        given += speech.push(whole[at : at + size])
+        at += size
+    given += speech.finish()
+    assert (given, [call.name for call in speech.tool_calls]) == (
+        parse_calls(whole)[0],
+        [c.name for c in parse_calls(whole)[1]],
+    )
+    plain = Speech(tools=False)
+    assert "".join([*(plain.push(part) for part in parts), plain.finish()]) == whole and plain.tool_calls == []
