@@ -1,4 +1,4 @@
-"""Answers that have a form: JSON of a schema, or calls of functions, by llguidance. Knows tokens and grammars; no chat, no memory.
+"""Answers that have a form: JSON of a schema, or calls of functions, by llguidance. Knows tokens and grammars; no memory.
 
 A call is written as `<tool_call>`, a JSON object with the function's name and arguments, `</tool_call>`, as the Hermes and
 Qwen families do. A `Constraint` is a logits processor: what does not fit the grammar cannot be said.

@@ -297,8 +297,9 @@ def _pieces(
         if len(ids) < lengths.start:
             logits[list(backbone.end_ids)] = float("-inf")
         ids.append(sampler(torch.cat([shown, torch.tensor(ids, dtype=torch.long)]), logits))
-        piece = stops.push(detokenizer.push(ids[-1]) if backbone.tokenizer else "")
-        if stops.found is not None or ids[-1] in backbone.end_ids:
+        ended = ids[-1] in backbone.end_ids  # an end token has no text, whatever its tokenizer says
+        piece = stops.push(detokenizer.push(ids[-1]) if backbone.tokenizer and not ended else "")
+        if stops.found is not None or ended:
             generation.finish_reason, generation.stop_string = "stop", stops.found
         elif len(ids) >= lengths.stop:
             generation.finish_reason = "length"

@@ -246,7 +246,7 @@ class HMTModel(nn.Module):
         return memory[..., self.slots - self.recalled_slots :, :]
 
     def joined(self, before: Sequence[Tensor], recalled: Tensor) -> Tensor:
-        """P_n of the memory before, B x [m, d], and what is recalled [B, s, d]: with `recalled_tokens` both, else the latter."""
+        """P_n of the memory before, B x [m, d], and what is recalled [B, s, d]: both, or the latter alone."""
         if self.config.recalled_tokens is None:
             return recalled
         return torch.cat([torch.stack(list(before)).to(recalled), recalled], dim=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -87,8 +88,6 @@ def _same_ids(log: Sequence[Entry], messages: Sequence[Entry]) -> bool:
 def _call(call: Mapping[str, Any]) -> list[Any]:
     function = call.get("function", call)
     arguments = function.get("arguments", function.get("args", {}))
-    try:
+    with suppress(json.JSONDecodeError):
         arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    except json.JSONDecodeError:
-        pass
     return [function.get("name"), arguments]
