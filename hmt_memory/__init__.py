@@ -14,6 +14,8 @@ from .config import HMTConfig
 from .errors import HMTError
 
 if TYPE_CHECKING:
+    from .assistant import Assistant
+    from .constrained import ToolCall
     from .corpus import Corpus
     from .generate import Generation, Usage
     from .memory_store import MemoryStore
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Assistant",
     "Corpus",
     "Generation",
     "HMTConfig",
@@ -34,10 +37,12 @@ __all__ = [
     "MemoryStore",
     "RecalledSegment",
     "Session",
+    "ToolCall",
     "Usage",
 ]
 
 _LAZY = {
+    "Assistant": "assistant",
     "Corpus": "corpus",
     "Generation": "generate",
     "HMTModel": "model",
@@ -46,6 +51,7 @@ _LAZY = {
     "MemoryStore": "memory_store",
     "RecalledSegment": "recollection",
     "Session": "session",
+    "ToolCall": "constrained",
     "Usage": "generate",
 }
 

@@ -120,12 +120,9 @@ class Corpus(Collection):
         self._store.drop_index(row.id)
         return records.update_collection(db, replace(row, epoch=row.epoch + 1))
 
-    def recall(self, query: str, top_k: int = 5) -> RecalledSegments:
-        """The segments a text remembers most; as `Session.recall`."""
-        model = self._needs_model()
-        with self._reading():
-            self._read_pending()
-        return recollection.recall(model, [self._shard()], query, top_k)
+    def recall(self, query: str, top_k: int = 5, *, others: Sequence[Corpus] = ()) -> RecalledSegments:
+        """The segments a text remembers most; as `Session.recall`. `others`: corpora to recall from as well."""
+        return recollection.recall(self._needs_model(), self._shards(others), query, top_k)
 
     def ask(self, question: str, *others: Corpus, system: str | None = None, **decoding: Any) -> CorpusAnswer:
         """Answer one question from this corpus: an iterator of text pieces, with `.recalled`. Nothing is stored.
@@ -135,13 +132,7 @@ class Corpus(Collection):
             system: pinned instead of the template's own system text. decoding: options of `HMTModel.generate`.
         """
         model = self._needs_model()
-        corpora = {corpus._id: corpus for corpus in (self, *others)}
-        for corpus in corpora.values():
-            with corpus._reading():
-                corpus._read_pending()
-        memory = ViewRecollection(
-            model, self._transcript, [one._shard() for one in corpora.values()], own=False, question=question
-        )
+        memory = ViewRecollection(model, self._transcript, self._shards(others), own=False, question=question)
         turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],
@@ -224,6 +215,14 @@ class Corpus(Collection):
                 records.append_segments(db, parts, segment_rows(model, before, after, digest))
                 records.update_collection(db, row)
         return len(ids)
+
+    def _shards(self, others: Sequence[Corpus]) -> list[CorpusShard]:
+        """What is searched of this corpus and others, each once, whatever was left unread."""
+        corpora = {corpus._id: corpus for corpus in (self, *others)}
+        for corpus in corpora.values():
+            with corpus._reading():
+                corpus._read_pending()
+        return [corpus._shard() for corpus in corpora.values()]
 
     def _shard(self) -> CorpusShard:
         with self._database.reading() as db:

@@ -124,7 +124,7 @@ class Choice(NamedTuple):
 
 
 # How much a segment's recall score counts beside its words' score, both in standard deviations.
-_RECALL_SHARE = 0.5
+_RECALL_SHARE = 1.0
 
 
 def choose(

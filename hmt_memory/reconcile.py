@@ -74,6 +74,8 @@ def _common(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
 def _overlap(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
     """How many of the first messages are the last of the log; one alone counts if it is an answer or has the same id."""
     for size in range(min(len(log), len(messages)), 0, -1):
+        if log[len(log) - size].print != messages[0].print:
+            continue
         last = log[len(log) - size :]
         if all(one.print == other.print for one, other in zip(last, messages, strict=False)):
             sure = size > 1 or last[0].role == "assistant" or _same_ids(last, messages)

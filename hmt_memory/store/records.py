@@ -325,7 +325,7 @@ def size(parts: Lineage) -> tuple[int, int]:
 
 def until(parts: Lineage, messages: int, tokens: int, segments: int) -> Lineage:
     """The beginning of a lineage: so many messages, tokens and closed segments of it."""
-    kept = []
+    kept: list[Part] = []
     for part in parts:
         if kept and (part.messages[0] > messages or part.tokens[0] > tokens or part.segments[0] > segments):
             break

@@ -1,0 +1,304 @@
+"""A model and a store as an agent framework wants them: loaded when first needed, shared, asked with or without a session.
+
+Frameworks build, copy, pickle and print their model objects freely, and pass whole conversations again and again. An
+`Assistant` is the one object behind all of that. Knows sessions, corpora and models; no framework.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from .chat import SYSTEM_ROLES
+from .errors import InputError
+from .reconcile import Entry, HistoryMode, entry, reconcile
+from .transcript import Messages, Transcript, system_texts, validated
+
+if TYPE_CHECKING:
+    from .corpus import Corpus
+    from .memory_store import MemoryStore
+    from .model import HMTModel
+    from .recollection import RecalledSegments
+    from .session import Reply, Session
+    from .stateless import Answer
+
+DEFAULT_STORE = "hmt-memories"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a model is loaded by, as for `HMTModel.from_pretrained`."""
+
+    model: str = "smollm2-135m-instruct"
+    adapter: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    config: str | None = None  # of an untrained model, as JSON
+
+
+class Weights:
+    """A model that is loaded when it is first needed, and what calls without a session have read."""
+
+    def __init__(self, settings: ModelSettings, model: HMTModel | None = None) -> None:
+        from .stateless import PrefixCache
+
+        self.settings, self._model = settings, model
+        self.prefixes = PrefixCache()
+        self._loading = threading.Lock()
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._model is not None
+
+    @property
+    def model(self) -> HMTModel:
+        with self._loading:
+            if self._model is None:
+                from .config import HMTConfig
+                from .model import HMTModel
+
+                chosen = self.settings
+                config = None if chosen.config is None else HMTConfig.from_dict(json.loads(chosen.config))
+                self._model = HMTModel.from_pretrained(
+                    chosen.model, adapter=chosen.adapter, config=config, dtype=chosen.dtype, device=chosen.device
+                )
+            return self._model
+
+
+@dataclass
+class _Log:
+    """What a session holds, as far as it is compared, and as of which version."""
+
+    version: tuple[int, int]
+    messages: int = 0  # system messages included
+    entries: list[Entry] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # of the same messages
+
+
+# What is in memory anyway is not loaded a second time: held by those who use it, not by these.
+_weights: WeakValueDictionary[ModelSettings, Weights] = WeakValueDictionary()
+_assistants: WeakValueDictionary[tuple[ModelSettings, str], Assistant] = WeakValueDictionary()
+_sharing = threading.Lock()
+
+
+class Assistant:
+    """Answers conversations. Safe to use from several threads; copies are the object itself, pickles its settings.
+
+    Args:
+        model: a name, as for `HMTModel.from_pretrained`, or a model.
+        adapter, dtype, device, config: as there.
+        store: folder of the sessions, or an open `MemoryStore`; made when a session is first named.
+    """
+
+    def __init__(
+        self,
+        model: str | HMTModel = ModelSettings.model,
+        *,
+        adapter: str | Path | None = None,
+        store: str | Path | MemoryStore = DEFAULT_STORE,
+        dtype: str = "auto",
+        device: str = "auto",
+        config: str | None = None,
+    ) -> None:
+        self._store = None if isinstance(store, (str, Path)) else store
+        self._folder = str(store) if isinstance(store, (str, Path)) else str(store.folder)
+        if isinstance(model, str):
+            self._weights = _shared_weights(
+                ModelSettings(model, None if adapter is None else str(adapter), dtype, device, config)
+            )
+        else:
+            self._weights = Weights(ModelSettings(model.backbone.name), model)
+        self._opening = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+        self._logs: dict[str, _Log] = {}
+        self._comparing = threading.Lock()
+
+    @classmethod
+    def shared(cls, settings: ModelSettings, store: str = DEFAULT_STORE) -> Assistant:
+        """The assistant of these settings and this folder: the same object for whoever asks, while somebody holds it."""
+        with _sharing:
+            found = _assistants.get((settings, store))
+        if found is None:
+            made = cls(settings.model, store=store, **{k: v for k, v in vars(settings).items() if k != "model"})
+            with _sharing:
+                found = _assistants.setdefault((settings, store), made)
+        return found
+
+    @property
+    def name(self) -> str:
+        """Of the model, without loading it."""
+        return self._weights.settings.model
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._weights.is_loaded
+
+    @property
+    def model(self) -> HMTModel:
+        """The model, loaded when first asked for.
+
+        Raises:
+            ModelNotFoundError and others: as `HMTModel.from_pretrained`.
+        """
+        return self._weights.model
+
+    @property
+    def store(self) -> MemoryStore:
+        """The store, opened when first asked for."""
+        with self._opening:
+            if self._store is None:
+                from .memory_store import MemoryStore
+
+                self._store = MemoryStore(self._folder)
+            return self._store
+
+    def session(self, name: str) -> Session:
+        """The session of that name, made if there is none."""
+        store, model = self.store, self.model
+        with self._opening:
+            found = self._sessions.get(name)
+            if found is None:
+                found = self._sessions[name] = store.session(name, model)
+            return found
+
+    def corpus(self, name: str) -> Corpus:
+        """The corpus of that name, made if there is none."""
+        return self.store.corpus(name, self.model)
+
+    # --- answering --------------------------------------------------------------------------------------------------
+
+    def reply(
+        self, messages: Messages, *, session: str | None = None, history: HistoryMode = "auto", **options: Any
+    ) -> Answer | Reply:
+        """Answer a conversation, as an iterator of text pieces.
+
+        Args:
+            messages: without a session the whole conversation. With one, whatever the framework passes: `history` says how
+                that is compared with what the session holds (`reconcile.reconcile`).
+            session: name of the session that remembers it; None: nothing is stored.
+            options: of `Session.reply`: tools, tool_choice, schema, stop, max_new_tokens, temperature, top_p, seed, ...
+
+        Raises:
+            InputError, BudgetError, SessionBusyError, StoreError: as `Session.reply`.
+        """
+        from . import stateless
+
+        if session is None:
+            return stateless.reply(self.model, messages, cache=self._weights.prefixes, **options)
+        return self._in_session(self.session(session), validated(messages), history, options)
+
+    def add(self, session: str, messages: Messages, *, history: HistoryMode = "auto") -> list[int]:
+        """Remember messages without answering: what the session does not hold yet.
+
+        Returns:
+            The ids of those added.
+        """
+        held = self.session(session)
+        batch = validated(messages)
+        new, replaced = self._reconciled(held, batch, history)
+        if replaced:
+            held.forget(replaced)
+        return held.add([*self._new_system(held, batch), *new])
+
+    def _in_session(
+        self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode, options: Mapping[str, Any]
+    ) -> Reply:
+        new, replaced = self._reconciled(session, batch, history)
+        if not replaced:
+            return session.reply([*self._new_system(session, batch), *new], **options)
+        system = [message for message in batch if message["role"] in SYSTEM_ROLES]
+        return session.reply([*system, *new], replacing=replaced[0], **options)
+
+    def _reconciled(
+        self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode
+    ) -> tuple[list[Mapping[str, Any]], list[int]]:
+        """What of a call is new to the session, and the ids of the messages that it takes the place of."""
+        said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
+        entries = [entry(message) for message in said]
+        with self._comparing:
+            log = self._log(session)
+            plan = reconcile(log.entries, entries, history)
+            return said[plan.new :], log.ids[plan.keep :]
+
+    def _new_system(self, session: Session, batch: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The system messages of a call, unless they are in force already."""
+        given = [message for message in batch if message["role"] in SYSTEM_ROLES]
+        return [] if not given or "\n\n".join(system_texts(given)) == session.system() else given
+
+    def _log(self, session: Session) -> _Log:
+        """What the session holds; only what is new since the last call is looked at."""
+        version = session.version()
+        log = self._logs.get(session.name)
+        if log is None or log.version[0] != version[0]:
+            log = self._logs[session.name] = _Log((version[0], -1))
+        if log.version != version:
+            for message in session.messages(log.messages):
+                log.messages += 1
+                if message.role not in SYSTEM_ROLES:
+                    log.entries.append(entry(message.to_dict()))
+                    log.ids.append(message.id)
+            log.version = version
+        return log
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def recall(
+        self, query: str, *, session: str | None = None, corpora: Sequence[str] = (), top_k: int = 5
+    ) -> RecalledSegments:
+        """The passages of a session, or of corpora, that a text remembers most.
+
+        Raises:
+            InputError: neither is named, or the query is empty.
+        """
+        if session is not None:
+            return self.session(session).recall(query, top_k)
+        if not corpora:
+            raise InputError("name a session or a corpus to recall from.")
+        first, *others = [self.corpus(name) for name in corpora]
+        return first.recall(query, top_k, others=others)
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens the model's tokenizer makes of a text."""
+        return len(self.model.backbone.encode(text, literal=True))
+
+    def token_ids(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return list(self.model.backbone.encode(text, literal=True))
+
+    def count_message_tokens(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
+        """How many tokens the chat template makes of a conversation, with what it puts before an answer."""
+        from . import history
+
+        batch = validated(messages)
+        transcript = Transcript(self.model.backbone)
+        said = sum(len(stretch.ids) for stretch in history.rendered(transcript, batch))
+        pinned = transcript.pinned("\n\n".join(system_texts(batch)) or None, tools)
+        return said + len(pinned) + len(transcript.answer_opening())
+
+    # --- what frameworks do with objects ----------------------------------------------------------------------------
+
+    def __copy__(self) -> Assistant:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Assistant:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Assistant.shared, (self._weights.settings, self._folder)
+
+    def __repr__(self) -> str:
+        return f"Assistant({self.name!r}, store={self._folder!r})"
+
+
+def _shared_weights(settings: ModelSettings) -> Weights:
+    with _sharing:
+        found = _weights.get(settings)
+        if found is None:
+            found = _weights[settings] = Weights(settings)
+        return found
