@@ -132,7 +132,7 @@ class Corpus(Collection):
             system: pinned instead of the template's own system text. decoding: options of `HMTModel.generate`.
         """
         model = self._needs_model()
-        memory = ViewRecollection(model, self._transcript, self._shards(others), own=False, question=question)
+        memory = ViewRecollection(model, self._transcript.aside, self._shards(others), own=False, question=question)
         turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],

@@ -7,7 +7,7 @@ may also depend on the words they share with the query (`selection` in the confi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +24,6 @@ from .state import HMTState
 
 if TYPE_CHECKING:
     from .model import HMTModel
-    from .transcript import Transcript
 
 
 @dataclass(frozen=True)
@@ -232,6 +231,7 @@ class ViewRecollection:
     """What one answer remembers: P recalls from all shards, and the best passages that are not visible are replayed.
 
     Args:
+        aside: token ids of the block of quotes as it stands in the view, such as `Transcript.aside`.
         own: whether the first shard is the answering stream's own. What the view shows of it is then not replayed, and
             segments that the state has beyond it are recalled too.
         question: what is answered, for the words in it.
@@ -241,14 +241,14 @@ class ViewRecollection:
     def __init__(
         self,
         model: HMTModel,
-        transcript: Transcript,
+        aside: Callable[[str], list[int]],
         shards: Sequence[Shard],
         *,
         own: bool,
         question: str,
         replay: bool = True,
     ) -> None:
-        self._model, self._transcript, self._shards = model, transcript, shards
+        self._model, self._aside, self._shards = model, aside, shards
         self._own, self._replay, self._question = own, replay, question
         self._found: tuple[Tensor, Candidates] | None = None
         self.recalled = RecalledSegments()  # what is replayed, once that is chosen
@@ -272,7 +272,7 @@ class ViewRecollection:
                 continue
             longer = quotes | {place: cited.quote()}
             text = "\n\n".join(["Recalled from earlier:", *(longer[one] for one in sorted(longer))])
-            block = self._transcript.aside(text)
+            block = self._aside(text)
             if len(block) > (self._model.config.replay_tokens or 0):
                 misfits += 1
                 if misfits == _MOST_MISFITS:

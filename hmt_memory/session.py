@@ -160,7 +160,7 @@ class Session(Collection):
         pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
         question, asked_at = self._question(snapshot, draft)
         shards = self._shards(snapshot, draft, asked_at)
-        memory = ViewRecollection(model, self._transcript, shards, own=True, question=question, replay=replay)
+        memory = ViewRecollection(model, self._transcript.aside, shards, own=True, question=question, replay=replay)
         generation = model.generate(
             prompt + self._transcript.answer_opening(),
             state=snapshot.state,

@@ -105,7 +105,7 @@ def reply(
         until=asked.tokens[0],
         rows=rows,
     )
-    memory = ViewRecollection(model, transcript, [shard], own=True, question=str(asked.body["content"] or ""))
+    memory = ViewRecollection(model, transcript.aside, [shard], own=True, question=str(asked.body["content"] or ""))
     form = form_of(tools, tool_choice, schema)
     if form is not None:
         decoding["logits_processors"] = [

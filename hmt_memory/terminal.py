@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .generate import Generation
     from .model import HMTModel
-    from .recollection import RecalledSegment
+    from .recollection import RecalledSegment, ViewRecollection
     from .state import HMTState
 
 _INTRODUCTION = "Read this text and answer the question after it.\n\n"
@@ -176,10 +176,14 @@ def ask(
     reading = read(model, ids, screen)
     note_if_untrained(model, screen, reading.state)
     started = time.perf_counter()
-    answer = ask_about(model, question, reading.state, **decoding)
+    memory = remembering(model, question, ids)
+    answer = ask_about(model, question, reading.state, recollection=memory, **decoding)
     stream(answer, screen.out)
     seconds = time.perf_counter() - started
-    if passages:
+    if passages and memory.recalled:
+        rows = [(f"segment {one.segment}", f"{one.weight:.2f}", one.text) for one in memory.recalled[:passages]]
+        _show_rows("Replayed passages (segment, weight, text)", rows, screen)
+    elif passages:
         show_passages(recalled_passages(model, question, reading.state, ids, top_k=passages), screen)
     show_usage(reading, answer, seconds, screen)
 
@@ -233,6 +237,20 @@ def ask_about(model: HMTModel, question: str, state: HMTState, **decoding: Any) 
         return model.generate(script, state=state, pinned=_INTRODUCTION, stop="\nQuestion:", **decoding)
     before, after = around_user_text(model.backbone)
     return model.generate(asked + after, state=state, pinned=before + _INTRODUCTION, **decoding)
+
+
+def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection:
+    """What a question recalls of a text of `ids` [t]: passages of it are replayed where they do not show anyway."""
+    from .recollection import ViewRecollection
+    from .shards import StreamShard
+
+    backbone, length = model.backbone, model.config.segment_length
+    shard = StreamShard("text", ids.tolist(), backbone.decode, length=length, slots=model.recalled_slots, until=len(ids))
+
+    def aside(text: str) -> list[int]:
+        return backbone.encode(f"{text}\n\n", literal=True)
+
+    return ViewRecollection(model, aside, [shard], own=True, question=question)
 
 
 def stream(pieces: Iterable[str], out: TextIO) -> None:

@@ -223,11 +223,11 @@ def test_replayed_passages_fit_their_budget_and_are_the_heaviest(session: Sessio
     assert weights and weights == sorted(weights, reverse=True)
     state = session._snapshot().state
     shards = session._shards(session._snapshot())
-    memory = ViewRecollection(MODEL, session._transcript, shards, own=True, question="fact 7 is?")
+    memory = ViewRecollection(MODEL, session._transcript.aside, shards, own=True, question="fact 7 is?")
     summary = torch.randn(32, generator=torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     for visible in (0, *range(20, 40), 200, state.tokens):
-        found = ViewRecollection(MODEL, session._transcript, shards, own=True, question="fact 7 is?")
+        found = ViewRecollection(MODEL, session._transcript.aside, shards, own=True, question="fact 7 is?")
         block = found.passages(torch.randn(32, generator=generator), state, visible)
         assert len(block) <= REMEMBERING.replay_tokens and bool(len(block)) == bool(found.recalled)
         assert visible not in (0, state.tokens) or bool(len(block)) == (visible == 0)

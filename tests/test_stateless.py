@@ -1,0 +1,186 @@
+"""Answers without a session: nothing is stored, what scrolled away comes back, and what was read is not read again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import REMEMBERING, byte_tokenizer, tiny_model
+
+from hmt_memory import Assistant, MemoryStore
+from hmt_memory.assistant import ModelSettings
+from hmt_memory.errors import InputError
+from hmt_memory.stateless import PrefixCache, reply
+from hmt_memory.terminal import ask_about, remembering
+
+MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+FAST: dict[str, Any] = {"max_new_tokens": 8}
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    user("The secret word is zanzibar. Remember it well."),
+    {"role": "assistant", "content": "I will."},
+    user("Now something else, to fill the time. " * 3),
+    {"role": "assistant", "content": "Yes."},
+    user("What was the secret word zanzibar?"),
+]
+
+
+def test_an_answer_is_that_of_a_session_that_holds_the_same(tmp_path: Path) -> None:
+    found = reply(MODEL, TALK, **FAST).finish()
+    with MemoryStore(tmp_path) as store:
+        session = store.session("alice", MODEL)
+        session.add(TALK[:-1])
+        expected = session.reply(TALK[-1], **FAST).finish()
+    assert found.text == expected.text and found.finish_reason == expected.finish_reason
+    spans = [[one.token_span for one in reply.recalled] for reply in (found, expected)]
+    assert spans[0] == spans[1] and spans[0]
+    assert "zanziba" in " ".join(one.text for one in found.recalled)
+    assert found.recalled[0].messages[0].content in [message["content"] for message in TALK]
+
+
+def test_what_an_earlier_call_read_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, read = PrefixCache(), []
+    real = type(MODEL).summarize
+    monkeypatch.setattr(type(MODEL), "summarize", lambda self, segments: read.append(len(segments)) or real(self, segments))
+    first = reply(MODEL, TALK[:4], cache=cache, **FAST).finish()
+    before = sum(read)
+    read.clear()
+    second = reply(MODEL, TALK, cache=cache, **FAST).finish()
+    with_cache = sum(read)
+    read.clear()
+    alone = reply(MODEL, TALK, **FAST).finish()
+    assert with_cache < sum(read) and before > with_cache / 2
+    assert second.text == alone.text and second.usage == alone.usage
+    assert first.usage.prompt_tokens > 0
+
+
+def test_the_cache_keeps_a_bounded_number_and_only_true_prefixes() -> None:
+    cache = PrefixCache(entries=2)
+    state = MODEL.empty_state()
+    rows = [torch.tensor(ids).numpy().astype("uint32") for ids in ([1, 2], [1, 2, 3], [7])]
+    for ids in rows:
+        cache.keep(ids, replace(state, tokens=len(ids)))
+    found = cache.longest(torch.tensor([1, 2, 3, 4]).numpy().astype("uint32"))
+    assert found is not None and found.tokens == 3
+    assert cache.longest(rows[0]) is None  # let go
+    assert cache.longest(torch.tensor([2, 7]).numpy().astype("uint32")) is None
+
+
+def test_a_call_is_not_text_and_a_schema_is_kept() -> None:
+    model = MODEL.with_config(pinned_tokens=230, replay_tokens=0, recent_tokens=0)
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+    answer = reply(model, [user("go")], tools=[tool], tool_choice="required", max_new_tokens=80)
+    assert "".join(answer) == "" and answer.tool_calls[0].name == "look_up" and answer.finish_reason == "tool_calls"
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    assert isinstance(json.loads(reply(model, [user("go")], schema=schema, max_new_tokens=60).finish().text)["n"], int)
+
+
+def test_nothing_to_answer_is_refused() -> None:
+    for messages in ([], [{"role": "system", "content": "Be."}]):
+        with pytest.raises(InputError, match="nothing to answer"):
+            reply(MODEL, messages)
+
+
+def test_a_file_s_beginning_is_replayed_for_a_question_about_it() -> None:
+    text = "The lighthouse keeper is called Felix. " + "The sea was calm and nothing happened at all. " * 6
+    ids = torch.tensor(MODEL.backbone.encode(text))
+    model = MODEL.with_config(pinned_tokens=120, replay_tokens=100, recent_tokens=0)
+    memory = remembering(model, "What is the lighthouse keeper called?", ids)
+    ask_about(model, "What is the lighthouse keeper called?", model.read(ids), recollection=memory, **FAST).finish()
+    assert memory.recalled and memory.recalled[0].token_span[0] < 48 and memory.recalled[0].messages == ()
+    assert all(one.text == model.backbone.decode(ids[slice(*one.token_span)].tolist()) for one in memory.recalled)
+
+
+# --- the assistant ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def assistant(tmp_path: Path) -> Assistant:
+    return Assistant(MODEL, store=tmp_path / "memories")
+
+
+def contents(assistant: Assistant, name: str) -> list[str]:
+    return [message.content for message in assistant.session(name).messages()]
+
+
+def test_resent_conversations_are_remembered_once(assistant: Assistant) -> None:
+    said = [user("one")]
+    for text in ("two", "three"):
+        answer = assistant.reply(said, session="alice", **FAST).finish()
+        said += [{"role": "assistant", "content": answer.text}, user(text)]
+    assert contents(assistant, "alice") == [message["content"] for message in said[:-1]]
+    assistant.reply(said[-1:], session="alice", **FAST).finish()  # only the new turn
+    assert len(contents(assistant, "alice")) == 6
+
+
+def test_an_edited_turn_replaces_what_followed(assistant: Assistant) -> None:
+    said = [user("one")]
+    for text in ("two", "three"):
+        answer = assistant.reply(said, session="alice", **FAST).finish()
+        said += [{"role": "assistant", "content": answer.text}, user(text)]
+    edited = [*said[:2], user("TWO")]
+    answer = assistant.reply(edited, session="alice", **FAST).finish()
+    assert contents(assistant, "alice") == [*(message["content"] for message in edited), answer.text]
+    again = assistant.reply(edited, session="alice", **FAST).finish()  # another try
+    assert again.text == answer.text and len(contents(assistant, "alice")) == 4
+
+
+def test_a_system_prompt_is_stored_when_it_changes(assistant: Assistant) -> None:
+    for prompt in ("Be.", "Be.", "Do.", "Do."):
+        assistant.reply([{"role": "system", "content": prompt}, user("x")], session="s", history="incremental", **FAST).finish()
+    assert [text for text in contents(assistant, "s") if text in ("Be.", "Do.")] == ["Be.", "Do."]
+    assert assistant.session("s").system() == "Do."
+
+
+def test_what_another_writer_did_is_seen(assistant: Assistant, tmp_path: Path) -> None:
+    assistant.reply([user("one")], session="alice", **FAST).finish()
+    with MemoryStore(tmp_path / "memories") as store:
+        other = store.session("alice", MODEL)
+        other.forget([other.messages()[0].id])
+    assistant.reply([user("one")], session="alice", **FAST).finish()
+    assert contents(assistant, "alice").count("one") == 1
+
+
+def test_twenty_turns_at_once_are_all_kept(assistant: Assistant) -> None:
+    def turn(number: int) -> None:
+        assistant.reply([user(f"turn {number}")], session="busy", max_new_tokens=2).finish()
+
+    threads = [threading.Thread(target=turn, args=(number,)) for number in range(20)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert sorted(text for text in contents(assistant, "busy") if text.startswith("turn ")) == sorted(
+        f"turn {number}" for number in range(20)
+    )
+
+
+def test_assistants_are_shared_copied_and_pickled_without_their_weights(tmp_path: Path) -> None:
+    settings = ModelSettings("no-such-model")
+    first, second = Assistant.shared(settings, str(tmp_path)), Assistant.shared(settings, str(tmp_path))
+    assert first is second and not first.is_loaded
+    assert Assistant.shared(settings, str(tmp_path / "x"))._weights is first._weights
+    assert copy.deepcopy(first) is first and copy.copy(first) is first
+    assert pickle.loads(pickle.dumps(first)) is first and len(repr(first)) < 300
+    with pytest.raises(LookupError):
+        first.count_tokens("x")
+
+
+def test_tokens_are_the_model_s_own(assistant: Assistant) -> None:
+    assert assistant.count_tokens("hello") == 5 == len(assistant.token_ids("hello"))
+    counted = assistant.count_message_tokens(TALK)
+    rendered = MODEL.backbone.tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
+    assert counted == len(MODEL.backbone.encode(rendered))
