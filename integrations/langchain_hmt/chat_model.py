@@ -1,0 +1,316 @@
+"""`HMTChatModel`: a LangChain chat model with a memory without end, on a local model.
+
+Without a session it is a chat model like any other. With one, named in a call's config, it is a conversation that lasts: what a
+framework resends is recognised, what scrolled away is recalled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.callbacks import CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.language_models.chat_models import generate_from_stream
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import Field, model_validator
+
+from .engine import Engine, stops
+from .messages import call_chunks, recalled_as_json, to_dicts
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from hmt_memory.reconcile import HistoryMode
+
+
+class HMTChatModel(Engine, BaseChatModel):
+    """A chat model on a local model with HMT memory.
+
+    >>> HMTChatModel(temperature=0.2).model_name
+    'smollm2-135m-instruct'
+
+    `invoke(messages, config={"configurable": {"session_id": "alice"}})` remembers the conversation in `store`; `thread_id`, a
+    `session_id=` argument and the constructor's do the same. What was recalled for an answer is in
+    `response_metadata["hmt"]`.
+    """
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    max_tokens: int = 256
+    """Of an answer."""
+    stop_sequences: list[str] | None = Field(default=None, alias="stop")
+    seed: int | None = None
+    """Makes sampling repeatable."""
+    streaming: bool = False
+    history_mode: Literal["auto", "incremental", "full"] = "auto"
+    """How the messages of a call are compared with what its session holds: `hmt_memory.reconcile`."""
+
+    @model_validator(mode="after")
+    def _set_hmt_memory_version(self) -> Self:
+        from hmt_memory import __version__
+
+        self._add_version("hmt-memory", __version__)
+        return self
+
+    # --- what it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def _llm_type(self) -> str:
+        return "hmt-chat"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        names = ("model_name", "adapter", "dtype", "temperature", "top_p", "max_tokens", "stop_sequences", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        found = LangSmithParams(
+            ls_provider="hmt",
+            ls_model_type="chat",
+            ls_model_name=str(kwargs.get("model") or self.model_name),
+            ls_temperature=float(kwargs.get("temperature", self.temperature)),
+            ls_max_tokens=int(kwargs.get("max_tokens") or self.max_tokens),
+        )
+        if chosen := stops(stop, self.stop_sequences):
+            found["ls_stop"] = chosen
+        return found
+
+    def _resolve_model_profile(self) -> ModelProfile:
+        # Reading has no end; frameworks that trim or summarise at a share of this number need not.
+        return ModelProfile(
+            max_input_tokens=1 << 20,
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            structured_output=True,
+        )
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """The tokens of a text, by the model's own tokenizer."""
+        return self.custom_get_token_ids(text) if self.custom_get_token_ids else self.assistant().token_ids(text)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """How many tokens the model's chat template makes of messages and tools."""
+        described = [convert_to_openai_tool(tool) for tool in tools or ()]
+        return self.assistant().count_message_tokens(to_dicts(messages), described or None)
+
+    # --- the session of a call --------------------------------------------------------------------------------------
+    # invoke() and its kin do not hand their config down, so the session is looked for here. Plain functions that return the
+    # base's generators: the lookup happens where the call is made, and closing them reaches the model.
+
+    def invoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> AIMessage:
+        return super().invoke(input, config, stop=stop, **self.with_session(config, kwargs))
+
+    async def ainvoke(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> AIMessage:
+        return await super().ainvoke(input, config, stop=stop, **self.with_session(config, kwargs))
+
+    def stream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> Iterator[AIMessageChunk]:
+        return super().stream(input, config, stop=stop, **self.with_session(config, kwargs))
+
+    def astream(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
+    ) -> AsyncIterator[AIMessageChunk]:
+        return super().astream(input, config, stop=stop, **self.with_session(config, kwargs))
+
+    def stream_events(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, version: Any = "v2", **kwargs: Any
+    ) -> Any:
+        options = self.with_session(config, kwargs) if version == "v3" else kwargs  # the others come by stream()
+        return super().stream_events(input, config, version=version, **options)
+
+    def astream_events(
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, version: Any = "v2", **kwargs: Any
+    ) -> Any:
+        options = self.with_session(config, kwargs) if version == "v3" else kwargs
+        return super().astream_events(input, config, version=version, **options)
+
+    def generate(
+        self, messages: list[list[BaseMessage]], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        options = self.with_session(None, kwargs)
+        return BaseChatModel.generate(self._without_cache(options), messages, stop, callbacks, **options)
+
+    async def agenerate(
+        self, messages: list[list[BaseMessage]], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> LLMResult:
+        options = self.with_session(None, kwargs)
+        return await BaseChatModel.agenerate(self._without_cache(options), messages, stop, callbacks, **options)
+
+    def _without_cache(self, options: Mapping[str, Any]) -> HMTChatModel:
+        """A cache would give a stale answer to a session, and remember nothing."""
+        return self.model_copy(update={"cache": False}) if options.get("session_id") else self
+
+    # --- answering --------------------------------------------------------------------------------------------------
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return generate_from_stream(self._stream(messages, stop, **kwargs))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        *,
+        session_id: str | None = None,
+        model: str | None = None,
+        history_mode: HistoryMode | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        response_format: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        assistant = self.assistant(None if model in (None, self.model_name) else model)
+        options: dict[str, Any] = {
+            "tools": tools or None,
+            "tool_choice": _choice(tool_choice, tools),
+            "schema": None if response_format is None else _schema_of(response_format),
+            "stop": stops(stop, self.stop_sequences),
+            "max_new_tokens": kwargs.get("max_tokens") or self.max_tokens,
+            "min_new_tokens": 1,
+            **{name: kwargs.get(name, getattr(self, name)) for name in ("temperature", "top_p", "seed")},
+        }
+        if session_id is not None:
+            options |= {"session": session_id, "history": history_mode or self.history_mode}
+        reply = assistant.reply(to_dicts(messages), **options)
+        for piece in reply:
+            chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
+            if run_manager is not None:
+                run_manager.on_llm_new_token(piece, chunk=chunk)
+            yield chunk
+        yield self._last(assistant.name, reply, session_id)
+
+    def _last(self, model: str, reply: Any, session_id: str | None) -> ChatGenerationChunk:
+        """The chunk that has everything but text: merging adds numbers up and joins strings, so only one may have them."""
+        asked = reply.usage.prompt_tokens if session_id is None else reply.usage.view_tokens
+        about: dict[str, Any] = {"recalled": recalled_as_json(reply.recalled), "view_tokens": reply.usage.view_tokens}
+        if session_id is not None:
+            about |= {"session_id": session_id, "message_ids": reply.message_ids}
+        message = AIMessageChunk(
+            content="",
+            chunk_position="last",
+            tool_call_chunks=call_chunks(reply.tool_calls),
+            usage_metadata=UsageMetadata(
+                input_tokens=asked,
+                output_tokens=reply.usage.completion_tokens,
+                total_tokens=asked + reply.usage.completion_tokens,
+            ),
+            response_metadata={
+                "model_name": model,
+                "model_provider": "hmt",
+                "finish_reason": reply.finish_reason,
+                "hmt": about,
+            },
+        )
+        return ChatGenerationChunk(message=message)
+
+    # --- tools and structured output --------------------------------------------------------------------------------
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Let the model call functions: what it writes is held to their schemas.
+
+        Args:
+            tool_choice: None or "auto": the model decides; "none"; "any", "required" or True: it must call one; the name of
+                one, or {"type": "function", "function": {"name": ...}}: it must call that.
+        """
+        for name in ("strict", "parallel_tool_calls"):  # calls are always strict, and one at a time
+            kwargs.pop(name, None)
+        described = [convert_to_openai_tool(tool) for tool in tools]
+        _choice(tool_choice, described)
+        return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        method: Literal["json_schema", "json_mode", "function_calling"] = "json_schema",
+        include_raw: bool = False,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Answers as objects of a schema: what the model writes is held to it.
+
+        Args:
+            schema: a pydantic class, a TypedDict, a JSON schema with a title, or an OpenAI tool.
+            method: "json_schema" and "json_mode" hold the answer to the schema; "function_calling" makes it a call.
+            include_raw: give {"raw", "parsed", "parsing_error"} instead of raising where an answer cannot be parsed.
+            strict: accepted for compatibility; answers always are.
+
+        Raises:
+            ValueError: an unknown method or argument.
+        """
+        if method == "function_calling":
+            return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
+        if method not in ("json_schema", "json_mode") or kwargs:
+            raise ValueError(f"unsupported: {kwargs or method!r}. Methods: json_schema, json_mode, function_calling.")
+        wanted = convert_to_json_schema(schema)
+        model = self.bind(
+            response_format={"type": "json_schema", "json_schema": {"name": wanted.get("title", "answer"), "schema": wanted}},
+            ls_structured_output_format={"kwargs": {"method": method}, "schema": wanted},
+        )
+        parser: Any = JsonOutputParser()
+        if isinstance(schema, type) and is_basemodel_subclass(schema):
+            parser = PydanticOutputParser(pydantic_object=schema)
+        if not include_raw:
+            chain: Runnable[LanguageModelInput, Any] = model | parser
+            return chain
+        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _choice(given: Any, tools: Sequence[Mapping[str, Any]] | None) -> str | None:
+    """A tool choice of any form as `hmt_memory` takes it.
+
+    Raises:
+        ValueError: of no known form, or it names no tool.
+    """
+    if given in (None, False, "auto", "none"):
+        return given or None
+    if given in (True, "any", "required"):
+        return "required"
+    name = given.get("function", given).get("name") if isinstance(given, Mapping) else given
+    known = [tool["function"]["name"] for tool in tools or () if "function" in tool]
+    if name not in known:
+        raise ValueError(f"tool_choice={given!r} names no tool of this call. Tools: {', '.join(known) or 'none'}.")
+    return str(name)
+
+
+def _schema_of(response_format: Any) -> dict[str, Any]:
+    """The JSON schema of OpenAI's `response_format`, a schema itself, or a class."""
+    if isinstance(response_format, Mapping):
+        if response_format.get("type") == "json_object":
+            return {"type": "object"}
+        held = response_format.get("json_schema", response_format)
+        return dict(held.get("schema", held))
+    return convert_to_json_schema(response_format)

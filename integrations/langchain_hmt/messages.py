@@ -1,0 +1,113 @@
+"""LangChain messages as the dicts of `hmt_memory`, and its answers as LangChain messages. Knows both forms; no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, FunctionMessage, ToolMessage
+from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.messages.utils import convert_to_messages
+
+if TYPE_CHECKING:
+    from hmt_memory import RecalledSegment, ToolCall
+
+_ROLES = {"human": "user", "HumanMessageChunk": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
+_ROLES |= {"system": "system", "SystemMessageChunk": "system", "tool": "tool", "ToolMessageChunk": "tool"}
+_TEXT = ("text", "text-plain", "input_text", "output_text")
+_SILENT = (
+    "tool_use",
+    "tool_call",
+    "tool_call_chunk",
+    "function_call",
+    "reasoning",
+    "thinking",
+    "redacted_thinking",
+    "non_standard",
+)
+
+
+def to_dicts(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """Messages of any form that LangChain accepts.
+
+    Raises:
+        ValueError: content that is no text (images, audio, files).
+    """
+    return [to_dict(message) for message in convert_to_messages(messages)]
+
+
+def to_dict(message: BaseMessage) -> dict[str, Any]:
+    """One message: role, content, and where it has them tool_calls, tool_call_id and id."""
+    found: dict[str, Any] = {"role": _role(message), "content": text_of(message.content)}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        found["tool_calls"] = [
+            {
+                "id": call["id"],
+                "type": "function",
+                "function": {"name": call["name"], "arguments": json.dumps(call["args"], ensure_ascii=False)},
+            }
+            for call in message.tool_calls
+        ]
+    if isinstance(message, ToolMessage):
+        found["tool_call_id"] = message.tool_call_id
+    if message.id is not None:
+        found["id"] = message.id
+    return found
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content: a string, or a list of strings and blocks.
+
+    Raises:
+        ValueError: a block that is no text.
+    """
+    if isinstance(content, str):
+        return content
+    parts: list[str] = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, Mapping) else None
+        if isinstance(block, str):
+            parts.append(block)
+        elif kind in _TEXT:
+            parts.append(str(block.get("text", "")))
+        elif kind == "tool_result":
+            parts.append(text_of(block.get("content") or ""))
+        elif kind == "json":
+            parts.append(json.dumps(block.get("json"), ensure_ascii=False))
+        elif kind not in _SILENT:
+            raise ValueError(f"HMT models read text only, not a content block of type {kind!r}. Leave it out or describe it.")
+    return "".join(parts)
+
+
+def from_stored(message: Any) -> dict[str, Any]:
+    """A stored message (`hmt_memory` Message) in the form `convert_to_messages` takes."""
+    found = {"role": message.role, "content": message.content}
+    fields = message.fields
+    if fields.get("tool_calls"):
+        found["tool_calls"] = fields["tool_calls"]
+    for name in ("tool_call_id", "id"):
+        if name in fields:
+            found[name] = fields[name]
+    return found
+
+
+def call_chunks(calls: Sequence[ToolCall]) -> list[Any]:
+    """Calls as the last chunk of a stream has them."""
+    return [
+        tool_call_chunk(name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=at)
+        for at, call in enumerate(calls)
+    ]
+
+
+def recalled_as_json(recalled: Sequence[RecalledSegment]) -> list[dict[str, Any]]:
+    """What was replayed, for `response_metadata`."""
+    return [{"segment": one.segment, "weight": one.weight, "text": one.text, "source": one.source} for one in recalled]
+
+
+def _role(message: BaseMessage) -> str:
+    if isinstance(message, ChatMessage):
+        return {"human": "user", "ai": "assistant"}.get(message.role, message.role)
+    if isinstance(message, FunctionMessage):
+        return "tool"
+    return _ROLES.get(message.type, "user")

@@ -1,0 +1,334 @@
+"""The LangChain classes: where a call's session is found, what is remembered and what is not, caches, histories, retrievers."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.caches import InMemoryCache
+from langchain_core.documents import Document
+from langchain_core.language_models import FakeListChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables.history import RunnableWithMessageHistory
+from tiny import REMEMBERING, byte_tokenizer, tiny_model
+
+from hmt_memory import Assistant, HMTError
+from langchain_hmt import HMTLLM, HMTChatMessageHistory, HMTChatModel, HMTRetriever
+from langchain_hmt.messages import text_of, to_dict, to_dicts
+
+MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+ALICE: Any = {"configurable": {"session_id": "alice"}}
+
+
+@pytest.fixture
+def assistant(tmp_path: Path) -> Assistant:
+    return Assistant(MODEL, store=tmp_path / "memories")
+
+
+@pytest.fixture
+def chat(assistant: Assistant) -> HMTChatModel:
+    return HMTChatModel(engine=assistant, max_tokens=6)
+
+
+def said(assistant: Assistant, name: str) -> list[str]:
+    return [one.content for one in assistant.session(name).messages() if one.role == "user"]
+
+
+# --- the session matrix -------------------------------------------------------------------------------------------------
+
+PROMPT = ChatPromptTemplate.from_messages([("human", "{text}")])
+WAYS: dict[str, Any] = {
+    "invoke": lambda m, x: m.invoke(x, ALICE),
+    "stream": lambda m, x: list(m.stream(x, ALICE)),
+    "batch": lambda m, x: m.batch([x], [ALICE]),
+    "with_config": lambda m, x: m.with_config(ALICE).invoke(x),
+    "bind": lambda m, x: m.bind(session_id="alice").invoke(x),
+    "argument": lambda m, x: m.invoke(x, session_id="alice"),
+    "thread_id": lambda m, x: m.invoke(x, {"configurable": {"thread_id": "alice"}}),
+    "constructor": lambda m, x: m.model_copy(update={"session_id": "alice"}).invoke(x),
+    "chain": lambda m, x: (PROMPT | m).invoke({"text": x}, ALICE),
+    "chain stream": lambda m, x: list((PROMPT | m).stream({"text": x}, ALICE)),
+    "chain batch": lambda m, x: (PROMPT | m).batch([{"text": x}], [ALICE]),
+    "lambda": lambda m, x: RunnableLambda(lambda text: m.invoke(text)).invoke(x, ALICE),
+    "events v3": lambda m, x: list(m.stream_events(x, ALICE, version="v3")),
+    "generate": lambda m, x: RunnableLambda(lambda text: m.generate([[HumanMessage(text)]])).invoke(x, ALICE),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_session_is_found_whichever_way_a_call_comes(way: str, chat: HMTChatModel, assistant: Assistant) -> None:
+    WAYS[way](chat, "hello")
+    assert said(assistant, "alice") == ["hello"]
+
+
+async def _list(stream: Any) -> list[Any]:
+    return [one async for one in stream]
+
+
+async def _events(model: HMTChatModel, text: str) -> None:
+    await _list(await model.astream_events(text, ALICE, version="v3"))
+
+
+ASYNC_WAYS: dict[str, Any] = {
+    "ainvoke": lambda m, x: m.ainvoke(x, ALICE),
+    "astream": lambda m, x: _list(m.astream(x, ALICE)),
+    "abatch": lambda m, x: m.abatch([x], [ALICE]),
+    "chain": lambda m, x: (PROMPT | m).ainvoke({"text": x}, ALICE),
+    "chain stream": lambda m, x: _list((PROMPT | m).astream({"text": x}, ALICE)),
+    "events v2": lambda m, x: _list(m.astream_events(x, ALICE, version="v2")),
+    "events v3": _events,
+}
+
+
+@pytest.mark.parametrize("way", ASYNC_WAYS)
+async def test_a_session_is_found_in_async_calls(way: str, chat: HMTChatModel, assistant: Assistant) -> None:
+    await ASYNC_WAYS[way](chat, "hello")
+    assert said(assistant, "alice") == ["hello"]
+
+
+def test_no_session_nothing_stored_and_no_keys_no_lookup(chat: HMTChatModel, assistant: Assistant) -> None:
+    chat.invoke("hello")
+    chat.model_copy(update={"session_keys": ()}).invoke("hello", ALICE)
+    assert assistant.store.sessions() == []
+
+
+def test_two_sessions_in_one_batch_never_meet(chat: HMTChatModel, assistant: Assistant) -> None:
+    bob: Any = {"configurable": {"session_id": "bob"}}
+    chat.batch(["I am Alice", "I am Bob"], [ALICE, bob])
+    assert said(assistant, "alice") == ["I am Alice"] and said(assistant, "bob") == ["I am Bob"]
+
+
+async def test_twenty_calls_at_once_lose_no_turn(chat: HMTChatModel, assistant: Assistant) -> None:
+    await asyncio.gather(*(chat.ainvoke(f"turn {number}", ALICE) for number in range(20)))
+    assert sorted(said(assistant, "alice")) == sorted(f"turn {number}" for number in range(20))
+
+
+# --- what is remembered -------------------------------------------------------------------------------------------------
+
+
+def test_an_abandoned_stream_writes_nothing(chat: HMTChatModel, assistant: Assistant) -> None:
+    stream = chat.stream("hello", ALICE)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    assert said(assistant, "alice") == []
+
+
+def test_the_answer_is_stored_before_the_last_text_is_given_out(chat: HMTChatModel, assistant: Assistant) -> None:
+    pieces = 0
+    for chunk in chat.stream("hello", ALICE):
+        pieces += bool(chunk.text)
+        stored = len(assistant.session("alice").messages())
+    assert pieces >= 1 and stored == 2
+
+
+def test_a_resent_conversation_is_remembered_once_and_edits_replace(chat: HMTChatModel, assistant: Assistant) -> None:
+    talk: list[Any] = [SystemMessage("Be."), HumanMessage("one")]
+    talk.append(chat.invoke(talk, ALICE))
+    talk.append(HumanMessage("two"))
+    talk.append(chat.invoke(talk, ALICE))
+    assert said(assistant, "alice") == ["one", "two"]
+    assert assistant.session("alice").system() == "Be."
+    chat.invoke([*talk[:3], HumanMessage("TWO")], ALICE)
+    assert said(assistant, "alice") == ["one", "TWO"]
+
+
+def test_what_was_recalled_and_used_is_told_once(chat: HMTChatModel) -> None:
+    for number in range(8):
+        chat.invoke(f"fact {number} is {number * 7}", ALICE)
+    answer = chat.invoke("What is fact 3?", ALICE)
+    about = answer.response_metadata["hmt"]
+    assert about["session_id"] == "alice" and len(about["message_ids"]) == 2
+    assert about["recalled"] and {"segment", "weight", "text", "source"} == set(about["recalled"][0])
+    usage = answer.usage_metadata
+    assert usage is not None and usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    assert usage["output_tokens"] == 6 and answer.response_metadata["finish_reason"] == "length"
+    streamed = [one.usage_metadata for one in chat.stream("What is fact 3?", ALICE)]
+    assert sum(one is not None for one in streamed) == 1
+
+
+# --- options, caches, objects -------------------------------------------------------------------------------------------
+
+
+def test_options_of_a_call_come_before_the_object_s(chat: HMTChatModel) -> None:
+    whole = chat.invoke("hello", max_tokens=20).text
+    assert len(whole) > len(chat.invoke("hello").text)
+    stop = whole[4:6]
+    cut = whole[: whole.index(stop)]
+    assert chat.invoke("hello", max_tokens=20, stop=[stop]).text == cut
+    stopping = chat.model_copy(update={"stop_sequences": [stop]})
+    assert stopping.invoke("hello", max_tokens=20).text == cut
+    assert stopping.invoke("hello", max_tokens=20, stop=[]).text == whole
+    hot = {"temperature": 1.5, "max_tokens": 12}
+    assert chat.invoke("hello", seed=1, **hot).text == chat.invoke("hello", seed=1, **hot).text
+    assert chat.invoke("hello", seed=1, **hot).text != chat.invoke("hello", seed=2, **hot).text
+
+
+def test_sessions_bypass_caches_and_other_calls_use_them(chat: HMTChatModel, assistant: Assistant) -> None:
+    cache = InMemoryCache()
+    cached = chat.model_copy(update={"cache": cache})
+    for _ in range(2):
+        cached.invoke("hello", ALICE)
+    assert len(said(assistant, "alice")) == 2 and not cache._cache
+    cached.invoke("hello")
+    assert len(cache._cache) == 1
+
+
+def test_objects_are_copied_pickled_and_printed_without_their_model(chat: HMTChatModel, assistant: Assistant) -> None:
+    chat.invoke("hello")
+    assert copy.deepcopy(chat).engine is assistant
+    assert len(repr(chat)) < 1000 and "Llama" not in repr(chat)
+    made = HMTChatModel(model="no-such-model", store="nowhere")
+    assert pickle.loads(pickle.dumps(made)).model_name == "no-such-model"
+    assert HMTChatModel(model="a", store="s").assistant() is HMTChatModel(model="a", store="s").assistant()
+    with pytest.raises(LookupError, match="no-such-model"):
+        made.invoke("hello")
+
+
+def test_importing_and_constructing_load_no_torch() -> None:
+    code = "import sys, langchain_hmt as h; h.HMTChatModel(); h.HMTRetriever(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", code], check=True)
+
+
+def test_tokens_are_counted_by_the_model_s_tokenizer(chat: HMTChatModel) -> None:
+    assert chat.get_num_tokens("hello") == 5
+    rendered = MODEL.backbone.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}], tokenize=False, add_generation_prompt=True
+    )
+    assert chat.get_num_tokens_from_messages([HumanMessage("hello")]) == len(MODEL.backbone.encode(rendered))
+
+
+def test_tool_choices_of_every_form_are_understood(chat: HMTChatModel) -> None:
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    for choice in ("auto", "none", "any", "required", True, "add", {"type": "function", "function": {"name": "add"}}, None):
+        chat.bind_tools([add], tool_choice=choice, strict=True, parallel_tool_calls=False)
+    with pytest.raises(ValueError, match="names no tool of this call. Tools: add"):
+        chat.bind_tools([add], tool_choice="subtract")
+    chat.bind_tools([], response_format=None)
+
+
+# --- messages -----------------------------------------------------------------------------------------------------------
+
+
+def test_messages_of_every_kind() -> None:
+    call = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
+    found = to_dicts([("human", "hi"), AIMessage("", tool_calls=[call]), ToolMessage("3", tool_call_id="c1", status="error")])
+    assert [one["role"] for one in found] == ["user", "assistant", "tool"] and found[2]["tool_call_id"] == "c1"
+    assert found[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+    assert to_dict(AIMessageChunk("x", id="7")) == {"role": "assistant", "content": "x", "id": "7"}
+    assert to_dict(ChatMessage("x", role="critic"))["role"] == "critic"
+    blocks = [
+        "a",
+        {"type": "text", "text": "b"},
+        {"type": "reasoning", "reasoning": "?"},
+        {"type": "tool_result", "content": "c"},
+    ]
+    assert text_of(blocks) == "abc"
+    with pytest.raises(ValueError, match="text only, not a content block of type 'image_url'"):
+        text_of([{"type": "image_url", "image_url": "x"}])
+
+
+def test_an_image_is_refused_and_nothing_is_stored(chat: HMTChatModel, assistant: Assistant) -> None:
+    with pytest.raises(ValueError, match="text only"):
+        chat.invoke([HumanMessage([{"type": "image_url", "image_url": {"url": "x"}}])], ALICE)
+    assert "alice" not in assistant.store.sessions()
+
+
+# --- the other classes --------------------------------------------------------------------------------------------------
+
+
+def test_the_llm_remembers_prompt_and_answer_in_turn(assistant: Assistant) -> None:
+    llm = HMTLLM(engine=assistant, max_tokens=6)
+    text = llm.invoke("hello", ALICE)
+    assert isinstance(text, str) and text == "".join(HMTLLM(engine=assistant, max_tokens=6).stream("hello"))
+    llm.batch(["again", "again"], [ALICE, {"configurable": {"session_id": "bob"}}])
+    assert said(assistant, "alice") == ["hello", "again"] and said(assistant, "bob") == ["again"]
+    assert len(llm.generate(["a", "b"]).generations) == 2
+    cache = InMemoryCache()
+    cached = llm.model_copy(update={"cache": cache})
+    cached.invoke("x", ALICE)
+    cached.invoke("x", temperature=0.5)
+    assert not cache._cache
+    cached.invoke("x")
+    assert len(cache._cache) == 1
+
+
+async def test_the_llm_answers_async(assistant: Assistant) -> None:
+    llm = HMTLLM(engine=assistant, max_tokens=4)
+    await llm.ainvoke("one", ALICE)
+    await _list(llm.astream("two", ALICE))
+    await llm.abatch(["three"], [ALICE])
+    assert said(assistant, "alice") == ["one", "two", "three"]
+
+
+async def test_the_retriever_recalls_documents_and_sessions(assistant: Assistant) -> None:
+    retriever = HMTRetriever(engine=assistant, corpora=("handbook",), k=2)
+    document = Document("The notice period is three months. " * 3, metadata={"source": "contract.md"})
+    retriever.add_documents([document, Document("The canteen opens at noon. " * 3)])
+    found = retriever.invoke("How long is the notice period?")
+    assert len(found) == 2 and len(await retriever.ainvoke("notice", k=1)) == 1
+    assert (
+        found[0].metadata["source"] == "handbook/contract.md"
+        and found[0].id == f"handbook/contract.md:{found[0].metadata['segment_index']}"
+    )
+    weights = [one.metadata["attention_weight"] for one in found]
+    assert weights == sorted(weights, reverse=True)
+    assert retriever.model_copy(update={"min_weight": 1.1}).invoke("notice") == []
+    session = HMTRetriever(engine=assistant, k=1)
+    assert session.invoke("notice") == []
+    assistant.session("alice").add({"role": "user", "content": "The door code is 4071, remember."})
+    (one,) = session.invoke("door code", ALICE)
+    assert one.metadata["session_id"] == "alice"
+    assert [len(found) for found in session.batch(["door", "door"], [ALICE, {}])] == [1, 0]
+    with pytest.raises(ValueError, match="name a corpus"):
+        session.add_documents([document])
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_history_around_any_model(assistant: Assistant) -> None:
+    model = FakeListChatModel(responses=["one", "two"])
+    chain = RunnableWithMessageHistory(model, lambda name: HMTChatMessageHistory(name, engine=assistant))
+    chain.invoke([HumanMessage("hello")], ALICE)
+    list(chain.stream([HumanMessage("again")], ALICE))
+    held = HMTChatMessageHistory("alice", engine=assistant)
+    assert [one.content for one in held.messages] == ["hello", "one", "again", "two"]
+    assert all(type(one) in (HumanMessage, AIMessage) for one in held.messages)
+    assert len(HMTChatMessageHistory("alice", engine=assistant, last=1).messages) == 1
+    held.clear()
+    assert held.messages == []
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_history_around_the_chat_model_itself_doubles_nothing(chat: HMTChatModel, assistant: Assistant) -> None:
+    plain = chat.model_copy(update={"session_keys": ()})
+    chain = RunnableWithMessageHistory(plain, lambda name: HMTChatMessageHistory(name, engine=assistant))
+    for text in ("one", "two"):
+        chain.invoke([HumanMessage(text)], ALICE)
+    assert said(assistant, "alice") == ["one", "two"]
+
+
+def test_a_history_that_cannot_be_written_says_so(assistant: Assistant) -> None:
+    held = HMTChatMessageHistory("alice", engine=assistant)
+    with pytest.raises(HMTError):
+        held.add_messages([HumanMessage("\ud800")])
+    assert isinstance(held.last_error, HMTError) and held.messages == []
+
+
+def test_tool_calls_come_back_from_a_history_as_they_were(assistant: Assistant) -> None:
+    held = HMTChatMessageHistory("alice", engine=assistant)
+    call = {"name": "add", "args": {"a": 1}, "id": "c1", "type": "tool_call"}
+    messages = [HumanMessage("hi", id="h1"), AIMessage("", tool_calls=[call]), ToolMessage("3", tool_call_id="c1")]
+    held.add_messages(messages)
+    found = held.messages
+    assert isinstance(found[1], AIMessage) and found[1].tool_calls == messages[1].tool_calls  # type: ignore[attr-defined]
+    assert isinstance(found[2], ToolMessage) and found[2].tool_call_id == "c1" and found[0].id == "h1"
