@@ -88,6 +88,7 @@ ASYNC_WAYS: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*is in beta")
 @pytest.mark.parametrize("way", ASYNC_WAYS)
 async def test_a_session_is_found_in_async_calls(way: str, chat: HMTChatModel, assistant: Assistant) -> None:
     await ASYNC_WAYS[way](chat, "hello")
@@ -212,7 +213,7 @@ def test_tool_choices_of_every_form_are_understood(chat: HMTChatModel) -> None:
 
     for choice in ("auto", "none", "any", "required", True, "add", {"type": "function", "function": {"name": "add"}}, None):
         chat.bind_tools([add], tool_choice=choice, strict=True, parallel_tool_calls=False)
-    with pytest.raises(ValueError, match="names no tool of this call. Tools: add"):
+    with pytest.raises(ValueError, match=r"names no tool of this call\. Tools: add"):
         chat.bind_tools([add], tool_choice="subtract")
     chat.bind_tools([], response_format=None)
 
