@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -90,13 +91,16 @@ def test_the_readmes_python_runs(smollm2: HMTModel, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     Path("book.txt").write_text("The ship lay in the harbour. " * 60 + "Then the lighthouse burned down.", encoding="utf-8")
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    sessions, first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    sessions, langchain, first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     exec(sessions, {})
     assert (tmp_path / "alice.hmt").is_file()
     with MemoryStore("memories") as store:
         assert [message.role for message in store.session("alice").messages()] == ["system", "assistant"]
         assert store.sessions() == ["alice", "alice-what-if"] and store.verify() == ([], [])
-    given = {"any_hf_causal_lm": smollm2.backbone.causal_lm, "tokenizer": smollm2.backbone.tokenizer}
+    given: dict[str, Any] = {}
+    exec(langchain, given)
+    assert "4071" in given["answer"].text and given["answer"].response_metadata["hmt"]["session_id"] == "alice"
+    given |= {"any_hf_causal_lm": smollm2.backbone.causal_lm, "tokenizer": smollm2.backbone.tokenizer}
     ids = torch.arange(600).view(2, 300) + 100
     given |= {"input_ids": ids, "mask": torch.ones_like(ids), "labels": ids}
     exec(first + second, given)
