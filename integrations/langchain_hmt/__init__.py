@@ -10,9 +10,22 @@ try:
 except ImportError as error:
     raise ImportError("langchain_hmt needs LangChain. Run: pip install 'hmt-memory[langchain]'") from error
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .chat_model import HMTChatModel
 from .history import HMTChatMessageHistory
 from .llm import HMTLLM
 from .retriever import HMTRetriever
 
-__all__ = ["HMTLLM", "HMTChatMessageHistory", "HMTChatModel", "HMTRetriever"]
+if TYPE_CHECKING:
+    from .middleware import HMTMemoryMiddleware
+
+__all__ = ["HMTLLM", "HMTChatMessageHistory", "HMTChatModel", "HMTMemoryMiddleware", "HMTRetriever"]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs LangChain's agents, which langchain-core alone does not bring, is imported when it is asked for."""
+    if name == "HMTMemoryMiddleware":
+        return importlib.import_module(".middleware", __name__).HMTMemoryMiddleware
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,104 @@
+"""Memory around any model of an agent, and the chat model inside one: what is recalled, remembered, and never repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
+from tiny import REMEMBERING, byte_tokenizer, tiny_model
+
+from hmt_memory import Assistant
+from langchain_hmt import HMTChatModel, HMTMemoryMiddleware
+
+MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+THREAD: RunnableConfig = {"configurable": {"thread_id": "t1"}}
+
+
+class Hosted(GenericFakeChatModel):
+    """Stands for a model whose weights nobody has; keeps what it was shown."""
+
+    shown: list[list[BaseMessage]]
+
+    def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> Any:
+        self.shown.append(messages)
+        return super()._generate(messages, *args, **kwargs)
+
+
+def hosted(*answers: str) -> Hosted:
+    return Hosted(messages=iter([AIMessage(text) for text in answers]), shown=[])
+
+
+@pytest.fixture
+def assistant(tmp_path: Path) -> Assistant:
+    return Assistant(MODEL, store=tmp_path / "memories")
+
+
+def stored(assistant: Assistant, name: str = "t1") -> list[str]:
+    return [one.content for one in assistant.session(name).messages()]
+
+
+def texts(messages: Sequence[BaseMessage]) -> str:
+    return "\n".join(one.text for one in messages)
+
+
+FACT = "The door code of the office is 4071, please remember."
+
+
+def test_what_one_thread_said_is_recalled_in_a_later_run_and_stays_out_of_the_conversation(assistant: Assistant) -> None:
+    model = hosted("I will.", "It is 4071.")
+    agent = create_agent(model, middleware=[HMTMemoryMiddleware(engine=assistant)])
+    agent.invoke({"messages": [HumanMessage(FACT)]}, THREAD)
+    assert stored(assistant) == [FACT, "I will."] and "Recalled from earlier" not in texts(model.shown[0])
+    found = agent.invoke({"messages": [HumanMessage("What is the door code?")]}, THREAD)  # no checkpointer: memory alone knows
+    assert "Recalled from earlier:" in texts(model.shown[1]) and "The door c" in model.shown[1][0].text
+    assert "Recalled" not in texts(found["messages"]) and "hmt_recalled" not in found
+    assert stored(assistant) == [FACT, "I will.", "What is the door code?", "It is 4071."]
+
+
+async def test_a_checkpointed_thread_is_remembered_once_and_what_shows_is_not_recalled(assistant: Assistant) -> None:
+    model = hosted("one", "two", "three")
+    agent = create_agent(model, middleware=[HMTMemoryMiddleware(engine=assistant)], checkpointer=InMemorySaver())
+    for text in (FACT, "And now?", "What is the door code?"):
+        await agent.ainvoke({"messages": [HumanMessage(text)]}, THREAD)
+    assert stored(assistant) == [FACT, "one", "And now?", "two", "What is the door code?", "three"]
+    assert all("Recalled" not in texts(messages) for messages in model.shown)
+
+
+def test_whose_session_it_is(assistant: Assistant) -> None:
+    def run(middleware: HMTMemoryMiddleware, config: RunnableConfig | None) -> None:
+        create_agent(hosted("ok"), middleware=[middleware]).invoke({"messages": [HumanMessage("hello")]}, config)
+
+    run(HMTMemoryMiddleware(engine=assistant), None)
+    assert assistant.store.sessions() == []
+    run(HMTMemoryMiddleware(engine=assistant, session_id="mine"), None)
+    run(HMTMemoryMiddleware(engine=assistant, session_key=lambda runtime, found: f"sub-{found['thread_id']}"), THREAD)
+    run(HMTMemoryMiddleware(engine=assistant), {"configurable": {"session_id": "s", "thread_id": "t"}})
+    assert sorted(assistant.store.sessions()) == ["mine", "s", "sub-t1"]
+
+
+def test_two_middlewares_with_names_of_their_own(assistant: Assistant) -> None:
+    pair = [HMTMemoryMiddleware(engine=assistant, name=name, session_id=name) for name in ("work", "home")]
+    create_agent(hosted("ok"), middleware=pair).invoke({"messages": [HumanMessage("hello")]})
+    assert stored(assistant, "work") == stored(assistant, "home") == ["hello", "ok"]
+
+
+def test_the_chat_model_in_an_agent_remembers_a_thread_once(assistant: Assistant) -> None:
+    """With and without a checkpointer the session holds each turn once; a turn that is edited replaces what followed."""
+    chat = HMTChatModel(engine=assistant, max_tokens=6)
+    agent = create_agent(chat, checkpointer=InMemorySaver())
+    for text in ("one", "two"):
+        agent.invoke({"messages": [HumanMessage(text)]}, THREAD)
+    assert stored(assistant)[::2] == ["one", "two"] and len(stored(assistant)) == 4
+    history = list(agent.get_state_history(THREAD))
+    after_one = next(state for state in history if len(state.values.get("messages", ())) == 2)
+    agent.invoke({"messages": [HumanMessage("TWO")]}, after_one.config)
+    assert stored(assistant)[::2] == ["one", "TWO"] and len(stored(assistant)) == 4
+    create_agent(chat).invoke({"messages": [HumanMessage("three")]}, THREAD)
+    assert stored(assistant)[::2] == ["one", "TWO", "three"]
