@@ -52,11 +52,15 @@ ORDER = [
     "history",
     "shards",
     "recollection",
+    "constrained",
     "collection",
     "corpus",
     "session",
     "archive",
     "memory_store",
+    "stateless",
+    "reconcile",
+    "assistant",
     "train.examples",
     "train.losses",
     "train.optimizer",
@@ -87,7 +91,7 @@ ORDER = [
 def test_the_public_names_are_these() -> None:
     assert set(hmt_memory.__all__) == {
         *("HMTConfig", "HMTError", "HMTModel", "HMTOutput", "HMTState"),
-        *("Corpus", "Generation", "MemoryStore", "RecalledSegment", "Session", "Usage"),
+        *("Assistant", "Corpus", "Generation", "MemoryStore", "RecalledSegment", "Session", "ToolCall", "Usage"),
     }
     for name in hmt_memory.__all__:
         assert getattr(hmt_memory, name).__doc__
@@ -163,7 +167,7 @@ def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     top = {path.name for path in (tmp_path / "site").iterdir()}
-    assert top == {"hmt_memory", "hmt_kernels", f"hmt_memory-{hmt_memory.__version__}.dist-info"}
+    assert top == {"hmt_memory", "hmt_kernels", "langchain_hmt", f"hmt_memory-{hmt_memory.__version__}.dist-info"}
     assert (tmp_path / "site" / "hmt_memory" / "py.typed").is_file()
     code = (
         f"import sys; sys.path[:] = [{str(tmp_path / 'site')!r}] + [p for p in sys.path if {str(ROOT)!r} + '/' not in p + '/' "

@@ -57,11 +57,12 @@ def test_the_cost_of_an_answer_does_not_grow_with_what_was_read(smollm2: HMTMode
     assert costs[0] == costs[1]
 
 
-def test_a_session_is_the_conversation_that_transformers_would_have(smollm2: HMTModel, tmp_path: Path) -> None:
+def test_a_session_is_the_conversation_that_transformers_would_have(tmp_path: Path) -> None:
     """The tokens are the chat template's and the greedy answer is the plain model's, also after reopening."""
+    exact = HMTModel.from_pretrained("smollm2-135m-instruct", dtype="float32")  # in bf16 the order of additions may decide
     said = [{"role": USER, "content": "My name is Ada."}, {"role": "assistant", "content": "Nice to meet you, Ada."}]
     question = {"role": USER, "content": "What is my name?"}
-    tokenizer, plain = smollm2.backbone.tokenizer, smollm2.with_config(mode="plain")
+    tokenizer, plain = exact.backbone.tokenizer, exact.with_config(mode="plain")
     whole = tokenizer.apply_chat_template([*said, question], tokenize=False, add_generation_prompt=True)
     expected = plain.generate(whole, max_new_tokens=12).finish().text
     with MemoryStore(tmp_path) as store:
