@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .stateless import Answer
 
 DEFAULT_STORE = "hmt-memories"
+_OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Weights:
     def __init__(self, settings: ModelSettings, model: HMTModel | None = None) -> None:
         from .stateless import PrefixCache
 
-        self.settings, self._model = settings, model
+        self.settings, self._model, self.given = settings, model, model is not None
         self.prefixes = PrefixCache()
         self._loading = threading.Lock()
 
@@ -114,8 +116,7 @@ class Assistant:
         else:
             self._weights = Weights(ModelSettings(model.backbone.name), model)
         self._opening = threading.Lock()
-        self._sessions: dict[str, Session] = {}
-        self._logs: dict[str, _Log] = {}
+        self._open: OrderedDict[str, tuple[Session, _Log]] = OrderedDict()
         self._comparing = threading.Lock()
 
     @classmethod
@@ -160,11 +161,18 @@ class Assistant:
 
     def session(self, name: str) -> Session:
         """The session of that name, made if there is none."""
+        return self._opened(name)[0]
+
+    def _opened(self, name: str) -> tuple[Session, _Log]:
+        """A session and what is known of it; the least recently used of many are let go."""
         store, model = self.store, self.model
         with self._opening:
-            found = self._sessions.get(name)
-            if found is None:
-                found = self._sessions[name] = store.session(name, model)
+            found = self._open.get(name)
+            if found is None or not store.has("session", name, found[0]):
+                found = self._open[name] = (store.session(name, model), _Log((-1, -1)))
+            self._open.move_to_end(name)
+            while len(self._open) > _OPEN_SESSIONS:
+                self._open.popitem(last=False)
             return found
 
     def corpus(self, name: str) -> Corpus:
@@ -202,9 +210,10 @@ class Assistant:
         held = self.session(session)
         batch = validated(messages)
         new, replaced = self._reconciled(held, batch, history)
-        if replaced:
-            held.forget(replaced)
-        return held.add([*self._new_system(held, batch), *new])
+        if not replaced:
+            return held.add([*self._new_system(held, batch), *new])
+        system = [message for message in batch if message["role"] in SYSTEM_ROLES]
+        return held.add([*system, *new], replacing=replaced[0])
 
     def _in_session(
         self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode, options: Mapping[str, Any]
@@ -234,9 +243,11 @@ class Assistant:
     def _log(self, session: Session) -> _Log:
         """What the session holds; only what is new since the last call is looked at."""
         version = session.version()
-        log = self._logs.get(session.name)
-        if log is None or log.version[0] != version[0]:
-            log = self._logs[session.name] = _Log((version[0], -1))
+        log = self._opened(session.name)[1]
+        if log.version[0] != version[0]:
+            log.version, log.messages = (version[0], -1), 0
+            log.entries.clear()
+            log.ids.clear()
         if log.version != version:
             for message in session.messages(log.messages):
                 log.messages += 1
@@ -254,14 +265,24 @@ class Assistant:
         """The passages of a session, or of corpora, that a text remembers most.
 
         Raises:
-            InputError: neither is named, or the query is empty.
+            InputError: neither is named, or the query is empty. SessionNotFoundError: there is none of that name.
         """
         if session is not None:
-            return self.session(session).recall(query, top_k)
+            return self._existing("session", session).recall(query, top_k)
         if not corpora:
             raise InputError("name a session or a corpus to recall from.")
-        first, *others = [self.corpus(name) for name in corpora]
+        first, *others = [self._existing("corpus", name) for name in corpora]
         return first.recall(query, top_k, others=others)
+
+    def has_session(self, name: str) -> bool:
+        """Whether there is a session of that name."""
+        return self.store.has("session", name)
+
+    def _existing(self, kind: str, name: str) -> Any:
+        """A session or corpus to look into: looking makes none."""
+        with self.store.database.reading() as db:
+            self.store.find(db, kind, name)
+        return self.session(name) if kind == "session" else self.corpus(name)
 
     def count_tokens(self, text: str) -> int:
         """How many tokens the model's tokenizer makes of a text."""
@@ -290,6 +311,8 @@ class Assistant:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if self._weights.given:
+            raise TypeError("an Assistant around a model object cannot be pickled: build it with the model's name instead.")
         return Assistant.shared, (self._weights.settings, self._folder)
 
     def __repr__(self) -> str:

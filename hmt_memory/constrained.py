@@ -83,18 +83,33 @@ def form_of(
     return Form("\n".join(["start: call", *rules]), trigger=CALL)
 
 
-def strict(schema: Any) -> Any:
-    """A JSON schema that allows no properties but those it names, wherever it names some.
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SCHEMAS = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_JOINED = ("allOf", "anyOf", "oneOf", "$ref", "if")  # beside which an object may have properties that it does not name
+
+
+def strict(schema: Any, *, closed: bool = True) -> Any:
+    """A JSON schema whose objects have no properties but those they name, where they name some and nothing else adds any.
 
     >>> strict({"type": "object", "properties": {"n": {"type": "integer"}}})["additionalProperties"]
     False
     """
-    if isinstance(schema, Mapping):
-        found = {key: strict(value) for key, value in schema.items()}
-        if isinstance(schema.get("properties"), Mapping) and "additionalProperties" not in schema:
-            found["additionalProperties"] = False
-        return found
-    return [strict(one) for one in schema] if isinstance(schema, (list, tuple)) else schema
+    if not isinstance(schema, Mapping):
+        return schema
+    joined = any(key in schema for key in _JOINED)
+    found = dict(schema)
+    for key, value in schema.items():
+        if key in _MAPS and isinstance(value, Mapping):
+            found[key] = {name: strict(one) for name, one in value.items()}
+        elif key in _LISTS and isinstance(value, (list, tuple)):
+            # What is one of several wholes is closed; what is a part of one is not.
+            found[key] = [strict(one, closed=key == "anyOf" and "properties" not in schema) for one in value]
+        elif key in _SCHEMAS:
+            found[key] = strict(value)
+    if closed and not joined and isinstance(schema.get("properties"), Mapping) and "additionalProperties" not in schema:
+        found["additionalProperties"] = False
+    return found
 
 
 def parse_calls(text: str) -> tuple[str, list[ToolCall]]:

@@ -164,6 +164,12 @@ class MemoryStore:
         """The names of all corpora, sorted."""
         return self._names("corpus")
 
+    def has(self, kind: str, name: str, opened: Session | Corpus | None = None) -> bool:
+        """Whether there is a "session" or "corpus" of that name; with `opened`, whether it is still that one."""
+        with self.database.reading() as db:
+            row = records.find_collection(db, kind, name)
+        return row is not None and (opened is None or opened._id == row.id)
+
     def _names(self, kind: str) -> list[str]:
         with self.database.reading() as db:
             return [row.name for row in records.collections(db, kind)]

@@ -46,8 +46,8 @@ def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode
 
     Args:
         mode: `incremental`: every call passes new messages only. `full`: every call passes the whole conversation, so that any
-            difference is an edit. `auto`: whichever it looks like. The same text once more, without ids that say otherwise, is
-            said once more.
+            difference is an edit, and what was forgotten comes back. `auto`: whichever it looks like. The same text once more,
+            without ids that say otherwise, is said once more; turns in the middle may be missing.
 
     Raises:
         ConfigError: an unknown mode.
@@ -59,11 +59,12 @@ def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode
     common = _common(log, messages)
     if common == len(log) or mode == "full":
         return Plan(common, common)
-    if overlap := _overlap(log, messages):
-        return Plan(len(log), overlap)
-    if common >= 2 or (common and _same_ids(log[:common], messages)):
+    if known := _continued(log, messages):
+        return Plan(len(log), known)
+    sure = _sure(log[:common], messages)
+    if sure and (common == len(messages) or log[common].role == messages[common].role):
         return Plan(common, common)
-    return Plan(len(log), 0)
+    return Plan(len(log), common if sure else 0)
 
 
 def _common(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
@@ -71,16 +72,25 @@ def _common(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
     return next((at for at, (one, other) in pairs if one.print != other.print), min(len(log), len(messages)))
 
 
-def _overlap(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
-    """How many of the first messages are the last of the log; one alone counts if it is an answer or has the same id."""
-    for size in range(min(len(log), len(messages)), 0, -1):
-        if log[len(log) - size].print != messages[0].print:
-            continue
-        last = log[len(log) - size :]
-        if all(one.print == other.print for one, other in zip(last, messages, strict=False)):
-            sure = size > 1 or last[0].role == "assistant" or _same_ids(last, messages)
-            return size if sure else 0
+def _continued(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
+    """How many messages go up to the last one of the log, where that is among them; what comes before may have been trimmed.
+
+    One that is found alone, not behind the one before it, counts if it is an answer or has the same id.
+    """
+    for at in range(len(messages) - 1, -1, -1):
+        if log[-1].print == messages[at].print:
+            behind = len(log) > 1 and at > 0 and log[-2].print == messages[at - 1].print
+            if behind or log[-1].role == "assistant" or _same_ids(log[-1:], messages[at:]):
+                return at + 1
     return 0
+
+
+def _sure(common: Sequence[Entry], messages: Sequence[Entry]) -> bool:
+    """Whether what a call has in common with the log is the same conversation, not the same words said once more."""
+    pairs = [(one.id, other.id) for one, other in zip(common, messages, strict=False)]
+    if any(one is not None and other is not None and one != other for one, other in pairs):
+        return False
+    return len(pairs) >= 2 or (len(pairs) == 1 and _same_ids(common, messages))
 
 
 def _same_ids(log: Sequence[Entry], messages: Sequence[Entry]) -> bool:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from . import history, recollection
-from .collection import Collection
+from .collection import Collection, log
 from .constrained import Constraint, Speech, ToolCall, form_of
 from .corpus import corpus_shard
-from .errors import InputError, SessionBusyError, StoreDamagedError
+from .errors import InputError, SessionBusyError, StoreDamagedError, StoreError
 from .fingerprint import Fingerprint, fingerprint, matching
 from .generate import Generation, Usage, check_budget
 from .recollection import RecalledSegments, ViewRecollection
@@ -74,12 +74,13 @@ class Session(Collection):
 
     # --- adding and answering ---------------------------------------------------------------------------------------
 
-    def add(self, messages: Messages, *, progress: Progress | None = None) -> list[int]:
+    def add(self, messages: Messages, *, replacing: int | None = None, progress: Progress | None = None) -> list[int]:
         """Append messages and read them into memory. They are on disk when it returns.
 
         Args:
             messages: dicts with "role" and "content" (str), and whatever else the chat template knows. System messages are
                 pinned instead of read; the latest call that has any replaces those of earlier calls.
+            replacing: id of a message that these take the place of, with all after it.
             progress: called with the tokens read so far and the tokens to read.
 
         Returns:
@@ -97,14 +98,20 @@ class Session(Collection):
         self._check_pinned(batch)
         with self._reading():
             snapshot = self._read_pending()
+            if replacing is not None:
+                snapshot = self._before(snapshot, replacing)
             stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
             state = self._read_ahead(snapshot, stretches)
             with self._database.writing() as db:
                 row = self._own_row(db)
                 alone = row == snapshot.row
+                if replacing is not None:
+                    row = self._forget_from(db, row, snapshot)
                 row, ids = self._append(db, row, batch, stretches if alone else None)
-                if alone:
+                if alone and replacing is None:
                     self._write_segments(db, snapshot, state)
+            if replacing is not None:
+                self._wipe_replaced()
             with self._stored_already():
                 self._read_pending(progress)
         with self._stored_already():
@@ -169,7 +176,9 @@ class Session(Collection):
             stop=[*([stop] if isinstance(stop, str) else stop or ()), *self._transcript.stop],
             **decoding,
         )
-        return Reply(self, snapshot, batch, generation, memory, tools=bool(tools), replacing=replacing)
+        return Reply(
+            self, snapshot, batch, generation, memory, tools=bool(tools) and tool_choice != "none", replacing=replacing
+        )
 
     def recall(self, query: str, top_k: int = 5) -> RecalledSegments:
         """The segments a text remembers most, of this conversation and the attached corpora, by falling weight.
@@ -487,19 +496,24 @@ class Session(Collection):
         """Forget what follows a snapshot, unless somebody has added to it since."""
         if row != snapshot.row:
             raise SessionBusyError(
-                f"session {self.name!r} was added to while the answer was being generated, so nothing was replaced and the "
-                "answer was not stored. Ask again."
+                f"session {self.name!r} was added to meanwhile, so nothing was replaced and nothing was stored. Try again."
             )
         later = records.messages(db, history.lineage(db, row), records.size(snapshot.parts)[0])
         row, _ = history.forget(db, row, [message.id for message in later])
         self._store.drop_index(row.id)
         return row
 
-    def _after_reply(self, *, replaced: bool) -> None:
+    def _wipe_replaced(self) -> None:
+        """Overwrite what was replaced; what stands in the way of that is no reason to lose what took its place."""
+        try:
+            self._store.finish_wiping()
+        except StoreDamagedError:
+            raise
+        except (StoreError, SessionBusyError) as error:
+            log.warning("%s", error)
+
+    def _after_reply(self) -> None:
         """Close segments that the answer filled, if nobody else is reading; the next call does it otherwise."""
-        if replaced:
-            with self._stored_already():
-                self._store.finish_wiping()
         with suppress(SessionBusyError), self._stored_already():
             with self._reading(wait=False):
                 row = self._read_pending().row
@@ -562,9 +576,11 @@ class Reply(Iterator[str]):
                 self.text += free
                 if ended:
                     self.message_ids = self._session._commit(self, self._snapshot, self._generation)
+            if ended and self._replacing is not None:
+                self._session._wipe_replaced()  # before the last piece: who has it may not come back
             if free:
                 yield free
-        self._session._after_reply(replaced=self._replacing is not None)
+        self._session._after_reply()
 
     def finish(self) -> Reply:
         """Run to the end without looking at the pieces."""

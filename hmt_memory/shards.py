@@ -54,8 +54,12 @@ class Citation(NamedTuple):
     created_at: datetime
     source: str  # name of the session, or "corpus/document"
 
+    timed: bool = True  # whether the time says when it was said
+
     def quote(self) -> str:
         """The citation as it stands in a view."""
+        if not self.timed:
+            return self.text
         if self.messages:
             return f"[{self.created_at:%Y-%m-%d %H:%M}]\n{self.text}"
         return f"[{self.source}]\n{self.text}"
@@ -203,7 +207,7 @@ class StreamShard(Shard):
             text, messages = "\n".join(lines), tuple(map(as_message, rows))
         else:
             text, messages = _trimmed(self._decode(self._ids[slice(*span)]), span, (0, len(self._ids))), ()
-        return Citation(position, text, messages, span, utc(rows[0].created_at if rows else self._now), self.name)
+        return Citation(position, text, messages, span, utc(self._now), self.name, timed=False)
 
 
 class CorpusShard(Shard):

@@ -124,7 +124,7 @@ def reply(
         max_new_tokens=max_new_tokens,
         **decoding,
     )
-    return Answer(generation, memory, len(ids) + len(opening), tools=bool(tools))
+    return Answer(generation, memory, len(ids) + len(opening), tools=bool(tools) and tool_choice != "none")
 
 
 class Answer(Iterator[str]):

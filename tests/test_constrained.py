@@ -130,6 +130,24 @@ def test_strict_leaves_maps_and_explicit_choices_alone() -> None:
     chosen = {"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "string"}}
     assert strict(chosen) == chosen
     assert strict({"anyOf": [NUMBER]})["anyOf"][0]["additionalProperties"] is False
+    for whole in ({"const": {"properties": {"x": 1}}}, {"allOf": [NUMBER, NUMBER]}, {"enum": [{"properties": {}}]}):
+        assert strict(whole) == whole
+    assert set(strict({"properties": {"properties": {"type": "string"}}})["properties"]) == {"properties"}
+
+
+def test_an_object_of_several_parts_can_be_answered() -> None:
+    parts = [{"type": "object", "properties": {name: {"type": "integer"}}, "required": [name]} for name in "ab"]
+    assert {"a", "b"} <= set(json.loads(said(json_form({"allOf": parts}), 0)))
+
+
+def test_a_call_that_may_not_be_made_is_text() -> None:
+    from hmt_memory.stateless import reply
+
+    text = '<tool_call>{"name": "magic", "arguments": {}}</tool_call>'
+    answer = reply(
+        MODEL, [{"role": "user", "content": "x"}], tool_choice="none", max_new_tokens=80, logits_processors=[Scripted(text)]
+    ).finish()
+    assert answer.tool_calls == [] and answer.text.startswith(text)
 
 
 @pytest.mark.parametrize(

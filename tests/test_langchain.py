@@ -20,7 +20,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
-from hmt_memory import Assistant, HMTError
+from hmt_memory import Assistant, HMTError, HMTModel
 from langchain_hmt import HMTLLM, HMTChatMessageHistory, HMTChatModel, HMTRetriever
 from langchain_hmt.messages import text_of, to_dict, to_dicts
 
@@ -191,6 +191,18 @@ def test_objects_are_copied_pickled_and_printed_without_their_model(chat: HMTCha
     assert HMTChatModel(model="a", store="s").assistant() is HMTChatModel(model="a", store="s").assistant()
     with pytest.raises(LookupError, match="no-such-model"):
         made.invoke("hello")
+
+
+def test_weights_are_loaded_once_whatever_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    monkeypatch.setattr(HMTModel, "from_pretrained", lambda *_, **__: loaded.append(1) or MODEL)
+    chat = HMTChatModel(model="a-model", store=str(tmp_path), max_tokens=2)
+    llm = HMTLLM(model="a-model", store=str(tmp_path), max_tokens=2)
+    for _ in range(2):
+        chat.invoke("hello", ALICE)
+        llm.invoke("hello", ALICE)
+        chat.invoke("hello")
+    assert len(loaded) == 1
 
 
 def test_importing_and_constructing_load_no_torch() -> None:

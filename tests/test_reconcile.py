@@ -30,6 +30,9 @@ def conversation(text: str, ids: str = "") -> list[Entry]:
         ("AbCd", "AbC", Plan(3, 3)),  # another try
         ("AbCd", "AbE", Plan(2, 2)),  # an edited turn
         ("AbCdEf", "AbXdE", Plan(2, 2)),  # edited in the middle
+        ("AbCdEf", "AdEfG", Plan(6, 4)),  # the first and the last turns
+        ("CdEf", "AbCdEfG", Plan(4, 6)),  # the session has forgotten the beginning
+        ("AbEf", "AbCdEfG", Plan(4, 6)),  # or something in the middle
         ("Ab", "A", Plan(2, 0)),  # the same said once more
         ("AbAb", "A", Plan(4, 0)),
         ("A", "A", Plan(1, 1)),  # said and not answered yet
@@ -44,6 +47,8 @@ def test_equal_ids_tell_another_try_from_the_same_said_once_more() -> None:
     assert reconcile(conversation("Ab", "1 "), conversation("A", "1")) == Plan(1, 1)
     assert reconcile(conversation("Ab", "1 "), conversation("A", "2")) == Plan(2, 0)
     assert reconcile(conversation("AbA", "1 3"), conversation("AC", "34")) == Plan(3, 1)
+    assert reconcile(conversation("AbCd", "1 3 "), conversation("AE", "15")) == Plan(4, 1)  # trimmed to the first and the new
+    assert reconcile(conversation("AbCd", "1234"), conversation("AbE", "567")) == Plan(4, 0)  # another talk that begins alike
     assert reconcile(conversation("AbA", "1 3"), conversation("AC", "94")) == Plan(3, 0)
 
 
@@ -94,4 +99,6 @@ def test_afterwards_the_session_ends_with_the_messages_or_holds_them_all(log: st
     plan = reconcile(conversation(log), conversation(messages), mode)
     assert 0 <= plan.keep <= len(log) and 0 <= plan.new <= len(messages)
     after = log[: plan.keep] + messages[plan.new :]
-    assert after.endswith(messages)
+    assert after.endswith(messages[-1:])
+    if mode != "auto":
+        assert after.endswith(messages)

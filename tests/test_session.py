@@ -218,7 +218,7 @@ def test_replayed_passages_fit_their_budget_and_are_the_heaviest(session: Sessio
     for turn in range(20):
         session.add(user(f"fact {turn} is {turn * 7} and so on"))
     reply = session.reply(user("what?"), **FAST)
-    next(reply)
+    next(reply, None)
     weights = [one.weight for one in reply.recalled]
     assert weights and weights == sorted(weights, reverse=True)
     state = session._snapshot().state
@@ -770,6 +770,16 @@ def test_the_first_message_can_be_replaced_and_one_that_is_not_there_cannot(sess
     assert [one.content for one in session.messages()][:1] == ["other"] and len(session.messages()) == 2
     with pytest.raises(SessionNotFoundError, match="no message 999"):
         session.reply(user("x"), replacing=999)
+
+
+def test_what_is_replaced_is_wiped_before_the_last_piece(session: Session, store: MemoryStore) -> None:
+    ids = session.reply(user("a secret of mine"), **FAST).finish().message_ids
+    reply = session.reply(user("second"), replacing=ids[0], **FAST)
+    for _ in reply:
+        if reply.finish_reason:
+            break
+    raw = b"".join(path.read_bytes() for path in store.folder.iterdir() if path.is_file())
+    assert b"a secret of mine" not in raw
 
 
 def test_an_abandoned_replacement_replaces_nothing(session: Session) -> None:

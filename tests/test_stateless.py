@@ -15,8 +15,9 @@ import torch
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant, MemoryStore
+from hmt_memory import assistant as assistant_module
 from hmt_memory.assistant import ModelSettings
-from hmt_memory.errors import InputError
+from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
 from hmt_memory.stateless import PrefixCache, reply
 from hmt_memory.terminal import ask_about, remembering
 
@@ -39,14 +40,16 @@ TALK = [
 
 
 def test_an_answer_is_that_of_a_session_that_holds_the_same(tmp_path: Path) -> None:
-    found = reply(MODEL, TALK, **FAST).finish()
+    plain = MODEL.with_config(replay_tokens=0)
     with MemoryStore(tmp_path) as store:
-        session = store.session("alice", MODEL)
-        session.add(TALK[:-1])
-        expected = session.reply(TALK[-1], **FAST).finish()
-    assert found.text == expected.text and found.finish_reason == expected.finish_reason
-    spans = [[one.token_span for one in reply.recalled] for reply in (found, expected)]
-    assert spans[0] == spans[1] and spans[0]
+        for model in (plain, MODEL):
+            found = reply(model, TALK, **FAST).finish()
+            session = store.session(f"alice {model.config.replay_tokens}", model)
+            session.add(TALK[:-1])
+            expected = session.reply(TALK[-1], **FAST).finish()
+            if model is plain:  # what a session replays also says when it was said
+                assert found.text == expected.text and found.finish_reason == expected.finish_reason
+    assert found.recalled[0].token_span == expected.recalled[0].token_span
     assert "zanziba" in " ".join(one.text for one in found.recalled)
     assert found.recalled[0].messages[0].content in [message["content"] for message in TALK]
 
@@ -154,6 +157,39 @@ def test_what_another_writer_did_is_seen(assistant: Assistant, tmp_path: Path) -
     assert contents(assistant, "alice").count("one") == 1
 
 
+def test_messages_that_replace_are_added_whole_or_not_at_all(assistant: Assistant) -> None:
+    said = [user("one"), {"role": "assistant", "content": "two"}, user("three")]
+    assistant.add("alice", said)
+    with pytest.raises(BudgetError):
+        assistant.add("alice", [{"role": "system", "content": "word " * 99}, *said[:2], user("THREE")])
+    assert contents(assistant, "alice") == ["one", "two", "three"]
+    assistant.add("alice", [*said[:2], user("THREE")])
+    assert contents(assistant, "alice") == ["one", "two", "THREE"]
+
+
+def test_a_session_deleted_elsewhere_begins_anew(assistant: Assistant, tmp_path: Path) -> None:
+    assistant.reply([user("one")], session="alice", **FAST).finish()
+    with MemoryStore(tmp_path / "memories") as store:
+        store.delete("alice")
+    assistant.reply([user("two")], session="alice", **FAST).finish()
+    assert contents(assistant, "alice")[0] == "two"
+
+
+def test_looking_makes_nothing_and_only_so_many_sessions_are_kept_open(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for wanted in ({"session": "typo"}, {"corpora": ["typo"]}):
+        with pytest.raises(SessionNotFoundError, match="'typo'"):
+            assistant.recall("x", **wanted)
+    assert assistant.store.sessions() == assistant.store.corpora() == []
+    monkeypatch.setattr(assistant_module, "_OPEN_SESSIONS", 2)
+    for name in ("a", "b", "c"):
+        assistant.add(name, user("hello"))
+    assert list(assistant._open) == ["b", "c"]
+    assistant.add("a", [user("hello"), user("more")])
+    assert contents(assistant, "a") == ["hello", "more"]
+
+
 def test_twenty_turns_at_once_are_all_kept(assistant: Assistant) -> None:
     def turn(number: int) -> None:
         assistant.reply([user(f"turn {number}")], session="busy", max_new_tokens=2).finish()
@@ -174,6 +210,8 @@ def test_assistants_are_shared_copied_and_pickled_without_their_weights(tmp_path
     assert first is second and not first.is_loaded
     assert Assistant.shared(settings, str(tmp_path / "x"))._weights is first._weights
     assert copy.deepcopy(first) is first and copy.copy(first) is first
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(Assistant(MODEL, store=tmp_path))
     assert pickle.loads(pickle.dumps(first)) is first and len(repr(first)) < 300
     with pytest.raises(LookupError):
         first.count_tokens("x")

@@ -6,6 +6,7 @@ is stepped and rounded into it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,12 +53,13 @@ class MasterAdamW:
             value.grad = None
         for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        norms = [nn.utils.clip_grad_norm_([self._master[name] for name in names], self._clip) for names in self._clipped]
-        norm = torch.stack(norms).norm()
+        learning = [[self._master[name] for name in names if self._master[name].grad is not None] for names in self._clipped]
+        norms = [float(nn.utils.clip_grad_norm_(values, self._clip)) for values in learning if values]
+        norm = math.hypot(*norms)
         self._adam.step()
         self._adam.zero_grad()
         self._write()
-        return float(norm)
+        return norm
 
     @torch.no_grad()
     def _write(self) -> None:

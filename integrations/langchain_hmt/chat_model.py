@@ -157,6 +157,7 @@ class HMTChatModel(Engine, BaseChatModel):
 
     def _without_cache(self, options: Mapping[str, Any]) -> HMTChatModel:
         """A cache would give a stale answer to a session, and remember nothing."""
+        self.assistant()  # made before the copy, so that both have it
         return self.model_copy(update={"cache": False}) if options.get("session_id") else self
 
     # --- answering --------------------------------------------------------------------------------------------------

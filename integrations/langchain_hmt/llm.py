@@ -80,6 +80,7 @@ class HMTLLM(Engine, BaseLLM):
     def _without_cache(self, options: dict[str, Any]) -> HMTLLM:
         """The base's cache looks at no argument of a call, so it is left out where a call has any."""
         own = set(options) - {"tags", "metadata", "run_name", "run_id"}
+        self.assistant()  # made before the copy, so that both have it
         return self.model_copy(update={"cache": False}) if own else self
 
     # --- answering --------------------------------------------------------------------------------------------------

@@ -76,7 +76,8 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
         question = next((one.text for one in reversed(messages) if isinstance(one, HumanMessage)), "")
         if session is None:
             return None
-        if not question.strip() or not self._assistant.session(session).stats()["segments"]:
+        known = self._assistant.has_session(session) and self._assistant.session(session).stats()["segments"]
+        if not question.strip() or not known:
             return {"hmt_recalled": []}
         shown = {one.text.strip() for one in messages}
         found = self._assistant.recall(question, session=session, top_k=self._k + len(messages))

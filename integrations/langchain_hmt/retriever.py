@@ -16,7 +16,8 @@ from .engine import Engine
 class HMTRetriever(Engine, BaseRetriever):
     """Recalls verbatim passages with their weights, heaviest first; no embedding model is needed.
 
-    With `corpora` it recalls from documents that `add_documents`, or `hmt read`, has read; without, from the session of a call.
+    With `corpora` it recalls from documents that `add_documents`, or `hmt read`, has read; without, from the session of a call; nothing
+    where there is no such session yet.
     """
 
     corpora: tuple[str, ...] = ()
@@ -63,7 +64,7 @@ class HMTRetriever(Engine, BaseRetriever):
         assistant, wanted = self.assistant(), k or self.k
         if self.corpora:
             found = assistant.recall(query, corpora=self.corpora, top_k=wanted)
-        elif session_id is not None:
+        elif session_id is not None and assistant.has_session(session_id):
             found = assistant.recall(query, session=session_id, top_k=wanted)
         else:
             return []

@@ -1,0 +1,27 @@
+"""The LangChain examples run as they stand, offline, on the default model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("langchain_chain", ["Recalled: user: The door code of the office is 4071."]),
+        ("langchain_agent", ["> What is the door code of the office?", "Recalled from earlier:", "4071"]),
+        ("langchain_rag", ["[readme/README.md:", "> What happens to a session when the disk is full?"]),
+    ],
+)
+def test_an_example_runs(name: str, printed: list[str]) -> None:
+    done = subprocess.run([sys.executable, EXAMPLES / f"{name}.py"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for one in printed:
+        assert one in done.stdout
