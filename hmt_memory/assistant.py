@@ -268,21 +268,23 @@ class Assistant:
             InputError: neither is named, or the query is empty. SessionNotFoundError: there is none of that name.
         """
         if session is not None:
-            return self._existing("session", session).recall(query, top_k)
+            self._find("session", session)
+            return self.session(session).recall(query, top_k)
         if not corpora:
             raise InputError("name a session or a corpus to recall from.")
-        first, *others = [self._existing("corpus", name) for name in corpora]
+        for name in corpora:
+            self._find("corpus", name)
+        first, *others = [self.corpus(name) for name in corpora]
         return first.recall(query, top_k, others=others)
 
     def has_session(self, name: str) -> bool:
         """Whether there is a session of that name."""
         return self.store.has("session", name)
 
-    def _existing(self, kind: str, name: str) -> Any:
-        """A session or corpus to look into: looking makes none."""
+    def _find(self, kind: str, name: str) -> None:
+        """Raises SessionNotFoundError unless it exists: looking makes none."""
         with self.store.database.reading() as db:
             self.store.find(db, kind, name)
-        return self.session(name) if kind == "session" else self.corpus(name)
 
     def count_tokens(self, text: str) -> int:
         """How many tokens the model's tokenizer makes of a text."""

@@ -16,8 +16,8 @@ from .engine import Engine
 class HMTRetriever(Engine, BaseRetriever):
     """Recalls verbatim passages with their weights, heaviest first; no embedding model is needed.
 
-    With `corpora` it recalls from documents that `add_documents`, or `hmt read`, has read; without, from the session of a call; nothing
-    where there is no such session yet.
+    With `corpora` it recalls from documents that `add_documents`, or `hmt read`, has read; without, from the session of a call,
+    and nothing where there is no such session yet.
     """
 
     corpora: tuple[str, ...] = ()
