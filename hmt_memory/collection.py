@@ -41,6 +41,12 @@ class Collection:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
+    def version(self) -> tuple[int, int]:
+        """Two numbers that change: the first when something is rewritten or erased, the second with anything."""
+        with self._database.reading() as db:
+            row = self._row(db)
+        return row.epoch, row.revision
+
     def _needs_model(self) -> HMTModel:
         if self._model is None:
             kind = self._kind

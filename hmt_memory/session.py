@@ -202,12 +202,6 @@ class Session(Collection):
         with self._database.reading() as db:
             return [as_message(row) for row in records.messages(db, history.lineage(db, self._row(db)), start, stop)]
 
-    def version(self) -> tuple[int, int]:
-        """Two numbers that tell whether the session is as it was: the first when it was rewritten, the second when anything."""
-        with self._database.reading() as db:
-            row = self._row(db)
-        return row.epoch, row.revision
-
     def system(self) -> str:
         """The system prompt in force; empty where the template's own is."""
         with self._database.reading() as db:

@@ -20,12 +20,16 @@ from .retriever import HMTRetriever
 
 if TYPE_CHECKING:
     from .middleware import HMTMemoryMiddleware
+    from .store import HMTStore
 
-__all__ = ["HMTLLM", "HMTChatMessageHistory", "HMTChatModel", "HMTMemoryMiddleware", "HMTRetriever"]
+__all__ = ["HMTLLM", "HMTChatMessageHistory", "HMTChatModel", "HMTMemoryMiddleware", "HMTRetriever", "HMTStore"]
+
+
+_AGENTS = {"HMTMemoryMiddleware": ".middleware", "HMTStore": ".store"}
 
 
 def __getattr__(name: str) -> Any:
-    """What needs LangChain's agents, which langchain-core alone does not bring, is imported when it is asked for."""
-    if name == "HMTMemoryMiddleware":
-        return importlib.import_module(".middleware", __name__).HMTMemoryMiddleware
+    """What needs LangChain's agents or LangGraph is imported when it is asked for: langchain-core does not bring them."""
+    if name in _AGENTS:
+        return getattr(importlib.import_module(_AGENTS[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
