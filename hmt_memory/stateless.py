@@ -115,16 +115,17 @@ def reply(
     if cache is not None and len(ids) > (known.tokens if known else 0):
         known = model.read(ids[known.tokens if known else 0 :], known)
         cache.keep(everything, known)
+    pinned = transcript.pinned("\n\n".join(system_texts(batch)) or None, tools)
     generation = model.generate(
         [*ids[known.tokens if known else 0 :], *opening],
         state=known,
-        pinned=transcript.pinned("\n\n".join(system_texts(batch)) or None, tools),
+        pinned=pinned,
         recollection=memory,
         stop=[*([stop] if isinstance(stop, str) else stop or ()), *transcript.stop],
         max_new_tokens=max_new_tokens,
         **decoding,
     )
-    return Answer(generation, memory, len(ids) + len(opening), tools=bool(tools) and tool_choice != "none")
+    return Answer(generation, memory, len(pinned) + len(ids) + len(opening), tools=bool(tools) and tool_choice != "none")
 
 
 class Answer(Iterator[str]):
