@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core import exceptions
 from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeListChatModel
@@ -20,7 +21,7 @@ from langchain_core.runnables import RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
-from hmt_memory import Assistant, HMTError, HMTModel
+from hmt_memory import Assistant, HMTError, HMTModel, MemoryStore
 from langchain_hmt import HMTLLM, HMTChatMessageHistory, HMTChatModel, HMTRetriever
 from langchain_hmt.messages import text_of, to_dict, to_dicts
 
@@ -228,6 +229,30 @@ def test_tool_choices_of_every_form_are_understood(chat: HMTChatModel) -> None:
     with pytest.raises(ValueError, match=r"names no tool of this call\. Tools: add"):
         chat.bind_tools([add], tool_choice="subtract")
     chat.bind_tools([], response_format=None)
+
+
+def test_errors_are_langchains_and_ours(tmp_path: Path, assistant: Assistant, chat: HMTChatModel) -> None:
+    with pytest.raises(exceptions.ContextOverflowError, match=r"pinned_tokens=\d+.*raise pinned_tokens") as overflow:
+        chat.invoke([SystemMessage("word " * 200), HumanMessage("x")])
+    assert isinstance(overflow.value, HMTError)
+    with pytest.raises(exceptions.ModelNotFoundError, match="no-such-model"):
+        HMTChatModel(model="no-such-model", store=str(tmp_path)).invoke("x")
+    with pytest.raises(exceptions.ModelInvalidRequestError, match="nothing to answer"):
+        chat.invoke([SystemMessage("x")])
+    with pytest.raises(exceptions.ModelInvalidRequestError, match="empty"):
+        HMTRetriever(engine=assistant, corpora=("x",)).add_documents([Document("text " * 9)]) and HMTRetriever(
+            engine=assistant, corpora=("x",)
+        ).invoke("")
+
+
+def test_a_locked_session_is_a_timeout_that_may_be_tried_again(tmp_path: Path) -> None:
+    with MemoryStore(tmp_path, timeout=0.1) as store, MemoryStore(tmp_path) as other:
+        chat = HMTChatModel(engine=Assistant(MODEL, store=store), max_tokens=4)
+        chat.invoke("hello", ALICE)
+        with other.session("alice", MODEL)._reading(), pytest.raises(exceptions.ModelTimeoutError) as busy:
+            chat.invoke("again", ALICE)
+        assert busy.value.is_retryable and "Nothing was stored" in str(busy.value)
+        assert chat.invoke("again", ALICE).text
 
 
 # --- messages -----------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import Field, model_validator
 
-from .engine import Engine, stops
+from .engine import Engine, pieces, stops
+from .errors import as_langchain
 from .messages import call_chunks, recalled_as_json, to_dicts
 
 if TYPE_CHECKING:
@@ -197,8 +198,10 @@ class HMTChatModel(Engine, BaseChatModel):
         }
         if session_id is not None:
             options |= {"session": session_id, "history": history_mode or self.history_mode}
-        reply = assistant.reply(to_dicts(messages), **options)
-        for piece in reply:
+        said = to_dicts(messages)
+        with as_langchain():
+            reply = assistant.reply(said, **options)
+        for piece in pieces(reply):
             chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables import ensure_config
 from pydantic import BaseModel, ConfigDict, Field
+
+from .errors import as_langchain
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -68,6 +70,16 @@ class Engine(BaseModel):
         if found is not None:
             options["session_id"] = str(found)
         return options
+
+
+def pieces(reply: Iterator[str]) -> Iterator[str]:
+    """The pieces of an answer; its errors are LangChain's."""
+    while True:
+        with as_langchain():
+            piece = next(reply, None)
+        if piece is None:
+            return
+        yield piece
 
 
 def stops(given: Sequence[str] | None, default: Sequence[str] | None) -> list[str]:

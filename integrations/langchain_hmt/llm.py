@@ -11,7 +11,8 @@ from langchain_core.outputs import Generation, GenerationChunk, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from pydantic import Field
 
-from .engine import Engine, stops
+from .engine import Engine, pieces, stops
+from .errors import as_langchain
 from .messages import recalled_as_json
 
 
@@ -116,8 +117,9 @@ class HMTLLM(Engine, BaseLLM):
         }
         if session_id is not None:
             options |= {"session": session_id, "history": "incremental"}
-        reply = self.assistant().reply({"role": "user", "content": prompt}, **options)
-        for piece in reply:
+        with as_langchain():
+            reply = self.assistant().reply({"role": "user", "content": prompt}, **options)
+        for piece in pieces(reply):
             chunk = GenerationChunk(text=piece)
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)

@@ -11,6 +11,7 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 
 from .engine import Engine
+from .errors import as_langchain
 
 
 class HMTRetriever(Engine, BaseRetriever):
@@ -61,7 +62,11 @@ class HMTRetriever(Engine, BaseRetriever):
         k: int | None = None,
         session_id: str | None = None,
     ) -> list[Document]:
-        assistant, wanted = self.assistant(), k or self.k
+        with as_langchain():
+            return self._recalled(query, k or self.k, session_id)
+
+    def _recalled(self, query: str, wanted: int, session_id: str | None) -> list[Document]:
+        assistant = self.assistant()
         if self.corpora:
             found = assistant.recall(query, corpora=self.corpora, top_k=wanted)
         elif session_id is not None and assistant.has_session(session_id):

@@ -1,0 +1,55 @@
+"""Errors of `hmt_memory` as LangChain's own: each is both, so that code which catches either goes on working."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from langchain_core import exceptions as langchain
+
+from hmt_memory import errors as hmt
+
+# Older releases of langchain-core have no errors of their own for models.
+_BASE = langchain.LangChainException
+_OVERFLOW, _INVALID, _UNKNOWN, _TIMEOUT = (
+    getattr(langchain, name, _BASE)
+    for name in ("ContextOverflowError", "ModelInvalidRequestError", "ModelNotFoundError", "ModelTimeoutError")
+)
+
+
+class HMTContextOverflowError(hmt.BudgetError, _OVERFLOW):  # type: ignore[misc,valid-type]
+    """A pinned or replayed part is larger than its budget. A conversation itself never overflows."""
+
+
+class HMTInvalidRequestError(hmt.InputError, _INVALID):  # type: ignore[misc,valid-type]
+    """A call asks for what cannot be answered."""
+
+
+class HMTModelNotFoundError(hmt.ModelNotFoundError, _UNKNOWN):  # type: ignore[misc,valid-type]
+    """There are no weights of that name."""
+
+
+class HMTSessionBusyError(hmt.SessionBusyError, _TIMEOUT):  # type: ignore[misc,valid-type]
+    """Another process is writing the session; the same call may succeed later."""
+
+    is_retryable = True
+
+
+_SAME = {
+    hmt.BudgetError: HMTContextOverflowError,
+    hmt.InputError: HMTInvalidRequestError,
+    hmt.ModelNotFoundError: HMTModelNotFoundError,
+    hmt.SessionBusyError: HMTSessionBusyError,
+}
+
+
+@contextmanager
+def as_langchain() -> Iterator[None]:
+    """Errors of `hmt_memory` inside are raised as LangChain's."""
+    try:
+        yield
+    except hmt.HMTError as error:
+        same = _SAME.get(type(error))
+        if same is None:
+            raise
+        raise same(str(error)) from error
