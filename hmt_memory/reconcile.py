@@ -61,7 +61,8 @@ def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode
         return Plan(common, common)
     if known := _continued(log, messages):
         return Plan(len(log), known)
-    sure = _sure(log[:common], messages)
+    common = _same_talk(log[:common], messages)
+    sure = common >= 2 or (common == 1 and _same_ids(log[:1], messages))
     if sure and (common == len(messages) or log[common].role == messages[common].role):
         return Plan(common, common)
     return Plan(len(log), common if sure else 0)
@@ -85,12 +86,12 @@ def _continued(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
     return 0
 
 
-def _sure(common: Sequence[Entry], messages: Sequence[Entry]) -> bool:
-    """Whether what a call has in common with the log is the same conversation, not the same words said once more."""
-    pairs = [(one.id, other.id) for one, other in zip(common, messages, strict=False)]
-    if any(one is not None and other is not None and one != other for one, other in pairs):
-        return False
-    return len(pairs) >= 2 or (len(pairs) == 1 and _same_ids(common, messages))
+def _same_talk(common: Sequence[Entry], messages: Sequence[Entry]) -> int:
+    """How much of what a call has in common with the log is not merely the same words: ids do not say otherwise."""
+    for at, (one, other) in enumerate(zip(common, messages, strict=False)):
+        if one.id is not None and other.id is not None and one.id != other.id:
+            return at
+    return len(common)
 
 
 def _same_ids(log: Sequence[Entry], messages: Sequence[Entry]) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,3 +105,24 @@ def test_the_chat_model_in_an_agent_remembers_a_thread_once(assistant: Assistant
     assert stored(assistant)[::2] == ["one", "TWO"] and len(stored(assistant)) == 4
     create_agent(chat).invoke({"messages": [HumanMessage("three")]}, THREAD)
     assert stored(assistant)[::2] == ["one", "TWO", "three"]
+
+
+def run_apart(folder: Path, *arguments: str) -> dict[str, Any]:
+    worker = [sys.executable, str(Path(__file__).parent / "agent_worker.py"), str(folder), *arguments]
+    done = subprocess.run(worker, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_thread_goes_on_in_new_processes_and_is_forked_by_a_checkpoint(tmp_path: Path) -> None:
+    """Each run is a process of its own; the session follows the thread, also back to an earlier checkpoint."""
+    first = run_apart(tmp_path, "one")
+    second = run_apart(tmp_path, "two")
+    assert second["thread"][::2] == ["one", "two"] and second["session"] == second["thread"]
+    third = run_apart(tmp_path, "three")
+    assert third["session"] == third["thread"] and len(third["thread"]) == 6
+    forked = run_apart(tmp_path, "TWO", first["checkpoint"])
+    assert forked["thread"][::2] == ["one", "TWO"] and forked["session"] == forked["thread"]
+    again = run_apart(tmp_path, "TWO", first["checkpoint"])  # another try
+    assert again["thread"] == forked["thread"] == again["session"]

@@ -49,6 +49,7 @@ def test_equal_ids_tell_another_try_from_the_same_said_once_more() -> None:
     assert reconcile(conversation("AbA", "1 3"), conversation("AC", "34")) == Plan(3, 1)
     assert reconcile(conversation("AbCd", "1 3 "), conversation("AE", "15")) == Plan(4, 1)  # trimmed to the first and the new
     assert reconcile(conversation("AbCd", "1234"), conversation("AbE", "567")) == Plan(4, 0)  # another talk that begins alike
+    assert reconcile(conversation("AbCd", "1 3 "), conversation("AbC", "1 9")) == Plan(2, 2)  # the edit once more
     assert reconcile(conversation("AbA", "1 3"), conversation("AC", "94")) == Plan(3, 0)
 
 
