@@ -14,11 +14,13 @@ import pytest
 from langchain_core import exceptions
 from langchain_core.caches import InMemoryCache
 from langchain_core.documents import Document
+from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
-from langchain_core.runnables import RunnableLambda
+from langchain_core.runnables import ConfigurableField, ConfigurableFieldSpec, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
+from pydantic import BaseModel
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant, HMTError, HMTModel, MemoryStore
@@ -59,6 +61,9 @@ WAYS: dict[str, Any] = {
     "chain stream": lambda m, x: list((PROMPT | m).stream({"text": x}, ALICE)),
     "chain batch": lambda m, x: (PROMPT | m).batch([{"text": x}], [ALICE]),
     "lambda": lambda m, x: RunnableLambda(lambda text: m.invoke(text)).invoke(x, ALICE),
+    "configurable": lambda m, x: (
+        m.configurable_fields(session_id=ConfigurableField(id="who")).with_config(configurable={"who": "alice"}).invoke(x)
+    ),
     "events v3": lambda m, x: list(m.stream_events(x, ALICE, version="v3")),
     "generate": lambda m, x: RunnableLambda(lambda text: m.generate([[HumanMessage(text)]])).invoke(x, ALICE),
 }
@@ -181,6 +186,29 @@ def test_sessions_bypass_caches_and_other_calls_use_them(chat: HMTChatModel, ass
     assert len(said(assistant, "alice")) == 2 and not cache._cache
     cached.invoke("hello")
     assert len(cache._cache) == 1
+
+
+def test_the_process_s_cache_is_used_without_a_session_only(chat: HMTChatModel, assistant: Assistant) -> None:
+    cache = InMemoryCache()
+    set_llm_cache(cache)
+    try:
+        chat.invoke("hello", ALICE)
+        assert not cache._cache
+        chat.invoke("hello")
+        assert len(cache._cache) == 1
+    finally:
+        set_llm_cache(None)
+
+
+def test_structured_output_parses_or_says_why(chat: HMTChatModel) -> None:
+    class Answer(BaseModel):
+        n: int
+
+    for method in ("json_schema", "json_mode"):
+        found = chat.with_structured_output(Answer, method=method, include_raw=True).invoke("how many?", max_tokens=80)
+        assert isinstance(found["parsed"], Answer) and found["parsing_error"] is None and found["raw"].text
+    with pytest.raises(ValueError, match="Methods: json_schema"):
+        chat.with_structured_output(Answer, method="other")  # type: ignore[arg-type]
 
 
 def test_objects_are_copied_pickled_and_printed_without_their_model(chat: HMTChatModel, assistant: Assistant) -> None:
@@ -353,6 +381,22 @@ def test_a_history_around_the_chat_model_itself_doubles_nothing(chat: HMTChatMod
     for text in ("one", "two"):
         chain.invoke([HumanMessage(text)], ALICE)
     assert said(assistant, "alice") == ["one", "two"]
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+async def test_a_history_by_two_keys_and_async(assistant: Assistant) -> None:
+    keys = [ConfigurableFieldSpec(id=name, annotation=str) for name in ("user", "topic")]
+    chain = RunnableWithMessageHistory(
+        FakeListChatModel(responses=["one"]),
+        lambda user, topic: HMTChatMessageHistory(f"{user}: {topic}", engine=assistant),
+        history_factory_config=keys,
+    )
+    await chain.ainvoke([HumanMessage("hello")], {"configurable": {"user": "ada", "topic": "work"}})
+    held = HMTChatMessageHistory("ada: work", engine=assistant)
+    assert [one.content for one in await held.aget_messages()] == ["hello", "one"]
+    await held.aadd_messages([HumanMessage("more")])
+    await held.aclear()
+    assert held.messages == []
 
 
 def test_a_history_that_cannot_be_written_says_so(assistant: Assistant) -> None:

@@ -84,6 +84,17 @@ def example(schema: Any, root: Any, text: str | None = None) -> Any:
     return {"string": text or "text", "integer": 3, "number": 3.0, "boolean": True, "array": [], "null": None}[kind]
 
 
+OTHER: list[str] = []  # another model's folder, for the tests that name one in a call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("models") / "other"
+    MODEL.backbone.causal_lm.save_pretrained(folder)
+    MODEL.backbone.tokenizer.save_pretrained(folder)
+    OTHER.append(str(folder))
+
+
 class TestHMTChatModelUnit(ChatModelUnitTests):
     @property
     def chat_model_class(self) -> type[HMTChatModel]:
@@ -112,8 +123,8 @@ class TestHMTChatModelScripted(ChatModelIntegrationTests):
         return True
 
     @property
-    def supports_model_override(self) -> bool:
-        return False
+    def model_override_value(self) -> str:
+        return OTHER[0]
 
 
 class TestHMTRetriever(RetrieversIntegrationTests):

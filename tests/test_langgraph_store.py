@@ -47,7 +47,7 @@ def shown(result: Any) -> Any:
 @pytest.mark.parametrize("seed", range(4))
 def test_results_are_those_of_langgraphs_own_store(seed: int, tmp_path: Path) -> None:
     ours, theirs, chance = made(tmp_path), InMemoryStore(), random.Random(seed)
-    for _ in range(25):
+    for _ in range(40):
         ops = [random_op(chance) for _ in range(chance.randrange(1, 5))]
         assert shown(ours.batch(ops)) == shown(theirs.batch(ops)), ops
 

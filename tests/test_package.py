@@ -108,6 +108,12 @@ def test_importing_is_light() -> None:
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
+def test_without_langchain_its_classes_say_what_to_install() -> None:
+    code = "import sys; sys.modules['langchain_core'] = None; import langchain_hmt"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "langchain_hmt needs LangChain. Run: pip install 'hmt-memory[langchain]'" in result.stderr
+
+
 def test_the_engine_never_imports_a_framework_or_faiss() -> None:
     code = (
         "import sys; from hmt_memory import HMTModel; import hmt_memory.memory_store, hmt_memory.checkpoint;"
@@ -178,7 +184,8 @@ def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
         " num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=64))\n"
         "model = HMTModel.wrap(lm, None, HMTConfig(segment_length=8, sensory_length=2))\n"
         "assert model.read(list(range(40))).segments == 5\n"
-        "print(hmt_memory.__file__, hmt_kernels.__file__)"
+        "import langchain_hmt; assert langchain_hmt.HMTChatModel().model_name\n"
+        "print(hmt_memory.__file__, hmt_kernels.__file__, langchain_hmt.__file__)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr

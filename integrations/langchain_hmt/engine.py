@@ -39,6 +39,8 @@ class Engine(BaseModel):
     """Where in a call's `configurable` its session is looked for; empty: nowhere."""
     engine: Any = Field(default=None, exclude=True, repr=False)
     """An `hmt_memory.Assistant` to use instead of what the fields name."""
+    others: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    """Assistants of other models that calls have named, so that each loads once."""
 
     def assistant(self, model: str | None = None) -> Assistant:
         """The assistant behind this object; `model`: of another model, for one call."""
@@ -47,6 +49,8 @@ class Engine(BaseModel):
         if model is None and self.engine is not None:
             found: Assistant = self.engine
             return found
+        if model in self.others:
+            return self.others[model]  # type: ignore[no-any-return]
         settings = ModelSettings(model or self.model_name, None if model else self.adapter, self.dtype, self.device)
         store = self.store if self.store is not None else os.environ.get("HMT_STORE", _STORE)
         if isinstance(store, (str, Path)):
@@ -55,6 +59,8 @@ class Engine(BaseModel):
             found = Assistant(settings.model, adapter=settings.adapter, dtype=self.dtype, device=self.device, store=store)
         if model is None:
             self.engine = found
+        else:
+            self.others[model] = found
         return found
 
     def with_session(self, config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
