@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from langchain.agents import create_agent
+from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
 from langchain_tests.integration_tests import ChatModelIntegrationTests, RetrieversIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
+from langgraph.checkpoint.memory import InMemorySaver
 from tiny import SMALL, byte_tokenizer, randomize, tiny_causal_lm, tiny_model
 
 from hmt_memory import Assistant, HMTModel
@@ -144,3 +148,20 @@ class TestHMTRetriever(RetrieversIntegrationTests):
     @property
     def retriever_query_example(self) -> str:
         return "What is fact 3?"
+
+
+def test_a_tool_loop_is_remembered_step_by_step_and_once(tmp_path: Path) -> None:
+    @tool
+    def add(input: int) -> str:
+        """Add."""
+        return f"sum {input + 1}"
+
+    assistant = ScriptedAssistant(MODEL, store=tmp_path)
+    agent = create_agent(HMTChatModel(engine=assistant), [add], checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "t"}}
+    for text in ("first", "second"):
+        agent.invoke({"messages": [HumanMessage(text)]}, thread)
+    turn = ["user", "assistant", "tool", "assistant"]
+    stored = assistant.session("t").messages()
+    assert [one.role for one in stored] == turn * 2
+    assert stored[2].content == "sum 4" and stored[1].fields["tool_calls"][0]["function"]["name"] == "add"
