@@ -42,7 +42,8 @@ class HMTStore(BaseStore):
         options: fields of the other classes, such as store, model and adapter.
 
     A value is JSON. What is put with `index=False` is found by filters and its key alone. An item that is replaced or deleted
-    is gone from the disk. Several processes may use one folder.
+    is gone from the disk. Write a folder from one object
+    at a time.
     """
 
     supports_ttl = False
