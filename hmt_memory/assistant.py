@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .model import HMTModel
     from .recollection import RecalledSegments
     from .session import Reply, Session
-    from .stateless import Answer
+    from .stateless import StatelessAnswer
 
 DEFAULT_STORE = "hmt-memories"
 _OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
@@ -183,7 +183,7 @@ class Assistant:
 
     def reply(
         self, messages: Messages, *, session: str | None = None, history: HistoryMode = "auto", **options: Any
-    ) -> Answer | Reply:
+    ) -> StatelessAnswer | Reply:
         """Answer a conversation, as an iterator of text pieces.
 
         Args:
@@ -199,7 +199,10 @@ class Assistant:
 
         if session is None:
             return stateless.reply(self.model, messages, cache=self._weights.prefixes, **options)
-        return self._in_session(self.session(session), validated(messages), history, options)
+        held = self.session(session)
+        with self._comparing:
+            new, replacing = self._news(held, validated(messages), history)
+        return held.reply(new, replacing=replacing, **options)
 
     def add(self, session: str, messages: Messages, *, history: HistoryMode = "auto") -> list[int]:
         """Remember messages without answering: what the session does not hold yet.
@@ -208,37 +211,22 @@ class Assistant:
             The ids of those added.
         """
         held = self.session(session)
-        batch = validated(messages)
-        new, replaced = self._reconciled(held, batch, history)
-        if not replaced:
-            return held.add([*self._new_system(held, batch), *new])
-        system = [message for message in batch if message["role"] in SYSTEM_ROLES]
-        return held.add([*system, *new], replacing=replaced[0])
-
-    def _in_session(
-        self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode, options: Mapping[str, Any]
-    ) -> Reply:
-        new, replaced = self._reconciled(session, batch, history)
-        if not replaced:
-            return session.reply([*self._new_system(session, batch), *new], **options)
-        system = [message for message in batch if message["role"] in SYSTEM_ROLES]
-        return session.reply([*system, *new], replacing=replaced[0], **options)
-
-    def _reconciled(
-        self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode
-    ) -> tuple[list[Mapping[str, Any]], list[int]]:
-        """What of a call is new to the session, and the ids of the messages that it takes the place of."""
-        said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
-        entries = [entry(message) for message in said]
         with self._comparing:
-            log = self._log(session)
-            plan = reconcile(log.entries, entries, history)
-            return said[plan.new :], log.ids[plan.keep :]
+            new, replacing = self._news(held, validated(messages), history)
+            return held.add(new, replacing=replacing)
 
-    def _new_system(self, session: Session, batch: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """The system messages of a call, unless they are in force already."""
-        given = [message for message in batch if message["role"] in SYSTEM_ROLES]
-        return [] if not given or "\n\n".join(system_texts(given)) == session.system() else given
+    def _news(
+        self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode
+    ) -> tuple[list[Mapping[str, Any]], int | None]:
+        """What of a call is new to the session, and the first message that it takes the place of; inside `_comparing`."""
+        system = [message for message in batch if message["role"] in SYSTEM_ROLES]
+        said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
+        log = self._log(session)
+        plan = reconcile(log.entries, [entry(message) for message in said], history)
+        replacing = next(iter(log.ids[plan.keep :]), None)
+        if replacing is None and "\n\n".join(system_texts(system)) == session.system():
+            system = []  # in force already
+        return [*system, *said[plan.new :]], replacing
 
     def _log(self, session: Session) -> _Log:
         """What the session holds; only what is new since the last call is looked at."""
@@ -286,23 +274,15 @@ class Assistant:
         with self.store.database.reading() as db:
             self.store.find(db, kind, name)
 
-    def count_tokens(self, text: str) -> int:
-        """How many tokens the model's tokenizer makes of a text."""
-        return len(self.model.backbone.encode(text, literal=True))
-
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text."""
         return list(self.model.backbone.encode(text, literal=True))
 
     def count_message_tokens(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
         """How many tokens the chat template makes of a conversation, with what it puts before an answer."""
-        from . import history
+        from .stateless import prompt_of
 
-        batch = validated(messages)
-        transcript = Transcript(self.model.backbone)
-        said = sum(len(stretch.ids) for stretch in history.rendered(transcript, batch))
-        pinned = transcript.pinned("\n\n".join(system_texts(batch)) or None, tools)
-        return said + len(pinned) + len(transcript.answer_opening())
+        return prompt_of(Transcript(self.model.backbone), messages, tools).tokens
 
     # --- what frameworks do with objects ----------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ Knows the model and the records. A document is on disk before it is read; what a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import history, recollection
+from .answer import Answer
 from .collection import Collection
 from .errors import InputError, SessionNotFoundError
 from .fingerprint import Fingerprint, fingerprint
-from .generate import Generation
 from .recollection import RecalledSegments, ViewRecollection
 from .shards import CorpusShard, utc
 from .store import records
@@ -124,7 +124,7 @@ class Corpus(Collection):
         """The segments a text remembers most; as `Session.recall`. `others`: corpora to recall from as well."""
         return recollection.recall(self._needs_model(), self._shards(others), query, top_k)
 
-    def ask(self, question: str, *others: Corpus, system: str | None = None, **decoding: Any) -> CorpusAnswer:
+    def ask(self, question: str, *others: Corpus, system: str | None = None, **decoding: Any) -> Answer:
         """Answer one question from this corpus: an iterator of text pieces, with `.recalled`. Nothing is stored.
 
         Args:
@@ -141,7 +141,7 @@ class Corpus(Collection):
             stop=self._transcript.stop,
             **decoding,
         )
-        return CorpusAnswer(generation, memory)
+        return Answer(generation, memory)
 
     def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Corpus:
         """Read all documents anew with `model`.
@@ -228,21 +228,6 @@ class Corpus(Collection):
         with self._database.reading() as db:
             row = self._own_row(db)
         return corpus_shard(self._store, row, self._needs_model(), self._made_by.digest)
-
-
-class CorpusAnswer(Iterator[str]):
-    """An answer from a corpus: iterate for text pieces."""
-
-    def __init__(self, generation: Generation, memory: ViewRecollection) -> None:
-        self.generation, self._memory = generation, memory
-
-    def __next__(self) -> str:
-        return next(self.generation)
-
-    @property
-    def recalled(self) -> RecalledSegments:
-        """The passages that were replayed to the model, by falling weight; chosen with the first piece."""
-        return self._memory.recalled
 
 
 def corpus_shard(store: MemoryStore, row: records.CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:

@@ -183,7 +183,7 @@ def ask(
     first, *others = [store.corpus(name, model) for name in names]
     answer = first.ask(question, *others, **decoding)
     stream(answer, screen.out)
-    if answer.generation.finish_reason == "length":
+    if answer.finish_reason == "length":
         screen.note("(cut at --max-tokens)")
     if passages:
         show_recalled(answer.recalled[:passages], screen)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from . import history, recollection
+from .answer import Answer, Request
 from .collection import Collection, log
-from .constrained import Constraint, Speech, ToolCall, form_of
 from .corpus import corpus_shard
 from .errors import InputError, SessionBusyError, StoreDamagedError, StoreError
 from .fingerprint import Fingerprint, fingerprint, matching
-from .generate import Generation, Usage, check_budget
+from .generate import Generation, check_budget
 from .recollection import RecalledSegments, ViewRecollection
 from .shards import Draft, Message, SessionShard, Shard, as_message, utc
 from .state import HMTState
@@ -149,11 +149,7 @@ class Session(Collection):
         """
         model = self._needs_model()
         batch = validated(messages)
-        form = form_of(tools, tool_choice, schema)
-        if form is not None:
-            limit = decoding.setdefault("max_new_tokens", 256)
-            processors = decoding.get("logits_processors", ())
-            decoding["logits_processors"] = [Constraint(model.backbone, form, limit=limit), *processors]
+        request = Request(model, tools=tools, tool_choice=tool_choice, schema=schema, stop=stop, **decoding)
         with self._reading():
             snapshot = self._read_pending()
         if replacing is not None:
@@ -173,12 +169,9 @@ class Session(Collection):
             state=snapshot.state,
             pinned=pinned,
             recollection=memory,
-            stop=[*([stop] if isinstance(stop, str) else stop or ()), *self._transcript.stop],
-            **decoding,
+            **request.options(self._transcript.stop),
         )
-        return Reply(
-            self, snapshot, batch, generation, memory, tools=bool(tools) and tool_choice != "none", replacing=replacing
-        )
+        return Reply(self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing)
 
     def recall(self, query: str, top_k: int = 5) -> RecalledSegments:
         """The segments a text remembers most, of this conversation and the attached corpora, by falling weight.
@@ -531,7 +524,7 @@ class Session(Collection):
             self._read_pending()
 
 
-class Reply(Iterator[str]):
+class Reply(Answer):
     """An answer being written: iterate for text pieces. It is stored before the last piece comes; abandoned, nothing is.
 
     When it is finished, `text`, `tool_calls`, `finish_reason`, `usage` and `message_ids` are set. Calls are not in the text.
@@ -545,59 +538,24 @@ class Reply(Iterator[str]):
         generation: Generation,
         memory: ViewRecollection,
         *,
-        tools: bool = False,
-        replacing: int | None = None,
+        may_call: bool,
+        replacing: int | None,
     ) -> None:
-        self._session, self._snapshot, self._asked = session, snapshot, asked
-        self._generation, self._memory, self._replacing = generation, memory, replacing
-        self._speech = Speech(tools=tools)
-        self.text = ""  # the answer so far
+        super().__init__(generation, memory, may_call=may_call)
+        self._session, self._snapshot, self._asked, self._replacing = session, snapshot, asked, replacing
         self._asked_at = session._store.now()
+        self._left = False  # whether what comes after the answer was done
         self.message_ids: list[int] = []  # of what was asked with this call, and of the answer
-        self._pieces = self._run()
 
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def _run(self) -> Iterator[str]:
-        ended = False
-        while not ended:
-            with self._session._unless_rewritten(self._snapshot):
-                piece = next(self._generation, None)
-                free = self._speech.push(piece or "")
-                ended = self._generation.finish_reason is not None
-                free += self._speech.finish() if ended else ""
-                self.text += free
-                if ended:
-                    self.message_ids = self._session._commit(self, self._snapshot, self._generation)
-            if ended and self._replacing is not None:
-                self._session._wipe_replaced()  # before the last piece: who has it may not come back
-            if free:
-                yield free
-        self._session._after_reply()
-
-    def finish(self) -> Reply:
-        """Run to the end without looking at the pieces."""
-        for _ in self:
-            pass
-        return self
-
-    @property
-    def tool_calls(self) -> list[ToolCall]:
-        """The functions that the model wants called."""
-        return self._speech.tool_calls
-
-    @property
-    def finish_reason(self) -> str | None:
-        """`stop`, `length` or `tool_calls` once it is finished."""
-        return "tool_calls" if self.tool_calls else self._generation.finish_reason
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of question, answer and view."""
-        return self._generation.usage
-
-    @property
-    def recalled(self) -> RecalledSegments:
-        """The passages that were replayed to the model, by falling weight; chosen with the first piece."""
-        return self._memory.recalled
+    def _advance(self) -> str | None:
+        if self.message_ids and not self._left:
+            self._left = True
+            self._session._after_reply()
+        with self._session._unless_rewritten(self._snapshot):
+            free = super()._advance()
+            if free is None or not self._ended:
+                return free
+            self.message_ids = self._session._commit(self, self._snapshot, self._generation)
+        if self._replacing is not None:
+            self._session._wipe_replaced()  # before the last piece: who has it may not come back
+        return free

@@ -193,10 +193,6 @@ class StreamShard(Shard):
         lengths = np.array([sum(count.values()) for count in counted], np.int64)
         return Postings(lengths, found, np.zeros(min(1, len(lengths)), np.int64))
 
-    def embeddings(self, positions: Sequence[int]) -> Halves:
-        """Nothing is stored."""
-        raise IndexError(f"{self.name} has no stored segments")
-
     def cite(self, position: int, *, before: int | None = None) -> Citation:
         """A segment's words; only of its tokens before `before`, where that is given."""
         start, stop = position * self._length, min((position + 1) * self._length, len(self._ids))

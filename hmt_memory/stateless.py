@@ -9,23 +9,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import history
-from .constrained import Constraint, Speech, ToolCall, form_of
+from .answer import Answer, Request
 from .errors import InputError
-from .generate import Generation, Usage
-from .recollection import RecalledSegments, ViewRecollection
+from .recollection import ViewRecollection
 from .shards import StreamShard
 from .streams import as_array
-from .transcript import Messages, Transcript, system_texts, validated
+from .transcript import Messages, Stretch, Transcript, system_texts, validated
 
 if TYPE_CHECKING:
+    from .generate import Generation, Usage
     from .model import HMTModel
     from .state import HMTState
 
@@ -62,39 +62,57 @@ class PrefixCache:
                 self._kept.popitem(last=False)
 
 
+class Prompt(NamedTuple):
+    """A conversation as tokens."""
+
+    messages: Sequence[Mapping[str, Any]]
+    stretches: Sequence[Stretch]  # of each message
+    pinned: list[int]
+    opening: list[int]  # after which the answer comes
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the messages, one after the other."""
+        return [token for stretch in self.stretches for token in stretch.ids]
+
+    @property
+    def tokens(self) -> int:
+        """How many they are altogether."""
+        return len(self.pinned) + len(self.ids) + len(self.opening)
+
+
+def prompt_of(transcript: Transcript, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
+    """Messages as the chat template writes them, with what is pinned."""
+    batch = validated(messages)
+    pinned = transcript.pinned("\n\n".join(system_texts(batch)) or None, tools)
+    return Prompt(batch, history.rendered(transcript, batch), pinned, transcript.answer_opening())
+
+
 def reply(
     model: HMTModel,
     messages: Messages,
     *,
     cache: PrefixCache | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    tool_choice: str | None = None,
-    schema: Mapping[str, Any] | None = None,
-    stop: str | Sequence[str] | None = None,
-    max_new_tokens: int = 256,
-    **decoding: Any,
-) -> Answer:
+    **options: Any,
+) -> StatelessAnswer:
     """Answer a conversation, as an iterator of text pieces.
 
     Args:
         messages: the whole conversation; system messages, wherever they stand, are pinned.
         cache: of what earlier calls read.
-        tools, tool_choice, schema: see `constrained.form_of`.
-        stop: strings that end the answer. decoding: other options of `HMTModel.generate`.
+        tools, options: see `answer.Request`.
 
     Raises:
         InputError: malformed messages, or none to answer.
     """
-    batch = validated(messages)
     transcript = Transcript(model.backbone)
-    stretches = history.rendered(transcript, batch)
-    ids = [token for stretch in stretches for token in stretch.ids]
+    request = Request(model, tools=tools, **options)
+    prompt = prompt_of(transcript, messages, tools)
+    ids = prompt.ids
     if not ids:
         raise InputError("there is nothing to answer: add a user message.")
-    opening = transcript.answer_opening()
-    everything = as_array(ids)
-    known = None if cache is None else cache.longest(everything)
-    rows = history.placed(0, 0, history.new_rows(batch, 0, [time.time()] * len(batch)), stretches)
+    rows = history.placed(0, 0, history.new_rows(prompt.messages, 0, [time.time()] * len(prompt.messages)), prompt.stretches)
     asked = next((row for row in reversed(rows) if row.body["role"] == "user"), rows[-1])
     shard = StreamShard(
         "conversation",
@@ -106,75 +124,35 @@ def reply(
         rows=rows,
     )
     memory = ViewRecollection(model, transcript.aside, [shard], own=True, question=str(asked.body["content"] or ""))
-    form = form_of(tools, tool_choice, schema)
-    if form is not None:
-        decoding["logits_processors"] = [
-            Constraint(model.backbone, form, limit=max_new_tokens),
-            *decoding.get("logits_processors", ()),
-        ]
-    if cache is not None and len(ids) > (known.tokens if known else 0):
-        known = model.read(ids[known.tokens if known else 0 :], known)
-        cache.keep(everything, known)
-    pinned = transcript.pinned("\n\n".join(system_texts(batch)) or None, tools)
     generation = model.generate(
-        [*ids[known.tokens if known else 0 :], *opening],
-        state=known,
-        pinned=pinned,
+        prompt.opening,
+        state=_read(model, ids, cache),
+        pinned=prompt.pinned,
         recollection=memory,
-        stop=[*([stop] if isinstance(stop, str) else stop or ()), *transcript.stop],
-        max_new_tokens=max_new_tokens,
-        **decoding,
+        **request.options(transcript.stop),
     )
-    return Answer(generation, memory, len(pinned) + len(ids) + len(opening), tools=bool(tools) and tool_choice != "none")
+    return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)
 
 
-class Answer(Iterator[str]):
-    """An answer being written: iterate for pieces of its text. Calls of functions are no text: `tool_calls` has them.
+def _read(model: HMTModel, ids: list[int], cache: PrefixCache | None) -> HMTState:
+    """The state after `ids`; what an earlier call has read of them is not read again."""
+    if cache is None:
+        return model.read(ids)
+    whole = as_array(ids)
+    known = cache.longest(whole)
+    state = model.read(ids[known.tokens if known else 0 :], known)
+    cache.keep(whole, state)
+    return state
 
-    When it is finished, `text`, `tool_calls`, `finish_reason` and `usage` are set.
-    """
 
-    def __init__(self, generation: Generation, memory: ViewRecollection, asked: int, *, tools: bool) -> None:
-        self._generation, self._memory, self._asked = generation, memory, asked
-        self._speech = Speech(tools=tools)
-        self.text = ""
-        self._pieces = self._run()
+class StatelessAnswer(Answer):
+    """An answer to a whole conversation."""
 
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def _run(self) -> Iterator[str]:
-        for piece in self._generation:
-            if free := self._speech.push(piece):
-                self.text += free
-                yield free
-        rest = self._speech.finish()
-        self.text += rest
-        if rest:
-            yield rest
-
-    def finish(self) -> Answer:
-        """Run to the end without looking at the pieces."""
-        for _ in self:
-            pass
-        return self
-
-    @property
-    def tool_calls(self) -> list[ToolCall]:
-        """The functions that the model wants called."""
-        return self._speech.tool_calls
-
-    @property
-    def finish_reason(self) -> str | None:
-        """`stop`, `length` or `tool_calls` once it is finished."""
-        return "tool_calls" if self.tool_calls else self._generation.finish_reason
+    def __init__(self, generation: Generation, memory: ViewRecollection, asked: int, *, may_call: bool) -> None:
+        super().__init__(generation, memory, may_call=may_call)
+        self._asked = asked
 
     @property
     def usage(self) -> Usage:
         """Tokens of the conversation, of the answer and of the view; the same whether or not some were read before."""
         return replace(self._generation.usage, prompt_tokens=self._asked)
-
-    @property
-    def recalled(self) -> RecalledSegments:
-        """The passages that were replayed to the model, by falling weight."""
-        return self._memory.recalled

@@ -130,13 +130,13 @@ def test_asking_a_corpus_quotes_it_and_stores_nothing(store: MemoryStore, corpus
     corpus.add_documents([("one.md", TEXTS[0])])
     answer = corpus.ask("text?", **FAST)
     text = "".join(answer)
-    assert text == answer.generation.text and answer.recalled and answer.recalled[0].source == "handbook/one.md"
+    assert text == answer.text and answer.recalled and answer.recalled[0].source == "handbook/one.md"
     plain = MODEL.generate(
         TOKENIZER("<s>user\ntext?</s>\n<s>assistant\n", add_special_tokens=False)["input_ids"],
         pinned=TOKENIZER("<s>system\nDefault.</s>\n", add_special_tokens=False)["input_ids"],
         **FAST,
     )
-    assert answer.generation.usage.view_tokens > plain.finish().usage.view_tokens + 20
+    assert answer.usage.view_tokens > plain.finish().usage.view_tokens + 20
     other = store.corpus("other", MODEL)
     other.add_documents([("two.md", TEXTS[1])])
     assert {one.source for one in corpus.ask("text?", other, **FAST).recalled} == set()

@@ -53,6 +53,7 @@ ORDER = [
     "shards",
     "recollection",
     "constrained",
+    "answer",
     "collection",
     "corpus",
     "session",

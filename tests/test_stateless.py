@@ -214,11 +214,11 @@ def test_assistants_are_shared_copied_and_pickled_without_their_weights(tmp_path
         pickle.dumps(Assistant(MODEL, store=tmp_path))
     assert pickle.loads(pickle.dumps(first)) is first and len(repr(first)) < 300
     with pytest.raises(LookupError):
-        first.count_tokens("x")
+        first.token_ids("x")
 
 
 def test_tokens_are_the_model_s_own(assistant: Assistant) -> None:
-    assert assistant.count_tokens("hello") == 5 == len(assistant.token_ids("hello"))
+    assert len(assistant.token_ids("hello")) == 5
     counted = assistant.count_message_tokens(TALK)
     rendered = MODEL.backbone.tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
     assert counted == len(MODEL.backbone.encode(rendered))
