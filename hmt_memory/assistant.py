@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from .chat import SYSTEM_ROLES
+from .config import DEFAULT_MODEL
 from .errors import InputError
 from .reconcile import Entry, HistoryMode, entry, reconcile
+from .store.database import default_folder
 from .transcript import Messages, Transcript, system_texts, validated
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from .session import Reply, Session
     from .stateless import StatelessAnswer
 
-DEFAULT_STORE = "hmt-memories"
 _OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
 
 
@@ -36,7 +37,7 @@ _OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
 class ModelSettings:
     """What a model is loaded by, as for `HMTModel.from_pretrained`."""
 
-    model: str = "smollm2-135m-instruct"
+    model: str = DEFAULT_MODEL
     adapter: str | None = None
     dtype: str = "auto"
     device: str = "auto"
@@ -94,7 +95,8 @@ class Assistant:
     Args:
         model: a name, as for `HMTModel.from_pretrained`, or a model.
         adapter, dtype, device, config: as there.
-        store: folder of the sessions, or an open `MemoryStore`; made when a session is first named.
+        store: folder of the sessions, or an open `MemoryStore`; opened when a session is first named. None: where the `hmt`
+            command keeps them ($HMT_STORE, else the user's data folder).
     """
 
     def __init__(
@@ -102,13 +104,13 @@ class Assistant:
         model: str | HMTModel = ModelSettings.model,
         *,
         adapter: str | Path | None = None,
-        store: str | Path | MemoryStore = DEFAULT_STORE,
+        store: str | Path | MemoryStore | None = None,
         dtype: str = "auto",
         device: str = "auto",
         config: str | None = None,
     ) -> None:
-        self._store = None if isinstance(store, (str, Path)) else store
-        self._folder = str(store) if isinstance(store, (str, Path)) else str(store.folder)
+        self._store = None if store is None or isinstance(store, (str, Path)) else store
+        self._folder = str(default_folder() if store is None else store if self._store is None else self._store.folder)
         if isinstance(model, str):
             self._weights = _shared_weights(
                 ModelSettings(model, None if adapter is None else str(adapter), dtype, device, config)
@@ -120,15 +122,11 @@ class Assistant:
         self._comparing = threading.Lock()
 
     @classmethod
-    def shared(cls, settings: ModelSettings, store: str = DEFAULT_STORE) -> Assistant:
+    def shared(cls, settings: ModelSettings, store: str | None = None) -> Assistant:
         """The assistant of these settings and this folder: the same object for whoever asks, while somebody holds it."""
+        made = cls(settings.model, store=store, **{name: value for name, value in vars(settings).items() if name != "model"})
         with _sharing:
-            found = _assistants.get((settings, store))
-        if found is None:
-            made = cls(settings.model, store=store, **{k: v for k, v in vars(settings).items() if k != "model"})
-            with _sharing:
-                found = _assistants.setdefault((settings, store), made)
-        return found
+            return _assistants.setdefault((settings, made._folder), made)
 
     @property
     def name(self) -> str:
@@ -256,23 +254,18 @@ class Assistant:
             InputError: neither is named, or the query is empty. SessionNotFoundError: there is none of that name.
         """
         if session is not None:
-            self._find("session", session)
+            self.store.session(session)  # without a model, which makes none
             return self.session(session).recall(query, top_k)
         if not corpora:
             raise InputError("name a session or a corpus to recall from.")
         for name in corpora:
-            self._find("corpus", name)
+            self.store.corpus(name)
         first, *others = [self.corpus(name) for name in corpora]
         return first.recall(query, top_k, others=others)
 
     def has_session(self, name: str) -> bool:
         """Whether there is a session of that name."""
         return self.store.has("session", name)
-
-    def _find(self, kind: str, name: str) -> None:
-        """Raises SessionNotFoundError unless it exists: looking makes none."""
-        with self.store.database.reading() as db:
-            self.store.find(db, kind, name)
 
     def token_ids(self, text: str) -> list[int]:
         """The tokens of a text."""

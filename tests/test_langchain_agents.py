@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.middleware import SummarizationMiddleware
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
@@ -87,9 +88,49 @@ def test_whose_session_it_is(assistant: Assistant) -> None:
 
 
 def test_two_middlewares_with_names_of_their_own(assistant: Assistant) -> None:
+    """Each remembers, and the model is shown what both recall."""
+    for name in ("work", "home"):
+        assistant.add(name, {"role": "user", "content": f"at {name} the code is hidden well"})
     pair = [HMTMemoryMiddleware(engine=assistant, name=name, session_id=name) for name in ("work", "home")]
-    create_agent(hosted("ok"), middleware=pair).invoke({"messages": [HumanMessage("hello")]})
-    assert stored(assistant, "work") == stored(assistant, "home") == ["hello", "ok"]
+    model = hosted("ok")
+    create_agent(model, middleware=pair).invoke({"messages": [HumanMessage("code?")]})
+    assert stored(assistant, "work")[1:] == stored(assistant, "home")[1:] == ["code?", "ok"]
+    assert "at work" in texts(model.shown[0]) and "at home" in texts(model.shown[0])
+
+
+def test_answers_in_the_same_words_and_turns_said_again_are_all_remembered(assistant: Assistant) -> None:
+    agent = create_agent(hosted(*["OK."] * 4), middleware=[HMTMemoryMiddleware(engine=assistant)])
+    for text in ("My code is 4071.", "My dog is Rex.", "My dog is Rex.", "My sister is Ana."):
+        agent.invoke({"messages": [HumanMessage(text)]}, THREAD)
+    assert stored(assistant)[::2] == ["My code is 4071.", "My dog is Rex.", "My dog is Rex.", "My sister is Ana."]
+
+
+def test_a_picture_is_left_out_and_its_words_are_remembered(assistant: Assistant) -> None:
+    agent = create_agent(
+        hosted("nice", "yes"), middleware=[HMTMemoryMiddleware(engine=assistant)], checkpointer=InMemorySaver()
+    )
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    agent.invoke({"messages": [HumanMessage([{"type": "text", "text": "my cat"}, picture])]}, THREAD)
+    agent.invoke({"messages": [HumanMessage("is it big?")]}, THREAD)
+    assert stored(assistant) == ["my cat", "nice", "is it big?", "yes"]
+
+
+def test_a_question_is_remembered_though_a_summary_takes_its_place(assistant: Assistant) -> None:
+    summaries = SummarizationMiddleware(hosted(*["a summary"] * 9), trigger=("messages", 2), keep=("messages", 1))
+    middleware = [HMTMemoryMiddleware(engine=assistant), summaries]
+    agent = create_agent(hosted("one", "two", "three"), middleware=middleware, checkpointer=InMemorySaver())
+    for text in ("first", "second", "third"):
+        agent.invoke({"messages": [HumanMessage(text)]}, THREAD)
+    assert stored(assistant) == ["first", "one", "second", "two", "third", "three"]
+
+
+def test_summaries_and_calls_for_them_are_no_turns_of_the_chat_model(assistant: Assistant) -> None:
+    chat = HMTChatModel(engine=assistant, max_tokens=6)
+    summaries = SummarizationMiddleware(chat, trigger=("messages", 4), keep=("messages", 3))
+    agent = create_agent(chat, middleware=[summaries], checkpointer=InMemorySaver())
+    for text in ("one", "two", "three", "four"):
+        agent.invoke({"messages": [HumanMessage(text)]}, THREAD)
+    assert stored(assistant)[::2] == ["one", "two", "three", "four"] and len(stored(assistant)) == 8
 
 
 def test_the_chat_model_in_an_agent_remembers_a_thread_once(assistant: Assistant) -> None:

@@ -6,30 +6,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from langchain_abilities import Abilities
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-
-from langchain_hmt import HMTChatModel
 
 pytestmark = pytest.mark.real
 
 
-class TestHMTChatModelReal(ChatModelIntegrationTests):
-    @property
-    def chat_model_class(self) -> type[HMTChatModel]:
-        return HMTChatModel
-
+class TestHMTChatModelReal(Abilities, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"max_tokens": 96}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_anthropic_inputs(self) -> bool:
-        return True
 
     @property
     def supports_model_override(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from langchain.agents import create_agent
+from langchain_abilities import Abilities
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_tests.integration_tests import ChatModelIntegrationTests, RetrieversIntegrationTests
@@ -99,32 +100,16 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> None:
     OTHER.append(str(folder))
 
 
-class TestHMTChatModelUnit(ChatModelUnitTests):
-    @property
-    def chat_model_class(self) -> type[HMTChatModel]:
-        return HMTChatModel
-
+class TestHMTChatModelUnit(Abilities, ChatModelUnitTests):
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         return {"HMT_MODEL": "m"}, {}, {"model_name": "m"}
 
 
-class TestHMTChatModelScripted(ChatModelIntegrationTests):
-    @property
-    def chat_model_class(self) -> type[HMTChatModel]:
-        return HMTChatModel
-
+class TestHMTChatModelScripted(Abilities, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {"engine": ScriptedAssistant(MODEL)}
-
-    @property
-    def supports_json_mode(self) -> bool:
-        return True
-
-    @property
-    def supports_anthropic_inputs(self) -> bool:
-        return True
 
     @property
     def model_override_value(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,27 @@ def test_items_outlive_the_process_with_their_times_and_are_found_by_a_query(tmp
     assert b"4071" not in b"".join(path.read_bytes() for path in tmp_path.iterdir() if path.is_file())
     store.put(("facts",), "new", {"text": "Later."})
     assert again.get(("facts",), "new") is not None  # written by another object
+
+
+def test_two_writers_of_one_folder_see_each_other(tmp_path: Path) -> None:
+    stores = [made(tmp_path), made(tmp_path)]
+
+    def write(number: int) -> None:
+        for at in range(6):
+            stores[number].put(("w",), f"{number}-{at}", {"at": at})
+            stores[number].put(("w",), "shared", {"by": number})
+            if at % 2:
+                stores[number].delete(("w",), "shared")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    keys = [{item.key for item in store.search(("w",), limit=50)} for store in (*stores, made(tmp_path))]
+    assert keys[0] == keys[1] == keys[2] >= {f"{number}-{at}" for number in range(2) for at in range(6)}
+    stores[0].delete(("w",), "1-0")
+    assert stores[1].get(("w",), "1-0") is None and made(tmp_path).get(("w",), "1-0") is None
 
 
 async def test_async_and_what_is_refused(tmp_path: Path) -> None:

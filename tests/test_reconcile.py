@@ -33,6 +33,7 @@ def conversation(text: str, ids: str = "") -> list[Entry]:
         ("AbCdEf", "AdEfG", Plan(6, 4)),  # the first and the last turns
         ("CdEf", "AbCdEfG", Plan(4, 6)),  # the session has forgotten the beginning
         ("AbEf", "AbCdEfG", Plan(4, 6)),  # or something in the middle
+        ("Ab", "CbD", Plan(2, 0)),  # another turn that was answered in the same words
         ("Ab", "A", Plan(2, 0)),  # the same said once more
         ("AbAb", "A", Plan(4, 0)),
         ("A", "A", Plan(1, 1)),  # said and not answered yet

@@ -6,7 +6,7 @@ framework resends is recognised, what scrolled away is recalled.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,11 +21,11 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, Runn
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from .engine import Engine, pieces, stops
+from .engine import Decoder, pieces
 from .errors import as_langchain
-from .messages import call_chunks, recalled_as_json, to_dicts
+from .messages import call_chunks, is_summary, recalled_as_json, to_dicts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hmt_memory.reconcile import HistoryMode
 
 
-class HMTChatModel(Engine, BaseChatModel):
+class HMTChatModel(Decoder, BaseChatModel):
     """A chat model on a local model with HMT memory.
 
     >>> HMTChatModel(temperature=0.2).model_name
@@ -44,14 +44,6 @@ class HMTChatModel(Engine, BaseChatModel):
     `response_metadata["hmt"]`.
     """
 
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    max_tokens: int = 256
-    """Of an answer."""
-    stop_sequences: list[str] | None = Field(default=None, alias="stop")
-    seed: int | None = None
-    """Makes sampling repeatable."""
     streaming: bool = False
     history_mode: Literal["auto", "incremental", "full"] = "auto"
     """How the messages of a call are compared with what its session holds: `hmt_memory.reconcile`."""
@@ -69,11 +61,6 @@ class HMTChatModel(Engine, BaseChatModel):
     def _llm_type(self) -> str:
         return "hmt-chat"
 
-    @property
-    def _identifying_params(self) -> dict[str, Any]:
-        names = ("model_name", "adapter", "dtype", "temperature", "top_p", "max_tokens", "stop_sequences", "seed")
-        return {name: getattr(self, name) for name in names}
-
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         found = LangSmithParams(
             ls_provider="hmt",
@@ -82,7 +69,7 @@ class HMTChatModel(Engine, BaseChatModel):
             ls_temperature=float(kwargs.get("temperature", self.temperature)),
             ls_max_tokens=int(kwargs.get("max_tokens") or self.max_tokens),
         )
-        if chosen := stops(stop, self.stop_sequences):
+        if chosen := self.stops(stop):
             found["ls_stop"] = chosen
         return found
 
@@ -99,39 +86,13 @@ class HMTChatModel(Engine, BaseChatModel):
             structured_output=True,
         )
 
-    def get_token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, by the model's own tokenizer."""
-        return self.custom_get_token_ids(text) if self.custom_get_token_ids else self.assistant().token_ids(text)
-
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
         """How many tokens the model's chat template makes of messages and tools."""
         described = [convert_to_openai_tool(tool) for tool in tools or ()]
-        return self.assistant().count_message_tokens(to_dicts(messages), described or None)
+        with as_langchain():
+            return self.assistant().count_message_tokens(to_dicts(messages), described or None)
 
     # --- the session of a call --------------------------------------------------------------------------------------
-    # invoke() and its kin do not hand their config down, so the session is looked for here. Plain functions that return the
-    # base's generators: the lookup happens where the call is made, and closing them reaches the model.
-
-    def invoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
-    ) -> AIMessage:
-        return super().invoke(input, config, stop=stop, **self.with_session(config, kwargs))
-
-    async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
-    ) -> AIMessage:
-        return await super().ainvoke(input, config, stop=stop, **self.with_session(config, kwargs))
-
-    def stream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
-    ) -> Iterator[AIMessageChunk]:
-        return super().stream(input, config, stop=stop, **self.with_session(config, kwargs))
-
-    def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, *, stop: list[str] | None = None, **kwargs: Any
-    ) -> AsyncIterator[AIMessageChunk]:
-        return super().astream(input, config, stop=stop, **self.with_session(config, kwargs))
-
     def stream_events(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, *, version: Any = "v2", **kwargs: Any
     ) -> Any:
@@ -148,18 +109,15 @@ class HMTChatModel(Engine, BaseChatModel):
         self, messages: list[list[BaseMessage]], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
         options = self.with_session(None, kwargs)
-        return BaseChatModel.generate(self._without_cache(options), messages, stop, callbacks, **options)
+        chosen = self.without_cache() if "session_id" in options else self
+        return BaseChatModel.generate(chosen, messages, stop, callbacks, **options)
 
     async def agenerate(
         self, messages: list[list[BaseMessage]], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
         options = self.with_session(None, kwargs)
-        return await BaseChatModel.agenerate(self._without_cache(options), messages, stop, callbacks, **options)
-
-    def _without_cache(self, options: Mapping[str, Any]) -> HMTChatModel:
-        """A cache would give a stale answer to a session, and remember nothing."""
-        self.assistant()  # made before the copy, so that both have it
-        return self.model_copy(update={"cache": False}) if options.get("session_id") else self
+        chosen = self.without_cache() if "session_id" in options else self
+        return await BaseChatModel.agenerate(chosen, messages, stop, callbacks, **options)
 
     # --- answering --------------------------------------------------------------------------------------------------
 
@@ -191,14 +149,12 @@ class HMTChatModel(Engine, BaseChatModel):
             "tools": tools or None,
             "tool_choice": _choice(tool_choice, tools),
             "schema": None if response_format is None else _schema_of(response_format),
-            "stop": stops(stop, self.stop_sequences),
-            "max_new_tokens": kwargs.get("max_tokens") or self.max_tokens,
-            "min_new_tokens": 1,
-            **{name: kwargs.get(name, getattr(self, name)) for name in ("temperature", "top_p", "seed")},
+            **self.decoding(stop, kwargs),
         }
         if session_id is not None:
             options |= {"session": session_id, "history": history_mode or self.history_mode}
-        said = to_dicts(messages)
+        # A summary of earlier turns is no turn: the session has those themselves.
+        said = to_dicts(messages if session_id is None else [one for one in messages if not is_summary(one)])
         with as_langchain():
             reply = assistant.reply(said, **options)
         for piece in pieces(reply):

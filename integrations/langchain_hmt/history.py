@@ -11,6 +11,7 @@ from langchain_core.messages import BaseMessage, convert_to_messages, message_ch
 from langchain_core.messages.base import BaseMessageChunk
 
 from .engine import Engine
+from .errors import as_langchain
 from .messages import from_stored, to_dicts
 
 log = logging.getLogger("langchain_hmt")
@@ -32,6 +33,8 @@ class HMTChatMessageHistory(BaseChatMessageHistory):
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]
         """The conversation, oldest first; a list of its own each time."""
+        if not self._assistant.has_session(self.session_id):
+            return []
         held = self._assistant.session(self.session_id)
         count = held.stats()["messages"]
         start = 0 if self.last is None else max(0, count - self.last)
@@ -45,7 +48,8 @@ class HMTChatMessageHistory(BaseChatMessageHistory):
         """
         whole = [message_chunk_to_message(one) if isinstance(one, BaseMessageChunk) else one for one in messages]
         try:
-            self._assistant.session(self.session_id).add(to_dicts(whole))
+            with as_langchain():
+                self._assistant.session(self.session_id).add(to_dicts(whole))
         except Exception as error:
             self.last_error = error
             log.error("%d messages were not added to session %r: %s", len(whole), self.session_id, error)
@@ -53,5 +57,7 @@ class HMTChatMessageHistory(BaseChatMessageHistory):
 
     def clear(self) -> None:
         """Forget the whole conversation, for good."""
+        if not self._assistant.has_session(self.session_id):
+            return
         held = self._assistant.session(self.session_id)
         held.forget([one.id for one in held.messages()])

@@ -80,6 +80,11 @@ def text_of(content: Any) -> str:
     return "".join(parts)
 
 
+def is_summary(message: BaseMessage) -> bool:
+    """Whether LangChain's summarization put it in the place of earlier turns."""
+    return message.additional_kwargs.get("lc_source") == "summarization"
+
+
 def from_stored(message: Any) -> dict[str, Any]:
     """A stored message (`hmt_memory` Message) in the form `convert_to_messages` takes."""
     found = {"role": message.role, "content": message.content}

@@ -1,12 +1,12 @@
 """`HMTMemoryMiddleware`: HMT memory around any chat model of a `create_agent` agent, also one whose weights nobody has.
 
-Before an agent runs, what its session remembers of the question is recalled; it is shown to the model for that run and never
-becomes part of the conversation. Afterwards what was said is remembered.
+When a run begins, what its session remembers of the question is recalled; it is shown to the model for that run and never
+becomes part of the conversation. The question is remembered then, the answer when the run ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
@@ -14,18 +14,31 @@ from langchain.agents.middleware.types import PrivateStateAttr
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage
 from langchain_core.runnables.config import run_in_executor
 from langgraph.config import get_config
-from typing_extensions import NotRequired
+from typing_extensions import NotRequired, TypedDict
 
-from .engine import Engine
-from .messages import to_dicts
+from .engine import SESSION_KEYS, Engine, first_named
+from .errors import as_langchain
+from .messages import is_summary
 
+_CANDIDATES = 300  # passages looked at, of which those that show anyway are left out
 SessionKey = Callable[[Any, Mapping[str, Any]], str | None]
 
 
-class HMTMemoryState(AgentState[Any]):
-    """The agent's state, and what was recalled for this run."""
+class Run(TypedDict):
+    """What one middleware knows of a run."""
 
-    hmt_recalled: NotRequired[Annotated[list[dict[str, Any]], PrivateStateAttr]]
+    recalled: list[dict[str, Any]]  # segment, text and weight of each passage
+    asked: str | None  # id of the last message that the run began with
+
+
+def _merged(before: dict[str, Run] | None, after: dict[str, Run] | None) -> dict[str, Run]:
+    return {**(before or {}), **(after or {})}
+
+
+class HMTMemoryState(AgentState[Any]):
+    """The agent's state, and this run by the names of the middlewares; the last annotation is LangGraph's reducer."""
+
+    hmt_runs: NotRequired[Annotated[dict[str, Run], PrivateStateAttr, _merged]]
 
 
 class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
@@ -65,25 +78,31 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
     # --- before -----------------------------------------------------------------------------------------------------
 
     def before_agent(self, state: HMTMemoryState, runtime: Any) -> dict[str, Any] | None:
-        """Recall for what the user said last."""
-        return self._recall(state["messages"], self._session(runtime))
+        """Recall for what the user said last, and remember it."""
+        return self._begin(state["messages"], self._session(runtime))
 
     async def abefore_agent(self, state: HMTMemoryState, runtime: Any) -> dict[str, Any] | None:
         """As `before_agent`, off the event loop."""
-        return await run_in_executor(None, self._recall, state["messages"], self._session(runtime))
+        return await run_in_executor(None, self._begin, state["messages"], self._session(runtime))
 
-    def _recall(self, messages: list[AnyMessage], session: str | None) -> dict[str, Any] | None:
-        question = next((one.text for one in reversed(messages) if isinstance(one, HumanMessage)), "")
+    def _begin(self, messages: list[AnyMessage], session: str | None) -> dict[str, Any] | None:
         if session is None:
             return None
-        known = self._assistant.has_session(session) and self._assistant.session(session).stats()["segments"]
-        if not question.strip() or not known:
-            return {"hmt_recalled": []}
+        with as_langchain():
+            recalled = self._recall(messages, session)
+            # What was asked is remembered now: a summary may take its place before the run ends.
+            self._assistant.add(session, _said(messages))
+        run = Run(recalled=recalled, asked=messages[-1].id if messages else None)
+        return {"hmt_runs": {self._name: run}}
+
+    def _recall(self, messages: list[AnyMessage], session: str) -> list[dict[str, Any]]:
+        question = next((one.text for one in reversed(messages) if isinstance(one, HumanMessage)), "")
+        if not question.strip() or not self._assistant.has_session(session):
+            return []
         shown = {one.text.strip() for one in messages}
-        found = self._assistant.recall(question, session=session, top_k=self._k + len(messages))
+        found = self._assistant.recall(question, session=session, top_k=_CANDIDATES)
         hidden = [one for one in found if not all(message.content.strip() in shown for message in one.messages)]
-        kept = [{"segment": one.segment, "text": one.text, "weight": one.weight} for one in hidden[: self._k]]
-        return {"hmt_recalled": kept}
+        return [{"segment": one.segment, "text": one.text, "weight": one.weight} for one in hidden[: self._k]]
 
     # --- around -----------------------------------------------------------------------------------------------------
 
@@ -98,38 +117,39 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
         return await handler(self._remembering(request))
 
     def _remembering(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
-        recalled: list[dict[str, Any]] = request.state.get("hmt_recalled") or []  # type: ignore[assignment]
-        if not recalled:
+        run = self._run(request.state)
+        if run is None or not run["recalled"]:
             return request
-        text = "\n\n".join(
-            ["Recalled from earlier:", *(one["text"] for one in sorted(recalled, key=lambda one: one["segment"]))]
-        )
-        before = list(request.system_message.content_blocks) if request.system_message else []
-        return request.override(system_message=SystemMessage(content=[*before, {"type": "text", "text": text}]))  # type: ignore[list-item]
+        passages = sorted(run["recalled"], key=lambda one: one["segment"])
+        text = "\n\n".join(["Recalled from earlier:", *(one["text"] for one in passages)])
+        content: list[Any] = [*(request.system_message.content_blocks if request.system_message else ())]
+        content.append({"type": "text", "text": text})
+        return request.override(system_message=SystemMessage(content=content))
 
     # --- after ------------------------------------------------------------------------------------------------------
 
     def after_agent(self, state: HMTMemoryState, runtime: Any) -> dict[str, Any] | None:
-        """Remember what was said and is not remembered yet."""
-        self._remember(state["messages"], self._session(runtime))
+        """Remember what was answered."""
+        self._end(state, self._session(runtime))
         return None
 
     async def aafter_agent(self, state: HMTMemoryState, runtime: Any) -> dict[str, Any] | None:
         """As `after_agent`, off the event loop."""
-        await run_in_executor(None, self._remember, state["messages"], self._session(runtime))
+        await run_in_executor(None, self._end, state, self._session(runtime))
         return None
 
-    def _remember(self, messages: list[AnyMessage], session: str | None) -> None:
-        said = [
-            one
-            for one in messages
-            if isinstance(one, (HumanMessage, AIMessage))
-            and one.text.strip()
-            and one.additional_kwargs.get("lc_source") != "summarization"
-        ]
-        if session is not None and said:
-            plain = [{**one, "tool_calls": None} for one in to_dicts(said)]
-            self._assistant.add(session, [{k: v for k, v in one.items() if v is not None} for one in plain])
+    def _end(self, state: HMTMemoryState, session: str | None) -> None:
+        run, messages = self._run(state), state["messages"]
+        if session is None or run is None:
+            return
+        asked = next((at for at, one in enumerate(messages) if one.id == run["asked"]), -1)
+        with as_langchain():
+            # Whatever else was said, this is new: it is not compared with what was said before.
+            self._assistant.add(session, _said(messages[asked + 1 :]), history="incremental")
+
+    def _run(self, state: Any) -> Run | None:
+        found: Run | None = (state.get("hmt_runs") or {}).get(self._name)
+        return found
 
     # --- whose ------------------------------------------------------------------------------------------------------
 
@@ -138,5 +158,12 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
         named = self._session_key(runtime, configurable) if self._session_key is not None else None
         context = getattr(runtime, "context", None)
         of_context = context.get("session_id") if isinstance(context, Mapping) else getattr(context, "session_id", None)
-        found = named or of_context or configurable.get("session_id") or configurable.get("thread_id") or self._session_id
-        return None if found is None else str(found)
+        found = (named, of_context, first_named(configurable, SESSION_KEYS), self._session_id)
+        return next((str(one) for one in found if one not in (None, "")), None)
+
+
+def _said(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:
+    """What people and the model said in words; calls, results, pictures and summaries are left out."""
+    said = [one for one in messages if isinstance(one, (HumanMessage, AIMessage)) and one.text.strip() and not is_summary(one)]
+    roles = ("user" if isinstance(one, HumanMessage) else "assistant" for one in said)
+    return [{"role": role, "content": one.text, "id": one.id} for role, one in zip(roles, said, strict=True)]

@@ -46,7 +46,8 @@ class HMTRetriever(Engine, BaseRetriever):
             }
             for at, one in enumerate(documents, start=1)
         ]
-        return self.assistant().corpus(name).add_documents(bodies)
+        with as_langchain():
+            return self.assistant().corpus(name).add_documents(bodies)
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         return super().invoke(input, config, **self.with_session(config, kwargs))

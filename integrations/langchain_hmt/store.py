@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.runnables.config import run_in_executor
 from langgraph.store.base import (
@@ -27,7 +28,13 @@ from langgraph.store.base import (
 )
 from langgraph.store.memory import InMemoryStore
 
+from hmt_memory.errors import SessionNotFoundError
+
 from .engine import Engine
+from .errors import as_langchain
+
+if TYPE_CHECKING:
+    from hmt_memory.corpus import Document
 
 _EVERYTHING = 1 << 31
 _Key = tuple[tuple[str, ...], str]
@@ -42,8 +49,7 @@ class HMTStore(BaseStore):
         options: fields of the other classes, such as store, model and adapter.
 
     A value is JSON. What is put with `index=False` is found by filters and its key alone. An item that is replaced or deleted
-    is gone from the disk. Write a folder from one object
-    at a time.
+    is gone from the disk. Several processes may use one folder; the writes of one `batch` are no transaction.
     """
 
     supports_ttl = False
@@ -54,11 +60,11 @@ class HMTStore(BaseStore):
         self._mutex = threading.Lock()
         self._version: tuple[int, int] | None = None
         self._view = InMemoryStore()
-        self._documents: dict[_Key, int] = {}
+        self._documents: dict[_Key, int] = {}  # ids of what the view holds
 
     def batch(self, ops: Iterable[Op]) -> list[Result]:
         """Carry out operations, reads as of before the writes among them."""
-        with self._mutex:
+        with self._mutex, as_langchain():
             self._catch_up()
             results: list[Result] = []
             puts: dict[_Key, PutOp] = {}
@@ -91,16 +97,14 @@ class HMTStore(BaseStore):
                 times = {"created_at": (before.created_at if before else now).isoformat(), "updated_at": now.isoformat()}
                 about = {"namespace": list(namespace), "key": key, "value": op.value, **times}
                 bodies.append({"name": _name(namespace, key), "text": self._text(op), "metadata": about})
-        gone = [self._documents[one] for one, op in puts.items() if op.value is None and one in self._documents]
         if bodies:
             corpus.add_documents(bodies, replace_named=True)
-        if gone:
-            corpus.remove(gone)
-        self._view.batch(list(puts.values()))
-        self._take_over(corpus, {one for one, op in puts.items() if op.value is not None})
-        for one, op in puts.items():
-            if op.value is None:
-                self._documents.pop(one, None)
+        gone = {_name(*one) for one, op in puts.items() if op.value is None}
+        while ids := [document.id for document in corpus.documents() if document.name in gone] if gone else []:
+            with suppress(SessionNotFoundError):  # somebody else was first with one of them
+                corpus.remove(ids)
+        self._view.batch([op for op in puts.values() if op.value is None])  # deleting makes a namespace known, as there
+        self._catch_up()
 
     def _text(self, op: PutOp) -> str:
         """What of a value is searched."""
@@ -111,29 +115,22 @@ class HMTStore(BaseStore):
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def _catch_up(self) -> None:
-        """Take over what other processes wrote."""
+        """Make what answers reads equal to what is stored."""
         corpus = self._assistant.corpus(self._name)
-        if corpus.version() == self._version:
+        version = corpus.version()  # before what is taken over: it may be more, and is then looked at again
+        if version == self._version:
             return
-        self._view, self._documents = InMemoryStore(), {}
-        held = sorted(corpus.documents(), key=lambda one: str(one.metadata.get("created_at")))
-        for document in held:
-            about = document.metadata
-            self._view.batch([PutOp(tuple(about["namespace"]), about["key"], about["value"])])
-        self._take_over(corpus, None)
-
-    def _take_over(self, corpus: Any, keys: set[_Key] | None) -> None:
-        """Ids and times of the stored items, of all or of some."""
-        for document in corpus.documents():
-            about = document.metadata
-            one = (tuple(about["namespace"]), about["key"])
-            if keys is None or one in keys:
-                self._documents[one] = document.id
-                item = self._item(one)
-                if item is not None:
-                    item.created_at = datetime.fromisoformat(about["created_at"])
-                    item.updated_at = datetime.fromisoformat(about["updated_at"])
-        self._version = corpus.version()
+        stored = {_key(document): document for document in corpus.documents()}
+        self._view.batch([PutOp(*one, None) for one in self._documents if one not in stored])
+        changed = [document for one, document in stored.items() if self._documents.get(one) != document.id]
+        for document in sorted(changed, key=lambda one: str(one.metadata["created_at"])):
+            self._view.batch([PutOp(*_key(document), document.metadata["value"])])
+            item = self._item(_key(document))
+            if item is not None:
+                item.created_at = datetime.fromisoformat(document.metadata["created_at"])
+                item.updated_at = datetime.fromisoformat(document.metadata["updated_at"])
+        self._documents = {one: document.id for one, document in stored.items()}
+        self._version = version
 
     def _item(self, key: _Key) -> Item | None:
         (found,) = self._view.batch([GetOp(*key)])  # get() would refuse labels that batch() takes
@@ -154,6 +151,10 @@ class HMTStore(BaseStore):
             SearchItem(one.namespace, one.key, one.value, one.created_at, one.updated_at, score)
             for score, one in scored[op.offset : op.offset + op.limit]
         ]
+
+
+def _key(document: Document) -> _Key:
+    return tuple(document.metadata["namespace"]), document.metadata["key"]
 
 
 def _name(namespace: tuple[str, ...], key: str) -> str:
