@@ -107,12 +107,14 @@ def test_answers_in_the_same_words_and_turns_said_again_are_all_remembered(assis
 
 def test_a_picture_is_left_out_and_its_words_are_remembered(assistant: Assistant) -> None:
     agent = create_agent(
-        hosted("nice", "yes"), middleware=[HMTMemoryMiddleware(engine=assistant)], checkpointer=InMemorySaver()
+        hosted("nice", "nice", "yes"), middleware=[HMTMemoryMiddleware(engine=assistant)], checkpointer=InMemorySaver()
     )
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
     agent.invoke({"messages": [HumanMessage([{"type": "text", "text": "my cat"}, picture])]}, THREAD)
+    agent.invoke({"messages": [HumanMessage([picture])]}, THREAD)
+    assert stored(assistant) == ["my cat", "nice", "nice"]  # though nothing was asked in words
     agent.invoke({"messages": [HumanMessage("is it big?")]}, THREAD)
-    assert stored(assistant) == ["my cat", "nice", "is it big?", "yes"]
+    assert stored(assistant) == ["my cat", "nice", "nice", "is it big?", "yes"]
 
 
 def test_a_question_is_remembered_though_a_summary_takes_its_place(assistant: Assistant) -> None:
@@ -122,6 +124,14 @@ def test_a_question_is_remembered_though_a_summary_takes_its_place(assistant: As
     for text in ("first", "second", "third"):
         agent.invoke({"messages": [HumanMessage(text)]}, THREAD)
     assert stored(assistant) == ["first", "one", "second", "two", "third", "three"]
+
+
+def test_another_model_s_summary_is_no_turn_either(assistant: Assistant) -> None:
+    summaries = SummarizationMiddleware(hosted(*["a summary"] * 9), trigger=("messages", 3), keep=("messages", 1))
+    agent = create_agent(HMTChatModel(engine=assistant, max_tokens=6), middleware=[summaries], checkpointer=InMemorySaver())
+    for text in ("one", "two", "three"):
+        agent.invoke({"messages": [HumanMessage(text)]}, THREAD)
+    assert stored(assistant)[::2] == ["one", "two", "three"] and len(stored(assistant)) == 6
 
 
 def test_summaries_and_calls_for_them_are_no_turns_of_the_chat_model(assistant: Assistant) -> None:

@@ -782,6 +782,14 @@ def test_what_is_replaced_is_wiped_before_the_last_piece(session: Session, store
     assert b"a secret of mine" not in raw
 
 
+def test_an_answer_that_failed_is_over(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = session.reply(user("hello"), **FAST)
+    monkeypatch.setattr(generate, "read", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        reply.finish()
+    assert list(reply) == [] and session.messages() == []
+
+
 def test_an_abandoned_replacement_replaces_nothing(session: Session) -> None:
     ids = session.reply(user("first"), **FAST).finish().message_ids
     before = session.messages()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import pickle
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant, MemoryStore
@@ -19,7 +21,7 @@ from hmt_memory import assistant as assistant_module
 from hmt_memory.assistant import ModelSettings
 from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
 from hmt_memory.stateless import PrefixCache, reply
-from hmt_memory.terminal import ask_about, remembering
+from hmt_memory.terminal import Document, Screen, ask, ask_about, remembering
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 FAST: dict[str, Any] = {"max_new_tokens": 8}
@@ -105,6 +107,22 @@ def test_a_file_s_beginning_is_replayed_for_a_question_about_it() -> None:
     ask_about(model, "What is the lighthouse keeper called?", model.read(ids), recollection=memory, **FAST).finish()
     assert memory.recalled and memory.recalled[0].token_span[0] < 48 and memory.recalled[0].messages == ()
     assert all(one.text == model.backbone.decode(ids[slice(*one.token_span)].tolist()) for one in memory.recalled)
+
+
+def test_quotes_of_a_conversation_that_nobody_dated_have_no_time() -> None:
+    ids = MODEL.backbone.encode("The lighthouse keeper is called Felix. " * 3)
+    memory = remembering(MODEL, "Felix", torch.tensor(ids))
+    assert memory._shards[0].cite(1).quote() == MODEL.backbone.decode(ids[16:32])
+
+
+def test_hmt_ask_replays_what_its_answer_needs() -> None:
+    """The command itself, not only what it is made of."""
+    notes = io.StringIO()
+    screen = Screen(Console(file=notes, width=200), io.StringIO())
+    text = "The lighthouse keeper is called Felix. " + "The sea was calm and nothing happened at all. " * 6
+    model = MODEL.with_config(pinned_tokens=120, replay_tokens=100, recent_tokens=0)
+    ask(model, [Document("text", text)], "What is the lighthouse keeper called?", screen, decoding=FAST)
+    assert "Replayed passages" in notes.getvalue() and "segment 0" in notes.getvalue()
 
 
 # --- the assistant ------------------------------------------------------------------------------------------------------
