@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .backbone import Backbone
 
 _TAIL = 16  # tokens in which the beginning of a call is looked for
-RESERVE = 40  # tokens before the limit from which on values are brought to an end
+RESERVE = 40  # tokens before the limit, or a third of it, from which on values are brought to an end
 _JSON_OPTIONS = {"whitespace_flexible": False, "lenient": True, "json_allowed_escapes": 'nrtbf\\"'}
 _CLOSING = ("}", "]", '"')
 _tokenizers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -204,7 +204,7 @@ class Constraint:
 
     def _closing(self, allowed: np.ndarray) -> np.ndarray:
         """Near the limit, only what ends a value, where something does."""
-        if self._limit - len(self._ids) > RESERVE:
+        if self._limit - len(self._ids) > min(RESERVE, self._limit // 3):
             return allowed
         can = {mark: token for mark, token in self._marks.items() if allowed[token]}
         in_string = "x" in can

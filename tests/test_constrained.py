@@ -57,6 +57,12 @@ def test_json_has_what_its_schema_asks_for_and_ends_within_the_limit(seed: int) 
     assert found["parts"] and all(set(one) == {"note"} for one in found["parts"])
 
 
+def test_a_short_limit_leaves_room_for_values() -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "string", "minLength": 1}}, "required": ["n"]}
+    texts = [json.loads(said(json_form(schema), seed, limit=30))["n"] for seed in range(4)]
+    assert max(map(len, texts)) > 2
+
+
 def test_a_reference_inside_the_arguments_of_a_call_is_found() -> None:
     color = {"enum": ["red", "green"]}
     parameters = {"type": "object", "properties": {"color": {"$ref": "#/$defs/Color"}}, "required": ["color"]}
