@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .constrained import Constraint, Speech, ToolCall, form_of
+from .constrained import Constraint, Speech, ToolCall, form_of, tool_choice_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,7 +22,7 @@ class Request:
     """What an answer is asked in: which functions it may call, what form it has, what ends it.
 
     Args:
-        tools, tool_choice, schema: see `constrained.form_of`.
+        tools, schema: see `constrained.form_of`. tool_choice: see `constrained.tool_choice_of`.
         decoding: other options of `HMTModel.generate`.
     """
 
@@ -31,15 +31,16 @@ class Request:
         model: HMTModel,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: Any = None,
         schema: Mapping[str, Any] | None = None,
         stop: str | Sequence[str] | None = None,
         **decoding: Any,
     ) -> None:
-        self.tools, self.may_call = tools, bool(tools) and tool_choice != "none"
+        choice = tool_choice_of(tool_choice, tools)
+        self.tools, self.may_call = tools, bool(tools) and choice != "none"
         self._stop = [stop] if isinstance(stop, str) else list(stop or ())
         self._decoding = decoding
-        form = form_of(tools, tool_choice, schema)
+        form = form_of(tools, choice, schema)
         if form is not None:
             limit = decoding.setdefault("max_new_tokens", 256)
             constraint = Constraint(model.backbone, form, limit=limit)

@@ -81,6 +81,7 @@ class _Log:
     messages: int = 0  # system messages included
     entries: list[Entry] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)  # of the same messages
+    system: int = -1  # id of the last system message
 
 
 # What is in memory anyway is not loaded a second time: held by those who use it, not by these.
@@ -122,9 +123,14 @@ class Assistant:
         self._comparing = threading.Lock()
 
     @classmethod
-    def shared(cls, settings: ModelSettings, store: str | None = None) -> Assistant:
-        """The assistant of these settings and this folder: the same object for whoever asks, while somebody holds it."""
+    def shared(cls, settings: ModelSettings, store: str | Path | MemoryStore | None = None) -> Assistant:
+        """The assistant of these settings and this folder: the same object for whoever asks, while somebody holds it.
+
+        That of an open store is the caller's own; weights are shared all the same.
+        """
         made = cls(settings.model, store=store, **{name: value for name, value in vars(settings).items() if name != "model"})
+        if made._store is not None:
+            return made
         with _sharing:
             return _assistants.setdefault((settings, made._folder), made)
 
@@ -213,6 +219,19 @@ class Assistant:
             new, replacing = self._news(held, validated(messages), history)
             return held.add(new, replacing=replacing)
 
+    def set(self, session: str, messages: Messages) -> None:
+        """Make a session hold these messages and no others. What both begin with stays as it was read."""
+        held, batch = self.session(session), validated(messages)
+        with self._comparing:
+            new, replacing = self._news(held, batch, "full")
+            if new:
+                held.add(new, replacing=replacing)
+            stored = held.messages()
+            gone = [] if system_texts(batch) else [one.id for one in stored if one.role in SYSTEM_ROLES]
+            if replacing is not None and not new:
+                gone += [one.id for one in stored if one.id >= replacing]
+            held.forget(gone)
+
     def _news(
         self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode
     ) -> tuple[list[Mapping[str, Any]], int | None]:
@@ -222,7 +241,8 @@ class Assistant:
         log = self._log(session)
         plan = reconcile(log.entries, [entry(message) for message in said], history)
         replacing = next(iter(log.ids[plan.keep :]), None)
-        if replacing is None and "\n\n".join(system_texts(system)) == session.system():
+        stays = replacing is None or log.system < replacing
+        if stays and "\n\n".join(system_texts(system)) == session.system():
             system = []  # in force already
         return [*system, *said[plan.new :]], replacing
 
@@ -231,13 +251,15 @@ class Assistant:
         version = session.version()
         log = self._opened(session.name)[1]
         if log.version[0] != version[0]:
-            log.version, log.messages = (version[0], -1), 0
+            log.version, log.messages, log.system = (version[0], -1), 0, -1
             log.entries.clear()
             log.ids.clear()
         if log.version != version:
             for message in session.messages(log.messages):
                 log.messages += 1
-                if message.role not in SYSTEM_ROLES:
+                if message.role in SYSTEM_ROLES:
+                    log.system = message.id
+                else:
                     log.entries.append(entry(message.to_dict()))
                     log.ids.append(message.id)
             log.version = version

@@ -18,7 +18,8 @@ Mode = Literal["hmt", "rmt", "plain"]
 Selection = Literal["fused", "recall", "words"]
 
 # What the view's budgets become when they are left to the backbone's window: at most so many tokens, and at most this
-# share of the room that those before have left. A system prompt comes first; replay gives way first.
+# share of the room that those before have left. A system prompt comes first; replay gives way first. Room that nobody has
+# asked for is the system prompt's: chains and query engines put what they retrieve there.
 _AUTOMATIC_BUDGETS = {"pinned_tokens": (512, 0.5), "recent_tokens": (1024, 0.67), "replay_tokens": (1024, 1.0)}
 
 
@@ -49,7 +50,7 @@ class HMTConfig:
     selection: Selection = "fused"  # what is listed and replayed: by recall and words (extension), by recall or words alone
     recent_tokens: int | None = None  # view: verbatim tokens before the open segment; None: up to 1024
     replay_tokens: int | None = None  # view: budget of replayed passages; None: up to 1024
-    pinned_tokens: int | None = None  # view: budget of text that never scrolls away; None: up to 512
+    pinned_tokens: int | None = None  # view: budget of text that never scrolls away; None: up to 512, and unused room
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -121,6 +122,8 @@ class HMTConfig:
         for name, (size, share) in wanted.items():
             given[name] = min(size, int(room * share))
             room -= given[name]
+        if "pinned_tokens" in wanted:
+            given["pinned_tokens"] += room
         return given
 
     def positions_per_token(self) -> float:

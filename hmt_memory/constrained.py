@@ -84,6 +84,30 @@ def form_of(
     return Form("\n".join(["start: call", *rules]), trigger=CALL)
 
 
+def tool_choice_of(given: Any, tools: Sequence[Mapping[str, Any]] | None) -> str | None:
+    """A tool choice in any form that frameworks have for it, as `form_of` takes it.
+
+    Args:
+        given: as there, or False: the model decides; "any" or True: it must call one; {"type": "function", "function":
+            {"name": ...}}: it must call that.
+
+    Raises:
+        InputError: of no known form, or it names no tool.
+
+    >>> tool_choice_of("any", [])
+    'required'
+    """
+    if given in (None, False, "auto", "none"):
+        return given or None
+    if given in (True, "any", "required"):
+        return "required"
+    name = given.get("function", given).get("name") if isinstance(given, Mapping) else given
+    known = [tool["function"]["name"] for tool in tools or () if "function" in tool]
+    if name not in known:
+        raise InputError(f"tool_choice={given!r} names no tool of this call. Tools: {', '.join(known) or 'none'}.")
+    return str(name)
+
+
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SCHEMAS = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")

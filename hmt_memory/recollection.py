@@ -7,10 +7,10 @@ may also depend on the words they share with the query (`selection` in the confi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,17 @@ class RecalledSegment:
     created_at: datetime  # of the first message, or of the document; UTC
     coverage: float  # at least this share of the softmax over all segments fell on the preselected ones
     source: str  # name of the session, or "corpus/document"
+    document: int | None = None  # its id, in a corpus
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # the document's
+
+    @property
+    def id(self) -> str:
+        """Names the segment in its store, as long as it is there."""
+        return f"{self.source}:{self.segment}" if self.document is None else f"{self.source}:{self.document}:{self.segment}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it is in short, ready for JSON."""
+        return {"segment": self.segment, "weight": self.weight, "text": self.text, "source": self.source}
 
 
 _MOST_MISFITS = 3  # passages too long for what is left of the budget, before no more are tried
@@ -61,7 +72,16 @@ class Candidates(NamedTuple):
 
 def _segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment:
     return RecalledSegment(
-        cited.segment, weight, cited.text, cited.messages, cited.token_span, cited.created_at, coverage, cited.source
+        segment=cited.segment,
+        weight=weight,
+        text=cited.text,
+        messages=cited.messages,
+        token_span=cited.token_span,
+        created_at=cited.created_at,
+        coverage=coverage,
+        source=cited.source,
+        document=cited.document,
+        metadata=cited.metadata or {},
     )
 
 

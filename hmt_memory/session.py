@@ -124,7 +124,7 @@ class Session(Collection):
         *,
         replacing: int | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | None = None,
+        tool_choice: Any = None,
         schema: Mapping[str, Any] | None = None,
         replay: bool = True,
         stop: str | Sequence[str] | None = None,
@@ -139,7 +139,8 @@ class Session(Collection):
             replacing: id of a message that this call takes the place of, with all after it: an edit, or another try. They are
                 forgotten when the answer is stored.
             tools: functions in OpenAI's form, pinned for this answer; those that the model calls are in `tool_calls`.
-            tool_choice: None or "auto": the model decides; "none", "required", or the name of a function it must call.
+            tool_choice: None or "auto": the model decides; "none", "required", or the name of a function it must call; other
+                forms: `constrained.tool_choice_of`.
             schema: JSON schema of the answer.
             replay: whether recalled passages that are no longer visible are shown to the model.
             stop: strings that end the answer. decoding: other options of `HMTModel.generate`, such as max_new_tokens.

@@ -53,8 +53,9 @@ class Citation(NamedTuple):
     token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
     created_at: datetime
     source: str  # name of the session, or "corpus/document"
-
     timed: bool = True  # whether the time says when it was said
+    document: int | None = None  # its id, in a corpus
+    metadata: dict[str, Any] | None = None  # the document's
 
     def quote(self) -> str:
         """The citation as it stands in a view."""
@@ -216,7 +217,10 @@ class CorpusShard(Shard):
         document = records.document(db, self.collection, self.documents[volume])
         parts, _ = self.shelf.volumes[volume]
         text = _trimmed(self._decode(records.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
-        return Citation(seq, text, (), span, utc(document.created_at), f"{self.name}/{document.body['name']}")
+        source = f"{self.name}/{document.body['name']}"
+        return Citation(
+            seq, text, (), span, utc(document.created_at), source, document=document.id, metadata=document.body["metadata"]
+        )
 
 
 def _lines(

@@ -404,10 +404,10 @@ def test_a_failed_turn_is_reported_to_a_person_and_ends_a_pipe(
     model: HMTModel, chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = typing_screen()
-    assert dialogue.chat(model, ["one"], screen, system="word " * 200, decoding=DECODING) is None
+    assert dialogue.chat(model, ["one"], screen, system="word " * 1000, decoding=DECODING) is None
     assert "pinned_tokens" in notes(screen)
     type_in(monkeypatch, b"one\n")
-    assert run("chat", "--model", chatty, "--system", "word " * 200, *FAST) == 1
+    assert run("chat", "--model", chatty, "--system", "word " * 1000, *FAST) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("hmt: ")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import byte_tokenizer, tiny_model
 
-from hmt_memory.constrained import Constraint, Form, Speech, form_of, json_form, parse_calls, strict
+from hmt_memory.constrained import Constraint, Form, Speech, form_of, json_form, parse_calls, strict, tool_choice_of
 from hmt_memory.errors import InputError
 
 MODEL = tiny_model(tokenizer=byte_tokenizer())
@@ -121,6 +121,30 @@ def test_forms_follow_the_choice() -> None:
         form_of([], "required")
     with pytest.raises(InputError, match="a tool is"):
         form_of([{"name": "magic"}], "required")
+
+
+@pytest.mark.parametrize(
+    ("given", "choice"),
+    [
+        (None, None),
+        (False, None),
+        ("auto", "auto"),
+        ("none", "none"),
+        ("any", "required"),
+        (True, "required"),
+        ("magic", "magic"),
+        ({"type": "function", "function": {"name": "magic"}}, "magic"),
+        ({"name": "magic"}, "magic"),
+    ],
+)
+def test_a_choice_is_understood_in_every_form(given: Any, choice: str | None) -> None:
+    assert tool_choice_of(given, TOOLS) == choice
+
+
+def test_a_choice_of_no_tool_is_refused() -> None:
+    for wrong in ("other", 3, {"function": {}}):
+        with pytest.raises(InputError, match="names no tool of this call"):
+            tool_choice_of(wrong, TOOLS)
 
 
 def test_a_schema_that_is_not_supported_is_refused_with_the_reason() -> None:

@@ -93,8 +93,10 @@ def test_all_forms_of_documents(corpus: Corpus) -> None:
 
 
 def test_recall_cites_the_document(corpus: Corpus) -> None:
-    corpus.add_documents([("one.md", TEXTS[0]), ("two.md", TEXTS[3])])
+    first, _ = corpus.add_documents([{"name": "one.md", "text": TEXTS[0], "metadata": {"page": 3}}, ("two.md", TEXTS[3])])
     found = corpus.recall("text", top_k=100)
+    assert {one.metadata.get("page") for one in found if one.document == first} == {3}
+    assert {one.metadata.get("page") for one in found if one.document != first} == {None}
     assert sum(one.weight for one in found) == pytest.approx(1) and {one.source for one in found} == {
         "handbook/one.md",
         "handbook/two.md",

@@ -350,14 +350,13 @@ async def test_the_llm_answers_async(assistant: Assistant) -> None:
 
 async def test_the_retriever_recalls_documents_and_sessions(assistant: Assistant) -> None:
     retriever = HMTRetriever(engine=assistant, corpora=("handbook",), k=2)
-    document = Document("The notice period is three months. " * 3, metadata={"source": "contract.md"})
+    document = Document("The notice period is three months. " * 3, metadata={"source": "contract.md", "year": 2024})
     retriever.add_documents([document, Document("The canteen opens at noon. " * 3)])
     found = retriever.invoke("How long is the notice period?")
     assert len(found) == 2 and len(await retriever.ainvoke("notice", k=1)) == 1
-    assert (
-        found[0].metadata["source"] == "handbook/contract.md"
-        and found[0].id == f"handbook/contract.md:{found[0].metadata['segment_index']}"
-    )
+    about = found[0].metadata
+    assert about["source"] == "handbook/contract.md" and about["year"] == 2024, "what the document brought, and its source"
+    assert found[0].id == f"handbook/contract.md:1:{about['segment_index']}"
     weights = [one.metadata["attention_weight"] for one in found]
     assert weights == sorted(weights, reverse=True)
     assert retriever.model_copy(update={"min_weight": 1.1}).invoke("notice") == []

@@ -166,6 +166,20 @@ def test_a_system_prompt_is_stored_when_it_changes(assistant: Assistant) -> None
     assert assistant.session("s").system() == "Do."
 
 
+def test_a_session_is_set_to_what_it_shall_hold(assistant: Assistant) -> None:
+    turns = [{"role": "system", "content": "Brief."}, *(user(str(at)) for at in range(4))]
+    assistant.add("alice", turns)
+    kept = assistant.session("alice").messages()[:3]
+    for wanted in (turns[:3], [*turns[:3], user("new")], turns[:3], turns[1:3]):
+        assistant.set("alice", wanted)
+        assert contents(assistant, "alice") == [one["content"] for one in wanted]
+    assert assistant.session("alice").messages() == kept[1:], "what stays is not read again"
+    assistant.set("alice", [user("other"), user("1")])
+    assert contents(assistant, "alice") == ["other", "1"]
+    assistant.set("alice", [])
+    assert contents(assistant, "alice") == []
+
+
 def test_what_another_writer_did_is_seen(assistant: Assistant, tmp_path: Path) -> None:
     assistant.reply([user("one")], session="alice", **FAST).finish()
     with MemoryStore(tmp_path / "memories") as store:

@@ -25,7 +25,7 @@ from pydantic import model_validator
 
 from .engine import Decoder, pieces
 from .errors import as_langchain
-from .messages import call_chunks, is_summary, recalled_as_json, to_dicts
+from .messages import call_chunks, is_summary, to_dicts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -147,7 +147,7 @@ class HMTChatModel(Decoder, BaseChatModel):
         assistant = self.assistant(None if model in (None, self.model_name) else model)
         options: dict[str, Any] = {
             "tools": tools or None,
-            "tool_choice": _choice(tool_choice, tools),
+            "tool_choice": tool_choice,
             "schema": None if response_format is None else _schema_of(response_format),
             **self.decoding(stop, kwargs),
         }
@@ -167,7 +167,7 @@ class HMTChatModel(Decoder, BaseChatModel):
     def _last(self, model: str, reply: Any, session_id: str | None) -> ChatGenerationChunk:
         """The chunk that has everything but text: merging adds numbers up and joins strings, so only one may have them."""
         asked = reply.usage.prompt_tokens if session_id is None else reply.usage.view_tokens
-        about: dict[str, Any] = {"recalled": recalled_as_json(reply.recalled), "view_tokens": reply.usage.view_tokens}
+        about: dict[str, Any] = {"recalled": [one.to_dict() for one in reply.recalled], "view_tokens": reply.usage.view_tokens}
         if session_id is not None:
             about |= {"session_id": session_id, "message_ids": reply.message_ids}
         message = AIMessageChunk(
@@ -203,10 +203,12 @@ class HMTChatModel(Decoder, BaseChatModel):
             tool_choice: None or "auto": the model decides; "none"; "any", "required" or True: it must call one; the name of
                 one, or {"type": "function", "function": {"name": ...}}: it must call that.
         """
+        from hmt_memory.constrained import tool_choice_of
+
         for name in ("strict", "parallel_tool_calls"):  # calls are always strict, and one at a time
             kwargs.pop(name, None)
         described = [convert_to_openai_tool(tool) for tool in tools]
-        _choice(tool_choice, described)
+        tool_choice_of(tool_choice, described)
         return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
 
     def with_structured_output(
@@ -247,23 +249,6 @@ class HMTChatModel(Decoder, BaseChatModel):
         parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
         failed = RunnablePassthrough.assign(parsed=lambda _: None)
         return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
-
-
-def _choice(given: Any, tools: Sequence[Mapping[str, Any]] | None) -> str | None:
-    """A tool choice of any form as `hmt_memory` takes it.
-
-    Raises:
-        ValueError: of no known form, or it names no tool.
-    """
-    if given in (None, False, "auto", "none"):
-        return given or None
-    if given in (True, "any", "required"):
-        return "required"
-    name = given.get("function", given).get("name") if isinstance(given, Mapping) else given
-    known = [tool["function"]["name"] for tool in tools or () if "function" in tool]
-    if name not in known:
-        raise ValueError(f"tool_choice={given!r} names no tool of this call. Tools: {', '.join(known) or 'none'}.")
-    return str(name)
 
 
 def _schema_of(response_format: Any) -> dict[str, Any]:

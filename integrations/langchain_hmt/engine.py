@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.language_models import BaseLanguageModel
@@ -53,10 +52,7 @@ class Engine(BaseModel):
         if found is not None:
             return found
         settings = ModelSettings(model or self.model_name, None if model else self.adapter, self.dtype, self.device)
-        if self.store is None or isinstance(self.store, (str, Path)):
-            found = Assistant.shared(settings, None if self.store is None else str(self.store))
-        else:
-            found = Assistant(settings.model, adapter=settings.adapter, dtype=self.dtype, device=self.device, store=self.store)
+        found = Assistant.shared(settings, self.store)
         if model is None:
             self.engine = found
         else:

@@ -12,7 +12,6 @@ from langchain_core.runnables import Runnable
 
 from .engine import Decoder, pieces
 from .errors import as_langchain
-from .messages import recalled_as_json
 
 
 class HMTLLM(Decoder, BaseLLM):
@@ -85,5 +84,5 @@ class HMTLLM(Decoder, BaseLLM):
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
-        about = {"recalled": recalled_as_json(reply.recalled), "completion_tokens": reply.usage.completion_tokens}
+        about = {"recalled": [one.to_dict() for one in reply.recalled], "completion_tokens": reply.usage.completion_tokens}
         yield GenerationChunk(text="", generation_info={"finish_reason": reply.finish_reason, "hmt": about})

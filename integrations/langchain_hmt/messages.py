@@ -11,7 +11,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.messages.utils import convert_to_messages
 
 if TYPE_CHECKING:
-    from hmt_memory import RecalledSegment, ToolCall
+    from hmt_memory import ToolCall
 
 _ROLES = {"human": "user", "HumanMessageChunk": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
 _ROLES |= {"system": "system", "SystemMessageChunk": "system", "tool": "tool", "ToolMessageChunk": "tool"}
@@ -41,14 +41,9 @@ def to_dict(message: BaseMessage) -> dict[str, Any]:
     """One message: role, content, and where it has them tool_calls, tool_call_id and id."""
     found: dict[str, Any] = {"role": _role(message), "content": text_of(message.content)}
     if isinstance(message, AIMessage) and message.tool_calls:
-        found["tool_calls"] = [
-            {
-                "id": call["id"],
-                "type": "function",
-                "function": {"name": call["name"], "arguments": json.dumps(call["args"], ensure_ascii=False)},
-            }
-            for call in message.tool_calls
-        ]
+        from hmt_memory import ToolCall
+
+        found["tool_calls"] = [ToolCall(call["name"], call["args"], call["id"] or "").to_dict() for call in message.tool_calls]
     if isinstance(message, ToolMessage):
         found["tool_call_id"] = message.tool_call_id
     if message.id is not None:
@@ -103,11 +98,6 @@ def call_chunks(calls: Sequence[ToolCall]) -> list[Any]:
         tool_call_chunk(name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=at)
         for at, call in enumerate(calls)
     ]
-
-
-def recalled_as_json(recalled: Sequence[RecalledSegment]) -> list[dict[str, Any]]:
-    """What was replayed, for `response_metadata`."""
-    return [{"segment": one.segment, "weight": one.weight, "text": one.text, "source": one.source} for one in recalled]
 
 
 def _role(message: BaseMessage) -> str:

@@ -76,9 +76,10 @@ class HMTRetriever(Engine, BaseRetriever):
             return []
         return [
             Document(
-                id=f"{one.source}:{one.segment}",
+                id=one.id,
                 page_content=one.text,
                 metadata={
+                    **one.metadata,
                     "source": one.source,
                     "segment_index": one.segment,
                     "attention_weight": one.weight,
