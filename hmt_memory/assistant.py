@@ -23,13 +23,15 @@ from .store.database import default_folder
 from .transcript import Messages, Transcript, system_texts, validated
 
 if TYPE_CHECKING:
+    from .answer import Answer
     from .corpus import Corpus
     from .memory_store import MemoryStore
     from .model import HMTModel
-    from .recollection import RecalledSegments
+    from .recollection import RecalledSegment, RecalledSegments
     from .session import Reply, Session
     from .stateless import StatelessAnswer
 
+_CANDIDATES = 300  # passages looked at, of which those that show anyway are left out
 _OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
 
 
@@ -138,6 +140,11 @@ class Assistant:
     def name(self) -> str:
         """Of the model, without loading it."""
         return self._weights.settings.model
+
+    @property
+    def folder(self) -> str:
+        """Of the store, without opening it."""
+        return self._folder
 
     @property
     def is_loaded(self) -> bool:
@@ -278,12 +285,53 @@ class Assistant:
         if session is not None:
             self.store.session(session)  # without a model, which makes none
             return self.session(session).recall(query, top_k)
+        first, *others = self._known(corpora)
+        return first.recall(query, top_k, others=others)
+
+    def ask(self, question: str, corpora: Sequence[str], **options: Any) -> Answer:
+        """Answer one question from corpora, storing nothing; options of `Corpus.ask`.
+
+        Raises:
+            InputError: none is named. SessionNotFoundError: there is none of that name.
+        """
+        first, *others = self._known(corpora)
+        return first.ask(question, *others, **options)
+
+    def _known(self, corpora: Sequence[str]) -> list[Corpus]:
+        """Corpora that are there."""
         if not corpora:
             raise InputError("name a session or a corpus to recall from.")
         for name in corpora:
-            self.store.corpus(name)
-        first, *others = [self.corpus(name) for name in corpora]
-        return first.recall(query, top_k, others=others)
+            self.store.corpus(name)  # without a model, which makes none
+        return [self.corpus(name) for name in corpora]
+
+    def recall_hidden(
+        self, query: str, shown: Sequence[str], *, session: str, top_k: int | None = None, tokens: int | None = None
+    ) -> list[RecalledSegment]:
+        """The passages that a model which sees only the messages `shown` of a session should be told for a query.
+
+        Args:
+            shown: what those messages say. top_k: at most so many passages. tokens: at most so many tokens of their quotes.
+
+        Returns:
+            The heaviest that hold something not shown, in the order they were said; none where there is no such session.
+        """
+        if not query.strip() or not self.has_session(session):
+            return []
+        visible = {text.strip() for text in shown}
+        found: list[RecalledSegment] = []
+        for one in self.recall(query, session=session, top_k=_CANDIDATES):
+            if len(found) == top_k:
+                break
+            if one.messages and all(message.content.strip() in visible for message in one.messages):
+                continue
+            if tokens is not None:
+                needed = len(self.token_ids(one.quote()))
+                if needed > tokens:
+                    break
+                tokens -= needed
+            found.append(one)
+        return sorted(found, key=lambda one: (one.source, one.segment))
 
     def has_session(self, name: str) -> bool:
         """Whether there is a session of that name."""

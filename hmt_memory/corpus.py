@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import history, recollection
-from .answer import Answer
+from .answer import Answer, Request
 from .collection import Collection
 from .errors import InputError, SessionNotFoundError
 from .fingerprint import Fingerprint, fingerprint
@@ -129,17 +129,17 @@ class Corpus(Collection):
 
         Args:
             others: corpora of the same model to recall from as well.
-            system: pinned instead of the template's own system text. decoding: options of `HMTModel.generate`.
+            system: pinned instead of the template's own system text. decoding: see `answer.Request`.
         """
         model = self._needs_model()
+        request = Request(model, **decoding)
         memory = ViewRecollection(model, self._transcript.aside, self._shards(others), own=False, question=question)
         turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],
             pinned=self._transcript.pinned(system),
             recollection=memory,
-            stop=self._transcript.stop,
-            **decoding,
+            **request.options(self._transcript.stop),
         )
         return Answer(generation, memory)
 
@@ -247,7 +247,7 @@ def _body(document: Any) -> dict[str, Any]:
     if not isinstance(document, Mapping) or not isinstance(document.get("text"), str) or not document["text"].strip():
         raise InputError(f"a document is a text, a (name, text) pair or a dict with a 'text', not {str(document)[:100]!r}.")
     text, metadata = document["text"], dict(document.get("metadata") or {})
-    body = {"name": str(document.get("name") or _first_words(text)), "text": text, "metadata": metadata}
+    body = {"name": str(document.get("name") or name_of(text)), "text": text, "metadata": metadata}
     try:
         json.dumps(body, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
@@ -255,7 +255,8 @@ def _body(document: Any) -> dict[str, Any]:
     return body
 
 
-def _first_words(text: str) -> str:
+def name_of(text: str) -> str:
+    """What a document without a name is called: its first words."""
     words = " ".join(text.split())
     return words if len(words) <= 40 else f"{words[:39]}…"
 

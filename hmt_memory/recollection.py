@@ -19,7 +19,7 @@ from torch import Tensor
 from . import words
 from .backbone import eval_mode
 from .errors import InputError
-from .shards import Citation, Message, Shard
+from .shards import Citation, Message, Shard, quote
 from .state import HMTState
 
 if TYPE_CHECKING:
@@ -46,9 +46,18 @@ class RecalledSegment:
         """Names the segment in its store, as long as it is there."""
         return f"{self.source}:{self.segment}" if self.document is None else f"{self.source}:{self.document}:{self.segment}"
 
+    def quote(self) -> str:
+        """The text as it is shown to a model, behind its time or source."""
+        return quote(self.text, self.created_at if self.document is None else self.source)
+
     def to_dict(self) -> dict[str, Any]:
         """What it is in short, ready for JSON."""
         return {"segment": self.segment, "weight": self.weight, "text": self.text, "source": self.source}
+
+
+def quoted(passages: Sequence[str]) -> str:
+    """Passages as they are shown to a model."""
+    return "\n\n".join(["Recalled from earlier:", *passages])
 
 
 _MOST_MISFITS = 3  # passages too long for what is left of the budget, before no more are tried
@@ -291,8 +300,7 @@ class ViewRecollection:
             if cited is None:
                 continue
             longer = quotes | {place: cited.quote()}
-            text = "\n\n".join(["Recalled from earlier:", *(longer[one] for one in sorted(longer))])
-            block = self._aside(text)
+            block = self._aside(quoted([longer[one] for one in sorted(longer)]))
             if len(block) > (self._model.config.replay_tokens or 0):
                 misfits += 1
                 if misfits == _MOST_MISFITS:

@@ -59,11 +59,12 @@ class Citation(NamedTuple):
 
     def quote(self) -> str:
         """The citation as it stands in a view."""
-        if not self.timed:
-            return self.text
-        if self.messages:
-            return f"[{self.created_at:%Y-%m-%d %H:%M}]\n{self.text}"
-        return f"[{self.source}]\n{self.text}"
+        return quote(self.text, self.created_at if self.messages else self.source) if self.timed else self.text
+
+
+def quote(text: str, origin: datetime | str) -> str:
+    """A text behind the time when it was said, or where it stands."""
+    return f"[{origin:%Y-%m-%d %H:%M}]\n{text}" if isinstance(origin, datetime) else f"[{origin}]\n{text}"
 
 
 class Indexes(NamedTuple):

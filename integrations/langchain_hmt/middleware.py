@@ -20,7 +20,6 @@ from .engine import SESSION_KEYS, Engine, first_named
 from .errors import as_langchain
 from .messages import is_summary
 
-_CANDIDATES = 300  # passages looked at, of which those that show anyway are left out
 SessionKey = Callable[[Any, Mapping[str, Any]], str | None]
 
 
@@ -97,12 +96,8 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
 
     def _recall(self, messages: list[AnyMessage], session: str) -> list[dict[str, Any]]:
         question = next((one.text for one in reversed(messages) if isinstance(one, HumanMessage)), "")
-        if not question.strip() or not self._assistant.has_session(session):
-            return []
-        shown = {one.text.strip() for one in messages}
-        found = self._assistant.recall(question, session=session, top_k=_CANDIDATES)
-        hidden = [one for one in found if not all(message.content.strip() in shown for message in one.messages)]
-        return [{"segment": one.segment, "text": one.text, "weight": one.weight} for one in hidden[: self._k]]
+        found = self._assistant.recall_hidden(question, [one.text for one in messages], session=session, top_k=self._k)
+        return [{"segment": one.segment, "text": one.text, "weight": one.weight} for one in found]
 
     # --- around -----------------------------------------------------------------------------------------------------
 
@@ -120,10 +115,10 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
         run = self._run(request.state)
         if run is None or not run["recalled"]:
             return request
-        passages = sorted(run["recalled"], key=lambda one: one["segment"])
-        text = "\n\n".join(["Recalled from earlier:", *(one["text"] for one in passages)])
+        from hmt_memory.recollection import quoted
+
         content: list[Any] = [*(request.system_message.content_blocks if request.system_message else ())]
-        content.append({"type": "text", "text": text})
+        content.append({"type": "text", "text": quoted([one["text"] for one in run["recalled"]])})
         return request.override(system_message=SystemMessage(content=content))
 
     # --- after ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,409 @@
+"""`HMTLLM`: a LlamaIndex LLM with a memory without end, on a local model; and what memory and retriever classes share with it.
+
+Without a session it is an LLM like any other, whose prompt may be of any length. With one it is a conversation that lasts: what
+an engine resends is recognised, what scrolled away is recalled. Importing this loads neither torch nor weights.
+"""
+
+from __future__ import annotations
+
+try:
+    import llama_index.core as _  # noqa: F401
+except ImportError as error:
+    raise ImportError("llama_index.*.hmt needs LlamaIndex. Run: pip install 'hmt-memory[llama-index]'") from error
+
+import asyncio
+import json
+import os
+import pickle
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    CachePoint,
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    DocumentBlock,
+    ImageBlock,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+    VideoBlock,
+)
+from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hmt_memory.config import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from llama_index.core.tools.types import BaseTool
+    from typing_extensions import Self
+
+    from hmt_memory import Assistant, Generation
+    from hmt_memory.answer import Answer
+    from hmt_memory.shards import Message
+
+_T = TypeVar("_T")
+_ROLES = {"developer": "system", "chatbot": "assistant", "model": "assistant", "function": "tool"}
+_SILENT = (CachePoint, ThinkingBlock)
+_MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
+
+
+# --- what the classes share ---------------------------------------------------------------------------------------------
+
+
+class HMTEngine(BaseModel):
+    """Fields of every class here. Equal models share one set of weights, which load with the first call."""
+
+    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=())
+
+    model_name: str = Field(default_factory=lambda: os.environ.get("HMT_MODEL", DEFAULT_MODEL), alias="model")
+    """A bundled name, hub id, folder or .gguf file; the environment's HMT_MODEL, else the default model."""
+    adapter: str | None = None
+    """Folder with trained memory parameters; None: the one the package brings, if it brings one."""
+    store: Any = None
+    """Folder of the sessions and corpora, or an open `MemoryStore`; None: where the `hmt` command keeps them."""
+    dtype: str = "auto"
+    device: str = "auto"
+    engine: Any = Field(default=None, exclude=True, repr=False)
+    """An `hmt_memory.Assistant` to use instead of what the fields name."""
+
+    @model_validator(mode="after")
+    def _name_the_engine(self) -> Self:
+        """What is written down of an object has to lead back to the same memory."""
+        if self.engine is None and hasattr(self.store, "folder"):
+            self.engine = self._made()
+        if self.engine is not None:
+            self.model_name, self.store = self.engine.name, self.engine.folder
+        elif self.store is not None:
+            self.store = str(self.store)
+        return self
+
+    def assistant(self) -> Assistant:
+        """The assistant behind this object."""
+        if self.engine is None:
+            self.engine = self._made()
+        found: Assistant = self.engine
+        return found
+
+    def _made(self) -> Assistant:
+        from hmt_memory.assistant import Assistant, ModelSettings
+
+        return Assistant.shared(ModelSettings(self.model_name, self.adapter, self.dtype, self.device), self.store)
+
+    def __deepcopy__(self, memo: Any = None) -> Self:
+        return self.model_copy()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        pickle.dumps(self.engine)  # LlamaIndex would leave out what cannot be pickled, and read with another model then
+        return super().__getstate__()
+
+
+def assistant_of(llm: Any, settings: Mapping[str, Any]) -> Assistant:
+    """The assistant of an `HMTLLM`, or that of settings (fields of `HMTEngine`).
+
+    Raises:
+        ValueError: both are given.
+    """
+    if not isinstance(llm, HMTEngine):
+        return HMTEngine(**settings).assistant()
+    if settings:
+        raise ValueError(f"the model and the store are those of llm: leave out {', '.join(settings)}.")
+    return llm.assistant()
+
+
+# --- messages -----------------------------------------------------------------------------------------------------------
+
+
+def to_dicts(messages: Sequence[ChatMessage], *, text_only: bool = False) -> list[dict[str, Any]]:
+    """LlamaIndex messages as `hmt_memory` takes them: role, content, and where they have them tool_calls, tool_call_id.
+
+    Args:
+        text_only: leave out pictures, sound and files instead of refusing them.
+
+    Raises:
+        ValueError: content that is no text.
+    """
+    return [_to_dict(message, text_only) for message in messages]
+
+
+def _to_dict(message: ChatMessage, text_only: bool) -> dict[str, Any]:
+    role = MessageRole(message.role).value
+    texts, calls = [], []
+    for block in message.blocks:
+        if isinstance(block, ToolCallBlock):
+            calls.append(_call(block.tool_name, block.tool_kwargs, block.tool_call_id))
+        elif not isinstance(block, _SILENT) and (text := _text(block, text_only)) is not None:
+            texts.append(text)
+    found: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}  # as ChatMessage.content has them
+    calls = calls or [_call_of_openai(call) for call in message.additional_kwargs.get("tool_calls") or ()]
+    if calls:
+        found["tool_calls"] = calls
+    if (answers := message.additional_kwargs.get("tool_call_id")) is not None and found["role"] == "tool":
+        found["tool_call_id"] = str(answers)
+    return found
+
+
+def _text(block: Any, text_only: bool) -> str | None:
+    if isinstance(block, TextBlock):
+        return block.text
+    if isinstance(block, _MEDIA):
+        if text_only:
+            return None
+        raise ValueError(f"HMT models read text only, not a block of type {block.block_type!r}. Leave it out or describe it.")
+    texts = (_text(one, text_only) for one in block.nested_blocks)  # what is cited, or can be
+    return "\n".join(text for text in texts if text is not None)
+
+
+def _call(name: str, arguments: dict[str, Any] | str, id: str | None) -> dict[str, Any]:
+    """A call in OpenAI's form."""
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return {"id": id or "", "type": "function", "function": {"name": name, "arguments": written}}
+
+
+def _call_of_openai(call: Any) -> dict[str, Any]:
+    """A call as other integrations leave it in `additional_kwargs`: a dict, or an object of OpenAI's client."""
+    held = call if isinstance(call, Mapping) else call.model_dump()
+    function = held.get("function", held)
+    return _call(str(function.get("name")), function.get("arguments") or {}, held.get("id"))
+
+
+def from_stored(message: Message) -> ChatMessage:
+    """A stored message as a LlamaIndex message of its own."""
+    calls = [ToolCallBlock(tool_call_id=id, tool_name=name, tool_kwargs=given) for id, name, given in _stored_calls(message)]
+    blocks = [TextBlock(text=message.content)] if message.content or not calls else []
+    known = {role.value for role in MessageRole}
+    answers = {"tool_call_id": message.fields["tool_call_id"]} if "tool_call_id" in message.fields else {}
+    role = MessageRole(message.role if message.role in known else "user")
+    return ChatMessage(role=role, blocks=[*blocks, *calls], additional_kwargs=answers)
+
+
+def _stored_calls(message: Message) -> Iterator[tuple[str | None, str, Any]]:
+    from hmt_memory.transcript import called
+
+    for call in message.fields.get("tool_calls") or ():
+        name, arguments = called(call)
+        yield call.get("id") or None, str(name), arguments
+
+
+# --- the model ----------------------------------------------------------------------------------------------------------
+
+
+class HMTLLM(HMTEngine, FunctionCallingLLM):
+    """A local model with HMT memory.
+
+    >>> HMTLLM(temperature=0.2).metadata.model_name
+    'smollm2-135m-instruct'
+
+    Options of a call: those below, `tools`, `tool_choice`, `schema` (of JSON to answer), and all others of `Session.reply`.
+    What was recalled for an answer is in `response.raw["hmt"]`.
+    """
+
+    session_id: str | None = None
+    """The session that remembers the calls; a call's own `session_id=` goes before it."""
+    history_mode: Literal["auto", "incremental", "full"] = "auto"
+    """How the messages of a call are compared with what its session holds: `hmt_memory.reconcile`."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    max_tokens: int = 256
+    """Of an answer."""
+    stop: list[str] | None = None
+    seed: int | None = None
+    """Makes sampling repeatable."""
+    context_window: int = Field(default=1 << 20, ge=1024)
+    """What engines are told they may pass. Reading has no end; a smaller number makes them trim, split and refine."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Names the class where it is written down."""
+        return "HMTLLM"
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """What it is, without loading it."""
+        return LLMMetadata(
+            context_window=self.context_window,
+            num_output=self.max_tokens,
+            is_chat_model=True,
+            is_function_calling_model=True,
+            model_name=self.model_name,
+        )
+
+    # --- chat -------------------------------------------------------------------------------------------------------
+
+    @llm_chat_callback()
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation."""
+        return self._chat(messages, kwargs)
+
+    @llm_chat_callback()
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answer it piece by piece; the last response has the calls and what was counted."""
+        return self._chat_responses(self._reply(messages, kwargs))
+
+    @llm_chat_callback()
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """As `chat`, off the event loop."""
+        return await asyncio.to_thread(self._chat, messages, kwargs)
+
+    @llm_chat_callback()
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """As `stream_chat`, off the event loop."""
+        reply = await asyncio.to_thread(self._reply, messages, kwargs)
+        return off_the_loop(self._chat_responses(reply))
+
+    def _chat(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> ChatResponse:
+        return self._whole(self._reply(messages, kwargs).finish())
+
+    def _reply(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Answer:
+        options = self.decoding(kwargs)
+        session, history = options.pop("session_id", None) or self.session_id, options.pop("history_mode", None)
+        if session is not None:
+            options |= {"session": session, "history": history or self.history_mode}
+        return self.assistant().reply(to_dicts(messages), **options)
+
+    def decoding(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a call, with ours where it has none."""
+        ours = {name: getattr(self, name) for name in ("stop", "temperature", "top_p", "seed")}
+        options = {**ours, "min_new_tokens": 1, **given}
+        return {**options, "max_new_tokens": options.pop("max_tokens", None) or self.max_tokens}
+
+    def _chat_responses(self, reply: Answer) -> ChatResponseGen:
+        for piece in reply:
+            yield ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=reply.text), delta=piece)
+        yield self._whole(reply, delta="")
+
+    def _whole(self, reply: Answer, *, delta: str | None = None) -> ChatResponse:
+        calls = [
+            ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in reply.tool_calls
+        ]
+        texts = [TextBlock(text=reply.text)] if reply.text or not calls else []
+        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=[*texts, *calls])
+        return ChatResponse(message=message, delta=delta, raw=self._raw(reply))
+
+    def _raw(self, reply: Answer | Generation) -> dict[str, Any]:
+        """What was counted and recalled. In a session, what the model was shown is what was asked, whatever the history."""
+        stored = getattr(reply, "message_ids", None)
+        asked = reply.usage.prompt_tokens if stored is None else reply.usage.view_tokens
+        made = reply.usage.completion_tokens
+        recalled = [one.to_dict() for one in getattr(reply, "recalled", ())]
+        about: dict[str, Any] = {"recalled": recalled, "view_tokens": reply.usage.view_tokens}
+        if stored is not None:
+            about["message_ids"] = stored
+        return {
+            "model": self.model_name,
+            "finish_reason": reply.finish_reason,
+            "usage": {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made},
+            "hmt": about,
+        }
+
+    # --- completion -------------------------------------------------------------------------------------------------
+
+    @llm_completion_callback()
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a prompt as a user's turn; `formatted`: continue it as it stands."""
+        return self._complete(prompt, formatted, kwargs)
+
+    @llm_completion_callback()
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """Answer it piece by piece."""
+        return self._completions(self._completion(prompt, formatted, kwargs))
+
+    @llm_completion_callback()
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """As `complete`, off the event loop."""
+        return await asyncio.to_thread(self._complete, prompt, formatted, kwargs)
+
+    @llm_completion_callback()
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """As `stream_complete`, off the event loop."""
+        return off_the_loop(self._completions(await asyncio.to_thread(self._completion, prompt, formatted, kwargs)))
+
+    def _complete(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> CompletionResponse:
+        reply = self._completion(prompt, formatted, kwargs).finish()
+        return CompletionResponse(text=reply.text, raw=self._raw(reply))
+
+    def _completion(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Answer | Generation:
+        if not formatted:
+            system = [ChatMessage(role=MessageRole.SYSTEM, content=self.system_prompt)] if self.system_prompt else []
+            return self._reply([*system, ChatMessage(role=MessageRole.USER, content=prompt)], kwargs)
+        options = self.decoding(kwargs)
+        if options.pop("session_id", None) or self.session_id:
+            raise ValueError("a formatted prompt is no turn of a session. Pass formatted=False, or use a model without one.")
+        return self.assistant().model.generate(prompt, **options)
+
+    def _completions(self, reply: Answer | Generation) -> CompletionResponseGen:
+        for piece in reply:
+            yield CompletionResponse(text=reply.text, delta=piece)
+        yield CompletionResponse(text=reply.text, delta="", raw=self._raw(reply))
+
+    # --- tools and structured output --------------------------------------------------------------------------------
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        asked = ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
+        choice = "required" if tool_choice is None and tool_required else tool_choice
+        return {
+            "messages": [*(chat_history or ()), *([] if asked is None else [asked])],
+            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools] or None,
+            "tool_choice": choice,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """The calls in an answer.
+
+        Raises:
+            ValueError: there is none, unless `error_on_no_tool_call` is off.
+        """
+        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+        if not calls and error_on_no_tool_call:
+            raise ValueError(f"the model called no tool. It said: {(response.message.content or '')[:200]!r}")
+        return [
+            ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=_as_dict(call.tool_kwargs))
+            for call in calls
+        ]
+
+    # LlamaIndex requires the call where an object is asked for whole, and hopes for it where it is streamed.
+
+    def _structured_stream_call(self, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any) -> Any:
+        return self._program(output_cls, prompt).stream_call(llm_kwargs=llm_kwargs, **prompt_args)
+
+    async def _structured_astream_call(self, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any) -> Any:
+        return await self._program(output_cls, prompt).astream_call(llm_kwargs=llm_kwargs, **prompt_args)
+
+    def _program(self, output_cls: Any, prompt: Any) -> Any:
+        from llama_index.core.program import FunctionCallingProgram
+
+        return FunctionCallingProgram.from_defaults(output_cls, prompt=prompt, llm=self, tool_choice="required")
+
+
+def _as_dict(arguments: dict[str, Any] | str) -> dict[str, Any]:
+    return dict(json.loads(arguments)) if isinstance(arguments, str) else arguments
+
+
+async def off_the_loop(responses: Iterator[_T]) -> AsyncGenerator[_T, None]:
+    """Each step in a thread. Where nobody goes on, what was begun is let go of, and nothing is stored."""
+    while (one := await asyncio.to_thread(next, responses, None)) is not None:
+        yield one

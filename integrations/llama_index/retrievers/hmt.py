@@ -1,0 +1,251 @@
+"""`HMTRetriever`: passages of corpora or of a session, recalled for a question, as LlamaIndex nodes; no embedding model.
+
+A corpus is read once, from LlamaIndex documents, and recalled from at any time; `refresh` reads what has changed.
+`HMTQueryEngine` answers from corpora through their memory and the passages that are replayed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingResponse, Response, StreamingResponse
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.schema import (
+    Document,
+    MetadataMode,
+    NodeRelationship,
+    NodeWithScore,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_index.llms.hmt import HMTLLM, assistant_of, off_the_loop
+
+if TYPE_CHECKING:
+    from llama_index.core.callbacks import CallbackManager
+
+    from hmt_memory import Corpus, RecalledSegment
+    from hmt_memory.answer import Answer
+
+_DOCUMENT = "document_id"  # in a document's stored metadata: what LlamaIndex calls it
+
+
+class HMTRetriever(BaseRetriever):
+    """Recalls verbatim passages with their weights, heaviest first.
+
+    Args:
+        corpora: names of the corpora to recall from; `add_documents` and `refresh` make the first of them.
+        session_id: the session to recall from instead; nothing is recalled while there is none of that name.
+        similarity_top_k: passages recalled.
+        llm: an `HMTLLM` whose model and store are used.
+        settings: fields of `HMTEngine` where there is no `llm`: model, adapter, store, dtype, device.
+
+    A node's id names its segment; its metadata has what the document brought, its source, segment, token span and time. None of
+    that is shown to a model.
+
+    Raises:
+        ValueError: neither corpora nor a session is named, or both are.
+    """
+
+    def __init__(
+        self,
+        corpora: str | Sequence[str] = (),
+        *,
+        session_id: str | None = None,
+        similarity_top_k: int = 8,
+        llm: HMTLLM | None = None,
+        callback_manager: CallbackManager | None = None,
+        verbose: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.corpora = (corpora,) if isinstance(corpora, str) else tuple(corpora)
+        self._session_id, self.similarity_top_k = session_id, similarity_top_k
+        if bool(self.corpora) == (session_id is not None):
+            raise ValueError(
+                'name corpora to recall from, HMTRetriever("handbook"), or a session: HMTRetriever(session_id="alice").'
+            )
+        self._assistant = assistant_of(llm, settings)
+        super().__init__(callback_manager=callback_manager, verbose=verbose)
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def add_documents(self, documents: Sequence[Document]) -> list[int]:
+        """Read documents into the first of the corpora. They are on disk when it returns.
+
+        Returns:
+            Their ids in the corpus, for `Corpus.remove`.
+
+        Raises:
+            ValueError: this retriever recalls from a session, or a document has no text; nothing is stored then.
+        """
+        return self._corpus().add_documents([_body(document) for document in documents])
+
+    def refresh(self, documents: Sequence[Document]) -> list[bool]:
+        """Read the documents that are new or have changed since they were read; the others cost nothing.
+
+        A document is known by its file and page, by an id that you gave it, or else by its first words. Documents of one name
+        are read together. None is removed because it is missing here.
+
+        Returns:
+            For each, whether it was read.
+        """
+        corpus, bodies = self._corpus(), [_body(document) for document in documents]
+        stored = _by_name((one.name, one.text) for one in corpus.documents())
+        given = _by_name((body["name"], body["text"]) for body in bodies)
+        changed = {name for name, texts in given.items() if stored.get(name) != texts}
+        corpus.add_documents([body for body in bodies if body["name"] in changed], replace_named=True)
+        return [body["name"] in changed for body in bodies]
+
+    def _corpus(self) -> Corpus:
+        if not self.corpora:
+            raise ValueError('documents are read into a corpus, and this retriever has a session: HMTRetriever("handbook").')
+        return self._assistant.corpus(self.corpora[0])
+
+    # --- recalling --------------------------------------------------------------------------------------------------
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        query = query_bundle.query_str
+        if not query.strip() or (self._session_id is not None and not self._assistant.has_session(self._session_id)):
+            return []
+        found = self._assistant.recall(query, session=self._session_id, corpora=self.corpora, top_k=self.similarity_top_k)
+        return [NodeWithScore(node=_node(one), score=one.weight) for one in found]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)
+
+
+class HMTQueryEngine(BaseQueryEngine):
+    """Answers from corpora: the model's memory is theirs, and it is shown the passages that the question recalls.
+
+    Args:
+        corpora: names of the corpora. llm: its model, store and decoding are used.
+        system_prompt: how to answer. streaming: give `StreamingResponse`s, whose text comes piece by piece.
+
+    A response's `source_nodes` are the passages that were shown, and their places are in its `metadata`. For another LLM, or
+    for node postprocessors, put an `HMTRetriever` into LlamaIndex's own `RetrieverQueryEngine`.
+
+    >>> HMTQueryEngine("handbook").retriever.similarity_top_k
+    8
+    """
+
+    def __init__(
+        self,
+        corpora: str | Sequence[str],
+        *,
+        llm: HMTLLM | None = None,
+        system_prompt: str | None = None,
+        streaming: bool = False,
+        callback_manager: CallbackManager | None = None,
+    ) -> None:
+        self._llm = llm or HMTLLM()
+        self.retriever = HMTRetriever(corpora, llm=self._llm)
+        self._system_prompt, self._streaming = system_prompt or self._llm.system_prompt, streaming
+        super().__init__(callback_manager)
+
+    @classmethod
+    def from_documents(cls, documents: Sequence[Document], corpus: str = "documents", **options: Any) -> HMTQueryEngine:
+        """An engine over a corpus that holds these documents; those that it holds already are not read again.
+
+        Args:
+            options: of the class.
+        """
+        engine = cls(corpus, **options)
+        engine.retriever.refresh(documents)
+        return engine
+
+    def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """The passages that a question recalls."""
+        return self.retriever.retrieve(query_bundle)
+
+    async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """As `retrieve`, off the event loop."""
+        return await self.retriever.aretrieve(query_bundle)
+
+    def _get_prompt_modules(self) -> Any:
+        return {}
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        asked: dict[str, Any] = {EventPayload.QUERY_STR: query_bundle.query_str}
+        with self.callback_manager.event(CBEventType.QUERY, payload=asked) as event:
+            answer, pieces = self._begun(query_bundle)
+            nodes = _nodes(answer.recalled)
+            response: RESPONSE_TYPE = (
+                StreamingResponse(pieces, **nodes) if self._streaming else Response("".join(pieces), **nodes)
+            )
+            event.on_end(payload={EventPayload.RESPONSE: response})
+        return response
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        if not self._streaming:
+            return await asyncio.to_thread(self._query, query_bundle)
+        answer, pieces = await asyncio.to_thread(self._begun, query_bundle)
+        return AsyncStreamingResponse(off_the_loop(pieces), **_nodes(answer.recalled))
+
+    def _begun(self, query_bundle: QueryBundle) -> tuple[Answer, Generator[str, None, None]]:
+        """An answer whose passages are chosen, and all of its pieces."""
+        question, corpora = query_bundle.query_str, self.retriever.corpora
+        answer = self._llm.assistant().ask(question, corpora, system=self._system_prompt, **self._llm.decoding({}))
+        first = next(answer, "")
+
+        def pieces() -> Generator[str, None, None]:
+            yield first
+            yield from answer
+
+        return answer, pieces()
+
+
+def _nodes(recalled: Sequence[RecalledSegment]) -> dict[str, Any]:
+    """What a response says of its sources."""
+    nodes = [NodeWithScore(node=_node(one), score=one.weight) for one in recalled]
+    return {"source_nodes": nodes, "metadata": {one.node_id: one.metadata for one in nodes}}
+
+
+def _body(document: Document) -> dict[str, Any]:
+    """A document as `Corpus.add_documents` takes it."""
+    from hmt_memory.corpus import name_of
+
+    about = document.metadata
+    text = document.get_content(metadata_mode=MetadataMode.NONE)
+    own = "" if _is_random(document.id_) else document.id_
+    name = str(about.get("file_path") or about.get("file_name") or own or name_of(text))
+    page = f", page {about['page_label']}" if "page_label" in about else ""
+    return {"name": name + page, "text": text, "metadata": {**about, _DOCUMENT: document.id_}}
+
+
+def _is_random(id: str) -> bool:
+    try:
+        return uuid.UUID(id).version == 4
+    except ValueError:
+        return False
+
+
+def _by_name(documents: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, text in documents:
+        found.setdefault(name, []).append(text)
+    return {name: sorted(texts) for name, texts in found.items()}
+
+
+def _node(one: RecalledSegment) -> TextNode:
+    brought = dict(one.metadata)
+    document = brought.pop(_DOCUMENT, None)
+    about = brought | {
+        "source": one.source,
+        "segment": one.segment,
+        "token_span": list(one.token_span),
+        "created_at": one.created_at.isoformat(),
+    }
+    relations: Any = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(document))} if document is not None else {}
+    return TextNode(
+        id_=one.id,
+        text=one.text,
+        metadata=about,
+        relationships=relations,
+        excluded_llm_metadata_keys=[*about],
+        excluded_embed_metadata_keys=[*about],
+    )
