@@ -276,7 +276,8 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         """Options of a call, with ours where it has none."""
         ours = {name: getattr(self, name) for name in ("stop", "temperature", "top_p", "seed")}
         options = {**ours, "min_new_tokens": 1, **given}
-        return {**options, "max_new_tokens": options.pop("max_tokens", None) or self.max_tokens}
+        options["max_new_tokens"] = options.pop("max_tokens", None) or self.max_tokens
+        return options
 
     def _chat_responses(self, reply: Answer) -> ChatResponseGen:
         for piece in reply:
@@ -385,18 +386,35 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
             for call in calls
         ]
 
-    # LlamaIndex requires the call where an object is asked for whole, and hopes for it where it is streamed.
+    # Objects that are streamed: LlamaIndex's own way only hopes that the model calls. An answer in JSON grows with every piece.
 
     def _structured_stream_call(self, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any) -> Any:
-        return self._program(output_cls, prompt).stream_call(llm_kwargs=llm_kwargs, **prompt_args)
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        stream = self.stream_chat(messages, schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
+        growing = _Growing(output_cls)
+        return (growing.with_more(response) for response in stream)
 
     async def _structured_astream_call(self, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any) -> Any:
-        return await self._program(output_cls, prompt).astream_call(llm_kwargs=llm_kwargs, **prompt_args)
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        stream = await self.astream_chat(messages, schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
+        growing = _Growing(output_cls)
+        return (growing.with_more(response) async for response in stream)
 
-    def _program(self, output_cls: Any, prompt: Any) -> Any:
-        from llama_index.core.program import FunctionCallingProgram
 
-        return FunctionCallingProgram.from_defaults(output_cls, prompt=prompt, llm=self, tool_choice="required")
+class _Growing:
+    """An object whose JSON is still being written."""
+
+    def __init__(self, output_cls: Any) -> None:
+        self._output_cls = output_cls
+        self._latest: Any = None
+
+    def with_more(self, response: ChatResponse) -> Any:
+        """The object as far as it is there; the last is whole."""
+        from llama_index.core.program.utils import process_streaming_objects
+
+        before = None if self._latest is None else [self._latest]
+        self._latest = process_streaming_objects(response, self._output_cls, cur_objects=before)
+        return self._latest
 
 
 def _as_dict(arguments: dict[str, Any] | str) -> dict[str, Any]:

@@ -11,12 +11,12 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from llama_index.llms.hmt import HMTEngine, assistant_of, from_stored, to_dicts  # first: it says what to install
+
+# isort: split
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.memory import BaseMemory, BaseMemoryBlock
-from llama_index.llms.hmt import HMTEngine, assistant_of, from_stored, to_dicts
 from pydantic import Field
-
-from hmt_memory.chat import SYSTEM_ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,6 +112,8 @@ class HMTMemory(HMTEngine, BaseMemory):
         They begin with a user's turn: a call is not parted from its result, nor an answer from its question; the last turn is
         there at any length.
         """
+        from hmt_memory.chat import SYSTEM_ROLES
+
         session = self.assistant().session(self.session_id)
         first, used = session.stats()["messages"], 0
         latest: list[Message] = []

@@ -11,6 +11,9 @@ import uuid
 from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llama_index.llms.hmt import HMTLLM, assistant_of, off_the_loop  # first: it says what to install
+
+# isort: split
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import RESPONSE_TYPE, AsyncStreamingResponse, Response, StreamingResponse
@@ -24,7 +27,6 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from llama_index.llms.hmt import HMTLLM, assistant_of, off_the_loop
 
 if TYPE_CHECKING:
     from llama_index.core.callbacks import CallbackManager
