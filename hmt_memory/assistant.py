@@ -275,16 +275,25 @@ class Assistant:
     # --- looking ----------------------------------------------------------------------------------------------------
 
     def recall(
-        self, query: str, *, session: str | None = None, corpora: Sequence[str] = (), top_k: int = 5
+        self,
+        query: str,
+        *,
+        session: str | None = None,
+        corpora: Sequence[str] = (),
+        top_k: int = 5,
+        before: int | None = None,
     ) -> RecalledSegments:
         """The passages of a session, or of corpora, that a text remembers most.
+
+        Args:
+            before: in a session, as for `Session.recall`.
 
         Raises:
             InputError: neither is named, or the query is empty. SessionNotFoundError: there is none of that name.
         """
         if session is not None:
             self.store.session(session)  # without a model, which makes none
-            return self.session(session).recall(query, top_k)
+            return self.session(session).recall(query, top_k, before=before)
         first, *others = self._known(corpora)
         return first.recall(query, top_k, others=others)
 
@@ -306,12 +315,20 @@ class Assistant:
         return [self.corpus(name) for name in corpora]
 
     def recall_hidden(
-        self, query: str, shown: Sequence[str], *, session: str, top_k: int | None = None, tokens: int | None = None
+        self,
+        query: str,
+        shown: Sequence[str],
+        *,
+        session: str,
+        top_k: int | None = None,
+        tokens: int | None = None,
+        before: int | None = None,
     ) -> list[RecalledSegment]:
         """The passages that a model which sees only the messages `shown` of a session should be told for a query.
 
         Args:
             shown: what those messages say. top_k: at most so many passages. tokens: at most so many tokens of their quotes.
+            before: id of the first of those messages, if they are in the session.
 
         Returns:
             The heaviest that hold something not shown, in the order they were said; none where there is no such session.
@@ -320,7 +337,7 @@ class Assistant:
             return []
         visible = {text.strip() for text in shown}
         found: list[RecalledSegment] = []
-        for one in self.recall(query, session=session, top_k=_CANDIDATES):
+        for one in self.recall(query, session=session, top_k=_CANDIDATES, before=before):
             if len(found) == top_k:
                 break
             if one.messages and all(message.content.strip() in visible for message in one.messages):

@@ -242,8 +242,9 @@ def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> 
     k = max(model.config.recall_window, top_k)
     chosen = choose(model, shards, _candidates(model, shards, ids, k), query, k)
     result.coverage = chosen.coverage
-    for (shard, position), weight in zip(chosen.places[:top_k], chosen.weights, strict=False):
-        result.append(_segment(shards[shard].cite(position), weight, result.coverage))
+    for (shard, position), weight in zip(chosen.places, chosen.weights, strict=True):
+        if len(result) < top_k and not shards[shard].is_asked(position):
+            result.append(_segment(shards[shard].cite(position), weight, result.coverage))
     return result
 
 

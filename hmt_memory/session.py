@@ -174,20 +174,25 @@ class Session(Collection):
         )
         return Reply(self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing)
 
-    def recall(self, query: str, top_k: int = 5) -> RecalledSegments:
+    def recall(self, query: str, top_k: int = 5, *, before: int | None = None) -> RecalledSegments:
         """The segments a text remembers most, of this conversation and the attached corpora, by falling weight.
+
+        Args:
+            before: id of a message; only what was said before it is recalled. A question that was added already shares every
+                word with itself.
 
         Returns:
             A list with `.coverage`: at least this share of the softmax over all segments fell on those preselected.
 
         Raises:
-            InputError: the query is empty or `top_k` below 1.
+            InputError: the query is empty or `top_k` below 1. SessionNotFoundError: there is no message `before`.
         """
         model = self._needs_model()
         with self._reading():
             snapshot = self._read_pending()
         with self._unless_rewritten(snapshot):
-            return recollection.recall(model, self._shards(snapshot), query, top_k)
+            asked_at = None if before is None else self._place(snapshot, before)[1]
+            return recollection.recall(model, self._shards(snapshot, asked_at=asked_at), query, top_k)
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -369,12 +374,17 @@ class Session(Collection):
     def _before(self, snapshot: _Snapshot, message: int) -> _Snapshot:
         """The session as it was before a message; its row is that of now."""
         model = self._needs_model()
+        at, tokens = self._place(snapshot, message)
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            parts = records.until(snapshot.parts, at, tokens, tokens // model.config.segment_length)
+            return _Snapshot(snapshot.row, parts, load_state(db, parts, model))
+
+    def _place(self, snapshot: _Snapshot, message: int) -> tuple[int, int]:
+        """How many messages, and how many tokens, come before a message."""
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             at = history.positions(db, snapshot.row, snapshot.parts, [message])[message]
             (row,) = records.messages(db, snapshot.parts, at, at + 1)
-            tokens = row.tokens[0]
-            parts = records.until(snapshot.parts, at, tokens, tokens // model.config.segment_length)
-            return _Snapshot(snapshot.row, parts, load_state(db, parts, model))
+        return at, row.tokens[0]
 
     def _read_pending(self, progress: Progress | None = None) -> _Snapshot:
         """Read what is stored and not read yet, inside `_reading`; the snapshot afterwards, which lacks no full segment."""

@@ -86,6 +86,10 @@ class Shard:
         with self.database.reading() as db:
             return self.indexes.memory.search(db, self.shelf, query, k)
 
+    def is_asked(self, position: int) -> bool:
+        """Whether a segment belongs to the question itself."""
+        return False
+
     def find(self, query: Sequence[str]) -> Postings:
         """Where distinct words (`words.distinct_terms`) stand."""
         with self.database.reading() as db:
@@ -131,6 +135,10 @@ class SessionShard(Shard):
         start, stop = position * self.length, (position + 1) * self.length
         with self.database.reading() as db:
             return self._cite(db, 0, position, (start, stop if before is None else max(start, min(stop, before))))
+
+    def is_asked(self, position: int) -> bool:
+        """Whether a segment belongs to the question itself."""
+        return self.asked_at is not None and position * self.length >= self.asked_at
 
     def find(self, query: Sequence[str]) -> Postings:
         """Where distinct words stand before the question that they are of."""

@@ -92,13 +92,6 @@ def test_metadata_is_said_without_loading_anything() -> None:
         HMTLLM(context_window=512)
 
 
-def test_without_llama_index_its_modules_say_what_to_install() -> None:
-    for module in ("llms", "memory", "retrievers"):
-        code = f"import sys; sys.modules['llama_index.core'] = None; import llama_index.{module}.hmt"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-        assert "needs LlamaIndex. Run: pip install 'hmt-memory[llama-index]'" in done.stderr
-
-
 async def test_all_eight_endpoints_say_the_same(llm: HMTLLM) -> None:
     messages = [user("hello")]
     whole, streamed = llm.chat(messages), list(llm.stream_chat(messages))

@@ -7,6 +7,7 @@ import doctest
 import importlib
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -109,12 +110,6 @@ def test_importing_is_light() -> None:
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
-def test_without_langchain_its_classes_say_what_to_install() -> None:
-    code = "import sys; sys.modules['langchain_core'] = None; import langchain_hmt"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "langchain_hmt needs LangChain. Run: pip install 'hmt-memory[langchain]'" in result.stderr
-
-
 def test_the_engine_never_imports_a_framework_or_faiss() -> None:
     code = (
         "import sys; from hmt_memory import HMTModel; import hmt_memory.memory_store, hmt_memory.checkpoint;"
@@ -166,18 +161,34 @@ def test_examples_in_docstrings_run(module: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
+def test_nothing_stands_above_the_llama_index_modules() -> None:
+    """An `__init__.py` there would hide LlamaIndex itself."""
+    folder = ROOT / "integrations" / "llama_index"
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert files == {"llms/hmt.py", "memory/hmt.py", "retrievers/hmt.py"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the wheel installs, in a folder of its own."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     done = subprocess.run(build, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
+    (made,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(made) as archive:
         archive.extractall(tmp_path / "site")
-    top = {path.name for path in (tmp_path / "site").iterdir()}
-    assert top == {"hmt_memory", "hmt_kernels", "langchain_hmt", f"hmt_memory-{hmt_memory.__version__}.dist-info"}
-    assert (tmp_path / "site" / "hmt_memory" / "py.typed").is_file()
+    return tmp_path / "site"
+
+
+def test_the_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
+    top = {path.name for path in wheel.iterdir()}
+    information = f"hmt_memory-{hmt_memory.__version__}.dist-info"
+    assert top == {"hmt_memory", "hmt_kernels", "langchain_hmt", "llama_index", information}
+    assert {path.name for path in (wheel / "llama_index").rglob("*")} == {"llms", "memory", "retrievers", "hmt.py"}
+    assert (wheel / "hmt_memory" / "py.typed").is_file()
     code = (
-        f"import sys; sys.path[:] = [{str(tmp_path / 'site')!r}] + [p for p in sys.path if {str(ROOT)!r} + '/' not in p + '/' "
+        f"import sys; sys.path[:] = [{str(wheel)!r}] + [p for p in sys.path if {str(ROOT)!r} + '/' not in p + '/' "
         "or 'site-packages' in p]\n"
         "sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
         "from hmt_memory import HMTModel, HMTConfig; import hmt_memory, hmt_kernels, torch, transformers\n"
@@ -186,8 +197,28 @@ def test_the_wheel_works_outside_the_repository(tmp_path: Path) -> None:
         "model = HMTModel.wrap(lm, None, HMTConfig(segment_length=8, sensory_length=2))\n"
         "assert model.read(list(range(40))).segments == 5\n"
         "import langchain_hmt; assert langchain_hmt.HMTChatModel().model_name\n"
-        "print(hmt_memory.__file__, hmt_kernels.__file__, langchain_hmt.__file__)"
+        "import llama_index.core, llama_index.llms.hmt as llms, llama_index.memory.hmt as m, llama_index.retrievers.hmt as r\n"
+        "assert llms.HMTLLM().metadata and m.HMTMemory() and m.HMTMemoryBlock() and r.HMTRetriever('a')\n"
+        "print(*(one.__file__ for one in (hmt_memory, hmt_kernels, langchain_hmt, llms, m, r)))"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert all(path.startswith(str(tmp_path / "site")) for path in ran.stdout.split())
+    assert all(path.startswith(str(wheel)) for path in ran.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("module", "hint"),
+    [
+        ("langchain_hmt", "langchain_hmt needs LangChain. Run: pip install 'hmt-memory[langchain]'"),
+        *(
+            (f"llama_index.{kind}.hmt", "llama_index.*.hmt needs LlamaIndex. Run: pip install 'hmt-memory[llama-index]'")
+            for kind in ("llms", "memory", "retrievers")
+        ),
+    ],
+)
+def test_without_its_framework_a_class_says_what_to_install(module: str, hint: str, wheel: Path, tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    python = tmp_path / "bare" / "bin" / "python"
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import hmt_memory; print('fine'); import {module}"
+    ran = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "fine\n" and hint in ran.stderr

@@ -254,3 +254,24 @@ def test_tokens_are_the_model_s_own(assistant: Assistant) -> None:
     counted = assistant.count_message_tokens(TALK)
     rendered = MODEL.backbone.tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
     assert counted == len(MODEL.backbone.encode(rendered))
+
+
+def test_what_a_model_is_not_shown_is_recalled_for_it(assistant: Assistant) -> None:
+    words = Assistant(MODEL.with_config(selection="words"), store=assistant.folder)
+    talk = [user("the red door is locked today"), *(user(f"line {at} says very little") for at in range(8)), user("red door?")]
+    ids = words.add("alice", talk)
+    found = words.recall_hidden("red door?", [talk[-1]["content"]], session="alice", top_k=2, before=ids[-1])
+    assert "the red" in found[0].text and "red door?" not in "".join(one.text for one in found)
+    assert [one.segment for one in found] == sorted(one.segment for one in found)
+    assert all(one.messages[0].id < ids[-1] for one in words.session("alice").recall("red door?", 50, before=ids[-1]))
+    costs = [len(words.token_ids(one.quote())) for one in found]
+    assert len(words.recall_hidden("red door?", [], session="alice", tokens=min(costs), before=ids[-1])) <= 1
+    assert words.recall_hidden("red door?", [], session="nobody") == words.recall_hidden(" ", [], session="alice") == []
+    shown = [message["content"] for message in talk]
+    assert words.recall_hidden("red door?", shown, session="alice") == []
+    words.corpus("house").add_documents([("doors.md", "the red door leads to the garden")])
+    words.session("alice").attach("house")
+    (quote, *_) = words.recall_hidden("red door?", shown, session="alice")
+    assert quote.quote().startswith("[house/doors.md]\n")
+    with pytest.raises(SessionNotFoundError):
+        words.session("alice").recall("x", before=999)

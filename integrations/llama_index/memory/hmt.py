@@ -136,7 +136,8 @@ class HMTMemory(HMTEngine, BaseMemory):
         shown, room = [one.content for one in window], room - self._tokens(_block([]))
         if room <= 0:
             return ""
-        found = self.assistant().recall_hidden(query, shown, session=self.session_id, tokens=room)
+        first = window[0].id if window else None
+        found = self.assistant().recall_hidden(query, shown, session=self.session_id, tokens=room, before=first)
         return _block(found) if found else ""
 
     def _tokens(self, text: str) -> int:
