@@ -1,0 +1,138 @@
+"""The LlamaIndex classes on the real default model: every engine, what a memory is for, objects and tools."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from llama_index.core import Document
+from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
+from llama_index.core.memory import Memory
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.tools import FunctionTool
+from llama_index.llms.hmt import HMTLLM
+from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock
+from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
+from pydantic import BaseModel
+
+from hmt_memory import Assistant, HMTModel
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+NOTICE = "The notice period is three months to the end of a quarter. Thirty days of leave a year are yours."
+HOUSE = "The canteen opens at half past eleven. Bicycles stand in the cellar, whose door code is 4071."
+
+
+@pytest.fixture
+def llm(tmp_path: Path, smollm2: HMTModel) -> HMTLLM:
+    return HMTLLM(engine=Assistant(smollm2, store=tmp_path / "memories"), max_tokens=24, context_window=1024)
+
+
+@pytest.fixture
+def handbook(llm: HMTLLM) -> HMTRetriever:
+    retriever = HMTRetriever("handbook", llm=llm, similarity_top_k=2)
+    named = (("contract.md", NOTICE), ("house.md", HOUSE))
+    retriever.refresh([Document(text=text, metadata={"file_name": name}) for name, text in named])
+    return retriever
+
+
+def user(text: str) -> ChatMessage:
+    return ChatMessage(role="user", content=text)
+
+
+async def test_all_endpoints_say_the_same(llm: HMTLLM) -> None:
+    asked = [user("What is the capital of France?")]
+    whole = llm.chat(asked)
+    assert "Paris" in (whole.message.content or "")
+    assert (await llm.achat(asked)).message == whole.message == list(llm.stream_chat(asked))[-1].message
+    assert [one async for one in await llm.astream_chat(asked)][-1].raw == whole.raw
+    assert llm.complete("What is the capital of France?").text == whole.message.content
+    pickled = pickle.loads(pickle.dumps(HMTLLM(store=llm.store, max_tokens=24)))
+    assert pickled.to_dict()["store"] == llm.store and pickled.model_name == "smollm2-135m-instruct"
+
+
+def test_a_session_remembers_across_objects(llm: HMTLLM, smollm2: HMTModel) -> None:
+    llm.chat([user("The door code of the office is 4071.")], session_id="alice")
+    again = HMTLLM(engine=Assistant(smollm2, store=llm.store), max_tokens=24, session_id="alice")
+    response = again.chat([user("What is the door code of the office?")])
+    assert "4071" in (response.message.content or "") and len(response.raw["hmt"]["message_ids"]) == 2
+    assert "4071" not in (again.chat([user("What is the door code?")], session_id="bob").message.content or "")
+
+
+class Person(BaseModel):
+    """A person."""
+
+    name: str
+    age: int
+
+
+def room_temperature(room: Literal["kitchen", "cellar"]) -> str:
+    """Measure the temperature of a room."""
+    return f"The {room} has 21 degrees."
+
+
+room_temperature.__annotations__ = {"room": Literal["kitchen", "cellar"], "return": str}  # LlamaIndex reads no strings
+
+
+async def test_objects_and_calls(llm: HMTLLM) -> None:
+    prompt = PromptTemplate("Who is it, and how old? {text}")
+    wordy = llm.model_copy(update={"max_tokens": 96})
+    assert isinstance(wordy.structured_predict(Person, prompt, text="Ann is 41 years old."), Person)
+    *_, streamed = [one async for one in await wordy.astream_structured_predict(Person, prompt, text="Ann is 41 years old.")]
+    assert isinstance(streamed, Person)
+    tool = FunctionTool.from_defaults(room_temperature)
+    response = wordy.chat_with_tools([tool], user_msg="How warm is it in the kitchen?", tool_required=True)
+    (call,) = llm.get_tool_calls_from_response(response)
+    assert call.tool_kwargs == {"room": "kitchen"}
+
+
+@pytest.mark.parametrize("kind", ["simple", "context", "condense"])
+async def test_every_chat_engine_in_a_window_of_1024(kind: str, llm: HMTLLM, handbook: HMTRetriever) -> None:
+    memory = HMTMemory.from_defaults("alice", llm=llm)
+    engines: dict[str, Any] = {
+        "simple": lambda: SimpleChatEngine.from_defaults(llm=llm, memory=memory),
+        "context": lambda: ContextChatEngine.from_defaults(retriever=handbook, llm=llm, memory=memory),
+        "condense": lambda: CondensePlusContextChatEngine.from_defaults(retriever=handbook, llm=llm, memory=memory),
+    }
+    engine = engines[kind]()
+    asked = "The door code of the cellar is 4071. What is the door code of the cellar?" if kind == "simple" else ""
+    asked = asked or "What is the door code of the cellar?"
+    assert "4071" in str(engine.chat(asked))
+    assert "".join(engine.stream_chat("And what else?").response_gen)
+    assert str(await engine.achat("Thank you."))
+    assert [one.role.value for one in engine.chat_history] == ["user", "assistant"] * 3
+
+
+async def test_query_engines_answer_from_the_passage_and_cite_it(llm: HMTLLM, handbook: HMTRetriever) -> None:
+    for engine in (RetrieverQueryEngine.from_args(handbook, llm=llm), HMTQueryEngine("handbook", llm=llm)):
+        response = engine.query("What is the door code of the cellar?")
+        assert "4071" in str(response) and response.source_nodes[0].metadata["file_name"] == "house.md"
+        again = await engine.aquery("How long is the notice period?")
+        assert "three months" in str(again) and again.source_nodes[0].metadata["file_name"] == "contract.md"
+
+
+async def test_what_left_the_window_is_recalled(llm: HMTLLM) -> None:
+    talk = [user("The door code of the office is 4071."), ChatMessage(role="assistant", content="I will keep that in mind.")]
+    for at in range(8):
+        talk += [
+            user(f"Tell me about day {at} of the voyage."),
+            ChatMessage(role="assistant", content="The sea was calm. " * 8),
+        ]
+    asked = user("What is the door code of the office?")
+    memory = HMTMemory.from_defaults("alice", llm=llm, token_limit=300)
+    memory.put_messages([*talk, asked])
+    shown = memory.get()
+    assert "4071" in (shown[0].content or "") and len(shown) < 12
+    assert "4071" in (llm.chat(shown).message.content or "")
+    block = HMTMemoryBlock(engine=llm.engine)
+    waterfall = Memory.from_defaults("bob", token_limit=300, tokenizer_fn=llm.engine.token_ids, memory_blocks=[block])
+    for message in [*talk, asked]:
+        await waterfall.aput(message)
+    assert "4071" in ((await waterfall.aget())[0].content or "")
