@@ -30,9 +30,12 @@ _ADVICE = {
     "faiss": "for an index over long memories: pip install 'hmt-memory[cpu]', or [gpu]",
     "peft": "for adapters in the backbone: pip install 'hmt-memory[train]'",
     "triton": "for recall kernels on a GPU: pip install 'hmt-memory[gpu]'",
+    "llguidance": "for tool calls and structured output: pip install llguidance",
+    "langchain-core": "for the LangChain classes: pip install 'hmt-memory[langchain]'",
+    "llama-index-core": "for the LlamaIndex classes: pip install 'hmt-memory[llama-index]'",
 }
 _NEEDED = ("torch", "transformers")
-_RECORDED = ("peft", "triton")  # take seconds to import, so the installed version is looked up instead
+_IMPORTED = ("torch", "transformers", "faiss")  # have to load; of others, some of which take seconds, the version is looked up
 _MODEL_FILES = ("config.json", "model.safetensors")
 
 
@@ -134,7 +137,7 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
 
 def _package(name: str, advice: str) -> Package:
     try:
-        version = metadata.version(name) if name in _RECORDED else str(importlib.import_module(name).__version__)
+        version = str(importlib.import_module(name).__version__) if name in _IMPORTED else metadata.version(name)
     except (ModuleNotFoundError, metadata.PackageNotFoundError) as error:
         whole = error.name == name  # else something that the package itself imports is missing
         return Package(name, None, f"not installed; {advice}" if whole else f"does not load ({error}); {advice}")

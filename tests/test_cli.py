@@ -465,6 +465,9 @@ def test_doctor_as_json(bundled: Path, capsys: pytest.CaptureFixture[str]) -> No
         "torch",
         "transformers",
         "faiss",
+        "llguidance",
+        "langchain-core",
+        "llama-index-core",
     }
     assert found["hardware"]["dtype"] in ("float32", "bfloat16", "float16") and found["hardware"]["threads"] >= 1
 

@@ -454,3 +454,5 @@ def test_private_state_and_the_name_in_the_environment(monkeypatch: pytest.Monke
     assert HMTLLM().model_name == HMTLLM().metadata.model_name == "other/model"
     assert HMTLLM(model_name="x").model_name == HMTLLM(model="x").model_name == "x"
     assert "Assistant" not in repr(HMTLLM(model="x"))
+    with pytest.raises(ValueError, match=r"temprature\n +Extra inputs are not permitted"):
+        HMTLLM(temprature=0.5)

@@ -88,11 +88,11 @@ def test_a_hidden_fact_is_replayed_and_answered_from(smollm2: HMTModel, tmp_path
 
 
 def test_the_readmes_python_runs(smollm2: HMTModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks as they stand; only the book, the wrapped model and its batch are given."""
+    """All blocks as they stand; only the book, the handbook, the wrapped model and its batch are given."""
     monkeypatch.chdir(tmp_path)
     Path("book.txt").write_text("The ship lay in the harbour. " * 60 + "Then the lighthouse burned down.", encoding="utf-8")
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    sessions, langchain, first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    sessions, langchain, llama_index, first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     exec(sessions, {})
     assert (tmp_path / "alice.hmt").is_file()
     with MemoryStore("memories") as store:
@@ -101,6 +101,11 @@ def test_the_readmes_python_runs(smollm2: HMTModel, tmp_path: Path, monkeypatch:
     given: dict[str, Any] = {}
     exec(langchain, given)
     assert "4071" in given["answer"].text and given["answer"].response_metadata["hmt"]["session_id"] == "alice"
+    Path("handbook").mkdir()
+    Path("handbook", "contract.md").write_text("The notice period is three months to the end of a quarter.", encoding="utf-8")
+    exec(llama_index, given)
+    assert "three months" in str(given["response"]) and given["response"].source_nodes
+    assert "The door code of the office is 4071." in [one.content for one in given["memory"].get_all()]
     given |= {"any_hf_causal_lm": smollm2.backbone.causal_lm, "tokenizer": smollm2.backbone.tokenizer}
     ids = torch.arange(600).view(2, 300) + 100
     given |= {"input_ids": ids, "mask": torch.ones_like(ids), "labels": ids}

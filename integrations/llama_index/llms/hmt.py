@@ -64,7 +64,7 @@ _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 class HMTEngine(BaseModel):
     """Fields of every class here. Equal models share one set of weights, which load with the first call."""
 
-    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
 
     model_name: str = Field(default_factory=lambda: os.environ.get("HMT_MODEL", DEFAULT_MODEL), alias="model")
     """A bundled name, hub id, folder or .gguf file; the environment's HMT_MODEL, else the default model."""
