@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,20 @@ async def test_the_event_loop_goes_on_while_a_model_thinks(llm: HMTLLM) -> None:
     clock.cancel()
 
 
+async def test_async_calls_do_all_their_work_in_other_threads(llm: HMTLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    reply = Assistant.reply
+
+    def watched(self: Assistant, *args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return reply(self, *args, **options)
+
+    monkeypatch.setattr(Assistant, "reply", watched)
+    for way in ASYNC_WAYS.values():
+        await way(llm, "hello")
+    assert len(threads) == 4 and threading.main_thread() not in threads
+
+
 class Heard(BaseEventHandler):
     """Names of the events of LLMs."""
 
@@ -309,6 +324,8 @@ def test_a_resent_conversation_is_remembered_once_and_an_edit_replaces(llm: HMTL
     assert said(assistant, "alice") == ["one", "2"]
     llm.chat([user("one")], session_id="alice", history_mode="incremental")
     assert said(assistant, "alice") == ["one", "2", "one"]
+    llm.chat([user("one")], session_id="alice", history_mode="full")
+    assert said(assistant, "alice") == ["one"], "another try of the first"
 
 
 async def test_an_abandoned_stream_writes_nothing(llm: HMTLLM, assistant: Assistant) -> None:
@@ -417,6 +434,8 @@ async def test_objects_come_whole_streamed_and_from_a_structured_llm(scripted: H
     assert scripted.structured_predict(Person, prompt, who="Ann") == person
     assert await scripted.astructured_predict(Person, prompt, who="Ann") == person
     *parts, streamed = scripted.stream_structured_predict(Person, prompt, who="Ann")
+    named = [getattr(part, "name", None) is not None for part in parts]
+    assert named == sorted(named), "what is there stays there"
     assert {name for part in parts if (name := getattr(part, "name", None)) is not None} >= {"te", "text"}, "it grows"
     assert Person.model_validate(streamed.model_dump()) == person
     *_, streamed = [one async for one in await scripted.astream_structured_predict(Person, prompt, who="Ann")]

@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,10 @@ def test_refreshing_reads_what_has_changed(llm: HMTLLM) -> None:
     assert texts == sorted([NOTICE, "The canteen is closed.", "no name", "own id"])
     assert {one.name for one in corpus.documents()} == {"/n.md", "no name", "mine"}
     with pytest.raises(InputError, match="a document is a text"):
-        retriever.refresh([Document(text="good"), Document(text=" ")])
-    assert len(corpus.documents()) == 4
+        retriever.add_documents([Document(text="good"), Document(text=" ")])
+    assert retriever.refresh([Document(text=" ")]) == [False] and len(corpus.documents()) == 4
+    retriever.refresh([Document(text="dated", metadata={"day": date(2026, 11, 24)})])
+    assert corpus.documents()[-1].metadata["day"] == "2026-11-24"
 
 
 def test_a_session_is_recalled_from_when_it_is_there(assistant: Assistant) -> None:
@@ -174,6 +177,12 @@ def test_the_citation_query_engine(llm: HMTLLM, handbook: HMTRetriever) -> None:
     engine = CitationQueryEngine(handbook, llm=llm)
     response = engine.query("How long is the notice period?")
     assert str(response) == SAYS and response.source_nodes[0].node.get_content().startswith("Source 1:")
+
+
+async def test_an_empty_corpus_gives_llama_index_s_empty_response(llm: HMTLLM) -> None:
+    for streaming in (False, True):
+        engine = HMTQueryEngine.from_documents([Document(text=" ")], "nothing", llm=llm, streaming=streaming)
+        assert str(engine.query("Anything?")) == str(await engine.aquery("Anything?")) == "Empty Response"
 
 
 async def test_our_query_engine_answers_through_memory_and_says_what_it_showed(llm: HMTLLM, tmp_path: Path) -> None:

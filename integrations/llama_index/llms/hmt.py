@@ -276,8 +276,8 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         """Options of a call, with ours where it has none."""
         ours = {name: getattr(self, name) for name in ("stop", "temperature", "top_p", "seed")}
         options = {**ours, "min_new_tokens": 1, **given}
-        options["max_new_tokens"] = options.pop("max_tokens", None) or self.max_tokens
-        return options
+        most = options.pop("max_tokens", None)
+        return options | {"max_new_tokens": self.max_tokens if most is None else most}
 
     def _chat_responses(self, reply: Answer) -> ChatResponseGen:
         for piece in reply:

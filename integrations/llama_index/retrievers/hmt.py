@@ -7,6 +7,8 @@ A corpus is read once, from LlamaIndex documents, and recalled from at any time;
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import uuid
 from collections.abc import Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from hmt_memory import Corpus, RecalledSegment
     from hmt_memory.answer import Answer
 
+log = logging.getLogger("llama_index.hmt")
+_EMPTY = "Empty Response"  # what LlamaIndex's own engines say where there is nothing to answer from
 _DOCUMENT = "document_id"  # in a document's stored metadata: what LlamaIndex calls it
 
 
@@ -91,17 +95,20 @@ class HMTRetriever(BaseRetriever):
         """Read the documents that are new or have changed since they were read; the others cost nothing.
 
         A document is known by its file and page, by an id that you gave it, or else by its first words. Documents of one name
-        are read together. None is removed because it is missing here.
+        are read together. None is removed because it is missing here; what has no text is left out.
 
         Returns:
             For each, whether it was read.
         """
         corpus, bodies = self._corpus(), [_body(document) for document in documents]
+        said = [body for body in bodies if body["text"].strip()]
         stored = _by_name((one.name, one.text) for one in corpus.documents())
-        given = _by_name((body["name"], body["text"]) for body in bodies)
+        given = _by_name((body["name"], body["text"]) for body in said)
         changed = {name for name, texts in given.items() if stored.get(name) != texts}
-        corpus.add_documents([body for body in bodies if body["name"] in changed], replace_named=True)
-        return [body["name"] in changed for body in bodies]
+        corpus.add_documents([body for body in said if body["name"] in changed], replace_named=True)
+        if len(said) < len(bodies):
+            log.warning("%d documents without text were left out of corpus %r", len(bodies) - len(said), corpus.name)
+        return [body["name"] in changed and bool(body["text"].strip()) for body in bodies]
 
     def _corpus(self) -> Corpus:
         if not self.corpora:
@@ -193,10 +200,11 @@ class HMTQueryEngine(BaseQueryEngine):
         question, corpora = query_bundle.query_str, self.retriever.corpora
         answer = self._llm.assistant().ask(question, corpora, system=self._system_prompt, **self._llm.decoding({}))
         first = next(answer, "")
+        nothing = not answer.recalled and not self.retriever.retrieve(query_bundle)
 
         def pieces() -> Generator[str, None, None]:
-            yield first
-            yield from answer
+            yield _EMPTY if nothing else first
+            yield from () if nothing else answer
 
         return answer, pieces()
 
@@ -216,7 +224,8 @@ def _body(document: Document) -> dict[str, Any]:
     own = "" if _is_random(document.id_) else document.id_
     name = str(about.get("file_path") or about.get("file_name") or own or name_of(text))
     page = f", page {about['page_label']}" if "page_label" in about else ""
-    return {"name": name + page, "text": text, "metadata": {**about, _DOCUMENT: document.id_}}
+    plain = json.loads(json.dumps(about, default=str, ensure_ascii=False))  # readers leave dates and paths there
+    return {"name": name + page, "text": text, "metadata": {**plain, _DOCUMENT: document.id_}}
 
 
 def _is_random(id: str) -> bool:
