@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ class Assistant:
             self._weights = Weights(ModelSettings(model.backbone.name), model)
         self._opening = threading.Lock()
         self._open: OrderedDict[str, tuple[Session, _Log]] = OrderedDict()
-        self._comparing = threading.Lock()
+        self._comparing: WeakValueDictionary[str, Any] = WeakValueDictionary()  # a lock for each session in use
 
     @classmethod
     def shared(cls, settings: ModelSettings, store: str | Path | MemoryStore | None = None) -> Assistant:
@@ -140,6 +141,11 @@ class Assistant:
     def name(self) -> str:
         """Of the model, without loading it."""
         return self._weights.settings.model
+
+    @property
+    def settings(self) -> ModelSettings:
+        """What the model is loaded by."""
+        return self._weights.settings
 
     @property
     def folder(self) -> str:
@@ -211,7 +217,7 @@ class Assistant:
         if session is None:
             return stateless.reply(self.model, messages, cache=self._weights.prefixes, **options)
         held = self.session(session)
-        with self._comparing:
+        with self._one_at_a_time(session):
             new, replacing = self._news(held, validated(messages), history)
         return held.reply(new, replacing=replacing, **options)
 
@@ -222,14 +228,14 @@ class Assistant:
             The ids of those added.
         """
         held = self.session(session)
-        with self._comparing:
+        with self._one_at_a_time(session):
             new, replacing = self._news(held, validated(messages), history)
             return held.add(new, replacing=replacing)
 
     def set(self, session: str, messages: Messages) -> None:
         """Make a session hold these messages and no others. What both begin with stays as it was read."""
         held, batch = self.session(session), validated(messages)
-        with self._comparing:
+        with self._one_at_a_time(session):
             new, replacing = self._news(held, batch, "full")
             if new:
                 held.add(new, replacing=replacing)
@@ -239,10 +245,18 @@ class Assistant:
                 gone += [one.id for one in stored if one.id >= replacing]
             held.forget(gone)
 
+    @contextmanager
+    def _one_at_a_time(self, session: str) -> Iterator[None]:
+        """What is compared with a session is added to it before another call is compared; other sessions do not wait."""
+        with self._opening:
+            lock = self._comparing.setdefault(session, threading.Lock())
+        with lock:
+            yield
+
     def _news(
         self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode
     ) -> tuple[list[Mapping[str, Any]], int | None]:
-        """What of a call is new to the session, and the first message that it takes the place of; inside `_comparing`."""
+        """What of a call is new to the session, and the first message that it takes the place of; inside `_one_at_a_time`."""
         system = [message for message in batch if message["role"] in SYSTEM_ROLES]
         said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
         log = self._log(session)
@@ -331,13 +345,15 @@ class Assistant:
             before: id of the first of those messages, if they are in the session.
 
         Returns:
-            The heaviest that hold something not shown, in the order they were said; none where there is no such session.
+            The latest, which is part of no full segment yet, and the heaviest of the others, as far as they hold something not
+            shown, in the order they were said; none where there is no such session.
         """
         if not query.strip() or not self.has_session(session):
             return []
         visible = {text.strip() for text in shown}
         found: list[RecalledSegment] = []
-        for one in self.recall(query, session=session, top_k=_CANDIDATES, before=before):
+        latest = [one for one in (self.session(session).latest(),) if one is not None]
+        for one in [*latest, *self.recall(query, session=session, top_k=_CANDIDATES, before=before)]:
             if len(found) == top_k:
                 break
             if one.messages and all(message.content.strip() in visible for message in one.messages):

@@ -79,7 +79,8 @@ class Candidates(NamedTuple):
     ceiling: float  # no memory embedding left out scores higher
 
 
-def _segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment:
+def segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment:
+    """A citation with its weight."""
     return RecalledSegment(
         segment=cited.segment,
         weight=weight,
@@ -244,7 +245,7 @@ def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> 
     result.coverage = chosen.coverage
     for (shard, position), weight in zip(chosen.places, chosen.weights, strict=True):
         if len(result) < top_k and not shards[shard].is_asked(position):
-            result.append(_segment(shards[shard].cite(position), weight, result.coverage))
+            result.append(segment(shards[shard].cite(position), weight, result.coverage))
     return result
 
 
@@ -308,7 +309,7 @@ class ViewRecollection:
                     break
                 continue
             quotes, ids = longer, block
-            self.recalled.append(_segment(cited, weight, self.recalled.coverage))
+            self.recalled.append(segment(cited, weight, self.recalled.coverage))
         return torch.tensor(ids, dtype=torch.long)
 
     def _hidden(self, place: tuple[int, int], visible_from: int) -> Citation | None:

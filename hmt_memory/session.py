@@ -22,7 +22,7 @@ from .corpus import corpus_shard
 from .errors import InputError, SessionBusyError, StoreDamagedError, StoreError
 from .fingerprint import Fingerprint, fingerprint, matching
 from .generate import Generation, check_budget
-from .recollection import RecalledSegments, ViewRecollection
+from .recollection import RecalledSegment, RecalledSegments, ViewRecollection
 from .shards import Draft, Message, SessionShard, Shard, as_message, utc
 from .state import HMTState
 from .store import records
@@ -190,9 +190,20 @@ class Session(Collection):
         model = self._needs_model()
         with self._reading():
             snapshot = self._read_pending()
+        length = model.config.segment_length
         with self._unless_rewritten(snapshot):
-            asked_at = None if before is None else self._place(snapshot, before)[1]
+            # A segment that holds something said before counts, whatever else it holds.
+            asked_at = None if before is None else -(-self._place(snapshot, before)[1] // length) * length
             return recollection.recall(model, self._shards(snapshot, asked_at=asked_at), query, top_k)
+
+    def latest(self) -> RecalledSegment | None:
+        """What was said last and fills no segment yet, so that nothing recalls it; its weight is 0."""
+        with self._reading():
+            snapshot = self._read_pending()
+        with self._unless_rewritten(snapshot):
+            (own, *_) = self._shards(snapshot)
+            cited = own.cite(own.total, before=snapshot.tokens)
+        return recollection.segment(cited, 0.0, 1.0) if cited.text.strip() else None
 
     # --- looking ----------------------------------------------------------------------------------------------------
 

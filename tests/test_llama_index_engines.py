@@ -25,7 +25,7 @@ from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.workflow import Context, JsonSerializer
-from llama_index.llms.hmt import HMTLLM
+from llama_index.llms.hmt import HMTLLM, to_dicts
 from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock
 from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
 from scripted import MODEL as SCRIPTED_MODEL
@@ -289,6 +289,13 @@ def test_everything_is_kept_and_the_window_holds_the_latest_and_what_is_recalled
     assert "3 says little" in (other.content or "")
 
 
+def test_a_window_that_begins_inside_a_segment_hides_nothing(memory: HMTMemory, assistant: Assistant) -> None:
+    (_, second, *_) = assistant.add("alice", to_dicts([user("The blue key."), *TALK, user("And?")]))
+    session = assistant.session("alice")
+    assert session.recall("blue key", before=second)[0].segment == 0, "both begin in the first segment"
+    assert "blue key" in (memory.get(input="Where is the blue key?")[0].content or "")
+
+
 def test_a_short_conversation_is_shown_whole(memory: HMTMemory) -> None:
     assert memory.get() == [] and memory.get_all() == []
     memory.put_messages([answer("Welcome."), *FACTS])
@@ -378,6 +385,10 @@ def test_a_memory_is_written_down_copied_and_pickled(tmp_path: Path, assistant: 
     found = [HMTMemory.from_dict(memory.to_dict()), copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))]
     for one in found:
         assert one.to_dict() == memory.to_dict() and one.assistant() is memory.assistant()
+    own = HMTLLM(model="m", adapter="trained", dtype="float32", device="cpu", store=tmp_path)
+    of_llm = HMTMemory.from_defaults("alice", llm=own)
+    for name in ("model_name", "adapter", "dtype", "device", "store"):
+        assert of_llm.to_dict()[name] == own.to_dict()[name], "a copy reads with the same model"
     block = HMTMemoryBlock(model="m", store=tmp_path, session_id="alice")
     for other in (copy.deepcopy(block), pickle.loads(pickle.dumps(block)), HMTMemoryBlock(**block.model_dump())):
         assert other.model_dump() == block.model_dump() and other.assistant() is block.assistant()
@@ -430,6 +441,14 @@ async def test_what_falls_out_of_the_window_is_recalled(assistant: Assistant) ->
     assert system.role == "system" and "4071" in (system.content or "") and "<HMTMemory>" in (system.content or "")
     assert all((one.content or "") not in stored or one.content == "Yes." for one in window)
     assert "4071" in (memory.get()[0].content or "")  # the sync twin, inside a running loop
+
+
+async def test_what_fills_no_segment_yet_is_recalled_too(assistant: Assistant) -> None:
+    block = HMTMemoryBlock(engine=assistant)
+    await block.aput([user("Code 4071.")], session_id="alice")
+    assert assistant.session("alice").stats()["segments"] == 0
+    assert "4071" in await block.aget([user("Which code?")], session_id="alice")
+    assert await block.aget([user("Code 4071."), user("Code 4071.")], session_id="alice") == "", "what shows anyway is not"
 
 
 async def test_one_block_for_two_memories_keeps_them_apart(assistant: Assistant) -> None:

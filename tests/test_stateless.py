@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
-from hmt_memory import Assistant, MemoryStore
+from hmt_memory import Assistant, MemoryStore, Session
 from hmt_memory import assistant as assistant_module
 from hmt_memory.assistant import ModelSettings
 from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
@@ -275,3 +275,23 @@ def test_what_a_model_is_not_shown_is_recalled_for_it(assistant: Assistant) -> N
     assert quote.quote().startswith("[house/doors.md]\n")
     with pytest.raises(SessionNotFoundError):
         words.session("alice").recall("x", before=999)
+
+
+def test_a_long_read_of_one_session_keeps_no_other_waiting(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    add = Session.add
+
+    def slow(self: Session, *args: Any, **options: Any) -> Any:
+        if self.name == "alice":
+            begun.set()
+            assert go_on.wait(10)
+        return add(self, *args, **options)
+
+    monkeypatch.setattr(Session, "add", slow)
+    reading = threading.Thread(target=assistant.add, args=("alice", [user("long")]))
+    reading.start()
+    assert begun.wait(10)
+    assistant.add("bob", [user("short")])
+    go_on.set()
+    reading.join()
+    assert contents(assistant, "alice") == ["long"] and contents(assistant, "bob") == ["short"]

@@ -83,7 +83,8 @@ class HMTEngine(BaseModel):
         if self.engine is None and hasattr(self.store, "folder"):
             self.engine = self._made()
         if self.engine is not None:
-            self.model_name, self.store = self.engine.name, self.engine.folder
+            chosen, self.store = self.engine.settings, self.engine.folder
+            self.model_name, self.adapter, self.dtype, self.device = chosen.model, chosen.adapter, chosen.dtype, chosen.device
         elif self.store is not None:
             self.store = str(self.store)
         return self
