@@ -236,14 +236,14 @@ class Assistant:
         """Make a session hold these messages and no others. What both begin with stays as it was read."""
         held, batch = self.session(session), validated(messages)
         with self._one_at_a_time(session):
-            new, replacing = self._news(held, batch, "full")
-            if new:
-                held.add(new, replacing=replacing)
             stored = held.messages()
-            gone = [] if system_texts(batch) else [one.id for one in stored if one.role in SYSTEM_ROLES]
-            if replacing is not None and not new:
-                gone += [one.id for one in stored if one.id >= replacing]
-            held.forget(gone)
+            pairs = zip(stored, batch, strict=False)
+            differing = (at for at, (one, other) in enumerate(pairs) if entry(one.to_dict()).print != entry(other).print)
+            keep = next(differing, min(len(stored), len(batch)))
+            if keep < len(batch):
+                held.add(batch[keep:], replacing=stored[keep].id if keep < len(stored) else None)
+            else:
+                held.forget([one.id for one in stored[keep:]])
 
     @contextmanager
     def _one_at_a_time(self, session: str) -> Iterator[None]:
@@ -341,30 +341,37 @@ class Assistant:
         """The passages that a model which sees only the messages `shown` of a session should be told for a query.
 
         Args:
-            shown: what those messages say. top_k: at most so many passages. tokens: at most so many tokens of their quotes.
+            shown: what those messages say. top_k: at most so many of the heaviest. tokens: at most so many tokens of quotes.
             before: id of the first of those messages, if they are in the session.
 
         Returns:
-            The latest, which is part of no full segment yet, and the heaviest of the others, as far as they hold something not
-            shown, in the order they were said; none where there is no such session.
+            The heaviest that hold something not shown, and what was said last and fills no segment yet, in the order they were
+            said; none where there is no such session.
         """
         if not query.strip() or not self.has_session(session):
             return []
         visible = {text.strip() for text in shown}
+
+        def hidden(one: RecalledSegment) -> bool:
+            return not one.messages or any(message.content.strip() not in visible for message in one.messages)
+
+        candidates = self.recall(query, session=session, top_k=_CANDIDATES, before=before)
+        chosen = [one for one in candidates if hidden(one)][:top_k]
+        latest = self.session(session).latest()
+        chosen += [latest] if latest is not None and hidden(latest) else []
+        if tokens is not None:
+            chosen = self._fitting(chosen, tokens)
+        return sorted(chosen, key=lambda one: (one.source, one.segment))
+
+    def _fitting(self, passages: Sequence[RecalledSegment], tokens: int) -> list[RecalledSegment]:
+        """Those whose quotes fit into so many tokens, the first first."""
         found: list[RecalledSegment] = []
-        latest = [one for one in (self.session(session).latest(),) if one is not None]
-        for one in [*latest, *self.recall(query, session=session, top_k=_CANDIDATES, before=before)]:
-            if len(found) == top_k:
-                break
-            if one.messages and all(message.content.strip() in visible for message in one.messages):
-                continue
-            if tokens is not None:
-                needed = len(self.token_ids(one.quote()))
-                if needed > tokens:
-                    break
+        for one in passages:
+            needed = len(self.token_ids(one.quote()))
+            if needed <= tokens:
+                found.append(one)
                 tokens -= needed
-            found.append(one)
-        return sorted(found, key=lambda one: (one.source, one.segment))
+        return found
 
     def has_session(self, name: str) -> bool:
         """Whether there is a session of that name."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from . import history
 from .answer import Answer, Request
+from .chat import SYSTEM_ROLES
 from .errors import InputError
 from .recollection import ViewRecollection
 from .shards import StreamShard
@@ -81,11 +82,32 @@ class Prompt(NamedTuple):
         return len(self.pinned) + len(self.ids) + len(self.opening)
 
 
-def prompt_of(transcript: Transcript, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> Prompt:
-    """Messages as the chat template writes them, with what is pinned."""
+def prompt_of(
+    transcript: Transcript,
+    messages: Messages,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    limit: int | None = None,
+) -> Prompt:
+    """Messages as the chat template writes them, with what is pinned.
+
+    Args:
+        limit: system messages of more tokens are not pinned but read, before what the user said last: chains and engines put
+            whole documents there.
+    """
     batch = validated(messages)
-    pinned = transcript.pinned("\n\n".join(system_texts(batch)) or None, tools)
-    return Prompt(batch, history.rendered(transcript, batch), pinned, transcript.answer_opening())
+    system = "\n\n".join(system_texts(batch))
+    pinned, opening = transcript.pinned(system or None, tools), transcript.answer_opening()
+    if limit is None or len(pinned) <= limit or not system:
+        return Prompt(batch, history.rendered(transcript, batch), pinned, opening)
+    said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
+    last = max((at for at, message in enumerate(said) if message["role"] == "user"), default=len(said))
+    ids = transcript.aside(system)
+    read = Stretch(ids, (0, len(ids)))
+    before = history.rendered(transcript, said[:last])
+    after = history.rendered(transcript, said[last:], first=False)
+    whole = [*said[:last], {"role": "system", "content": system}, *said[last:]]
+    return Prompt(whole, [*before, read, *after], transcript.pinned(None, tools), opening)
 
 
 def reply(
@@ -99,7 +121,7 @@ def reply(
     """Answer a conversation, as an iterator of text pieces.
 
     Args:
-        messages: the whole conversation; system messages, wherever they stand, are pinned.
+        messages: the whole conversation; system messages, wherever they stand, are pinned, or read if they are too long.
         cache: of what earlier calls read.
         tools, options: see `answer.Request`.
 
@@ -108,7 +130,7 @@ def reply(
     """
     transcript = Transcript(model.backbone)
     request = Request(model, tools=tools, **options)
-    prompt = prompt_of(transcript, messages, tools)
+    prompt = prompt_of(transcript, messages, tools, limit=model.config.pinned_tokens)
     ids = prompt.ids
     if not ids:
         raise InputError("there is nothing to answer: add a user message.")

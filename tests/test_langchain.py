@@ -268,7 +268,7 @@ def test_tool_choices_of_every_form_are_understood(chat: HMTChatModel) -> None:
 
 def test_errors_are_langchains_and_ours(tmp_path: Path, assistant: Assistant, chat: HMTChatModel) -> None:
     with pytest.raises(exceptions.ContextOverflowError, match=r"pinned_tokens=\d+.*raise pinned_tokens") as overflow:
-        chat.invoke([SystemMessage("word " * 200), HumanMessage("x")])
+        chat.invoke([SystemMessage("word " * 200), HumanMessage("x")], ALICE)
     assert isinstance(overflow.value, HMTError)
     with pytest.raises(exceptions.ModelNotFoundError, match="no-such-model"):
         HMTChatModel(model="no-such-model", store=str(tmp_path)).invoke("x")

@@ -440,6 +440,8 @@ async def test_objects_come_whole_streamed_and_from_a_structured_llm(scripted: H
     assert Person.model_validate(streamed.model_dump()) == person
     *_, streamed = [one async for one in await scripted.astream_structured_predict(Person, prompt, who="Ann")]
     assert Person.model_validate(streamed.model_dump()) == person
+    with pytest.raises(ValueError, match="Invalid JSON"):
+        list(scripted.model_copy(update={"max_tokens": 9}).stream_structured_predict(Person, prompt, who="Ann"))
     structured = scripted.as_structured_llm(Person)
     assert structured.complete("Tell me of Ann.").raw == person
     assert structured.chat([user("Tell me of Ann.")]).raw == person
@@ -460,6 +462,16 @@ def test_what_is_written_down_leads_back_to_the_same_memory(tmp_path: Path) -> N
     with MemoryStore(tmp_path) as store:
         opened = HMTLLM(model="m", store=store)
         assert opened.to_dict()["store"] == str(tmp_path) and opened.assistant().store is store
+
+
+def test_other_fields_mean_another_memory(tmp_path: Path) -> None:
+    llm = HMTLLM(model="m", store=tmp_path / "a")
+    first = llm.assistant()
+    assert llm.assistant() is first
+    other = llm.model_copy(update={"store": str(tmp_path / "b"), "model_name": "n"})
+    assert (other.assistant().name, other.assistant().folder) == ("n", str(tmp_path / "b"))
+    llm.store = str(tmp_path / "c")
+    assert llm.assistant().folder == str(tmp_path / "c") and first.folder == str(tmp_path / "a")
 
 
 def test_a_model_that_was_given_is_copied_and_not_pickled(llm: HMTLLM) -> None:

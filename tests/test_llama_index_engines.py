@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,14 @@ from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextC
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.memory import BaseMemory, BaseMemoryBlock, Memory
 from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.workflow import Context, JsonSerializer
 from llama_index.llms.hmt import HMTLLM, to_dicts
 from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock
 from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
+from pydantic import BaseModel
 from scripted import MODEL as SCRIPTED_MODEL
 from scripted import ScriptedAssistant
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
@@ -62,6 +67,12 @@ def handbook(llm: HMTLLM) -> HMTRetriever:
     contract = Document(text=NOTICE, metadata={"file_name": "contract.md", "year": 2024})
     retriever.add_documents([contract, Document(text=CANTEEN)])
     return retriever
+
+
+class Person(BaseModel):
+    """A person."""
+
+    name: str
 
 
 def user(text: str) -> ChatMessage:
@@ -104,7 +115,7 @@ async def test_nodes_have_weights_stable_ids_and_sources_and_hide_their_metadata
 
 def test_documents_of_one_name_stay_apart_and_keep_their_own_ids(llm: HMTLLM) -> None:
     pages = [
-        Document(id_=f"page-{at}", text=text, metadata={"file_path": "/a/b.pdf", "page_label": str(at)})
+        Document(text=text, metadata={"file_path": "/a/b.pdf", "page_label": str(at)})
         for at, text in enumerate((NOTICE, CANTEEN), start=1)
     ]
     twins = [Document(text=NOTICE, metadata={"file_path": "/a/c.md"}) for _ in range(2)]
@@ -113,12 +124,19 @@ def test_documents_of_one_name_stay_apart_and_keep_their_own_ids(llm: HMTLLM) ->
     found = retriever.retrieve("notice period canteen")
     assert len({one.node_id for one in found}) == len(found) == sum(-(-len(one.text) // 16) for one in [*pages, *twins])
     sources = {one.node.ref_doc_id: one.metadata["source"] for one in found}
-    assert sources["page-1"] == "pages//a/b.pdf, page 1" and sources["page-2"] == "pages//a/b.pdf, page 2" and len(sources) == 4
+    assert sources == {
+        pages[0].id_: "pages//a/b.pdf, page 1",
+        pages[1].id_: "pages//a/b.pdf, page 2",
+        twins[0].id_: "pages//a/c.md",
+        twins[1].id_: "pages//a/c.md",
+    }
 
 
 def test_refreshing_reads_what_has_changed(llm: HMTLLM) -> None:
     retriever = HMTRetriever("notes", llm=llm)
     corpus = llm.assistant().corpus("notes")
+
+    digest = blake2b(b"no name", digest_size=4).hexdigest()
 
     def documents(second: str = CANTEEN) -> list[Document]:
         named = [Document(text=text, metadata={"file_path": "/n.md"}) for text in (NOTICE, second)]
@@ -130,12 +148,38 @@ def test_refreshing_reads_what_has_changed(llm: HMTLLM) -> None:
     assert retriever.refresh(documents("The canteen is closed.")) == [True, True, False, False]
     texts = sorted(one.text for one in corpus.documents())
     assert texts == sorted([NOTICE, "The canteen is closed.", "no name", "own id"])
-    assert {one.name for one in corpus.documents()} == {"/n.md", "no name", "mine"}
+    assert {one.name for one in corpus.documents()} == {"/n.md", f"no name ({digest})", "mine"}
     with pytest.raises(InputError, match="a document is a text"):
         retriever.add_documents([Document(text="good"), Document(text=" ")])
     assert retriever.refresh([Document(text=" ")]) == [False] and len(corpus.documents()) == 4
     retriever.refresh([Document(text="dated", metadata={"day": date(2026, 11, 24)})])
     assert corpus.documents()[-1].metadata["day"] == "2026-11-24"
+
+
+def test_refreshing_erases_nothing_that_is_somebody_else_s(llm: HMTLLM) -> None:
+    retriever, corpus = HMTRetriever("notes", llm=llm), llm.assistant().corpus("notes")
+    head = "CONFIDENTIAL - Acme Corporation, Zurich office. "
+    for text in ("The vault is closed.", "The canteen is open."):
+        retriever.refresh([Document(text=head + text)])
+    for row in ("r1", "r2"):
+        retriever.refresh([Document(text=f"row {row}", id_=row, metadata={"file_path": "/t.csv"})])
+    assert len(corpus.documents()) == 4 and retriever.refresh([Document(text="row r1", id_="r1")]) == [False]
+
+
+def test_what_a_document_brought_is_in_its_nodes(llm: HMTLLM) -> None:
+    retriever = HMTRetriever("notes", llm=llm)
+    retriever.add_documents([Document(text="hello there", id_="d7", metadata={"source": "https://x.org", "lang": "en"})])
+    (found,) = retriever.retrieve("hello")
+    about = found.metadata
+    assert (about["source"], about["document_source"], about["lang"], found.node.ref_doc_id) == (
+        "notes/d7",
+        "https://x.org",
+        "en",
+        "d7",
+    )
+    for cls in (HMTRetriever, HMTQueryEngine):
+        with pytest.raises(ValueError, match="it has to be an HMTLLM, not MockLLM"):
+            cls("notes", llm=MockLLM())  # type: ignore[arg-type]
 
 
 def test_a_session_is_recalled_from_when_it_is_there(assistant: Assistant) -> None:
@@ -249,14 +293,45 @@ def test_an_engine_makes_its_own_memory_of_our_class(llm: HMTLLM) -> None:
     assert engine._memory.token_limit == 1024 - 256
 
 
-async def test_llama_index_s_memory_forgets_and_a_session_of_the_llm_does_not(llm: HMTLLM) -> None:
+def test_llama_index_s_memory_forgets_and_a_session_of_the_llm_does_not(llm: HMTLLM) -> None:
     with_session = llm.model_copy(update={"session_id": "alice"})
-    engine = SimpleChatEngine.from_defaults(llm=with_session)
-    for at in range(5):
-        engine.chat(f"This is turn {at}. " * 6)
-    shown = [one.content for one in engine._memory.get()]
+    short = Memory.from_defaults("x", token_limit=300, token_flush_size=50, tokenizer_fn=llm.assistant().token_ids)
+    engine = SimpleChatEngine.from_defaults(llm=with_session, memory=short)
+    for at in range(6):
+        engine.chat(f"This is turn {at}. " * 3)
     stored = [one.content for one in llm.assistant().session("alice").messages()]
-    assert len(stored) == 10 and stored[0].startswith("This is turn 0.") and len(shown) <= 10
+    assert len(engine._memory.get()) < 12 == len(stored) and stored[0].startswith("This is turn 0.")
+
+
+def test_prompts_about_a_conversation_are_none_of_its_turns(llm: HMTLLM, handbook: HMTRetriever) -> None:
+    own = llm.model_copy(update={"session_id": "alice"})
+    RetrieverQueryEngine.from_args(handbook, llm=own).query("notice?")
+    CondensePlusContextChatEngine.from_defaults(retriever=handbook, llm=own).chat("notice?")
+    own.structured_predict(Person, PromptTemplate("Who?"))
+    list(own.stream_structured_predict(Person, PromptTemplate("Who?")))
+    assert llm.assistant().store.sessions() == []
+
+
+async def test_their_async_twins_neither(llm: HMTLLM) -> None:
+    own = llm.model_copy(update={"session_id": "alice"})
+    assert await own.apredict(PromptTemplate("Hello")) == own.predict(PromptTemplate("Hello")) == SAYS
+    assert "".join([one async for one in await own.astream(PromptTemplate("Hello"))]) == "".join(
+        own.stream(PromptTemplate("Hello"))
+    )
+    assert await own.astructured_predict(Person, PromptTemplate("Who?")) == Person(name="text")
+    assert [one async for one in await own.astream_structured_predict(Person, PromptTemplate("Who?"))][-1] == Person(
+        name="text"
+    )
+    assert llm.assistant().store.sessions() == []
+
+
+def test_a_context_longer_than_what_is_pinned_is_answered_all_the_same(llm: HMTLLM) -> None:
+    retriever = HMTRetriever("long", llm=llm, similarity_top_k=500)
+    retriever.add_documents([Document(text="The canteen opens at noon and closes at two. " * 150)])
+    free = llm.model_copy(update={"context_window": 1 << 20})
+    assert str(ContextChatEngine.from_defaults(retriever=retriever, llm=free).chat("When?")) == SAYS
+    with pytest.raises(RuntimeError, match="pinned_tokens"):  # a ValueError would become an empty response
+        free.chat([ChatMessage(role="system", content="word " * 2000), user("x")], session_id="alice")
 
 
 # --- HMTMemory ----------------------------------------------------------------------------------------------------------
@@ -268,6 +343,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """What LlamaIndex leaves open is closed, and complains, where that is ignored."""
+    yield
+    gc.collect()
+
+
 FACTS = [user("The door code is 4071."), answer("Noted.")]
 TALK = [message for at in range(30) for message in (user(f"Line {at} says little."), answer("Yes."))]
 
@@ -317,6 +401,34 @@ def test_a_call_is_not_parted_from_its_result_and_the_last_turn_is_whole(memory:
     memory.put_messages([*TALK, *turn])
     assert memory.get() == turn, "longer than the limit, and nothing else beside it"
     assert memory.get_all()[-4:] == turn
+
+
+def test_the_limit_counts_what_calls_say(memory: HMTMemory) -> None:
+    call = ToolCallBlock(tool_call_id="c", tool_name="write", tool_kwargs={"text": "z" * 300})
+    result = ChatMessage(role="tool", content="ok", additional_kwargs={"tool_call_id": "c"})
+    for at in range(4):
+        memory.put_messages([user(f"q{at}"), ChatMessage(role="assistant", blocks=[call]), result])
+    assert [one.content for one in memory.get() if one.role == "user"] == ["q3"]
+
+
+def test_what_get_shows_is_not_the_conversation(memory: HMTMemory) -> None:
+    memory.put_messages([*FACTS, *TALK])
+    with pytest.raises(ValueError, match="Set those of get_all"):
+        memory.set(memory.get())
+    memory.set(memory.get_all())
+    assert len(memory.get_all()) == len([*FACTS, *TALK])
+
+
+def test_a_memory_that_is_reset_meanwhile_shows_nothing(memory: HMTMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.put_messages(FACTS)
+    window = HMTMemory._window
+
+    def reset_first(self: HMTMemory, limit: int) -> Any:
+        self.reset()
+        return window(self, limit)
+
+    monkeypatch.setattr(HMTMemory, "_window", reset_first)
+    assert memory.get() == []
 
 
 def test_a_system_message_is_kept_apart(memory: HMTMemory) -> None:
@@ -467,10 +579,10 @@ async def test_a_block_truncates_whole_passages_and_survives_nothing(assistant: 
     block = HMTMemoryBlock(engine=assistant, session_id="alice", similarity_top_k=4)
     await block.aput([*FACTS, *TALK])
     content = await block.aget([user("What is the door code? Line 3?")])
-    assert content.count("\n\n[") == 4
+    assert content.count("\n\n[") == 5, "four, and what fills no segment yet"
     less = await block.atruncate(content, 1)
     assert (
-        less is not None and less.count("\n\n[") == 3 and less.startswith("Recalled from earlier:") and len(less) < len(content)
+        less is not None and less.count("\n\n[") == 4 and less.startswith("Recalled from earlier:") and len(less) < len(content)
     )
     assert await block.atruncate(content, 10_000) is None and await block.atruncate([], 5) is None
     assert await block.atruncate(content, 0) == content
@@ -490,6 +602,8 @@ async def test_a_block_asks_whose_messages_they_are_and_leaves_pictures_out(assi
     )
     await block.aput([picture], session_id="alice")
     assert [one.content for one in assistant.session("alice").messages()] == ["Look, a cat."]
+    await block.aput([ChatMessage(role="system", content="A rule. " * 50), user("fact")], session_id="rules")
+    assert [one.role for one in assistant.session("rules").messages()] == ["user", "user"], "no rule is in force"
     await block.aput([user("short")], from_short_term_memory=True, session_id="alice")
     assert len(assistant.session("alice").messages()) == 2
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,13 @@ pytestmark = [
 ]
 NOTICE = "The notice period is three months to the end of a quarter. Thirty days of leave a year are yours."
 HOUSE = "The canteen opens at half past eleven. Bicycles stand in the cellar, whose door code is 4071."
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """What LlamaIndex leaves open is closed, and complains, where that is ignored."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from hmt_memory import Assistant, MemoryStore, Session
 from hmt_memory import assistant as assistant_module
 from hmt_memory.assistant import ModelSettings
 from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
-from hmt_memory.stateless import PrefixCache, reply
+from hmt_memory.stateless import PrefixCache, prompt_of, reply
 from hmt_memory.terminal import Document, Screen, ask, ask_about, remembering
+from hmt_memory.transcript import Transcript
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 FAST: dict[str, Any] = {"max_new_tokens": 8}
@@ -170,10 +171,18 @@ def test_a_session_is_set_to_what_it_shall_hold(assistant: Assistant) -> None:
     turns = [{"role": "system", "content": "Brief."}, *(user(str(at)) for at in range(4))]
     assistant.add("alice", turns)
     kept = assistant.session("alice").messages()[:3]
-    for wanted in (turns[:3], [*turns[:3], user("new")], turns[:3], turns[1:3]):
+    for wanted in (turns[:3], [*turns[:3], user("new")], turns[:3]):
         assistant.set("alice", wanted)
         assert contents(assistant, "alice") == [one["content"] for one in wanted]
-    assert assistant.session("alice").messages() == kept[1:], "what stays is not read again"
+        assert assistant.session("alice").messages()[:3] == kept, "what stays is not read again"
+    for wanted in (
+        turns[1:3],
+        [{"role": "system", "content": "Long."}, *turns[1:3]],
+        [turns[1], turns[0], turns[2]],
+        turns[1:],
+    ):
+        assistant.set("alice", wanted)
+        assert contents(assistant, "alice") == [one["content"] for one in wanted]
     assistant.set("alice", [user("other"), user("1")])
     assert contents(assistant, "alice") == ["other", "1"]
     assistant.set("alice", [])
@@ -277,6 +286,23 @@ def test_what_a_model_is_not_shown_is_recalled_for_it(assistant: Assistant) -> N
         words.session("alice").recall("x", before=999)
 
 
+def test_a_system_prompt_too_long_to_be_pinned_is_read_before_the_question() -> None:
+    model = MODEL.with_config(pinned_tokens=110, recent_tokens=20, replay_tokens=90)
+    long = {"role": "system", "content": "the red door leads to the garden. " + "nothing more is known here. " * 12}
+    talk = [user("hello"), {"role": "assistant", "content": "hi"}, user("red door?")]
+    answer = reply(model, [long, *talk], max_new_tokens=4).finish()
+    assert "red door" in "".join(one.text for one in answer.recalled) and answer.usage.view_tokens <= 256
+    transcript = Transcript(model.backbone)
+    prompt = prompt_of(transcript, [long, *talk], limit=110)
+    assert [one["role"] for one in prompt.messages] == ["user", "assistant", "system", "user"]
+    assert [one.ids for at, one in enumerate(prompt.stretches) if at != 2] == [
+        one.ids for one in prompt_of(transcript, talk).stretches
+    ]
+    assert model.backbone.decode(prompt.stretches[2].ids).count("red door") == 1
+    with pytest.raises(BudgetError, match="pinned_tokens"):
+        reply(model, [user("x")], tools=[{"type": "function", "function": {"name": "f" * 300}}])
+
+
 def test_a_long_read_of_one_session_keeps_no_other_waiting(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Event(), threading.Event()
     add = Session.add
@@ -295,3 +321,20 @@ def test_a_long_read_of_one_session_keeps_no_other_waiting(assistant: Assistant,
     go_on.set()
     reading.join()
     assert contents(assistant, "alice") == ["long"] and contents(assistant, "bob") == ["short"]
+
+
+def test_passages_that_fit_are_chosen_by_weight_and_what_fills_no_segment_comes_last(assistant: Assistant) -> None:
+    words = Assistant(MODEL.with_config(selection="words"), store=assistant.folder)
+    ids = words.add(
+        "alice", [user("red door here"), *(user(f"line {at} says little") for at in range(8)), user("the end of it")]
+    )
+    (best,) = words.recall_hidden("red door", [], session="alice", top_k=1, before=ids[-2])[:1]
+    assert "red" in best.text
+    tail = words.session("alice").latest()
+    assert tail is not None and tail.weight == 0 and "of it" in tail.text
+    cost = len(words.token_ids(best.quote()))
+    assert [one.segment for one in words.recall_hidden("red door", [], session="alice", tokens=cost)] == [best.segment]
+    assert [one.segment for one in words.recall_hidden("red door", [], session="alice", top_k=1)] == [
+        best.segment,
+        tail.segment,
+    ]

@@ -43,6 +43,7 @@ from llama_index.core.llms.llm import ToolSelection
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hmt_memory.config import DEFAULT_MODEL
+from hmt_memory.errors import BudgetError
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -91,10 +92,18 @@ class HMTEngine(BaseModel):
 
     def assistant(self) -> Assistant:
         """The assistant behind this object."""
-        if self.engine is None:
+        if self.engine is None or not self._is_of(self.engine):
             self.engine = self._made()
         found: Assistant = self.engine
         return found
+
+    def _is_of(self, engine: Assistant) -> bool:
+        """Whether an assistant is still the one that the fields name."""
+        from hmt_memory.store.database import default_folder
+
+        known, folder = engine.settings, str(default_folder() if self.store is None else self.store)
+        ours = (self.model_name, self.adapter, self.dtype, self.device, folder)
+        return ours == (known.model, known.adapter, known.dtype, known.device, engine.folder)
 
     def _made(self) -> Assistant:
         from hmt_memory.assistant import Assistant, ModelSettings
@@ -110,13 +119,15 @@ class HMTEngine(BaseModel):
 
 
 def assistant_of(llm: Any, settings: Mapping[str, Any]) -> Assistant:
-    """The assistant of an `HMTLLM`, or that of settings (fields of `HMTEngine`).
+    """The assistant of an `HMTLLM`, or without one that of settings (fields of `HMTEngine`).
 
     Raises:
-        ValueError: both are given.
+        ValueError: both are given, or another LLM is.
     """
-    if not isinstance(llm, HMTEngine):
+    if llm is None:
         return HMTEngine(**settings).assistant()
+    if not isinstance(llm, HMTEngine):
+        raise ValueError(f"llm gives the model that reads, so it has to be an HMTLLM, not {type(llm).__name__}: leave it out.")
     if settings:
         raise ValueError(f"the model and the store are those of llm: leave out {', '.join(settings)}.")
     return llm.assistant()
@@ -271,7 +282,10 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         session, history = options.pop("session_id", None) or self.session_id, options.pop("history_mode", None)
         if session is not None:
             options |= {"session": session, "history": history or self.history_mode}
-        return self.assistant().reply(to_dicts(messages), **options)
+        try:
+            return self.assistant().reply(to_dicts(messages), **options)
+        except BudgetError as error:  # a ValueError, which LlamaIndex's synthesizers take for an empty answer
+            raise RuntimeError(str(error)) from error
 
     def decoding(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Options of a call, with ours where it has none."""
@@ -308,6 +322,43 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
             "usage": {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made},
             "hmt": about,
         }
+
+    # --- prompts that LlamaIndex makes of templates: they may be about a conversation, and are none of its turns -----------
+
+    def _aside(self) -> Any:
+        return super(HMTLLM, self.model_copy(update={"session_id": None}))
+
+    def predict(self, *args: Any, **kwargs: Any) -> str:
+        """As LlamaIndex's, outside the session."""
+        return str(self._aside().predict(*args, **kwargs))
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        """As LlamaIndex's, outside the session."""
+        return self._aside().stream(*args, **kwargs)
+
+    async def apredict(self, *args: Any, **kwargs: Any) -> str:
+        """As LlamaIndex's, outside the session."""
+        return str(await self._aside().apredict(*args, **kwargs))
+
+    async def astream(self, *args: Any, **kwargs: Any) -> Any:
+        """As LlamaIndex's, outside the session."""
+        return await self._aside().astream(*args, **kwargs)
+
+    def structured_predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As LlamaIndex's, outside the session."""
+        return self._aside().structured_predict(*args, **kwargs)
+
+    async def astructured_predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As LlamaIndex's, outside the session."""
+        return await self._aside().astructured_predict(*args, **kwargs)
+
+    def stream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As LlamaIndex's, outside the session; the object grows with every piece."""
+        return self._aside().stream_structured_predict(*args, **kwargs)
+
+    async def astream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As LlamaIndex's, outside the session; the object grows with every piece."""
+        return await self._aside().astream_structured_predict(*args, **kwargs)
 
     # --- completion -------------------------------------------------------------------------------------------------
 
@@ -403,16 +454,18 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
 
 
 class _Growing:
-    """An object whose JSON is still being written."""
+    """An object whose JSON is still being written: a guess at the rest, until it is whole."""
 
     def __init__(self, output_cls: Any) -> None:
         self._output_cls = output_cls
         self._latest: Any = None
 
     def with_more(self, response: ChatResponse) -> Any:
-        """The object as far as it is there; the last is whole."""
+        """The object as far as it is there. Raises pydantic's ValidationError where the whole answer is none."""
         from llama_index.core.program.utils import process_streaming_objects
 
+        if response.raw is not None:  # the last
+            return self._output_cls.model_validate_json(response.message.content or "")
         before = None if self._latest is None else [self._latest]
         self._latest = process_streaming_objects(response, self._output_cls, cur_objects=before)
         return self._latest

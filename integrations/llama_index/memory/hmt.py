@@ -7,6 +7,7 @@ what falls out of LlamaIndex's own `Memory`.
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from llama_index.llms.hmt import HMTEngine, assistant_of, from_stored, to_dicts 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.memory import BaseMemory, BaseMemoryBlock
 from pydantic import Field
+
+from hmt_memory.errors import SessionNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +90,12 @@ class HMTMemory(HMTEngine, BaseMemory):
         Raises:
             ValueError: `initial_token_count`, of what the engine puts before, leaves no room.
         """
+        try:
+            return self._shown(input, initial_token_count)
+        except SessionNotFoundError:  # somebody has set or reset it meanwhile
+            return self._shown(input, initial_token_count)
+
+    def _shown(self, input: str | ChatMessage | None, initial_token_count: int) -> list[ChatMessage]:
         if not self.assistant().has_session(self.session_id):
             return []
         system = self.assistant().session(self.session_id).system()
@@ -123,7 +132,7 @@ class HMTMemory(HMTEngine, BaseMemory):
             before, first = first, max(0, first - _AT_ONCE)
             for message in reversed(session.messages(first, before)):
                 if message.role not in SYSTEM_ROLES:
-                    used += self._tokens(message.content)
+                    used += self._tokens(message.content) + sum(map(self._tokens, _calls(message)))
                     latest.append(message)
                     if message.role == "user" and (best is None or used <= room):
                         best = len(latest), used
@@ -158,7 +167,13 @@ class HMTMemory(HMTEngine, BaseMemory):
         self.assistant().add(self.session_id, to_dicts(messages), history="incremental")
 
     def set(self, messages: list[ChatMessage]) -> None:
-        """Make the conversation hold these messages and no others; what it begins with already is not read again."""
+        """Make the conversation hold these messages and no others; what it begins with already is not read again.
+
+        Raises:
+            ValueError: they are what `get` shows, and setting them would forget the rest.
+        """
+        if any(one.role == MessageRole.SYSTEM and _block([]) in (one.content or "") for one in messages):
+            raise ValueError("these messages are what get() shows of the conversation. Set those of get_all() instead.")
         self.assistant().set(self.session_id, to_dicts(messages))
 
     def reset(self) -> None:
@@ -204,7 +219,10 @@ class HMTMemoryBlock(HMTEngine, BaseMemoryBlock[str]):
                 raise ValueError("whose messages are these? Pass session_id= to aput, or to the block.")
             sessions.setdefault(session, []).append(message)
         for session, said in sessions.items():
-            self.assistant().add(session, to_dicts(said, text_only=True), history="incremental")
+            texts = to_dicts(said, text_only=True)
+            for one in texts:  # a system message that was flushed is no longer in force: a text like others
+                one["role"] = "user" if one["role"] == "system" else one["role"]
+            self.assistant().add(session, texts, history="incremental")
 
     async def atruncate(self, content: Any, tokens_to_truncate: int) -> str | None:
         """Without as many of the oldest passages as it takes; None where nothing is left."""
@@ -222,6 +240,11 @@ class HMTMemoryBlock(HMTEngine, BaseMemoryBlock[str]):
     async def areset(self, session_id: str | None = None) -> None:
         """As `reset`, off the event loop."""
         await asyncio.to_thread(self.reset, session_id)
+
+
+def _calls(message: Message) -> list[str]:
+    """The calls of a message as text."""
+    return [json.dumps(call, ensure_ascii=False) for call in message.fields.get("tool_calls") or ()]
 
 
 _BETWEEN = "\n\n["  # passages: each begins with its time or source

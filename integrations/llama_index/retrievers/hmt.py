@@ -11,6 +11,7 @@ import json
 import logging
 import uuid
 from collections.abc import Generator, Iterable, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from llama_index.llms.hmt import HMTLLM, assistant_of, off_the_loop  # first: it says what to install
@@ -94,8 +95,8 @@ class HMTRetriever(BaseRetriever):
     def refresh(self, documents: Sequence[Document]) -> list[bool]:
         """Read the documents that are new or have changed since they were read; the others cost nothing.
 
-        A document is known by its file and page, by an id that you gave it, or else by its first words. Documents of one name
-        are read together. None is removed because it is missing here; what has no text is left out.
+        A document is known by an id that you gave it, by its file and page, or else by its text. Documents of one file and page
+        are read together: pass all of them. None is removed because it is missing here; what has no text is left out.
 
         Returns:
             For each, whether it was read.
@@ -157,7 +158,7 @@ class HMTQueryEngine(BaseQueryEngine):
         super().__init__(callback_manager)
 
     @classmethod
-    def from_documents(cls, documents: Sequence[Document], corpus: str = "documents", **options: Any) -> HMTQueryEngine:
+    def from_documents(cls, documents: Sequence[Document], corpus: str, **options: Any) -> HMTQueryEngine:
         """An engine over a corpus that holds these documents; those that it holds already are not read again.
 
         Args:
@@ -222,8 +223,9 @@ def _body(document: Document) -> dict[str, Any]:
     about = document.metadata
     text = document.get_content(metadata_mode=MetadataMode.NONE)
     own = "" if _is_random(document.id_) else document.id_
-    name = str(about.get("file_path") or about.get("file_name") or own or name_of(text))
-    page = f", page {about['page_label']}" if "page_label" in about else ""
+    file = about.get("file_path") or about.get("file_name")
+    name = own or str(file or f"{name_of(text)} ({blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()})")
+    page = f", page {about['page_label']}" if "page_label" in about and not own else ""
     plain = json.loads(json.dumps(about, default=str, ensure_ascii=False))  # readers leave dates and paths there
     return {"name": name + page, "text": text, "metadata": {**plain, _DOCUMENT: document.id_}}
 
@@ -245,12 +247,13 @@ def _by_name(documents: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 def _node(one: RecalledSegment) -> TextNode:
     brought = dict(one.metadata)
     document = brought.pop(_DOCUMENT, None)
-    about = brought | {
+    ours = {
         "source": one.source,
         "segment": one.segment,
         "token_span": list(one.token_span),
         "created_at": one.created_at.isoformat(),
     }
+    about = {f"document_{name}" if name in ours else name: value for name, value in brought.items()} | ours
     relations: Any = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(document))} if document is not None else {}
     return TextNode(
         id_=one.id,
