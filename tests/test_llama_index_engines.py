@@ -7,6 +7,7 @@ import copy
 import gc
 import json
 import pickle
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scripted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_index.core import Document, SimpleDirectoryReader
-from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ReActAgent
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine, SimpleChatEngine
@@ -342,6 +344,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
     pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:is_running called:DeprecationWarning"),
 ]
 
 
@@ -645,6 +648,60 @@ async def test_an_agent_calls_tools_and_its_memory_has_every_step(streaming: boo
     assert kept[2].content == "Good day, Ann!" and kept[2].additional_kwargs["tool_call_id"] == kept[1].blocks[0].tool_call_id  # type: ignore[union-attr]
     await agent.run("And now 'Bob'.", memory=memory)
     assert len(memory.get_all()) == 8
+
+
+async def test_a_react_agent_and_its_memory(llm: HMTLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter(
+        [
+            'Thought: I need a tool.\nAction: greet\nAction Input: {"name": "Ann"}',
+            "Thought: I can answer without using any more tools.\nAnswer: Done.",
+        ]
+    )
+    monkeypatch.setattr(scripted, "script", lambda *_: next(said))
+    memory = HMTMemory.from_defaults("alice", llm=llm, token_limit=9000)
+    assert str(await ReActAgent(tools=[greet], llm=llm).run("Greet Ann.", memory=memory)) == "Done."
+    kept = memory.get_all()
+    assert kept[0] == user("Greet Ann.") and "Good day, Ann!" in str(kept) and (kept[-1].content or "").endswith("Done.")
+    assert [one.content for one in kept].count("Greet Ann.") == 1
+
+
+async def test_agents_that_hand_over_share_a_memory(llm: HMTLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = '<tool_call>{"name":"handoff","arguments":{"to_agent":"second","reason":"it knows"}}</tool_call>'
+    said = iter([call, "I know."])
+    monkeypatch.setattr(scripted, "script", lambda *_: next(said))
+    agents = [
+        FunctionAgent(name="first", description="asks", tools=[greet], llm=llm, can_handoff_to=["second"]),
+        FunctionAgent(name="second", description="knows", tools=[greet], llm=llm),
+    ]
+    memory = HMTMemory.from_defaults("alice", llm=llm, token_limit=9000)
+    assert str(await AgentWorkflow(agents=agents, root_agent="first").run("Who knows?", memory=memory)) == "I know."
+    kept = memory.get_all()
+    assert kept[0] == user("Who knows?") and kept[-1] == answer("I know.")
+
+
+async def test_what_is_recalled_and_kept_async_is_so_in_other_threads(
+    llm: HMTLLM, handbook: HMTRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def watched(work: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            threads.append(threading.current_thread())
+            return work(*args, **options)
+
+        return call
+
+    for name in ("recall", "ask", "recall_hidden", "add"):
+        monkeypatch.setattr(ScriptedAssistant, name, watched(getattr(ScriptedAssistant, name)))
+    block, memory = HMTMemoryBlock(engine=llm.engine, session_id="block"), HMTMemory(engine=llm.engine, session_id="alice")
+    await handbook.aretrieve("notice?")
+    for streaming in (True, False):
+        response = await HMTQueryEngine("handbook", llm=llm, streaming=streaming).aquery("notice?")
+        assert response.source_nodes is not None
+    await block.aput([user("x")])
+    await block.aget([user("x?")])
+    await memory.aput(user("x"))
+    assert len(threads) >= 6 and threading.main_thread() not in threads
 
 
 async def test_an_agent_whose_llm_has_the_session(llm: HMTLLM) -> None:
