@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from .errors import BackboneError, InputError
 from .lora import Merged, merge
 
-_CACHE_ARGUMENTS = ("past_key_values", "cache_params", "state")  # attention families, Mamba, RWKV
+_STATE_SPACE = ("cache_params", "state")  # Mamba, RWKV
+_CACHE_ARGUMENTS = ("cache", "past_key_values", *_STATE_SPACE)  # attention families since transformers 5.24, and before
 # Relative differences that rounding explains: of one row computed twice, and of logits computed in two ways.
 _SAME_ROW = {torch.float32: 1e-5, torch.float64: 1e-5}
 _SAME_ROW_HALF, _SAME_LOGITS = 1e-3, 1e-2
@@ -65,7 +66,7 @@ class Backbone(nn.Module):
         self.tokenizer = tokenizer
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
-        self._cache_argument = _cache_argument(self._body)
+        self.cache_argument = _cache_argument(self._body)  # what its forward pass calls the cache
         self._compiled = False
         self._head_scale = _head_scale(self.config)
         self._probe()
@@ -91,7 +92,7 @@ class Backbone(nn.Module):
     @property
     def positions(self) -> int | None:
         """How many positions the backbone was built for; None for state-space families."""
-        if self._cache_argument != "past_key_values":
+        if self.cache_argument in _STATE_SPACE:
             return None
         found = getattr(self.config, "max_position_embeddings", None)
         return None if found is None else int(found)
@@ -150,8 +151,8 @@ class Backbone(nn.Module):
 
     def advance(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         """Append [1, T, d] to what `cache` holds: the last hidden state [1, d] and the new cache (the old is spent)."""
-        output = self._body(inputs_embeds=embeddings, use_cache=True, **{self._cache_argument: cache})
-        kept = getattr(output, self._cache_argument, None)
+        output = self._body(inputs_embeds=embeddings, use_cache=True, **{self.cache_argument: cache})
+        kept = getattr(output, self.cache_argument, None)
         if kept is None:
             raise BackboneError(
                 f"{self.name} ({self.config.model_type}) keeps no cache in this mode: it cannot answer. Put it in eval mode; "

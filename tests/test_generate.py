@@ -189,7 +189,7 @@ def test_long_answers_never_pass_the_window() -> None:
 
     def watch(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal longest
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(model.backbone.cache_argument)
         longest = max(longest, kwargs["inputs_embeds"].shape[1] + (cache.get_seq_length() if cache is not None else 0))
 
     model.backbone.causal_lm.base_model.register_forward_pre_hook(watch, with_kwargs=True)
