@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import inspect
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ from test_reading import counting_tokens, same
 from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
 
 from hmt_memory import HMTModel, HMTState, chat, generate
+from hmt_memory.backbone import _cache_argument
 from hmt_memory.decoding import Detokenizer, StopStrings, align
-from hmt_memory.errors import BudgetError, InputError
+from hmt_memory.errors import BackboneError, BudgetError, InputError
 from hmt_memory.generate import _Context, generate_batch, recall_segments
 
 TOKENIZER = byte_tokenizer()
@@ -182,6 +185,16 @@ def test_the_view_is_bounded_whatever_the_history(recent: int) -> None:
         state = model.read(random_ids(16 * 20), state)
     assert sizes == [sizes[0]] * 3
     assert sizes[0][0] == 1 + recent + 8  # P, recent tokens, open segment
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values", "cache_params", "state"])
+def test_the_cache_goes_by_what_a_release_and_a_family_call_it(name: str) -> None:
+    def forward(**_: Any) -> None: ...
+
+    forward.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)])  # type: ignore[attr-defined]
+    assert _cache_argument(SimpleNamespace(forward=forward)) == name
+    with pytest.raises(BackboneError, match="takes no cache"):
+        _cache_argument(SimpleNamespace(forward=lambda inputs_embeds: None))
 
 
 def test_long_answers_never_pass_the_window() -> None:
