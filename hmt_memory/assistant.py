@@ -295,19 +295,21 @@ class Assistant:
         session: str | None = None,
         corpora: Sequence[str] = (),
         top_k: int = 5,
-        before: int | None = None,
     ) -> RecalledSegments:
         """The passages of a session, or of corpora, that a text remembers most.
 
-        Args:
-            before: in a session, as for `Session.recall`.
+        Of a session that has fewer, what was said last and fills no segment yet comes after them.
 
         Raises:
             InputError: neither is named, or the query is empty. SessionNotFoundError: there is none of that name.
         """
         if session is not None:
             self.store.session(session)  # without a model, which makes none
-            return self.session(session).recall(query, top_k, before=before)
+            held = self.session(session)
+            found = held.recall(query, top_k)
+            latest = held.latest() if len(found) < top_k else None
+            found.extend([] if latest is None else [latest])
+            return found
         first, *others = self._known(corpora)
         return first.recall(query, top_k, others=others)
 
@@ -355,9 +357,10 @@ class Assistant:
         def hidden(one: RecalledSegment) -> bool:
             return not one.messages or any(message.content.strip() not in visible for message in one.messages)
 
-        candidates = self.recall(query, session=session, top_k=_CANDIDATES, before=before)
+        held = self.session(session)
+        candidates = held.recall(query, _CANDIDATES, before=before)
         chosen = [one for one in candidates if hidden(one)][:top_k]
-        latest = self.session(session).latest()
+        latest = held.latest()
         chosen += [latest] if latest is not None and hidden(latest) else []
         if tokens is not None:
             chosen = self._fitting(chosen, tokens)

@@ -66,6 +66,16 @@ def test_what_one_thread_said_is_recalled_in_a_later_run_and_stays_out_of_the_co
     assert stored(assistant) == [FACT, "I will.", "What is the door code?", "It is 4071."]
 
 
+def test_what_fills_no_segment_yet_is_recalled_too(assistant: Assistant) -> None:
+    model = hosted("Yes.")
+    assistant.add("t1", [{"role": "user", "content": "4071"}])
+    assert assistant.session("t1").stats()["segments"] == 0
+    create_agent(model, middleware=[HMTMemoryMiddleware(engine=assistant)]).invoke(
+        {"messages": [HumanMessage("Code?")]}, THREAD
+    )
+    assert "4071" in texts(model.shown[0])
+
+
 async def test_a_checkpointed_thread_is_remembered_once_and_what_shows_is_not_recalled(assistant: Assistant) -> None:
     model = hosted("one", "two", "three")
     agent = create_agent(model, middleware=[HMTMemoryMiddleware(engine=assistant)], checkpointer=InMemorySaver())

@@ -190,6 +190,9 @@ def test_a_session_is_recalled_from_when_it_is_there(assistant: Assistant) -> No
     for name, code in (("alice", "4071"), ("bob", "9999")):
         assistant.session(name).add({"role": "user", "content": f"The door code is {code}. " + "Remember that. " * 4})
     (found,) = retriever.retrieve("door code")
+    assistant.session("new").add({"role": "user", "content": "Code 4071."})
+    (short,) = HMTRetriever(session_id="new", engine=assistant).retrieve("code")
+    assert "4071" in short.text and short.score == 0, "what fills no segment yet comes last"
     assert found.metadata["source"] == "alice" and "4071" in found.text and found.node_id.startswith("alice:")
     with pytest.raises(ValueError, match="this retriever has a session"):
         retriever.add_documents([Document(text="x")])
