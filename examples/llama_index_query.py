@@ -1,12 +1,12 @@
 """Questions to a folder of documents, with citations and without an embedding model.
 
 The folder is read once: asked again in another process, only what has changed would be read.
-Run: python examples/llama_index_query.py [FOLDER QUESTION]
+Run: python examples/llama_index_query.py
 """
 
 from __future__ import annotations
 
-import sys
+import os
 import tempfile
 from pathlib import Path
 
@@ -31,25 +31,22 @@ winter.""",
 QUESTIONS = ["How long is the notice period?", "What is the door code of the cellar?", "Who gets the receipts of a journey?"]
 
 
-def ask(store: str, folder: str, *questions: str) -> None:
-    """Answer questions, with the passages that were shown for each."""
-    documents = SimpleDirectoryReader(folder).load_data()
-    engine = HMTQueryEngine.from_documents(documents, "handbook", llm=HMTLLM(store=store, max_tokens=40))
-    for question in questions:
-        response = engine.query(question)
-        print(f"> {question}\n{response}")
-        for one in response.source_nodes[:2]:
-            print(f"  [{one.score:.2f}] {one.metadata['file_name']}: {' '.join(one.text.split())[:90]}")
-        print()
-
-
 def main() -> None:
-    with tempfile.TemporaryDirectory() as store, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as home:
+        os.chdir(home)
+        Path("office").mkdir()
         for name, text in HANDBOOK.items():
-            Path(folder, name).write_text(text, encoding="utf-8")
-        ask(store, folder, *QUESTIONS)
+            Path("office", name).write_text(text, encoding="utf-8")
+        documents = SimpleDirectoryReader("office").load_data()
+        engine = HMTQueryEngine.from_documents(documents, "handbook", llm=HMTLLM(store="memories", max_tokens=40))
+        for question in QUESTIONS:
+            response = engine.query(question)
+            print(f"> {question}\n{response}")
+            for one in response.source_nodes[:2]:
+                print(f"  [{one.score:.2f}] {one.metadata['file_name']}: {' '.join(one.text.split())[:90]}")
+            print()
+        os.chdir("/")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as store:
-        ask(store, *sys.argv[1:]) if len(sys.argv) > 2 else main()
+    main()

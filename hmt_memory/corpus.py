@@ -45,13 +45,19 @@ class Corpus(Collection):
     """Documents in a store; `MemoryStore.corpus` makes it. Without a model it can be looked at and removed from only."""
 
     def add_documents(
-        self, documents: Iterable[Any], *, replace_named: bool = False, progress: Progress | None = None
+        self,
+        documents: Iterable[Any],
+        *,
+        replace_named: bool = False,
+        replacing: Sequence[int] = (),
+        progress: Progress | None = None,
     ) -> list[int]:
         """Add documents and read them into memory. They are on disk when it returns.
 
         Args:
             documents: strings, dicts with "text" and optionally "name" and "metadata" (JSON), or (name, text) pairs.
             replace_named: whether they take the place of documents of the same names, which are erased.
+            replacing: ids of documents that they take the place of; what is not there any more is no fault.
             progress: called with the tokens read so far and the tokens to read.
 
         Returns:
@@ -72,6 +78,8 @@ class Corpus(Collection):
                 now = self._store.now()
                 if replace_named:
                     row = self._erase(db, row, {body["name"] for body in bodies})
+                if replacing:
+                    row = self._erase(db, row, None, set(replacing))
                 for offset, (body, tokens) in enumerate(zip(bodies, ids, strict=True)):
                     stream = records.add_stream(db)
                     records.append_messages(db, stream, [], tokens)
@@ -107,10 +115,10 @@ class Corpus(Collection):
             self._store.finish_wiping()
 
     def _erase(
-        self, db: sqlite3.Connection, row: records.CollectionRow, names: set[str], ids: set[int] | None = None
+        self, db: sqlite3.Connection, row: records.CollectionRow, names: set[str] | None, ids: set[int] | None = None
     ) -> records.CollectionRow:
-        """Delete the documents of these names (and, if given, ids), to be wiped after the transaction."""
-        found = [document for document in records.documents(db, row.id) if document.body["name"] in names]
+        """Delete the documents of these names and ids, where given, to be wiped after the transaction."""
+        found = [document for document in records.documents(db, row.id) if names is None or document.body["name"] in names]
         found = [document for document in found if ids is None or document.id in ids]
         if not found:
             return row

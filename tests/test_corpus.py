@@ -92,6 +92,15 @@ def test_all_forms_of_documents(corpus: Corpus) -> None:
     assert len(corpus.documents()) == 4 and corpus.add_documents([]) == []
 
 
+def test_documents_take_the_place_of_others_by_their_ids(corpus: Corpus) -> None:
+    first, second = corpus.add_documents([("same", "one text"), ("same", "two texts")])
+    (third,) = corpus.add_documents([("new", "three texts")], replacing=[first, 99])
+    assert [one.id for one in corpus.documents()] == [second, third]
+    with pytest.raises(InputError):
+        corpus.add_documents(["good", ""], replacing=[second])
+    assert [one.id for one in corpus.documents()] == [second, third], "all or nothing"
+
+
 def test_recall_cites_the_document(corpus: Corpus) -> None:
     first, _ = corpus.add_documents([{"name": "one.md", "text": TEXTS[0], "metadata": {"page": 3}}, ("two.md", TEXTS[3])])
     found = corpus.recall("text", top_k=100)

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +116,7 @@ async def test_nodes_have_weights_stable_ids_and_sources_and_hide_their_metadata
 
 def test_documents_of_one_name_stay_apart_and_keep_their_own_ids(llm: HMTLLM) -> None:
     pages = [
-        Document(text=text, metadata={"file_path": "/a/b.pdf", "page_label": str(at)})
+        Document(text=text, metadata={"file_path": "/a/b.pdf", "file_name": "b.pdf", "page_label": str(at)})
         for at, text in enumerate((NOTICE, CANTEEN), start=1)
     ]
     twins = [Document(text=NOTICE, metadata={"file_path": "/a/c.md"}) for _ in range(2)]
@@ -127,8 +126,8 @@ def test_documents_of_one_name_stay_apart_and_keep_their_own_ids(llm: HMTLLM) ->
     assert len({one.node_id for one in found}) == len(found) == sum(-(-len(one.text) // 16) for one in [*pages, *twins])
     sources = {one.node.ref_doc_id: one.metadata["source"] for one in found}
     assert sources == {
-        pages[0].id_: "pages//a/b.pdf, page 1",
-        pages[1].id_: "pages//a/b.pdf, page 2",
+        pages[0].id_: "pages/b.pdf, page 1",
+        pages[1].id_: "pages/b.pdf, page 2",
         twins[0].id_: "pages//a/c.md",
         twins[1].id_: "pages//a/c.md",
     }
@@ -137,8 +136,6 @@ def test_documents_of_one_name_stay_apart_and_keep_their_own_ids(llm: HMTLLM) ->
 def test_refreshing_reads_what_has_changed(llm: HMTLLM) -> None:
     retriever = HMTRetriever("notes", llm=llm)
     corpus = llm.assistant().corpus("notes")
-
-    digest = blake2b(b"no name", digest_size=4).hexdigest()
 
     def documents(second: str = CANTEEN) -> list[Document]:
         named = [Document(text=text, metadata={"file_path": "/n.md"}) for text in (NOTICE, second)]
@@ -150,7 +147,7 @@ def test_refreshing_reads_what_has_changed(llm: HMTLLM) -> None:
     assert retriever.refresh(documents("The canteen is closed.")) == [True, True, False, False]
     texts = sorted(one.text for one in corpus.documents())
     assert texts == sorted([NOTICE, "The canteen is closed.", "no name", "own id"])
-    assert {one.name for one in corpus.documents()} == {"/n.md", f"no name ({digest})", "mine"}
+    assert {one.name for one in corpus.documents()} == {"/n.md", "no name", "mine"}
     with pytest.raises(InputError, match="a document is a text"):
         retriever.add_documents([Document(text="good"), Document(text=" ")])
     assert retriever.refresh([Document(text=" ")]) == [False] and len(corpus.documents()) == 4
@@ -160,12 +157,16 @@ def test_refreshing_reads_what_has_changed(llm: HMTLLM) -> None:
 
 def test_refreshing_erases_nothing_that_is_somebody_else_s(llm: HMTLLM) -> None:
     retriever, corpus = HMTRetriever("notes", llm=llm), llm.assistant().corpus("notes")
+    for folder in ("a", "b"):
+        about = {"file_path": f"/{folder}/readme.md", "file_name": "readme.md"}
+        retriever.refresh([Document(text=f"of {folder}", metadata=about)])
     head = "CONFIDENTIAL - Acme Corporation, Zurich office. "
     for text in ("The vault is closed.", "The canteen is open."):
         retriever.refresh([Document(text=head + text)])
     for row in ("r1", "r2"):
         retriever.refresh([Document(text=f"row {row}", id_=row, metadata={"file_path": "/t.csv"})])
-    assert len(corpus.documents()) == 4 and retriever.refresh([Document(text="row r1", id_="r1")]) == [False]
+    assert len(corpus.documents()) == 6 and retriever.refresh([Document(text="row r1", id_="r1")]) == [False]
+    assert retriever.refresh([Document(text=head + "The vault is closed.")]) == [False]
 
 
 def test_what_a_document_brought_is_in_its_nodes(llm: HMTLLM) -> None:

@@ -10,9 +10,8 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Generator, Iterable, Sequence
-from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llama_index.llms.hmt import HMTLLM, assistant_of, off_the_loop  # first: it says what to install
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from hmt_memory import Corpus, RecalledSegment
     from hmt_memory.answer import Answer
 
+_T = TypeVar("_T")
 log = logging.getLogger("llama_index.hmt")
 _EMPTY = "Empty Response"  # what LlamaIndex's own engines say where there is nothing to answer from
 _DOCUMENT = "document_id"  # in a document's stored metadata: what LlamaIndex calls it
@@ -103,13 +103,18 @@ class HMTRetriever(BaseRetriever):
         """
         corpus, bodies = self._corpus(), [_body(document) for document in documents]
         said = [body for body in bodies if body["text"].strip()]
-        stored = _by_name((one.name, one.text) for one in corpus.documents())
-        given = _by_name((body["name"], body["text"]) for body in said)
-        changed = {name for name, texts in given.items() if stored.get(name) != texts}
-        corpus.add_documents([body for body in said if body["name"] in changed], replace_named=True)
+        stored = _by_key((_key(one.text, one.metadata), one) for one in corpus.documents())
+        given = _by_key((_key(body["text"], body["metadata"]), body) for body in said)
+        changed = {
+            key
+            for key, found in given.items()
+            if sorted(one.text for one in stored.get(key, ())) != sorted(body["text"] for body in found)
+        }
+        gone = [one.id for key in changed for one in stored.get(key, ())]
+        corpus.add_documents([body for key in given if key in changed for body in given[key]], replacing=gone)
         if len(said) < len(bodies):
             log.warning("%d documents without text were left out of corpus %r", len(bodies) - len(said), corpus.name)
-        return [body["name"] in changed and bool(body["text"].strip()) for body in bodies]
+        return [_key(body["text"], body["metadata"]) in changed for body in bodies]
 
     def _corpus(self) -> Corpus:
         if not self.corpora:
@@ -223,8 +228,7 @@ def _body(document: Document) -> dict[str, Any]:
     about = document.metadata
     text = document.get_content(metadata_mode=MetadataMode.NONE)
     own = "" if _is_random(document.id_) else document.id_
-    file = about.get("file_path") or about.get("file_name")
-    name = own or str(file or f"{name_of(text)} ({blake2b(text.encode(errors='replace'), digest_size=4).hexdigest()})")
+    name = own or str(about.get("file_name") or about.get("file_path") or name_of(text))
     page = f", page {about['page_label']}" if "page_label" in about and not own else ""
     plain = json.loads(json.dumps(about, default=str, ensure_ascii=False))  # readers leave dates and paths there
     return {"name": name + page, "text": text, "metadata": {**plain, _DOCUMENT: document.id_}}
@@ -237,11 +241,19 @@ def _is_random(id: str) -> bool:
         return False
 
 
-def _by_name(documents: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name, text in documents:
-        found.setdefault(name, []).append(text)
-    return {name: sorted(texts) for name, texts in found.items()}
+def _key(text: str, about: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a document is known by: the id that somebody gave it, its file and page, or its text."""
+    if not _is_random(str(about.get(_DOCUMENT))):
+        return "id", str(about.get(_DOCUMENT))
+    file = about.get("file_path") or about.get("file_name")
+    return ("file", str(file), str(about.get("page_label"))) if file else ("text", text)
+
+
+def _by_key(documents: Iterable[tuple[tuple[str, ...], _T]]) -> dict[tuple[str, ...], list[_T]]:
+    found: dict[tuple[str, ...], list[_T]] = {}
+    for key, one in documents:
+        found.setdefault(key, []).append(one)
+    return found
 
 
 def _node(one: RecalledSegment) -> TextNode:
