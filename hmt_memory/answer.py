@@ -37,7 +37,7 @@ class Request:
         **decoding: Any,
     ) -> None:
         choice = tool_choice_of(tool_choice, tools)
-        self.tools, self.may_call = tools, bool(tools) and choice != "none"
+        self.may_call = bool(tools) and choice != "none"
         self._stop = [stop] if isinstance(stop, str) else list(stop or ())
         self._decoding = decoding
         form = form_of(tools, choice, schema)

@@ -114,7 +114,9 @@ class Assistant:
         config: str | None = None,
     ) -> None:
         self._store = None if store is None or isinstance(store, (str, Path)) else store
-        self._folder = str(default_folder() if store is None else store if self._store is None else self._store.folder)
+        self.folder = str(
+            default_folder() if store is None else store if self._store is None else self._store.folder
+        )  # of the store
         if isinstance(model, str):
             self._weights = _shared_weights(
                 ModelSettings(model, None if adapter is None else str(adapter), dtype, device, config)
@@ -135,7 +137,7 @@ class Assistant:
         if made._store is not None:
             return made
         with _sharing:
-            return _assistants.setdefault((settings, made._folder), made)
+            return _assistants.setdefault((settings, made.folder), made)
 
     @property
     def name(self) -> str:
@@ -146,11 +148,6 @@ class Assistant:
     def settings(self) -> ModelSettings:
         """What the model is loaded by."""
         return self._weights.settings
-
-    @property
-    def folder(self) -> str:
-        """Of the store, without opening it."""
-        return self._folder
 
     @property
     def is_loaded(self) -> bool:
@@ -173,7 +170,7 @@ class Assistant:
             if self._store is None:
                 from .memory_store import MemoryStore
 
-                self._store = MemoryStore(self._folder)
+                self._store = MemoryStore(self.folder)
             return self._store
 
     def session(self, name: str) -> Session:
@@ -401,10 +398,10 @@ class Assistant:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._weights.given:
             raise TypeError("an Assistant around a model object cannot be pickled: build it with the model's name instead.")
-        return Assistant.shared, (self._weights.settings, self._folder)
+        return Assistant.shared, (self._weights.settings, self.folder)
 
     def __repr__(self) -> str:
-        return f"Assistant({self.name!r}, store={self._folder!r})"
+        return f"Assistant({self.name!r}, store={self.folder!r})"
 
 
 def _shared_weights(settings: ModelSettings) -> Weights:

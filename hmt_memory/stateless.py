@@ -98,16 +98,14 @@ def prompt_of(
     batch = validated(messages)
     system = "\n\n".join(system_texts(batch))
     pinned, opening = transcript.pinned(system or None, tools), transcript.answer_opening()
-    if limit is None or len(pinned) <= limit or not system:
-        return Prompt(batch, history.rendered(transcript, batch), pinned, opening)
     said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
+    if limit is None or len(pinned) <= limit or not system or not said:
+        return Prompt(batch, history.rendered(transcript, batch), pinned, opening)
     last = max((at for at, message in enumerate(said) if message["role"] == "user"), default=len(said))
-    ids = transcript.aside(system)
-    read = Stretch(ids, (0, len(ids)))
     before = history.rendered(transcript, said[:last])
     after = history.rendered(transcript, said[last:], first=False)
     whole = [*said[:last], {"role": "system", "content": system}, *said[last:]]
-    return Prompt(whole, [*before, read, *after], transcript.pinned(None, tools), opening)
+    return Prompt(whole, [*before, transcript.aside_stretch(system), *after], transcript.pinned(None, tools), opening)
 
 
 def reply(

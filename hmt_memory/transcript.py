@@ -119,11 +119,16 @@ class Transcript:
 
     def aside(self, text: str) -> list[int]:
         """Token ids of a text that is no turn of the conversation: a system message, where the template knows them."""
+        return self.aside_stretch(text).ids
+
+    def aside_stretch(self, text: str) -> Stretch:
+        """The same where it stands in a stream."""
         if not self.has_template:
-            return self._backbone.encode(f"{text}\n\n", literal=True)
+            ids = self._backbone.encode(f"{text}\n\n", literal=True)
+            return Stretch(ids, (0, len(ids)))
         role = "system" if chat.renders_system(self._backbone) else "user"
         opening, _, closing = self._render([{"role": role, "content": _MARK}], lead=False).partition(_MARK)
-        return self.without_start(self._encode(_Frame(opening, closing, False), text)).ids
+        return self.without_start(self._encode(_Frame(opening, closing, False), text))
 
     # --- what the template writes -----------------------------------------------------------------------------------
 

@@ -298,7 +298,10 @@ def test_a_system_prompt_too_long_to_be_pinned_is_read_before_the_question() -> 
     assert [one.ids for at, one in enumerate(prompt.stretches) if at != 2] == [
         one.ids for one in prompt_of(transcript, talk).stretches
     ]
-    assert model.backbone.decode(prompt.stretches[2].ids).count("red door") == 1
+    start, stop = prompt.stretches[2].content
+    assert model.backbone.decode(prompt.stretches[2].ids[start:stop]) == long["content"], "what is cited is what it says"
+    with pytest.raises(InputError, match="nothing to answer"):
+        reply(model, [long])
     with pytest.raises(BudgetError, match="pinned_tokens"):
         reply(model, [user("x")], tools=[{"type": "function", "function": {"name": "f" * 300}}])
 

@@ -243,8 +243,9 @@ def _is_random(id: str) -> bool:
 
 def _key(text: str, about: Mapping[str, Any]) -> tuple[str, ...]:
     """What a document is known by: the id that somebody gave it, its file and page, or its text."""
-    if not _is_random(str(about.get(_DOCUMENT))):
-        return "id", str(about.get(_DOCUMENT))
+    own = about.get(_DOCUMENT)
+    if own is not None and not _is_random(own):
+        return "id", own
     file = about.get("file_path") or about.get("file_name")
     return ("file", str(file), str(about.get("page_label"))) if file else ("text", text)
 
