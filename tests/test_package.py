@@ -27,6 +27,7 @@ MODULES = sorted(FILES)
 ORDER = [
     "errors",
     "config",
+    "trust",
     "lora",
     "backbone",
     "weights",
