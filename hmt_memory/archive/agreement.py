@@ -1,0 +1,133 @@
+"""Whether the tokens of an imported session say what its messages say, which takes the model that will use them.
+
+An import is marked until then. Where they disagree, they are written anew from the messages, and their memory is not used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from .. import history
+from ..backbone import Backbone
+from ..constrained import parse_calls
+from ..errors import InputError, SessionNotFoundError
+from ..fingerprint import fingerprint, text_parts
+from ..store import records
+from ..store.database import Database
+from ..store.records import CollectionRow, Lineage, MessageRow
+from ..transcript import Stretch, Transcript, called
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from ..model import HMTModel
+
+log = logging.getLogger("hmt_memory")
+UNVERIFIED = "unverified"  # the setting of a session whose tokens no model has compared with its messages
+_TOGETHER = 32  # messages that are looked at, or written, at once
+_ANSWERED = {"role", "content", "tool_calls", "id"}  # the fields of an answer
+_INCOMPLETE, _CUT_OFF = "\ufffd", 3  # a byte of a character that is not whole; how many an answer may end with
+
+
+def settle(database: Database, row: CollectionRow, model: HMTModel) -> CollectionRow:
+    """Make sure that the tokens of a session say what its messages say, if it was imported and nobody has yet; its row.
+
+    To be called before `model` uses a session's tokens or memory. They are compared without a lock.
+
+    Raises:
+        InputError: the model's template has no place for a message.
+    """
+    while row.settings.get(UNVERIFIED):
+        agreed = _agrees(database, row, model)
+        with database.writing() as db:
+            now = records.collection(db, row.id)
+            if now is None:
+                raise SessionNotFoundError(f"session {row.name!r} was deleted.")
+            if now == row:
+                settled = replace(row, settings={key: value for key, value in row.settings.items() if key != UNVERIFIED})
+                return records.update_collection(db, settled) if agreed else _write_anew(db, settled, model)
+        row = now
+    return row
+
+
+def _write_anew(db: sqlite3.Connection, row: CollectionRow, model: HMTModel) -> CollectionRow:
+    """The same messages in the model's own tokens, nothing read yet."""
+    log.warning("the tokens of session %r do not say what its messages say: they are written anew from the messages.", row.name)
+    transcript, made_by = Transcript(model.backbone), fingerprint(model)
+    stream, at = records.add_stream(db), 0
+    for block in _blocks(db, history.lineage(db, row)):
+        stretches = history.rendered(transcript, [message.body for message in block], first=not at)
+        at = history.append(db, stream, block[0].seq, at, block, stretches)[-1].tokens[1]
+    number = records.add_model(db, made_by.digest, made_by.parts)
+    new = records.update_collection(db, replace(row, stream=stream, model=number, epoch=row.epoch + 1))
+    records.prune(db, row.stream)
+    return new
+
+
+def _agrees(database: Database, row: CollectionRow, model: HMTModel) -> bool:
+    with database.reading() as db:
+        stored = None if row.model is None else records.model(db, row.model).parts
+        if stored is None or text_parts(stored) != text_parts(fingerprint(model).parts):
+            return False
+        says, parts = _Sayings(model.backbone), history.lineage(db, row)
+        for block in _blocks(db, parts):
+            stretches = history.stored_stretches(db, parts, block)
+            if not all(says(*pair) for pair in zip(stretches, block, strict=True)):
+                return False
+    return True
+
+
+def _blocks(db: sqlite3.Connection, parts: Lineage) -> Iterator[list[MessageRow]]:
+    count = records.size(parts)[0]
+    for at in range(0, count, _TOGETHER):
+        yield records.messages(db, parts, at, min(at + _TOGETHER, count))
+
+
+class _Sayings:
+    """Whether stretches say what messages say: what the transcript writes of them, or a generated answer's own tokens."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone, self._transcript = backbone, Transcript(backbone)
+        self._letter = backbone.encode("a")
+        self._hidden: Callable[[int], bool] = cache(self._is_hidden)
+
+    def __call__(self, stretch: Stretch, message: MessageRow) -> bool:
+        if message.pinned:
+            return not stretch.ids
+        first = message.tokens[0] == 0
+        return stretch == self._written(message.body, first) or self._answers(stretch, message.body, first)
+
+    def _written(self, body: Mapping[str, Any], first: bool) -> Stretch | None:
+        try:
+            return self._transcript.stretch(body, first=first)
+        except InputError:
+            return None
+
+    def _answers(self, stretch: Stretch, body: Mapping[str, Any], first: bool) -> bool:
+        """Whether it is an answer: framed as one, of this text, with no token in it that no text shows."""
+        if body["role"] != "assistant" or not set(body) <= _ANSWERED:
+            return False
+        ids = stretch.ids[slice(*stretch.content)]
+        framed = self._transcript.answer(ids)
+        framed = self._transcript.without_start(framed) if first else framed
+        return stretch == framed and not any(map(self._hidden, set(ids))) and self._says(ids, body)
+
+    def _says(self, ids: Sequence[int], body: Mapping[str, Any]) -> bool:
+        text, calls, content = self._backbone.decode(ids), [], body["content"] or ""
+        if body.get("tool_calls"):
+            text, found = parse_calls(text)
+            calls = [(call.name, call.arguments) for call in found]
+        if not self._transcript.has_template:
+            text = text.strip()
+        left = text[len(content) :]
+        whole = text.startswith(content) and len(left) <= _CUT_OFF and not left.strip(_INCOMPLETE)
+        return whole and calls == [called(call) for call in body.get("tool_calls") or ()]
+
+    def _is_hidden(self, token: int) -> bool:
+        """Whether a token, such as one that ends a turn, leaves no trace in a text."""
+        bare, around = [*self._letter, *self._letter], [*self._letter, token, *self._letter]
+        return token in self._backbone.end_ids or self._backbone.decode(around) == self._backbone.decode(bare)

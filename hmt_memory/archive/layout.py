@@ -1,0 +1,80 @@
+"""Names and limits of an exported session, and the JSON that it may hold. Knows no row and no ZIP file.
+
+The limits bound what an import takes, whatever a file says; an export keeps to them as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+FORMAT, VERSION = "hmt-session", 1
+MANIFEST, MESSAGES, TOKENS, MEMORY = "manifest.json", "messages.jsonl", "tokens.u32", "memory.f16"
+CONTENT = (MESSAGES, TOKENS, MEMORY)  # the files beside the manifest
+
+MOST_BYTES = 1 << 33  # of one file, unpacked: a year of talk is a thousandth of it
+MOST_RATIO, SMALL_BYTES = 100, 1 << 20  # unpacked to packed size, of a file that unpacks to more than the latter
+MOST_MANIFEST_BYTES = 1 << 16
+MOST_MESSAGE_BYTES = 1 << 24  # of one line of messages.jsonl
+MOST_SEGMENT_BYTES = 1 << 24  # of the memory of one segment
+MOST_VALUES, MOST_STRINGS, MOST_DEPTH = 1 << 16, 1 << 17, 100  # in one JSON text
+LARGEST_ID = 1 << 53  # beyond it, JSON readers of other languages count wrong
+
+_BRACKETS = b"[]{}"
+_NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
+
+
+class Unfit(Exception):
+    """What is wrong with an exported session, and what to do about it."""
+
+    def __init__(self, reason: str, remedy: str = "Export it again.") -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def check(holds: bool, reason: str, remedy: str = "Export it again.") -> None:
+    """Raises Unfit unless it holds."""
+    if not holds:
+        raise Unfit(reason, remedy)
+
+
+def parsed(text: bytes, what: str) -> Any:
+    """The value of a JSON text in UTF-8, whose size is checked before anything is made of it."""
+    check_json(text, what)
+    try:
+        return json.loads(text.decode())
+    except ValueError as error:
+        raise Unfit(f"{what} is no JSON: {error}") from error
+
+
+def check_json(text: bytes, what: str) -> None:
+    """Raises Unfit if a JSON text is nested deeply, or of so many values that they take far more room than their text."""
+    plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    check(plain.count(b'"') <= 2 * MOST_STRINGS, f"{what} holds more than {MOST_STRINGS} strings, the most that one may hold")
+    outside = b"".join(plain.split(b'"')[::2])
+    brackets = outside.translate(None, delete=_NO_BRACKETS)
+    values = outside.count(b",") + len(brackets)
+    check(values <= MOST_VALUES, f"{what} holds more than {MOST_VALUES} values, the most that one may hold")
+    depth = 0
+    for bracket in brackets:
+        depth += 1 if bracket in b"[{" else -1
+        check(depth <= MOST_DEPTH, f"{what} is nested more than {MOST_DEPTH} levels deep, the most that it may be")
+
+
+def record(value: Any, keys: Iterable[str], what: str) -> dict[str, Any]:
+    """`value`, if it is an object with these keys and no others."""
+    wanted = set(keys)
+    check(isinstance(value, dict), f"{what} is no JSON object")
+    found: dict[str, Any] = value
+    if missing := wanted - set(found):
+        raise Unfit(f"{what} lacks {', '.join(map(repr, sorted(missing)))}")
+    if other := set(found) - wanted:
+        raise Unfit(f"{what} has an unknown field {min(other)[:100]!r}", "A newer hmt-memory may have written it: upgrade.")
+    return found
+
+
+def whole(value: Any, low: int, high: int, what: str) -> int:
+    """`value`, if it is a whole number from `low` to `high`."""
+    check(type(value) is int and low <= value <= high, f"{what} is no whole number from {low} to {high}")
+    return int(value)
