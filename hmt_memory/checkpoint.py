@@ -5,6 +5,7 @@ Knows files and the names in them; the backbone's own weights are never part of 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tempfile
@@ -12,12 +13,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import __version__, weights
+from . import __version__, lora, trust, weights
 from .backbone import Backbone
 from .config import HMTConfig
 from .errors import CheckpointError, MissingDependencyError, ModelNotFoundError
@@ -109,19 +110,64 @@ def load_model(
         name = str(Path(name).expanduser().resolve())  # recorded in checkpoints, which are loaded from anywhere
     if adapter is not None and not Path(adapter).is_dir():
         raise ModelNotFoundError(f"there is no adapter folder {adapter}. Check the path.")
-    stored = None if adapter is None else _read_config(Path(adapter))
+    stored = None if adapter is None else _checked(Path(adapter))
     causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
     causal_lm.requires_grad_(False)
-    if adapter is None or stored is None:
-        return cls(Backbone(causal_lm, tokenizer, name=name), config or HMTConfig()).eval()
     backbone = Backbone(causal_lm, tokenizer, name=name)
-    _check_backbone(Path(adapter), stored["backbone"], backbone.identity())
+    if adapter is None or stored is None:
+        return cls(backbone, config or HMTConfig()).eval()
+    _check_backbone(Path(adapter), stored.backbone, backbone.identity())
     files = Path(adapter) / ADAPTER_FOLDER
     if files.is_dir() and not (merge and _merged(backbone, files)):
         backbone = Backbone(_with_peft(causal_lm, files), tokenizer, name=name)
-    model = cls(backbone, HMTConfig.from_dict(stored["config"]))
+    model = cls(backbone, stored.config)
     load_memory(model, Path(adapter))
     return model.eval()
+
+
+class _Stored(NamedTuple):
+    """What a checkpoint says of itself, as far as it can be believed before a model is made of it."""
+
+    config: HMTConfig
+    backbone: Mapping[str, Any]
+
+
+def _checked(folder: Path) -> _Stored:
+    """A checkpoint's configuration, whose sizes are those of its tensors, and whose adapter is no more than tensors.
+
+    Raises:
+        CheckpointError, ConfigError: it is damaged, or other than that.
+    """
+    content = _read_config(folder)
+    config = _known(folder / CONFIG_FILE, content["config"])
+    _check_sizes(folder / MEMORY_FILE, config)
+    if (files := folder / ADAPTER_FOLDER).is_dir():
+        try:
+            lora.check(files)
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"the adapter in {files} does not load: {error}") from error
+    return _Stored(config, content["backbone"])
+
+
+def _known(path: Path, values: Mapping[str, Any]) -> HMTConfig:
+    """The configuration in a file; what another version has added to it is named and left out."""
+    fields = {field.name for field in dataclasses.fields(HMTConfig)}
+    if unknown := sorted(set(values) - fields):
+        warnings.warn(
+            f"{path}: hmt-memory {__version__} does not know {', '.join(unknown)} and loads without. Update hmt-memory.",
+            stacklevel=2,
+        )
+    return HMTConfig.from_dict({name: value for name, value in values.items() if name in fields})
+
+
+def _check_sizes(path: Path, config: HMTConfig) -> None:
+    """Raises CheckpointError where the configuration would make larger parameters than the file holds."""
+    tensors = _header(path)
+    width = tensors["summary_prompt"].shape[-1:] if "summary_prompt" in tensors else (0,)
+    rows = (config.recall_dim or width[0],) if width else (0,)
+    expected = {"summary_prompt": (1,), "initial_memory": (config.memory_tokens,)}
+    expected |= {f"recall.{name}.weight": rows for name in ("query", "key")}
+    _compare(path, tensors, {name: (*shape, *width) for name, shape in expected.items()})
 
 
 def _load_backbone(name: str, adapter: str | Path | None, **options: Any) -> tuple[Any, Any]:
@@ -140,23 +186,32 @@ def load_memory(model: HMTModel, folder: Path) -> None:
     Raises:
         CheckpointError: the file is missing, damaged, or holds other tensors than this configuration has.
     """
-    tensors = _read_tensors(folder / MEMORY_FILE)
-    parameters = model.memory_parameters()
-    if missing := sorted(set(parameters) - set(tensors)):
-        raise CheckpointError(f"{folder / MEMORY_FILE} lacks {', '.join(missing)}. Save the checkpoint again.")
-    if foreign := sorted(set(tensors) - set(parameters)):
-        raise CheckpointError(f"{folder / MEMORY_FILE} holds unknown tensors {', '.join(foreign)}. Is it an HMT checkpoint?")
-    for name, parameter in parameters.items():
-        if tensors[name].shape != parameter.shape:
-            raise CheckpointError(
-                f"{folder / MEMORY_FILE}: {name} is {tuple(tensors[name].shape)}, the configuration says "
-                f"{tuple(parameter.shape)}. The two files do not belong together."
-            )
-        if not torch.isfinite(tensors[name]).all():
-            raise CheckpointError(f"{folder / MEMORY_FILE}: {name} holds NaN or infinity. Use an earlier checkpoint.")
+    path, parameters = folder / MEMORY_FILE, model.memory_parameters()
+    header = _header(path)
+    _compare(path, header, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    if foreign := sorted(set(header) - set(parameters)):
+        raise CheckpointError(f"{path} holds unknown tensors {', '.join(foreign)}. Is it an HMT checkpoint?")
+    tensors = _read_tensors(path)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity. Use an earlier checkpoint.")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+
+
+def _compare(path: Path, tensors: Mapping[str, trust.Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError unless the tensors of a file are these, by name and shape; it may hold others."""
+    if missing := sorted(set(expected) - set(tensors)):
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}. Save the checkpoint again.")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} is {tensors[name].shape}, the configuration says {shape}. The two files do not belong "
+                "together."
+            )
+        if not tensors[name].is_float:
+            raise CheckpointError(f"{path}: {name} holds no floating-point numbers. Save the checkpoint again.")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -165,12 +220,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder} is not an HMT checkpoint: it has no {CONFIG_FILE}.") from error
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}. Restore the file.") from error
     parts = [content.get(key) if isinstance(content, dict) else None for key in ("config", "backbone")]
     if not all(isinstance(part, dict) for part in parts):
         raise CheckpointError(f"{path} is not an HMT configuration: it lacks 'config' or 'backbone'. Restore the file.")
     return content
+
+
+def _header(path: Path) -> dict[str, trust.Stored]:
+    try:
+        return trust.header(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {MEMORY_FILE}. Save the checkpoint again.") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}. Restore the file.") from error
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -179,10 +243,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {MEMORY_FILE}. Save the checkpoint again.") from error
     except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}. Restore the file.") from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Restore the file.") from error
 
 
 def _check_backbone(folder: Path, stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -197,7 +259,7 @@ def _check_backbone(folder: Path, stored: Mapping[str, Any], found: Mapping[str,
 def _merged(backbone: Backbone, files: Path) -> bool:
     try:
         return backbone.merge_lora(files)
-    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, OSError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"the LoRA adapter in {files} does not load: {error}") from error
 
 
@@ -212,7 +274,7 @@ def _with_peft(causal_lm: Any, folder: Path) -> Any:
         # in the backbone's own precision: PEFT would compute bf16 adapters in fp32, at a fifth of the speed more
         with without_advice():
             return PeftModel.from_pretrained(causal_lm, str(folder), autocast_adapter_dtype=False)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
+    except Exception as error:  # ValueError, KeyError, RuntimeError, TypeError, whatever PEFT meets in a damaged file
         raise CheckpointError(f"the PEFT adapter in {folder} does not load: {error}") from error
 
 

@@ -21,6 +21,8 @@ Selection = Literal["fused", "recall", "words"]
 # share of the room that those before have left. A system prompt comes first; replay gives way first. Room that nobody has
 # asked for is the system prompt's: chains and query engines put what they retrieve there.
 _AUTOMATIC_BUDGETS = {"pinned_tokens": (512, 0.5), "recent_tokens": (1024, 0.67), "replay_tokens": (1024, 1.0)}
+_LARGEST = 1 << 24  # of any size: a number beyond it is a mistake, or a damaged file
+_PARAMETER_BYTES, _MATRICES = 1 << 28, 16  # of the memory parameters, at most: as many bytes, or as many d x d matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +87,17 @@ class HMTConfig:
                 raise ConfigError(f"{field.name}={value!r} must be a whole number.")
             elif value < (lowest := int(field.name in at_least_one)):
                 raise ConfigError(f"{field.name}={value} must be at least {lowest}.")
+            elif value > _LARGEST:
+                raise ConfigError(f"{field.name}={value} must be at most {_LARGEST}.")
 
     def resolve(self, *, hidden_size: int, positions: int | None) -> HMTConfig:
         """Fill every `None` from a backbone of width `hidden_size` with `positions` positions (None: no limit).
 
         Raises:
-            ConfigError: the segment or the explicitly given budgets do not fit the window.
+            ConfigError: the segment or the explicitly given budgets do not fit the window, or the memory parameters would take
+                gigabytes.
         """
+        self._check_parameters(hidden_size)
         if positions is not None and self._reading > positions:
             raise ConfigError(
                 f"segment_length={self.segment_length} + sensory_length={self.sensory_length} + 2 x memory_tokens="
@@ -106,6 +112,20 @@ class HMTConfig:
             replay_tokens=budgets["replay_tokens"],
             pinned_tokens=budgets["pinned_tokens"],
         )
+
+    def _check_parameters(self, width: int) -> None:
+        """Of width d, in fp32: Q and K [d_h, d], P_0 [m, d], and what `memory_input` adds: up to d + 3m + r + 1 rows."""
+        rows = {
+            "recall_dim": 2 * (self.recall_dim or width),
+            "memory_tokens": 4 * self.memory_tokens + (self.recalled_tokens or 0),
+        }
+        needed, most = 4 * width * (sum(rows.values()) + width), max(_PARAMETER_BYTES, _MATRICES * 4 * width**2)
+        if needed > most:
+            largest = max(rows, key=lambda name: rows[name])
+            raise ConfigError(
+                f"{largest}={getattr(self, largest)} makes memory parameters of {needed:,} bytes, over the {most:,} that suit "
+                f"a backbone of width {width}. Lower {largest}."
+            )
 
     def _budgets(self, positions: int | None) -> dict[str, int]:
         given = {name: value for name in _AUTOMATIC_BUDGETS if (value := getattr(self, name)) is not None}

@@ -276,10 +276,13 @@ def test_missing_foreign_misshapen_and_nan_tensors_are_named(saved: tuple[HMTMod
 
 
 def test_damaged_or_foreign_configurations_are_refused(saved: tuple[HMTModel, Path], tmp_path: Path) -> None:
-    edit(saved[1], lambda content: content["config"].update(segment_lenght=3))
-    with pytest.raises(ConfigError, match="segment_lenght"):
+    edit(saved[1], lambda content: content["config"].update(segment_length="x"))
+    with pytest.raises(ConfigError, match="segment_length='x'"):
         load(saved[1])
     (saved[1] / "hmt_config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(saved[1])
+    (saved[1] / "hmt_config.json").write_text('{"config": ' + "[" * 100_000)
     with pytest.raises(CheckpointError, match="damaged"):
         load(saved[1])
     for content in ('{"a": 1}', "[]", '{"config": [], "backbone": {}}', '{"config": {}, "backbone": "x"}'):
@@ -292,6 +295,160 @@ def test_damaged_or_foreign_configurations_are_refused(saved: tuple[HMTModel, Pa
         load(saved[1], adapter=tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="it has no hmt_config"):
         load(saved[1].parent / "adapter", adapter=tmp_path)
+
+
+def test_what_a_newer_version_has_added_is_named_and_left_out(saved: tuple[HMTModel, Path]) -> None:
+    edit(saved[1], lambda content: content["config"].update(forgetting="slow"))
+    with pytest.warns(UserWarning, match=r"does not know forgetting and loads without\. Update hmt-memory"):
+        assert load(saved[1]).config == saved[0].config
+
+
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is loaded and nothing made: what is wrong shows before."""
+
+    def never(*_args: Any, **_options: Any) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(weights, "load", never)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"recall_dim": 30_000_000}, r"recall_dim=30000000 must be at most"),
+        ({"recall_dim": 1_000_000}, r"recall.query.weight is \(32, 32\), the configuration says \(1000000, 32\)"),
+        ({"memory_tokens": 1_000_000}, r"initial_memory is \(2, 32\), the configuration says \(1000000, 32\)"),
+        *(
+            ({name: 10**9}, f"{name}=1000000000 must be at most")
+            for name in ("segment_length", "recall_window", "memory_tokens")
+        ),
+        *(({name: 10**9}, f"{name}=1000000000 must be at most") for name in ("recall_dim", "summary_length", "recent_tokens")),
+    ],
+)
+def test_sizes_that_the_tensors_do_not_have_are_refused_before_anything_is_made(
+    saved: tuple[HMTModel, Path], sizes: dict[str, int], message: str, unread: None
+) -> None:
+    edit(saved[1], lambda content: content["config"].update(sizes))
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        load(saved[1])
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{{{{",
+        b"\xff\xfe",
+        b"[]",
+        b'{"a":' + b"[" * 100_000,
+        {"shape": [10**9, 32]},
+        {"shape": [2**40, 2**40]},
+        {"shape": [-1]},
+        {"dtype": "X9"},
+        {"data_offsets": [8, 0]},
+        {"data_offsets": [0, 10**12]},
+    ],
+    ids=lambda header: str(header)[:30],
+)
+def test_a_hostile_header_is_refused(saved: tuple[HMTModel, Path], header: Any, unread: None) -> None:
+    content = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | header if isinstance(header, dict) else None
+    written = header if content is None else json.dumps({"summary_prompt": content}).encode()
+    for length in (len(written), 1 << 60):
+        (saved[1] / "hmt_memory.safetensors").write_bytes(length.to_bytes(8, "little") + written + b"\0" * 8)
+        with pytest.raises(CheckpointError, match="damaged"):
+            load(saved[1])
+
+
+def test_tensors_of_no_rows_or_no_floats_are_refused(saved: tuple[HMTModel, Path]) -> None:
+    path = saved[1] / "hmt_memory.safetensors"
+    good = load_file(path)
+    for tensors, message in (
+        (good | {"recall.query.weight": torch.zeros(10**9, 0)}, "is .1000000000, 0."),
+        (good | {"summary_prompt": torch.tensor(1.0)}, "summary_prompt is "),
+        (good | {"summary_prompt": torch.zeros(1, 32, dtype=torch.int64)}, "no floating-point numbers"),
+        (good | {"memory_input.gain": torch.zeros(1, dtype=torch.float8_e5m2)}, "no floating-point numbers"),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(CheckpointError, match=message):
+            load(saved[1])
+
+
+def lora_folder(backbone_folder: Path, folder: Path, **options: Any) -> Path:
+    from peft import LoraConfig
+
+    peft_model(backbone_folder, LoraConfig(r=2, target_modules=["q_proj"], **options)).save_pretrained(folder)
+    return folder / "backbone_adapter"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 10**9}, r"r=1000000000, but no tensor of .* is larger than 2"),
+        ({"r": 3}, "r=3, but no tensor"),
+        ({"r": 1}, "of rank r=1"),
+        ({"r": "2"}, "of rank r=2"),
+        ({"r": None}, "of rank r=None"),
+        ({"lora_alpha": "x"}, "does not load"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan is no number"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern=1000000000"),
+        ({"use_dora": True, "r": 10**9}, "r=1000000000"),
+        ({"peft_type": "VERA", "r": 10**9}, "r=1000000000"),
+        ({"peft_type": "XLORA", "adapters": {"1": "some/other"}}, "peft_type='XLORA' is not loaded"),
+        ({"peft_type": "SHADOW", "shadow_model": "some/other"}, "peft_type='SHADOW' is not loaded"),
+        ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10**9}, "is not loaded. Use LORA"),
+        ({"peft_type": ["LORA"]}, "is not loaded"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "megatron_config names code to import"),
+    ],
+    ids=str,
+)
+def test_an_adapter_is_no_more_than_its_tensors(
+    backbone_folder: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = lora_folder(backbone_folder, tmp_path) / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=f"backbone_adapter does not load: .*{message}|{message}"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "{" + '"a":[' * 100_000, "7"], ids=lambda content: content[:4])
+def test_a_damaged_configuration_of_an_adapter_is_named(backbone_folder: Path, tmp_path: Path, content: str) -> None:
+    (lora_folder(backbone_folder, tmp_path) / "adapter_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="backbone_adapter does not load"):
+        load(tmp_path)
+
+
+def test_tensors_of_an_adapter_that_fit_nothing_are_refused(backbone_folder: Path, tmp_path: Path) -> None:
+    path = lora_folder(backbone_folder, tmp_path) / "adapter_model.safetensors"
+    good = load_file(path)
+    low = next(name for name in good if "lora_A" in name)
+    for tensor in (torch.zeros(10**9, 0), torch.zeros(64), torch.zeros(2, 32, dtype=torch.int64), torch.zeros(2, 31)):
+        save_file(good | {low: tensor}, path)
+        with pytest.raises(CheckpointError, match="backbone_adapter does not load"):
+            load(tmp_path)
+
+
+def test_an_adapter_that_is_a_pickle_is_refused(backbone_folder: Path, tmp_path: Path) -> None:
+    files = lora_folder(backbone_folder, tmp_path)
+    torch.save(load_file(files / "adapter_model.safetensors"), files / "adapter_model.bin")
+    (files / "adapter_model.safetensors").unlink()
+    for merge in (True, False):
+        with pytest.raises(CheckpointError, match=r"adapter_model\.bin, a pickle, which can run code and is not loaded"):
+            load(tmp_path, merge=merge)
+
+
+def test_an_adapter_of_another_kind_travels_too(backbone_folder: Path, tmp_path: Path) -> None:
+    from peft import IA3Config, LoHaConfig, LoKrConfig, VeraConfig
+
+    for config in (
+        IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], init_ia3_weights=False),
+        LoHaConfig(r=3, target_modules=["q_proj"], init_weights=False),
+        LoKrConfig(r=64, target_modules=["q_proj"], init_weights=False),
+        VeraConfig(r=40, target_modules=["q_proj"], init_weights=False),
+    ):
+        model = peft_model(backbone_folder, config)
+        model.save_pretrained(tmp_path)
+        assert same(load(tmp_path).read(random_ids(90)), model.read(random_ids(90)), 1e-6)
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(saved: tuple[HMTModel, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,22 @@ def test_what_does_not_fit_the_backbone_names_the_field(fields: dict[str, Any], 
         HMTModel.wrap(tiny_causal_lm(), None, HMTConfig(**fields))
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (
+            {"recall_dim": 16_000_000},
+            r"recall_dim=16000000 makes memory parameters of 4,096,004,608 bytes, over the 268,435,456",
+        ),
+        ({"memory_tokens": 900_000}, "memory_tokens=900000 makes memory parameters of .* Lower memory_tokens"),
+    ],
+)
+def test_gigabytes_of_memory_parameters_are_refused_before_they_are_made(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        HMTModel.wrap(tiny_causal_lm("mamba"), None, HMTConfig(**fields))
+    assert HMTConfig(mode="hmt", memory_input="mapped").resolve(hidden_size=16_384, positions=8192).recall_dim == 16_384
+
+
 def test_the_largest_segment_that_fits_is_accepted() -> None:
     assert HMTModel.wrap(tiny_causal_lm(), None, HMTConfig(segment_length=222, sensory_length=32)).config.segment_length == 222
 
