@@ -17,6 +17,7 @@ from langchain_core.documents import Document
 from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, ConfigurableFieldSpec, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
@@ -391,6 +392,32 @@ def test_a_history_around_the_chat_model_itself_doubles_nothing(chat: HMTChatMod
     for text in ("one", "two"):
         chain.invoke([HumanMessage(text)], ALICE)
     assert said(assistant, "alice") == ["one", "two"]
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize("kind", [HMTChatModel, HMTLLM])
+def test_a_history_and_a_model_that_keep_the_same_session_are_refused(kind: Any, assistant: Assistant, tmp_path: Path) -> None:
+    """Each would store every message; the folder may be written in another way."""
+    model = kind(engine=assistant, max_tokens=4)
+    store = tmp_path / "other" / ".." / "memories"
+    store.parent.parent.mkdir(exist_ok=True)
+    chain = RunnableWithMessageHistory(
+        ChatPromptTemplate.from_messages([("placeholder", "{past}"), ("human", "{text}")]) | model | StrOutputParser(),
+        lambda name: HMTChatMessageHistory(name, engine=Assistant(MODEL, store=store)),
+        input_messages_key="text",
+        history_messages_key="past",
+    )
+    with pytest.raises(exceptions.ModelInvalidRequestError, match=r"store every message in session 'alice'.*session_keys=\(\)"):
+        chain.invoke({"text": "hello"}, ALICE)
+    assert assistant.store.sessions() == []
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_history_of_another_session_is_no_matter(chat: HMTChatModel, assistant: Assistant) -> None:
+    elsewhere = RunnableWithMessageHistory(chat, lambda name: HMTChatMessageHistory(f"copy of {name}", engine=assistant))
+    for text in ("one", "two"):
+        elsewhere.invoke([HumanMessage(text)], ALICE)
+    assert said(assistant, "alice") == said(assistant, "copy of alice") == ["one", "two"]
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")

@@ -35,6 +35,11 @@ class TestHMTChatModelUnit(Abilities, ChatModelUnitTests):
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
         return {"HMT_MODEL": "m"}, {}, {"model_name": "m"}
 
+    @pytest.mark.xfail(strict=True, reason="load(allowed_objects='all') admits only classes that langchain-core itself lists")
+    def test_serdes(self, model: Any, snapshot: Any) -> None:
+        """What can be asked of a class that is not listed there is in test_langchain_fields.py."""
+        super().test_serdes(model, snapshot)
+
 
 class TestHMTChatModelScripted(Abilities, ChatModelIntegrationTests):
     @property

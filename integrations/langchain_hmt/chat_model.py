@@ -24,7 +24,7 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import model_validator
 
 from .engine import Decoder, pieces
-from .errors import as_langchain
+from .errors import HMTInvalidRequestError, as_langchain
 from .messages import call_chunks, is_summary, to_dicts
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class HMTChatModel(Decoder, BaseChatModel):
     """
 
     streaming: bool = False
+    """Whether `invoke` tells callbacks of each piece of text as it is written."""
     history_mode: Literal["auto", "incremental", "full"] = "auto"
     """How the messages of a call are compared with what its session holds: `hmt_memory.reconcile`."""
 
@@ -66,8 +67,8 @@ class HMTChatModel(Decoder, BaseChatModel):
             ls_provider="hmt",
             ls_model_type="chat",
             ls_model_name=str(kwargs.get("model") or self.model_name),
-            ls_temperature=float(kwargs.get("temperature", self.temperature)),
-            ls_max_tokens=int(kwargs.get("max_tokens") or self.max_tokens),
+            ls_temperature=_number(kwargs.get("temperature"), self.temperature),
+            ls_max_tokens=int(_number(kwargs.get("max_tokens"), self.max_tokens)),
         )
         if chosen := self.stops(stop):
             found["ls_stop"] = chosen
@@ -151,11 +152,10 @@ class HMTChatModel(Decoder, BaseChatModel):
             "schema": None if response_format is None else _schema_of(response_format),
             **self.decoding(stop, kwargs),
         }
-        if session_id is not None:
-            options |= {"session": session_id, "history": history_mode or self.history_mode}
         # A summary of earlier turns is no turn: the session has those themselves.
         said = to_dicts(messages if session_id is None else [one for one in messages if not is_summary(one)])
         with as_langchain():
+            options |= self.remembering(assistant, session_id, history_mode or self.history_mode)
             reply = assistant.reply(said, **options)
         for piece in pieces(reply):
             chunk = ChatGenerationChunk(message=AIMessageChunk(content=piece))
@@ -200,15 +200,21 @@ class HMTChatModel(Decoder, BaseChatModel):
         """Let the model call functions: what it writes is held to their schemas.
 
         Args:
+            tools: functions, tools, pydantic classes, or schemas in OpenAI's form.
             tool_choice: None or "auto": the model decides; "none"; "any", "required" or True: it must call one; the name of
                 one, or {"type": "function", "function": {"name": ...}}: it must call that.
+            kwargs: other options of the calls.
+
+        Raises:
+            HMTInvalidRequestError: the choice names no tool.
         """
         from hmt_memory.constrained import tool_choice_of
 
         for name in ("strict", "parallel_tool_calls"):  # calls are always strict, and one at a time
             kwargs.pop(name, None)
         described = [convert_to_openai_tool(tool) for tool in tools]
-        tool_choice_of(tool_choice, described)
+        with as_langchain():
+            tool_choice_of(tool_choice, described)
         return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
 
     def with_structured_output(
@@ -229,12 +235,14 @@ class HMTChatModel(Decoder, BaseChatModel):
             strict: accepted for compatibility; answers always are.
 
         Raises:
-            ValueError: an unknown method or argument.
+            HMTInvalidRequestError: an unknown method or argument.
         """
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
         if method not in ("json_schema", "json_mode") or kwargs:
-            raise ValueError(f"unsupported: {kwargs or method!r}. Methods: json_schema, json_mode, function_calling.")
+            raise HMTInvalidRequestError(
+                f"unsupported: {kwargs or method!r}. Methods: json_schema, json_mode, function_calling."
+            )
         wanted = convert_to_json_schema(schema)
         model = self.bind(
             response_format={"type": "json_schema", "json_schema": {"name": wanted.get("title", "answer"), "schema": wanted}},
@@ -251,8 +259,13 @@ class HMTChatModel(Decoder, BaseChatModel):
         return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
 
 
+def _number(given: Any, own: float) -> float:
+    """Return what a call asks for, if that is a number, else the object's own; what is none is refused later."""
+    return float(given) if isinstance(given, (int, float)) else float(own)
+
+
 def _schema_of(response_format: Any) -> dict[str, Any]:
-    """The JSON schema of OpenAI's `response_format`, a schema itself, or a class."""
+    """Return the JSON schema of OpenAI's `response_format`, of a schema itself, or of a class."""
     if isinstance(response_format, Mapping):
         if response_format.get("type") == "json_object":
             return {"type": "object"}

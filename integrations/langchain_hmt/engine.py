@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from langchain_core.language_models import BaseLanguageModel
+from langchain_core.load.serializable import Serializable, SerializedConstructor, SerializedNotImplemented
 from langchain_core.runnables import ensure_config
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from hmt_memory.config import DEFAULT_MODEL
+from hmt_memory.config import DEFAULT_MODEL, Selection
 
-from .errors import as_langchain
+from .checks import as_list, check_names, reasons, session_name
+from .errors import HMTInvalidRequestError, as_langchain
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -20,105 +24,240 @@ if TYPE_CHECKING:
 
     from hmt_memory import Assistant
 
+log = logging.getLogger("langchain_hmt")
 SESSION_KEYS = ("session_id", "thread_id")
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
 
 
-class Engine(BaseModel):
+class Engine(Serializable):
     """Fields of every class here. Equal models share one set of weights, which load with the first call."""
 
-    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(
+        populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
+    hosted: ClassVar[tuple[str, ...]] = ()  # arguments that LangChain gives to any model, and that mean nothing to a local one
 
     model_name: str = Field(default_factory=lambda: os.environ.get("HMT_MODEL", DEFAULT_MODEL), alias="model")
     """A bundled name, hub id, folder or .gguf file; the environment's HMT_MODEL, else the default model."""
     adapter: str | None = None
-    """Folder with trained memory parameters; None: the one the package brings, if it brings one."""
+    """Folder with trained memory parameters; None: the one the package brings, if it brings one; "none": no adapter."""
     store: Any = Field(default=None, repr=False)
-    """Folder of the sessions, or an open `MemoryStore`; None: where the `hmt` command keeps them."""
+    """Folder of the sessions and corpora, or an open `MemoryStore`; None: where the `hmt` command keeps them."""
     dtype: str = "auto"
+    """Precision of the weights: "auto" (bf16 where the hardware multiplies it, else fp32), or the name of a torch dtype."""
     device: str = "auto"
-    session_id: str | None = None
-    """The session of calls that name none."""
-    session_keys: tuple[str, ...] = SESSION_KEYS
-    """Where in a call's `configurable` its session is looked for; empty: nowhere."""
+    """Where the model runs: "auto" (CUDA, else MPS, else CPU), or the name of a torch device."""
+    selection: Selection | None = None
+    """How passages are recalled: "fused" (memory and words), "recall" or "words"; None: as the model's configuration says."""
     engine: Any = Field(default=None, exclude=True, repr=False)
     """An `hmt_memory.Assistant` to use instead of what the fields name."""
     _others: dict[str, Any] = PrivateAttr(default_factory=dict)  # assistants of models that calls named: each loads once
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        unused = [name for name in cls.hosted if name in values and name not in cls.model_fields]
+        if unused:
+            log.warning("%s: for hosted models; a model that runs here has no use for it.", ", ".join(unused))
+        aliases = {field.alias for field in cls.model_fields.values() if field.alias}
+        kept = {name: value for name, value in values.items() if name not in unused}
+        check_names(kept, cls.model_fields.keys() | aliases)
+        return kept
+
+    @model_validator(mode="after")
+    def _name_the_engine(self) -> Self:
+        """Make the fields say what an engine or an open store is made of, so that they lead back to the same memory."""
+        if hasattr(self.store, "folder"):
+            if self.engine is not None:
+                raise HMTInvalidRequestError("an engine has a store of its own. Leave out store=, or engine=.")
+            self.engine, self.store = self._made(self.model_name, self.adapter), str(self.store.folder)
+        elif self.engine is not None:
+            for name in _parts(self.engine).keys() - self.model_fields_set:
+                setattr(self, name, _parts(self.engine)[name])
+        self.store = None if self.store is None else str(self.store)
+        return self
+
     def assistant(self, model: str | None = None) -> Assistant:
-        """The assistant behind this object; `model`: of another model, for one call."""
+        """Return the assistant behind this object; `model`: of another model, for one call."""
+        from .view import under
+
+        if model is not None:
+            found = self._others[model] = under(self._others.get(model) or self._made(model, None), self.view())
+            return found
+        known = self.engine if self._is_of(self.engine) else self._made(self.model_name, self.adapter)
+        self.engine = chosen = under(known, self.view())
+        return chosen
+
+    def view(self) -> dict[str, Any]:
+        """Return the fields of `HMTConfig` that are not left to the model."""
+        return {} if self.selection is None else {"selection": self.selection}
+
+    def _made(self, model: str, adapter: str | None) -> Assistant:
         from hmt_memory.assistant import Assistant, ModelSettings
 
-        found: Assistant | None = self.engine if model is None else self._others.get(model)
-        if found is not None:
-            return found
-        settings = ModelSettings(model or self.model_name, None if model else self.adapter, self.dtype, self.device)
-        found = Assistant.shared(settings, self.store)
-        if model is None:
-            self.engine = found
-        else:
-            self._others[model] = found
+        return Assistant.shared(ModelSettings(model, adapter, self.dtype, self.device), self.store)
+
+    def _is_of(self, engine: Assistant | None) -> bool:
+        """Whether an assistant is still the one that the fields name."""
+        own = {name: getattr(self, name) for name in ("model_name", "adapter", "dtype", "device", "store")}
+        return engine is not None and own in (_parts(engine), {**_parts(engine), "store": None})
+
+    # --- what is written down ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """Whether LangChain may write it down: `loads(dumps(it), ...)` has the same model, store and options."""
+        return True
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """Return what LangChain writes down; an engine that no name leads back to is in it, and is refused when read."""
+        found = super().to_json()
+        try:
+            pickle.dumps(self.engine)
+        except TypeError:
+            found["kwargs"]["engine"] = self.engine  # type: ignore[typeddict-item]
         return found
 
+
+class Sessioned(Engine):
+    """Fields of the classes whose calls belong to a session."""
+
+    session_id: str | None = None
+    """The session of calls that name none."""
+    session_keys: Names = SESSION_KEYS
+    """Where in a call's `configurable` its session is looked for; empty: nowhere."""
+
     def with_session(self, config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
-        """`options` of a call with its session in them: as given, from its config or that of the run it is part of, or ours.
+        """Put a call's session into its options: as given, from its config or that of the run it is part of, or ours.
 
         Resolved where a call comes in and passed on as an argument: context variables do not reach worker threads reliably.
+
+        Raises:
+            HMTInvalidRequestError: what is found there cannot name a session.
         """
-        whole = ensure_config(config)
         found = options.pop("session_id", None)
-        if found is None and (whole.get("metadata") or {}).get("lc_source") == "summarization":
-            return options  # a call about the conversation is none of its turns
+        if found is None and is_about_the_conversation(config, options):
+            return options
         if found is None:
-            found = first_named(whole.get("configurable") or {}, self.session_keys)
+            found = first_named(ensure_config(config).get("configurable") or {}, self.session_keys)
         found = self.session_id if found is None else found
         if found is not None:
-            options["session_id"] = str(found)
+            options["session_id"] = session_name(found)
         return options
 
 
-class Decoder(Engine, BaseLanguageModel[Any]):
+class Decoding(BaseModel):
+    """How an answer is decoded; a call may have each of these as well."""
+
+    model_config = ConfigDict(populate_by_name=True, use_attribute_docstrings=True)
+
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """How much chance there is in the choice of words; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Words are chosen from the smallest set that has this share of the probability."""
+    max_tokens: int = Field(default=256, ge=1)
+    """The longest answer, in tokens."""
+    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(as_list)] = Field(
+        default=None, alias="stop"
+    )
+    """Texts that end an answer and are no part of it; one text is a list of one."""
+    seed: int | None = None
+    """Makes sampling repeatable."""
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Above 1: what is shown or said already is less likely to be said; 1: none."""
+
+
+class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
     """What the two models share: how answers are decoded, and calls that carry their session.
 
     invoke() and its kin do not hand their config down, so the session is looked for here. The streams are plain functions that
     return the base's generators: the lookup happens where the call is made, and closing them reaches the model.
     """
 
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    max_tokens: int = 256
-    """Of an answer."""
-    stop_sequences: list[str] | None = Field(default=None, alias="stop")
-    seed: int | None = None
-    """Makes sampling repeatable."""
+    hosted = ("timeout", "max_retries", "api_key")
+
+    recent_tokens: int | None = Field(default=None, ge=0)
+    """Budget of the latest turns, which an answer is shown word for word; None: as the model's configuration says."""
+    replay_tokens: int | None = Field(default=None, ge=0)
+    """Budget of the recalled passages that an answer is shown; None: as the model's configuration says."""
+    pinned_tokens: int | None = Field(default=None, ge=0)
+    """Budget of system messages and tools, which never scroll away; None: as the model's configuration says."""
+    corpora: Names = ()
+    """Corpora to recall from besides the session's own past: each session that a call names is attached to them."""
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        names = ("model_name", "adapter", "dtype", "temperature", "top_p", "max_tokens", "stop_sequences", "seed")
+        names = ("model_name", "adapter", "dtype", *Decoding.model_fields, *_BUDGETS, "selection", "corpora")
         return {name: getattr(self, name) for name in names}
 
+    def view(self) -> dict[str, Any]:
+        """Return the fields of `HMTConfig` that are not left to the model."""
+        return super().view() | {name: value for name in _BUDGETS if (value := getattr(self, name)) is not None}
+
     def get_token_ids(self, text: str) -> list[int]:
-        """The tokens of a text, by the model's own tokenizer."""
+        """Return the tokens of a text, by the model's own tokenizer."""
         if self.custom_get_token_ids is not None:
             return self.custom_get_token_ids(text)
         with as_langchain():
             return self.assistant().token_ids(text)
 
-    def stops(self, given: Sequence[str] | None) -> list[str]:
-        """Stop strings of a call: its own, if it has any word about them, else the object's."""
-        return list(given if given is not None else self.stop_sequences or ())
+    def stops(self, given: str | Sequence[str] | None) -> list[str]:
+        """Return the stop strings of a call: its own, if it has any word about them, else the object's."""
+        return list(as_list(given) if given is not None else self.stop_sequences or ())
 
-    def decoding(self, stop: Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of an answer: those of the call, else the object's."""
-        return {
-            "stop": self.stops(stop),
-            "max_new_tokens": given.get("max_tokens") or self.max_tokens,
-            "min_new_tokens": 1,
-            **{name: given.get(name, getattr(self, name)) for name in ("temperature", "top_p", "seed")},
-        }
+    def decoding(self, stop: str | Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options of an answer: those of the call, else the object's.
+
+        Raises:
+            HMTInvalidRequestError: one of the call is unknown or impossible.
+        """
+        check_names(given, [*Decoding.model_fields, *_CALL])
+        own = {name: getattr(self, name) for name in Decoding.model_fields if name != "stop_sequences"}
+        asked = {name: value for name, value in given.items() if value is not None}
+        try:
+            chosen = Decoding(**{**own, **asked, "stop": self.stops(stop)})
+        except ValidationError as error:
+            raise HMTInvalidRequestError(reasons(error)) from error
+        found = chosen.model_dump()
+        renamed = {"stop": found.pop("stop_sequences"), "max_new_tokens": found.pop("max_tokens")}
+        return {**found, **renamed, "min_new_tokens": 1}
+
+    def remembering(self, assistant: Assistant, session_id: str | None, history: str) -> dict[str, Any]:
+        """Return the options of an answer that a session remembers, attached to the corpora; none without a session.
+
+        Args:
+            assistant: whose session it is. session_id: its name. history: how a call's messages are compared with it.
+        """
+        if session_id is None:
+            return {}
+        if self.corpora:
+            held = assistant.session(session_id)
+            if new := set(self.corpora) - set(held.stats()["corpora"]):
+                held.attach(*sorted(new))
+        return {"session": session_id, "history": history}
+
+    def with_session(self, config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
+        """Put a call's session into its options, as in `Sessioned`.
+
+        Raises:
+            HMTInvalidRequestError: no session is named, and there are corpora; or another object writes into the same one.
+        """
+        from .history import check_writes_alone
+
+        found = super().with_session(config, options)
+        if "session_id" in found:
+            check_writes_alone(config, self, found["session_id"])
+        elif self.corpora and not is_about_the_conversation(config, found):
+            raise HMTInvalidRequestError(
+                f"corpora={self.corpora} are recalled from in a session, and this call has none. Name one: "
+                'model.invoke(messages, config={"configurable": {"session_id": "alice"}}).'
+            )
+        return found
 
     def without_cache(self) -> Self:
-        """A copy that no cache answers for: it would give a stale answer to a session, and remember nothing."""
+        """Return a copy that no cache answers for: it would give a stale answer to a session, and remember nothing."""
         self.assistant()  # made before the copy, so that both have it
         return self.model_copy(update={"cache": False})
 
@@ -135,13 +274,30 @@ class Decoder(Engine, BaseLanguageModel[Any]):
         return super().astream(input, config, **self.with_session(config, kwargs))
 
 
+_BUDGETS = ("recent_tokens", "replay_tokens", "pinned_tokens")
+_CALL = ("stop", "session_id", "model", "tools", "tool_choice", "response_format", "history_mode")  # what else a call may have
+
+
+def _parts(engine: Assistant) -> dict[str, Any]:
+    """Return the fields that an assistant is made of."""
+    made_by = engine.settings
+    named = {"model_name": made_by.model, "adapter": made_by.adapter, "dtype": made_by.dtype, "device": made_by.device}
+    return {**named, "store": engine.folder}
+
+
+def is_about_the_conversation(config: RunnableConfig | None, options: Mapping[str, Any]) -> bool:
+    """Tell whether a call is LangChain's for a summary, and so none of the conversation's turns."""
+    told = (ensure_config(config).get("metadata"), options.get("metadata"))
+    return any((one or {}).get("lc_source") == "summarization" for one in told)
+
+
 def first_named(found: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """The first of these that is there and says something; 0 does."""
+    """Return the first of these that is there and says something; 0 does."""
     return next((found[key] for key in keys if found.get(key) not in (None, "")), None)
 
 
 def pieces(reply: Iterator[str]) -> Iterator[str]:
-    """The pieces of an answer; its errors are LangChain's."""
+    """Yield the pieces of an answer; its errors are LangChain's."""
     while True:
         with as_langchain():
             piece = next(reply, None)

@@ -35,7 +35,12 @@ class HMTSessionBusyError(hmt.SessionBusyError, _TIMEOUT):  # type: ignore[misc,
     is_retryable = True
 
 
+class HMTConfigError(hmt.ConfigError, _INVALID):  # type: ignore[misc,valid-type]
+    """Fields of an object ask for sizes that the model does not have room for."""
+
+
 _SAME = {
+    hmt.ConfigError: HMTConfigError,
     hmt.BudgetError: HMTContextOverflowError,
     hmt.InputError: HMTInvalidRequestError,
     hmt.ModelNotFoundError: HMTModelNotFoundError,
@@ -45,7 +50,7 @@ _SAME = {
 
 @contextmanager
 def as_langchain() -> Iterator[None]:
-    """Errors of `hmt_memory` inside are raised as LangChain's."""
+    """Raise errors of `hmt_memory` inside as LangChain's."""
     try:
         yield
     except hmt.HMTError as error:

@@ -75,9 +75,8 @@ class HMTLLM(Decoder, BaseLLM):
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
         options = self.decoding(stop, kwargs)
-        if session_id is not None:
-            options |= {"session": session_id, "history": "incremental"}
         with as_langchain():
+            options |= self.remembering(self.assistant(), session_id, "incremental")
             reply = self.assistant().reply({"role": "user", "content": prompt}, **options)
         for piece in pieces(reply):
             chunk = GenerationChunk(text=piece)

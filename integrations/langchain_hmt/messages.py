@@ -10,6 +10,8 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, Functio
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.messages.utils import convert_to_messages
 
+from .errors import HMTInvalidRequestError
+
 if TYPE_CHECKING:
     from hmt_memory import ToolCall
 
@@ -32,7 +34,7 @@ def to_dicts(messages: Sequence[Any]) -> list[dict[str, Any]]:
     """Messages of any form that LangChain accepts.
 
     Raises:
-        ValueError: content that is no text (images, audio, files).
+        HMTInvalidRequestError: content that is no text (images, audio, files).
     """
     return [to_dict(message) for message in convert_to_messages(messages)]
 
@@ -55,7 +57,7 @@ def text_of(content: Any) -> str:
     """The text of a message's content: a string, or a list of strings and blocks.
 
     Raises:
-        ValueError: a block that is no text.
+        HMTInvalidRequestError: a block that is no text.
     """
     if isinstance(content, str):
         return content
@@ -71,7 +73,9 @@ def text_of(content: Any) -> str:
         elif kind == "json":
             parts.append(json.dumps(block.get("json"), ensure_ascii=False))
         elif kind not in _SILENT:
-            raise ValueError(f"HMT models read text only, not a content block of type {kind!r}. Leave it out or describe it.")
+            raise HMTInvalidRequestError(
+                f"HMT models read text only, not a content block of type {kind!r}. Leave it out or describe it."
+            )
     return "".join(parts)
 
 

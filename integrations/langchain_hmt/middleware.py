@@ -16,6 +16,7 @@ from langchain_core.runnables.config import run_in_executor
 from langgraph.config import get_config
 from typing_extensions import NotRequired, TypedDict
 
+from .checks import session_name
 from .engine import SESSION_KEYS, Engine, first_named
 from .errors import as_langchain
 from .messages import is_summary
@@ -154,7 +155,7 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
         context = getattr(runtime, "context", None)
         of_context = context.get("session_id") if isinstance(context, Mapping) else getattr(context, "session_id", None)
         found = (named, of_context, first_named(configurable, SESSION_KEYS), self._session_id)
-        return next((str(one) for one in found if one not in (None, "")), None)
+        return next((session_name(one) for one in found if one not in (None, "")), None)
 
 
 def _said(messages: Sequence[AnyMessage]) -> list[dict[str, Any]]:

@@ -9,21 +9,24 @@ from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
+from pydantic import Field
 
-from .engine import Engine
+from .engine import Names, Sessioned
 from .errors import as_langchain
 
 
-class HMTRetriever(Engine, BaseRetriever):
+class HMTRetriever(Sessioned, BaseRetriever):
     """Recalls verbatim passages with their weights, heaviest first; no embedding model is needed.
 
     With `corpora` it recalls from documents that `add_documents`, or `hmt read`, has read; without, from the session of a call,
     and nothing where there is no such session yet.
     """
 
-    corpora: tuple[str, ...] = ()
-    k: int = 4
-    min_weight: float = 0.0
+    corpora: Names = ()
+    """Corpora to recall from, instead of a session; documents are read into the first."""
+    k: int = Field(default=4, ge=1)
+    """How many passages are recalled."""
+    min_weight: float = Field(default=0.0, ge=0)
     """Passages that weigh less are left out."""
 
     def add_documents(self, documents: list[Document], *, corpus: str | None = None) -> list[int]:
@@ -64,7 +67,7 @@ class HMTRetriever(Engine, BaseRetriever):
         session_id: str | None = None,
     ) -> list[Document]:
         with as_langchain():
-            return self._recalled(query, k or self.k, session_id)
+            return self._recalled(query, self.k if k is None else k, session_id)
 
     def _recalled(self, query: str, wanted: int, session_id: str | None) -> list[Document]:
         assistant = self.assistant()

@@ -1,0 +1,68 @@
+"""The same model, store and memory under another view: budgets of what an answer is shown, and how passages are selected."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from hmt_memory import Assistant
+from hmt_memory.assistant import Weights
+
+if TYPE_CHECKING:
+    from hmt_memory import HMTModel, MemoryStore
+
+_Changes = tuple[tuple[str, Any], ...]
+
+
+class ViewedAssistant(Assistant):
+    """An assistant that answers under a changed configuration: the weights and the store are those of another.
+
+    Args:
+        base: the other. changes: fields of `HMTConfig` that memory does not depend on.
+    """
+
+    def __init__(self, base: Assistant, changes: _Changes) -> None:
+        super().__init__(base.name, store=base.folder)
+        self.base, self.changes = base, changes
+        self._weights = Weights(base.settings)  # what calls without a session have read depends on the view
+        self._viewed: HMTModel | None = None
+        self._viewing = threading.Lock()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self.base.is_loaded
+
+    @property
+    def model(self) -> HMTModel:
+        """The other's model under this view, loaded when first asked for."""
+        with self._viewing:
+            if self._viewed is None:
+                self._viewed = self.base.model.with_config(**dict(self.changes))
+            return self._viewed
+
+    @property
+    def store(self) -> MemoryStore:
+        """The other's store, opened when first asked for."""
+        return self.base.store
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return under, (self.base, dict(self.changes))
+
+
+# Held by those who use them: equal views of one assistant are one object, with one set of open sessions.
+_views: WeakValueDictionary[tuple[int, _Changes], ViewedAssistant] = WeakValueDictionary()
+_sharing = threading.Lock()
+
+
+def under(assistant: Assistant, changes: Mapping[str, Any]) -> Assistant:
+    """Give an assistant a view of its own, or the one that it has without changes."""
+    base = assistant.base if isinstance(assistant, ViewedAssistant) else assistant
+    wanted = tuple(sorted(changes.items()))
+    if not wanted:
+        return base
+    with _sharing:
+        key = (id(base), wanted)  # the view holds its base, so the id is not given to another meanwhile
+        return _views.get(key) or _views.setdefault(key, ViewedAssistant(base, wanted))
