@@ -12,8 +12,10 @@ import hashlib
 import inspect
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ _CACHE_ARGUMENTS = ("cache", "past_key_values", *_STATE_SPACE)  # attention fami
 # Relative differences that rounding explains: of one row computed twice, and of logits computed in two ways.
 _SAME_ROW = {torch.float32: 1e-5, torch.float64: 1e-5}
 _SAME_ROW_HALF, _SAME_LOGITS = 1e-3, 1e-2
+_copying = threading.Lock()  # tokenizers, one at a time
 
 
 class Backbone(nn.Module):
@@ -63,7 +66,8 @@ class Backbone(nn.Module):
             raise BackboneError(
                 f"{self.name} ({type(plain).__name__}) has no language-model head. Load it with AutoModelForCausalLM."
             )
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer  # stays as it is
+        self._literal: Any = None  # its twin, see `encode`
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
         self.cache_argument = _cache_argument(self._body)  # what its forward pass calls the cache
@@ -287,14 +291,25 @@ class Backbone(nn.Module):
             raise InputError(f"the text is not valid Unicode: {error}. Decode it with errors='replace'.") from error
         options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
         if literal and self.holds_special(text):
-            # a copy, because the setting is the tokenizer's own and other threads may be using it
-            tokenizer, options = copy.deepcopy(tokenizer), options | {"split_special_tokens": True}
+            tokenizer, options = self._literal_tokenizer(), options | {"split_special_tokens": True}
         return list(tokenizer(text, **options)["input_ids"])
 
     def holds_special(self, text: str) -> bool:
         """Whether part of `text` reads like one of the tokenizer's special tokens."""
-        tokens = self._tokenizer().added_tokens_decoder.values()
-        return any(token.content in text for token in tokens if token.special)
+        return any(special in text for special in self._special_texts)
+
+    @cached_property
+    def _special_texts(self) -> frozenset[str]:
+        tokenizer = self._tokenizer()
+        marked = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        return frozenset(marked.union(tokenizer.all_special_tokens))  # ByT5 does not mark its end token
+
+    def _literal_tokenizer(self) -> Any:
+        """A copy, made once, because the setting is the tokenizer's own and other threads may be using it."""
+        with _copying:
+            if self._literal is None:
+                self._literal = copy.deepcopy(self._tokenizer())
+            return self._literal
 
     def start_ids(self) -> list[int]:
         """What the tokenizer itself puts before a text: the start token in families that depend on one, else nothing."""
