@@ -1,25 +1,31 @@
-"""`HMTRetriever`: passages of a session or of corpora, recalled for a question, as LangChain documents."""
+"""`HMTRetriever`: passages of a session or of corpora, recalled for a question, and the documents of a corpus."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
-from langchain_core.retrievers import BaseRetriever
+from langchain_core.indexing import DeleteResponse, DocumentIndex, UpsertResponse
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import Field
 
+from .documents import Held, body, brought, grouped, held, key, same, with_ids
 from .engine import Names, Sessioned
-from .errors import as_langchain
+from .errors import HMTInvalidRequestError, as_langchain
 
 
-class HMTRetriever(Sessioned, BaseRetriever):
+class HMTRetriever(Sessioned, DocumentIndex):
     """Recalls verbatim passages with their weights, heaviest first; no embedding model is needed.
 
     With `corpora` it recalls from documents that `add_documents`, or `hmt read`, has read; without, from the session of a call,
-    and nothing where there is no such session yet.
+    and nothing where there is no such session yet. It is LangChain's `DocumentIndex` too: `langchain_core.indexing.index` keeps
+    a corpus up to date.
+
+    A document is known by its id, or else by its source, page and text. The calls about documents are about the first of
+    `corpora`, unless they name a `corpus`.
     """
 
     corpora: Names = ()
@@ -29,28 +35,105 @@ class HMTRetriever(Sessioned, BaseRetriever):
     min_weight: float = Field(default=0.0, ge=0)
     """Passages that weigh less are left out."""
 
-    def add_documents(self, documents: list[Document], *, corpus: str | None = None) -> list[int]:
-        """Read documents into the first of `corpora`, or into `corpus`. They are on disk when it returns.
+    # --- documents --------------------------------------------------------------------------------------------------
+
+    def add_documents(
+        self, documents: Sequence[Document], *, ids: Sequence[str | None] | None = None, corpus: str | None = None
+    ) -> list[str]:
+        """Read documents that the corpus does not hold yet, in place of others with their ids. On disk when it returns.
+
+        Args:
+            documents: with text, and metadata of JSON types or what can be printed.
+            ids: for documents whose own ids do not count. corpus: to read into.
 
         Returns:
-            Their ids in the corpus.
+            The documents' ids, for `delete` and `get_by_ids`.
 
         Raises:
-            ValueError: no corpus is named.
+            HMTInvalidRequestError: no corpus is named, or a document has no text; nothing is stored then.
         """
-        name = corpus or next(iter(self.corpora), None)
-        if name is None:
-            raise ValueError("name a corpus to read into: HMTRetriever(corpora=('handbook',)).")
-        bodies = [
-            {
-                "text": one.page_content,
-                "name": str(one.metadata.get("source") or one.id or f"document {at}"),
-                "metadata": one.metadata,
-            }
-            for at, one in enumerate(documents, start=1)
-        ]
+        given = with_ids(documents, ids)
+        wanted = {document.id: document for document in given}
+        stored = grouped((str(one.document.id), one) for one in self._held(corpus))
+        new = {id: one for id, one in wanted.items() if [one] != [known.document for known in stored.get(str(id), ())]}
+        self._read(list(new.values()), [known.number for id in new for known in stored.get(str(id), ())], corpus)
+        return [str(document.id) for document in given]
+
+    def refresh(self, documents: Sequence[Document], *, corpus: str | None = None) -> list[bool]:
+        """Read the documents that are new or have changed since they were read; the others cost nothing.
+
+        A document is known by an id that somebody gave it, by its source and page, or else by its text. Documents of one source
+        and page are read together: pass all of them. None is removed because it is missing here; one without text is left out.
+
+        Returns:
+            For each, whether it was read.
+        """
+        whole = with_ids(documents, None)
+        given = grouped((key(document), document) for document in whole if document.page_content.strip())
+        stored = grouped((key(one.document), one) for one in self._held(corpus))
+        changed = {name for name, new in given.items() if not same(new, (one.document for one in stored.get(name, ())))}
+        new = {document.id: document for name in given if name in changed for document in given[name]}
+        self._read(list(new.values()), [one.number for name in changed for one in stored.get(name, ())], corpus)
+        return [document.id in new for document in whole]
+
+    def list_documents(self, *, corpus: str | None = None) -> list[Document]:
+        """Return all documents of the corpus with their ids, in the order they were read; none where there is no corpus."""
+        return [one.document for one in self._held(corpus)]
+
+    def get_by_ids(self, ids: Sequence[str], /, *, corpus: str | None = None) -> list[Document]:
+        """Return the documents of these ids; those that are not there are left out."""
+        stored = {one.document.id: one.document for one in self._held(corpus)}
+        return [stored[id] for id in dict.fromkeys(ids) if id in stored]
+
+    def delete(self, ids: list[str] | None = None, *, corpus: str | None = None, **kwargs: Any) -> DeleteResponse:
+        """Erase the documents of these ids for good: text, embeddings, index entries. Others are no fault.
+
+        Raises:
+            HMTInvalidRequestError: no ids are given.
+        """
+        if ids is None:
+            raise HMTInvalidRequestError("name the ids of the documents to delete: delete([...]). list_documents() has them.")
+        found = [one for one in self._held(corpus) if one.document.id in ids]
+        if found:
+            with as_langchain():
+                self.assistant().store.corpus(self._corpus(corpus)).remove([one.number for one in found])
+        gone = list(dict.fromkeys(str(one.document.id) for one in found))
+        return DeleteResponse(num_deleted=len(gone), succeeded=gone, num_failed=0, failed=[])
+
+    def upsert(self, items: Sequence[Document], /, *, corpus: str | None = None, **kwargs: Any) -> UpsertResponse:
+        """Read documents as `add_documents` does."""
+        return UpsertResponse(succeeded=self.add_documents(items, corpus=corpus), failed=[])
+
+    def get(self, ids: Sequence[str], /, *, corpus: str | None = None, **kwargs: Any) -> list[Document]:
+        """Return documents as `get_by_ids` does."""
+        return self.get_by_ids(ids, corpus=corpus)
+
+    async def aadd_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[str]:
+        """Read documents as `add_documents` does, off the event loop."""
+        return await run_in_executor(None, lambda: self.add_documents(documents, **kwargs))
+
+    async def aget_by_ids(self, ids: Sequence[str], /, **kwargs: Any) -> list[Document]:
+        """Return documents as `get_by_ids` does, off the event loop."""
+        return await run_in_executor(None, lambda: self.get_by_ids(ids, **kwargs))
+
+    def _corpus(self, named: str | None) -> str:
+        found = named or next(iter(self.corpora), None)
+        if found is None:
+            raise HMTInvalidRequestError("name a corpus for the documents: HMTRetriever(corpora='handbook').")
+        return found
+
+    def _held(self, corpus: str | None) -> list[Held]:
+        name = self._corpus(corpus)
         with as_langchain():
-            return self.assistant().corpus(name).add_documents(bodies)
+            store = self.assistant().store
+            return [held(one) for one in store.corpus(name).documents()] if store.has("corpus", name) else []
+
+    def _read(self, documents: Sequence[Document], replacing: Sequence[int], corpus: str | None) -> None:
+        if documents:
+            with as_langchain():
+                self.assistant().corpus(self._corpus(corpus)).add_documents(map(body, documents), replacing=replacing)
+
+    # --- recalling --------------------------------------------------------------------------------------------------
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
         return super().invoke(input, config, **self.with_session(config, kwargs))
@@ -82,7 +165,7 @@ class HMTRetriever(Sessioned, BaseRetriever):
                 id=one.id,
                 page_content=one.text,
                 metadata={
-                    **one.metadata,
+                    **brought(one.metadata),
                     "source": one.source,
                     "segment_index": one.segment,
                     "attention_weight": one.weight,
