@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _ID = "langchain_id"  # in the stored metadata: what LangChain calls the document
 _OURS = uuid.UUID("5c0f1c3e-7e0b-5a57-9d0e-6f1d0f4c9a11")
-_K, _T = TypeVar("_K", bound=Hashable), TypeVar("_T")
+_K = TypeVar("_K", bound=Hashable)
+_T = TypeVar("_T")
 
 
 class Held(NamedTuple):
