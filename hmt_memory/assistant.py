@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from .chat import SYSTEM_ROLES
 from .config import DEFAULT_MODEL
 from .errors import InputError
+from .namespace import Namespace
 from .reconcile import Entry, HistoryMode, entry, reconcile
 from .store.database import default_folder
 from .transcript import Messages, Transcript, system_texts, validated
@@ -123,6 +124,7 @@ class Assistant:
             )
         else:
             self._weights = Weights(ModelSettings(model.backbone.name), model)
+        self._namespace = Namespace()
         self._opening = threading.Lock()
         self._open: OrderedDict[str, tuple[Session, _Log]] = OrderedDict()
         self._comparing: WeakValueDictionary[str, Any] = WeakValueDictionary()  # a lock for each session in use
@@ -196,7 +198,13 @@ class Assistant:
     # --- answering --------------------------------------------------------------------------------------------------
 
     def reply(
-        self, messages: Messages, *, session: str | None = None, history: HistoryMode = "auto", **options: Any
+        self,
+        messages: Messages,
+        *,
+        session: str | None = None,
+        history: HistoryMode = "auto",
+        namespace: Hashable = None,
+        **options: Any,
     ) -> StatelessAnswer | Reply:
         """Answer a conversation, as an iterator of text pieces.
 
@@ -204,6 +212,9 @@ class Assistant:
             messages: without a session the whole conversation. With one, whatever the framework passes: `history` says how
                 that is compared with what the session holds (`reconcile.reconcile`).
             session: name of the session that remembers it; None: nothing is stored.
+            namespace: whose call without a session this is. What was read of a prompt makes the next one that begins with it
+                faster in the same namespace only, or else callers could find out by the clock what others have said. None: the
+                assistant's own, which is right where it has one caller.
             options: of `Session.reply`: tools, tool_choice, schema, stop, max_new_tokens, temperature, top_p, seed, ...
 
         Raises:
@@ -212,7 +223,8 @@ class Assistant:
         from . import stateless
 
         if session is None:
-            return stateless.reply(self.model, messages, cache=self._weights.prefixes, **options)
+            whose = self._namespace.key if namespace is None else namespace
+            return stateless.reply(self.model, messages, cache=self._weights.prefixes, namespace=whose, **options)
         held = self.session(session)
         with self._one_at_a_time(session):
             new, replacing = self._news(held, validated(messages), history)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,31 +32,34 @@ if TYPE_CHECKING:
 
 
 class PrefixCache:
-    """States by the tokens they were read from, the least recently used let go first. Safe to use from several threads."""
+    """States by the tokens they were read from, the least recently used let go first. Safe to use from several threads.
+
+    How long an answer takes tells whether its prompt was met before: each namespace therefore meets its own only.
+    """
 
     def __init__(self, entries: int = 16) -> None:
-        self._entries = entries
-        self._kept: OrderedDict[bytes, tuple[NDArray[np.uint32], HMTState]] = OrderedDict()
+        self._entries = entries  # of all namespaces together
+        self._kept: OrderedDict[tuple[Hashable, bytes], tuple[NDArray[np.uint32], HMTState]] = OrderedDict()
         self._mutex = threading.Lock()
 
-    def longest(self, ids: NDArray[np.uint32]) -> HMTState | None:
-        """The state of the longest kept stream that `ids` [t] begins with."""
+    def longest(self, ids: NDArray[np.uint32], namespace: Hashable = None) -> HMTState | None:
+        """The state of the longest stream kept in a namespace that `ids` [t] begins with."""
         with self._mutex:
-            fitting = [
-                (len(known), key)
+            fitting = {
+                len(known): key
                 for key, (known, _) in self._kept.items()
-                if len(known) <= len(ids) and np.array_equal(known, ids[: len(known)])
-            ]
+                if key[0] == namespace and len(known) <= len(ids) and np.array_equal(known, ids[: len(known)])
+            }
             if not fitting:
                 return None
-            _, key = max(fitting)
+            key = fitting[max(fitting)]
             self._kept.move_to_end(key)
             return self._kept[key][1]
 
-    def keep(self, ids: NDArray[np.uint32], state: HMTState) -> None:
-        """Keep the state that reading `ids` [t] left."""
+    def keep(self, ids: NDArray[np.uint32], state: HMTState, namespace: Hashable = None) -> None:
+        """Keep the state that reading `ids` [t] left, for a namespace."""
         with self._mutex:
-            key = ids.tobytes()
+            key = (namespace, ids.tobytes())
             self._kept[key] = (ids, state)
             self._kept.move_to_end(key)
             while len(self._kept) > self._entries:
@@ -113,6 +116,7 @@ def reply(
     messages: Messages,
     *,
     cache: PrefixCache | None = None,
+    namespace: Hashable = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> StatelessAnswer:
@@ -120,7 +124,7 @@ def reply(
 
     Args:
         messages: the whole conversation; system messages, wherever they stand, are pinned, or read if they are too long.
-        cache: of what earlier calls read.
+        cache: of what earlier calls read. namespace: whose calls those were; others' are not looked at.
         tools, options: see `answer.Request`.
 
     Raises:
@@ -146,7 +150,7 @@ def reply(
     memory = ViewRecollection(model, transcript.aside, [shard], own=True, question=str(asked.body["content"] or ""))
     generation = model.generate(
         prompt.opening,
-        state=_read(model, ids, cache),
+        state=_read(model, ids, cache, namespace),
         pinned=prompt.pinned,
         recollection=memory,
         **request.options(transcript.stop),
@@ -154,14 +158,14 @@ def reply(
     return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)
 
 
-def _read(model: HMTModel, ids: list[int], cache: PrefixCache | None) -> HMTState:
+def _read(model: HMTModel, ids: list[int], cache: PrefixCache | None, namespace: Hashable) -> HMTState:
     """The state after `ids`; what an earlier call has read of them is not read again."""
     if cache is None:
         return model.read(ids)
     whole = as_array(ids)
-    known = cache.longest(whole)
+    known = cache.longest(whole, namespace)
     state = model.read(ids[known.tokens if known else 0 :], known)
-    cache.keep(whole, state)
+    cache.keep(whole, state, namespace)
     return state
 
 

@@ -28,6 +28,7 @@ ORDER = [
     "errors",
     "config",
     "trust",
+    "namespace",
     "lora",
     "backbone",
     "weights",

@@ -85,6 +85,14 @@ def test_the_cache_keeps_a_bounded_number_and_only_true_prefixes() -> None:
     assert cache.longest(torch.tensor([2, 7]).numpy().astype("uint32")) is None
 
 
+def test_a_namespace_meets_its_own_prefixes_only_and_all_together_are_bounded() -> None:
+    cache, ids = PrefixCache(entries=2), torch.tensor([1, 2]).numpy().astype("uint32")
+    for tokens, namespace in enumerate(("alice", "bob", None), 1):
+        cache.keep(ids, replace(MODEL.empty_state(), tokens=tokens), namespace)
+    kept = {name: cache.longest(ids, name) for name in ("alice", "bob", None)}
+    assert {name: state and state.tokens for name, state in kept.items()} == {"alice": None, "bob": 2, None: 3}
+
+
 def test_a_call_is_not_text_and_a_schema_is_kept() -> None:
     model = MODEL.with_config(pinned_tokens=230, replay_tokens=0, recent_tokens=0)
     tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}

@@ -14,6 +14,7 @@ from langchain_core.runnables import ensure_config
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from hmt_memory.config import DEFAULT_MODEL, Selection
+from hmt_memory.namespace import Namespace
 
 from .checks import as_list, check_names, reasons, session_name
 from .errors import HMTInvalidRequestError, as_langchain
@@ -186,6 +187,12 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
     """Budget of system messages and tools, which never scroll away; None: as the model's configuration says."""
     corpora: Names = ()
     """Corpora to recall from besides the session's own past: each session that a call names is attached to them."""
+    namespace: str | None = None
+    """Whose calls without a session these are: what was read of a prompt makes the next faster in the same namespace only.
+
+    A call may have one as well. None: one that this object and its shallow copies have, and nobody else.
+    """
+    _own: Namespace = PrivateAttr(default_factory=Namespace)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -222,7 +229,8 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
             raise HMTInvalidRequestError(reasons(error)) from error
         found = chosen.model_dump()
         renamed = {"stop": found.pop("stop_sequences"), "max_new_tokens": found.pop("max_tokens")}
-        return {**found, **renamed, "min_new_tokens": 1}
+        whose = given.get("namespace") or self.namespace or self._own.key
+        return {**found, **renamed, "min_new_tokens": 1, "namespace": whose}
 
     def remembering(self, assistant: Assistant, session_id: str | None, history: str) -> dict[str, Any]:
         """Return the options of an answer that a session remembers, attached to the corpora; none without a session.
@@ -275,7 +283,8 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
 
 
 _BUDGETS = ("recent_tokens", "replay_tokens", "pinned_tokens")
-_CALL = ("stop", "session_id", "model", "tools", "tool_choice", "response_format", "history_mode")  # what else a call may have
+# What else a call may have.
+_CALL = ("stop", "session_id", "namespace", "model", "tools", "tool_choice", "response_format", "history_mode")
 
 
 def _parts(engine: Assistant) -> dict[str, Any]:

@@ -40,10 +40,11 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from hmt_memory.config import DEFAULT_MODEL
 from hmt_memory.errors import BudgetError
+from hmt_memory.namespace import Namespace
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
@@ -234,6 +235,12 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
     """Makes sampling repeatable."""
     context_window: int = Field(default=1 << 20, ge=1024)
     """What engines are told they may pass. Reading has no end; a smaller number makes them trim, split and refine."""
+    namespace: str | None = None
+    """Whose calls without a session these are: what was read of a prompt makes the next faster in the same namespace only.
+
+    A call may have one as well. None: one that this object and its copies in this process have, and nobody else.
+    """
+    _own: Namespace = PrivateAttr(default_factory=Namespace)
 
     @classmethod
     def class_name(cls) -> str:
@@ -280,6 +287,7 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
     def _reply(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Answer:
         options = self.decoding(kwargs)
         session, history = options.pop("session_id", None) or self.session_id, options.pop("history_mode", None)
+        options["namespace"] = options.get("namespace") or self.namespace or self._own.key
         if session is not None:
             options |= {"session": session, "history": history or self.history_mode}
         try:
@@ -391,6 +399,7 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
             system = [ChatMessage(role=MessageRole.SYSTEM, content=self.system_prompt)] if self.system_prompt else []
             return self._reply([*system, ChatMessage(role=MessageRole.USER, content=prompt)], kwargs)
         options = self.decoding(kwargs)
+        options.pop("namespace", None)
         if options.pop("session_id", None) or self.session_id:
             raise ValueError("a formatted prompt is no turn of a session. Pass formatted=False, or use a model without one.")
         return self.assistant().model.generate(prompt, **options)
