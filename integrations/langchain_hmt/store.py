@@ -6,8 +6,9 @@ Items are documents of a corpus; what answers reads and filters is LangGraph's o
 from __future__ import annotations
 
 import json
+import math
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -32,31 +33,48 @@ from hmt_memory.errors import SessionNotFoundError
 
 from .engine import Engine
 from .errors import as_langchain
+from .lexicon import Lexicon
 
 if TYPE_CHECKING:
     from hmt_memory.corpus import Document
 
 _EVERYTHING = 1 << 31
+_RECALL = 1 / 3  # of a score; the words are the rest: docs/LANGCHAIN.md
 _Key = tuple[tuple[str, ...], str]
 
 
 class HMTStore(BaseStore):
     """Durable, and searched without an embedding model: by HMT recall and words.
 
-    Args:
-        corpus: name of the corpus that holds the items. fields: paths in a value whose texts are searched, as LangGraph's
-            `index`; "$" is the whole value.
-        options: fields of the other classes, such as store, model and adapter.
+    >>> HMTStore("memories").supports_ttl
+    False
 
-    A value is JSON. What is put with `index=False` is found by filters and its key alone. An item that is replaced or deleted
-    is gone from the disk. Several processes may use one folder; the writes of one `batch` are no transaction.
+    Args:
+        store: folder of the items, or an open `MemoryStore`; None: where the `hmt` command keeps its sessions.
+        corpus: name of the corpus that holds the items.
+        fields: paths in a value whose texts are searched, as LangGraph's `index`; "$" is the whole value as JSON.
+        options: fields of the other classes, such as model, adapter and selection.
+
+    A value is JSON. What is put with `index=False`, or has none of the fields, is not searched: it comes last, without a score.
+    An item that is replaced or deleted is gone from the disk. Several processes may use one folder; the writes of one `batch`
+    are no transaction.
+
+    A score lies between 0 and 1: two thirds are the share of the query's words that a passage of the item holds, rare words
+    counting more; a third is how much more the model's memory recalls the item than others. So an item that holds all words
+    comes before one that holds none. It depends on the query and on what is stored, not on filter, namespace or limit. Where
+    recall is untrained, or `selection` is "words", the words are all of it; where that is "recall", recall is.
     """
 
     supports_ttl = False
 
-    def __init__(self, *, corpus: str = "langgraph", fields: tuple[str, ...] = ("$",), **options: Any) -> None:
-        self._assistant = Engine(**options).assistant()
-        self._name, self._fields = corpus, fields
+    def __init__(self, store: Any = None, *, corpus: str = "langgraph", fields: Sequence[str] = ("$",), **options: Any) -> None:
+        from .view import under
+
+        engine = Engine(store=store, **options)
+        self._assistant, self._selection = engine.assistant(), engine.selection or "fused"
+        self._by_memory = under(self._assistant, {"selection": "recall"})
+        self._name, self._fields = corpus, (fields,) if isinstance(fields, str) else tuple(fields)
+        self._lexicon = Lexicon()
         self._mutex = threading.Lock()
         self._version: tuple[int, int] | None = None
         self._view = InMemoryStore()
@@ -73,7 +91,7 @@ class HMTStore(BaseStore):
                     puts[op.namespace, op.key] = op
                     results.append(None)
                 elif isinstance(op, SearchOp) and op.query:
-                    results.append(self._recalled(op))
+                    results.append(self._found(op))
                 elif isinstance(op, (GetOp, SearchOp, ListNamespacesOp)):
                     results += self._view.batch([op])
                 else:
@@ -95,8 +113,10 @@ class HMTStore(BaseStore):
             if op.value is not None:
                 before = self._item((namespace, key))
                 times = {"created_at": (before.created_at if before else now).isoformat(), "updated_at": now.isoformat()}
-                about = {"namespace": list(namespace), "key": key, "value": op.value, **times}
-                bodies.append({"name": _name(namespace, key), "text": self._text(op), "metadata": about})
+                about: dict[str, Any] = {"namespace": list(namespace), "key": key, "value": op.value, **times}
+                searched = self._text(op)
+                about |= {} if searched else {"searched": False}  # a document has to have a text
+                bodies.append({"name": _name(namespace, key), "text": searched or key.strip() or "-", "metadata": about})
         if bodies:
             corpus.add_documents(bodies, replace_named=True)
         gone = {_name(*one) for one, op in puts.items() if op.value is None}
@@ -107,10 +127,10 @@ class HMTStore(BaseStore):
         self._catch_up()
 
     def _text(self, op: PutOp) -> str:
-        """What of a value is searched."""
-        paths = self._fields if op.index is None else op.index
-        texts = [] if paths is False else [text for path in paths for text in get_text_at_path(op.value, tokenize_path(path))]
-        return "\n".join(text for text in texts if text.strip()) or op.key.strip() or "-"
+        """Return what of a value is searched."""
+        paths = (self._fields if op.index is None else op.index) or ()
+        whole = [get_text_at_path(op.value, path if path == "$" else tokenize_path(path)) for path in paths]
+        return "\n".join(text for texts in whole for text in texts if text.strip())
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -123,6 +143,7 @@ class HMTStore(BaseStore):
         stored = {_key(document): document for document in corpus.documents()}
         self._view.batch([PutOp(*one, None) for one in self._documents if one not in stored])
         changed = [document for one, document in stored.items() if self._documents.get(one) != document.id]
+        self._learn(changed, {*self._documents.values()} - {document.id for document in stored.values()})
         for document in sorted(changed, key=lambda one: str(one.metadata["created_at"])):
             self._view.batch([PutOp(*_key(document), document.metadata["value"])])
             item = self._item(_key(document))
@@ -132,25 +153,54 @@ class HMTStore(BaseStore):
         self._documents = {one: document.id for one, document in stored.items()}
         self._version = version
 
+    def _learn(self, changed: Sequence[Document], gone: Iterable[int]) -> None:
+        """Make the words that are searched those of what is stored."""
+        for number in gone:
+            self._lexicon.remove(number)
+        for document in changed:
+            if document.metadata.get("searched", True):
+                self._lexicon.add(document.id, document.text)
+
     def _item(self, key: _Key) -> Item | None:
         (found,) = self._view.batch([GetOp(*key)])  # get() would refuse labels that batch() takes
         return found if isinstance(found, Item) else None
 
-    def _recalled(self, op: SearchOp) -> list[SearchItem]:
-        everything = op._replace(query=None, limit=_EVERYTHING, offset=0)
-        (candidates,) = self._view.batch([everything])
+    def _found(self, op: SearchOp) -> list[SearchItem]:
+        """Return the items of a search with a query, by falling score; those that are not searched come last."""
+        (candidates,) = self._view.batch([op._replace(query=None, limit=_EVERYTHING, offset=0)])
         items: list[Item] = list(candidates or [])  # type: ignore[arg-type]
-        scores: dict[str, float] = {}
-        if items:
-            found = self._assistant.recall(op.query or "", corpora=[self._name], top_k=_EVERYTHING)
-            for one in found:
-                scores.setdefault(one.source.removeprefix(f"{self._name}/"), one.weight)
-        scored = [(scores.get(_name(one.namespace, one.key)), one) for one in items]
-        scored.sort(key=lambda pair: -1.0 if pair[0] is None else pair[0], reverse=True)
-        return [
-            SearchItem(one.namespace, one.key, one.value, one.created_at, one.updated_at, score)
-            for score, one in scored[op.offset : op.offset + op.limit]
-        ]
+        numbers = [self._documents[one.namespace, one.key] for one in items]
+        scores = self._scores(op.query or "", [number for number in numbers if number in self._lexicon])
+        scored = sorted(((scores.get(number, -1.0), at) for at, number in enumerate(numbers)), key=lambda one: -one[0])
+        chosen = [(items[at], None if score < 0 else score) for score, at in scored[op.offset : op.offset + op.limit]]
+        return [SearchItem(one.namespace, one.key, one.value, one.created_at, one.updated_at, score) for one, score in chosen]
+
+    def _scores(self, query: str, numbers: Sequence[int]) -> dict[int, float]:
+        """Return what documents are worth for a query, from 0 to 1."""
+        if not numbers:
+            return {}
+        held = self._lexicon.shares(query)
+        recalled = {} if self._selection == "words" else self._recalled(query)
+        part = {"fused": _RECALL, "recall": 1.0, "words": 0.0}[self._selection] if recalled else 0.0
+        return {one: (1 - part) * held.get(one, 0.0) + part * recalled.get(one, 0.0) for one in numbers}
+
+    def _recalled(self, query: str) -> dict[int, float]:
+        """Return how much more than others each document is recalled, from 0 to 1; none where recall is untrained."""
+        model = self._by_memory.model
+        if model.config.mode != "hmt" or not model.is_trained:
+            return {}
+        best: dict[int, float] = {}
+        for one in self._by_memory.recall(query, corpora=[self._name], top_k=model.config.recall_window):
+            best[one.document or 0] = max(best.get(one.document or 0, 0.0), one.weight)
+        return _standing(best)
+
+
+def _standing(weights: Mapping[int, float]) -> dict[int, float]:
+    """Return where each weight stands among all, from 0 to 1: a logistic function of its logarithm in standard deviations."""
+    logs = {one: math.log(weight) for one, weight in weights.items() if weight > 0}
+    middle = math.fsum(logs.values()) / max(1, len(logs))
+    spread = math.sqrt(math.fsum((log - middle) ** 2 for log in logs.values()) / max(1, len(logs))) or 1.0
+    return {one: 1 / (1 + math.exp((middle - log) / spread)) for one, log in logs.items()}
 
 
 def _key(document: Document) -> _Key:
