@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +148,12 @@ def test_only_texts_and_numbers_name_a_session(name: Any, chat: HMTChatModel, as
         agent.invoke({"messages": [HumanMessage("hello")]}, {"configurable": {"thread_id": name}})
 
 
+@pytest.mark.parametrize("module", ["chat_model", "store"])
+def test_examples_in_docstrings_run(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(f"langchain_hmt.{module}"))
+    assert found.attempted and not found.failed
+
+
 def test_every_field_says_what_it_means() -> None:
     for made in (HMTChatModel, HMTLLM, HMTRetriever):
         own = {
@@ -193,6 +202,7 @@ def test_a_view_is_chosen_before_any_weights_are_loaded(tmp_path: Path, monkeypa
     for model in (chat, wide, chat):
         model.invoke("hello", ALICE)
     assert loaded == [1] and chat.assistant().is_loaded
+    assert pickle.loads(pickle.dumps(chat)).assistant() is chat.assistant()
 
 
 def test_corpora_are_recalled_from_in_sessions(assistant: Assistant) -> None:

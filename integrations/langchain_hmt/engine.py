@@ -51,7 +51,7 @@ class Engine(Serializable):
     selection: Selection | None = None
     """How passages are recalled: "fused" (memory and words), "recall" or "words"; None: as the model's configuration says."""
     engine: Any = Field(default=None, exclude=True, repr=False)
-    """An `hmt_memory.Assistant` to use instead of what the fields name."""
+    """An `hmt_memory.Assistant` that gives the model and the store, except where a field names another."""
     _others: dict[str, Any] = PrivateAttr(default_factory=dict)  # assistants of models that calls named: each loads once
 
     @model_validator(mode="before")

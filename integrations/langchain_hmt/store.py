@@ -32,7 +32,7 @@ from langgraph.store.memory import InMemoryStore
 from hmt_memory.errors import SessionNotFoundError
 
 from .engine import Engine
-from .errors import as_langchain
+from .errors import HMTInvalidRequestError, as_langchain
 from .lexicon import Lexicon
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class HMTStore(BaseStore):
                 elif isinstance(op, (GetOp, SearchOp, ListNamespacesOp)):
                     results += self._view.batch([op])
                 else:
-                    raise ValueError(f"unknown operation {type(op).__name__}.")
+                    raise HMTInvalidRequestError(f"unknown operation {type(op).__name__}. Pass LangGraph's Op objects.")
             if puts:
                 self._put(puts)
             return results
