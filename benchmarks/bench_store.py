@@ -27,7 +27,7 @@ from hmt_memory import HMTModel, MemoryStore, Session, history
 from hmt_memory.fingerprint import fingerprint
 from hmt_memory.recollection import preselect, weigh
 from hmt_memory.store import records
-from hmt_memory.store.records import MessageRow, SegmentRow
+from hmt_memory.store.rows import CollectionRow, MessageRow, SegmentRow
 
 QUESTION = {"role": "user", "content": "What did I tell you about this?"}
 MESSAGE_TOKENS = 128
@@ -53,7 +53,7 @@ def insert(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sessi
         records.append_messages(db, row.stream or 0, rows, ids)
         made_by = fingerprint(model)
         number = records.add_model(db, made_by.digest, made_by.parts)
-        changed = records.CollectionRow(**{**row.__dict__, "model": number, "next_id": len(rows) + 1})
+        changed = CollectionRow(**{**row.__dict__, "model": number, "next_id": len(rows) + 1})
         records.update_collection(db, changed)
         parts, digest = history.lineage(db, changed), b""
         for at in range(tokens // length):
@@ -135,7 +135,7 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
         session = store.session("many", model)
         print(f"  a session of {segments:,} segments opens in {spent:.3f} s (wanted at most 1)")
         summary = torch.randn(model.backbone.hidden_size).to(model.backbone.dtype)
-        shards = session._shards(session._snapshot())
+        shards = [session._own_shard(session._snapshot())]
         print(f"  its index is made of the rows in {seconds(lambda: preselect(model, shards, summary, 300)):.2f} s, once")
         with one_thread():
             keys = next(iter(store._indexes.values())).memory._search.codes().view(np.int64).ravel()
@@ -145,7 +145,7 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
         print(f"  that is {min(times) / once:.2f} x one pass over the keys' bytes on one core, which takes {once * 1e3:.1f} ms")
     with MemoryStore(folder) as store:
         session = store.session("many", model)
-        shards = session._shards(session._snapshot())
+        shards = [session._own_shard(session._snapshot())]
         with_index = folder_bytes(folder) / segments
         spent = seconds(lambda: preselect(model, shards, summary, 300))
         print(f"  {with_index:,.0f} bytes a segment with the saved index, which loads in {spent:.2f} s")
@@ -155,7 +155,7 @@ def shrinking(model: HMTModel, folder: Path) -> None:
     """Bytes on disk before and after forgetting and deleting, and how long erasing takes."""
     with MemoryStore(folder) as store:
         keep, gone = insert(store, model, "keep", 100_000), insert(store, model, "gone", 1_000_000)
-        store.database.wipe()
+        store.database.empty_log()
         before = folder_bytes(folder)
         middle = gone.messages()[len(gone.messages()) // 2].id
         history_alone = MemoryStore(folder).session("gone")
@@ -164,8 +164,12 @@ def shrinking(model: HMTModel, folder: Path) -> None:
             f"forgetting a message in the middle of 1,000,000 tokens: {spent:.2f} s until its bytes are gone, without reading"
         )
         deleting = seconds(lambda: store.delete("gone"))
+        compacting = seconds(store.compact)
         after = folder_bytes(folder)
-        print(f"deleting 1,000,000 of 1,100,000 tokens: {before / 1e6:.1f} to {after / 1e6:.1f} MB in {deleting:.2f} s")
+        print(
+            f"deleting 1,000,000 of 1,100,000 tokens: {deleting:.2f} s; giving the room back to the disk: {before / 1e6:.1f} to "
+            f"{after / 1e6:.1f} MB in {compacting:.2f} s"
+        )
         assert keep.messages()
 
 

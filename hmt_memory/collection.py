@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from filelock import Timeout
 
 from .errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from .fingerprint import fingerprint, matching
 from .store import records
+from .store.derived import RewrittenError
+from .store.rows import CollectionRow
 from .transcript import Transcript
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from .memory_store import MemoryStore
     from .model import HMTModel
 
+T = TypeVar("T")
 log = logging.getLogger("hmt_memory")
 
 
@@ -30,7 +34,7 @@ class Collection:
         ModelMismatchError: another model made its memory.
     """
 
-    def __init__(self, store: MemoryStore, row: records.CollectionRow, model: HMTModel | None) -> None:
+    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None) -> None:
         self._store, self._database, self._model = store, store.database, model
         self._id, self._kind, self.name = row.id, row.kind, row.name
         if model is not None:
@@ -53,17 +57,28 @@ class Collection:
             raise InputError(f"{kind} {self.name!r} was opened without a model. Open it with one: store.{kind}(name, model)")
         return self._model
 
-    def _row(self, db: sqlite3.Connection) -> records.CollectionRow:
+    def _row(self, db: sqlite3.Connection) -> CollectionRow:
         row = records.collection(db, self._id)
         if row is None:
             raise SessionNotFoundError(f"{self._kind} {self.name!r} was deleted.")
         return row
 
-    def _own_row(self, db: sqlite3.Connection) -> records.CollectionRow:
+    def _own_row(self, db: sqlite3.Connection) -> CollectionRow:
         """The row, if it is this model's."""
         row = self._row(db)
         matching(db, row, self._made_by)
         return row
+
+    def _in_one_view(self, work: Callable[[], T]) -> T:
+        """Work on one view of the rows; where an index is ahead of it, on another one."""
+        deadline = time.monotonic() + self._database.timeout
+        while True:
+            try:
+                with self._database.reading():
+                    return work()
+            except RewrittenError:
+                if time.monotonic() > deadline:
+                    raise
 
     @contextmanager
     def _stored_already(self) -> Iterator[None]:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import history, recollection
+from . import recollection
 from .answer import Answer, Request
 from .collection import Collection
 from .errors import InputError, SessionNotFoundError
 from .fingerprint import Fingerprint, fingerprint
-from .recollection import RecalledSegments, ViewRecollection
+from .recollection import RecalledSegments, Sources, ViewRecollection
 from .shards import CorpusShard, utc
-from .store import records
+from .store import erasing, records
+from .store.rows import CollectionRow, DocumentRow, Lineage
 from .streams import CHUNK_SEGMENTS, Progress, as_array, load_state, read_on, segment_rows
 
 if TYPE_CHECKING:
@@ -76,19 +77,17 @@ class Corpus(Collection):
             with self._database.writing() as db:
                 row = self._own_row(db)
                 now = self._store.now()
-                if replace_named:
-                    row = self._erase(db, row, {body["name"] for body in bodies})
-                if replacing:
-                    row = self._erase(db, row, None, set(replacing))
+                given_up = self._replaced(db, row, {body["name"] for body in bodies} if replace_named else (), replacing)
+                row, erasure = self._erase(db, row, given_up)
                 for offset, (body, tokens) in enumerate(zip(bodies, ids, strict=True)):
                     stream = records.add_stream(db)
                     records.append_messages(db, stream, [], tokens)
-                    records.add_document(db, row.id, records.DocumentRow(row.next_id + offset, stream, body, now))
+                    records.add_document(db, row.id, DocumentRow(row.next_id + offset, stream, body, now))
                 number = records.add_model(db, self._made_by.digest, self._made_by.parts)
                 changed = replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now)
                 records.update_collection(db, changed)
             with self._stored_already():
-                self._store.finish_wiping()
+                self._store.finish_erasing(erasure)
             with self._stored_already():
                 self._read_pending(progress)
         return [row.next_id + offset for offset in range(len(bodies))]
@@ -106,31 +105,38 @@ class Corpus(Collection):
         """
         wanted = set(document_ids)
         with self._reading():
-            with self._database.writing() as db:
-                row = self._row(db)
-                found = [document for document in records.documents(db, row.id) if document.id in wanted]
-                if missing := sorted(wanted - {document.id for document in found}):
-                    raise SessionNotFoundError(f"corpus {self.name!r} has no document {', '.join(map(str, missing))}.")
-                self._erase(db, row, {document.name for document in map(_document, found)}, wanted)
-            self._store.finish_wiping()
+            self._store.finish_erasing(self._database.erasing(lambda db: self._remove(db, wanted)))
+
+    def _remove(self, db: sqlite3.Connection, ids: set[int]) -> int | None:
+        row = self._row(db)
+        found = {id: records.find_document(db, row.id, id) for id in sorted(ids)}
+        if missing := [id for id, document in found.items() if document is None]:
+            raise SessionNotFoundError(f"corpus {self.name!r} has no document {', '.join(map(str, missing))}.")
+        return self._erase(db, row, [document for document in found.values() if document is not None])[1]
+
+    def _replaced(
+        self, db: sqlite3.Connection, row: CollectionRow, names: Iterable[str], ids: Iterable[int]
+    ) -> list[DocumentRow]:
+        """The documents of these names, and those of these ids that are there."""
+        named = [document for name in names for document in records.documents_named(db, row.id, name)]
+        known = [records.find_document(db, row.id, id) for id in set(ids)]
+        return list({document.id: document for document in [*named, *known] if document is not None}.values())
 
     def _erase(
-        self, db: sqlite3.Connection, row: records.CollectionRow, names: set[str] | None, ids: set[int] | None = None
-    ) -> records.CollectionRow:
-        """Delete the documents of these names and ids, where given, to be wiped after the transaction."""
-        found = [document for document in records.documents(db, row.id) if names is None or document.body["name"] in names]
-        found = [document for document in found if ids is None or document.id in ids]
-        if not found:
-            return row
-        for document in found:
-            records.delete_document(db, row.id, document)
-        history.wipe_later(db)
-        self._store.drop_index(row.id)
-        return records.update_collection(db, replace(row, epoch=row.epoch + 1))
+        self, db: sqlite3.Connection, row: CollectionRow, documents: Sequence[DocumentRow]
+    ) -> tuple[CollectionRow, int | None]:
+        """Delete documents; the row afterwards, and the erasure to be finished after the transaction."""
+        if not documents:
+            return row, None
+        erasure = erasing.begin(db)
+        for document in documents:
+            records.delete_document(db, row.id, document, erasure)
+        self._store.drop_index_files(row.id)
+        return records.update_collection(db, replace(row, epoch=row.epoch + 1)), erasure
 
     def recall(self, query: str, top_k: int = 5, *, others: Sequence[Corpus] = ()) -> RecalledSegments:
         """The segments a text remembers most; as `Session.recall`. `others`: corpora to recall from as well."""
-        return recollection.recall(self._needs_model(), self._shards(others), query, top_k)
+        return recollection.recall(self._needs_model(), self._sources(others), query, top_k)
 
     def ask(self, question: str, *others: Corpus, system: str | None = None, **decoding: Any) -> Answer:
         """Answer one question from this corpus: an iterator of text pieces, with `.recalled`. Nothing is stored.
@@ -141,7 +147,7 @@ class Corpus(Collection):
         """
         model = self._needs_model()
         request = Request(model, **decoding)
-        memory = ViewRecollection(model, self._transcript.aside, self._shards(others), own=False, question=question)
+        memory = ViewRecollection(model, self._transcript.aside, self._sources(others), own=False, question=question)
         turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],
@@ -160,9 +166,9 @@ class Corpus(Collection):
         made_by = fingerprint(model)
         with self._reading():
             with self._database.writing() as db:
-                row = self._row(db)
+                row, erasure = self._row(db), erasing.begin(db)
                 for document in records.documents(db, row.id):
-                    records.delete_document(db, row.id, document)
+                    records.delete_document(db, row.id, document, erasure)
                     stream = records.add_stream(db)
                     tokens = as_array(model.backbone.encode(document.body["text"], literal=True))
                     records.append_messages(db, stream, [], tokens)
@@ -170,6 +176,7 @@ class Corpus(Collection):
                 number = records.add_model(db, made_by.digest, made_by.parts)
                 row = records.update_collection(db, replace(row, model=number, epoch=row.epoch + 1))
                 self._store.drop_index(row.id)
+            self._store.finish_erasing(erasure)
             corpus = Corpus(self._store, row, model)
             corpus._read_pending(progress)
         return corpus
@@ -178,11 +185,11 @@ class Corpus(Collection):
         """Counts and times, ready for JSON."""
         with self._database.reading() as db:
             row = self._row(db)
-            shelf, documents = self._store.shelf(row)
+            shelf = self._store.shelf(row)
             return {
                 "name": row.name,
-                "documents": len(documents),
-                "tokens": sum(records.size(parts)[1] for parts, _ in shelf.volumes),
+                "documents": len(shelf.documents),
+                "tokens": sum(records.size(volume.parts)[1] for volume in shelf.volumes),
                 "segments": shelf.total,
                 "created_at": utc(row.created_at).isoformat(timespec="seconds"),
                 "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
@@ -195,19 +202,18 @@ class Corpus(Collection):
         """Read what is stored and not read yet, each document to its end."""
         model = self._needs_model()
         with self._database.reading() as db:
-            row = self._own_row(db)
-        volumes = self._store.shelf(row)[0].volumes
+            volumes = self._store.shelf(self._own_row(db)).volumes
         length = model.config.segment_length
-        unread = [max(0, records.size(parts)[1] - closed * length) for parts, closed in volumes]
+        unread = [max(0, records.size(volume.parts)[1] - volume.segments * length) for volume in volumes]
         done = 0
-        for (parts, _), left in zip(volumes, unread, strict=True):
+        for volume, left in zip(volumes, unread, strict=True):
             while left > 0:
-                read = self._read_chunk(model, parts)
+                read = self._read_chunk(model, volume.parts)
                 left, done = left - read, done + read
                 if progress is not None:
                     progress(done, sum(unread))
 
-    def _read_chunk(self, model: HMTModel, parts: records.Lineage) -> int:
+    def _read_chunk(self, model: HMTModel, parts: Lineage) -> int:
         """Read and store the next segments of a document; how many tokens they have."""
         tokens = records.size(parts)[1]
         with self._database.reading() as db:
@@ -224,27 +230,23 @@ class Corpus(Collection):
                 records.update_collection(db, row)
         return len(ids)
 
-    def _shards(self, others: Sequence[Corpus]) -> list[CorpusShard]:
-        """What is searched of this corpus and others, each once, whatever was left unread."""
+    def _sources(self, others: Sequence[Corpus]) -> Sources[Any]:
+        """This corpus and others, each once, whatever was left unread."""
         corpora = {corpus._id: corpus for corpus in (self, *others)}
         for corpus in corpora.values():
             with corpus._reading():
                 corpus._read_pending()
-        return [corpus._shard() for corpus in corpora.values()]
+        return lambda work: self._in_one_view(lambda: work([corpus._shard() for corpus in corpora.values()]))
 
     def _shard(self) -> CorpusShard:
         with self._database.reading() as db:
-            row = self._own_row(db)
-        return corpus_shard(self._store, row, self._needs_model(), self._made_by.digest)
+            return corpus_shard(self._store, self._own_row(db), self._needs_model(), self._made_by.digest)
 
 
-def corpus_shard(store: MemoryStore, row: records.CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:
-    """A corpus as recall sees it; `made_by` is the model's digest."""
-    shelf, documents = store.shelf(row)
+def corpus_shard(store: MemoryStore, row: CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:
+    """A corpus as recall sees it, as of one view of the rows; `made_by` is the model's digest."""
     indexes = store.indexes(row, model, made_by)
-    shard = CorpusShard(store.database, indexes, shelf, row.name, model.backbone.decode)
-    shard.collection, shard.documents = row.id, documents
-    return shard
+    return CorpusShard(store.database, indexes, store.shelf(row), row.name, model.backbone.decode)
 
 
 def _body(document: Any) -> dict[str, Any]:
@@ -269,5 +271,5 @@ def name_of(text: str) -> str:
     return words if len(words) <= 40 else f"{words[:39]}…"
 
 
-def _document(row: records.DocumentRow) -> Document:
+def _document(row: DocumentRow) -> Document:
     return Document(row.id, row.body["name"], row.body["text"], utc(row.created_at), row.body["metadata"])

@@ -36,6 +36,10 @@ class StoreError(HMTError, OSError):
     """The store on disk cannot be used: not ours, made by a newer version, full, unreadable, or damaged."""
 
 
+class StoreFullError(StoreError):
+    """There is no room on the disk for what a call would store; it stored nothing."""
+
+
 class StoreDamagedError(StoreError):
     """Rows on disk do not say what was written."""
 

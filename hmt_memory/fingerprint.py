@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .errors import ModelMismatchError
 from .store import records
-from .store.records import CollectionRow, ModelRow
+from .store.rows import CollectionRow, ModelRow
 
 if TYPE_CHECKING:
     import sqlite3

@@ -48,12 +48,12 @@ class SegmentWeight(NamedTuple):
 class Recollection(Protocol):
     """What an answer may remember beyond its stream's own recall window: sessions bring one."""
 
-    def memory(self, summary: Tensor, state: HMTState) -> Tensor:
-        """[k, m, d] the memory embeddings that P recalls from, for a summary [d] of what is visible."""
+    def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
+        """[k, m, d] the memory embeddings that P recalls from, for a summary [d] of the last `visible` tokens, which show."""
         ...
 
-    def passages(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
-        """[t] token ids to replay, at most `replay_tokens`; asked once an answer. The last `visible` tokens show anyway."""
+    def passages(self) -> Tensor:
+        """[t] token ids to replay, at most `replay_tokens`: those for the first view, once `memory` was asked for it."""
         ...
 
 
@@ -236,8 +236,8 @@ class _Context:
             visible = self.visible(state)
             (summary,) = model.summarize([visible[-(model.config.summary_length or 1) :]])
             if self._recollection is not None:
-                memory = self._recollection.memory(summary, state)
-                self._choose(summary, state, len(visible))
+                memory = self._recollection.memory(summary, state, len(visible))
+                self._choose()
         hidden = (state.tokens - len(self.visible(state))) // model.config.segment_length
         if not model.is_trained or (model.config.recalled_tokens and not hidden):
             # P_0: an untrained P in front of an answer derails it (docs/LOG.md).
@@ -250,10 +250,10 @@ class _Context:
         held = hidden - (state.segments - len(memory))
         return memory[held - 1] if held > 0 else self.model.initial_memory
 
-    def _choose(self, summary: Tensor, state: HMTState, visible: int) -> None:
-        """Let the recollection choose what is replayed: for the first view, where the question stands."""
+    def _choose(self) -> None:
+        """Take over what the recollection has chosen to replay for the first view, where the question stands."""
         if self._recollection is not None and not self._chosen:
-            self.replayed, self._chosen = self._recollection.passages(summary, state, visible), True
+            self.replayed, self._chosen = self._recollection.passages(), True
             check_budget(self.model, "replay_tokens", len(self.replayed))
 
 

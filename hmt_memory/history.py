@@ -6,24 +6,22 @@ the cut, and rows that nobody shows any more are deleted.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .chat import SYSTEM_ROLES
 from .errors import SessionNotFoundError
 from .fingerprint import Fingerprint, text_parts
-from .store import records
-from .store.records import CollectionRow, Lineage, MessageRow
+from .store import erasing, records
+from .store.database import Database
+from .store.rows import CollectionRow, Lineage, MessageRow
 from .streams import as_array
 from .transcript import Stretch, Transcript
 
 if TYPE_CHECKING:
     import sqlite3
-
-_COUNT_SLACK, _AGE_SLACK = 0.25, 0.1  # of a limit, how much room is made ahead
-WIPE = "wipe"  # the fact that deleted bytes may still lie in free pages; another value for each deletion
 
 
 def lineage(db: sqlite3.Connection, row: CollectionRow) -> Lineage:
@@ -55,44 +53,180 @@ def fork(db: sqlite3.Connection, row: CollectionRow, name: str, upto: int | None
     return records.update_collection(db, replace(new, model=row.model, next_id=row.next_id, settings=row.settings))
 
 
-def forget(db: sqlite3.Connection, row: CollectionRow, ids: Iterable[int]) -> tuple[CollectionRow, tuple[str, ...]]:
-    """Erase messages and every segment that saw them; also the names of other sessions that share one and keep it."""
+class Forgotten(NamedTuple):
+    """A session after some of its messages were forgotten."""
+
+    row: CollectionRow
+    erasure: int  # to be finished
+    sharing: tuple[str, ...]  # names of other sessions that share a forgotten message and keep it
+
+
+class _Plan(NamedTuple):
+    """How a session is rewritten."""
+
+    messages: int  # so many stay where they are
+    tokens: int
+    transfer: Callable[[sqlite3.Connection, Lineage, int, int, int], None]  # appends messages [start, stop) to a stream
+    settle: Callable[[sqlite3.Connection, CollectionRow], CollectionRow]  # makes what else changes of the session's row
+    sharing: tuple[str, ...] = ()
+
+
+def forget(database: Database, id: int, ids: Iterable[int]) -> Forgotten:
+    """Erase messages of a session and every segment that saw them, inside the session's own lock.
+
+    Raises:
+        SessionNotFoundError: the session or one of the messages is not there.
+    """
+    return _rewrite(database, id, lambda db, row: _forgetting(db, row, set(ids)))
+
+
+def move(
+    database: Database,
+    id: int,
+    transcript: Transcript,
+    made_by: Fingerprint,
+    *,
+    anew: bool = False,
+    settle: Callable[[CollectionRow], CollectionRow] = lambda row: row,
+) -> Forgotten:
+    """Give a session to a model, nothing read yet: the same tokens, or the text anew where they mean other text.
+
+    Args:
+        id: of the session, whose lock is held.
+        transcript: how the model writes messages. made_by: the model's fingerprint.
+        anew: whether to write the text anew in any case.
+        settle: makes what else changes of the session's row.
+    """
+    return _rewrite(database, id, lambda db, row: _moving(db, row, transcript, made_by, anew, settle))
+
+
+def cut(db: sqlite3.Connection, row: CollectionRow, messages: int, tokens: int) -> Forgotten:
+    """Erase what follows so many messages and tokens of a session."""
+    parts = lineage(db, row)
+    sharing = _sharing(db, row, parts, range(messages, records.size(parts)[0]))
+    stream = records.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
+    return _switched(db, row, stream, sharing)
+
+
+def compact(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
+    """Join what rewriting has split; who goes by the places of before is told that the session was rewritten."""
+    joined = records.compact(db, row)
+    return row if joined == row else records.update_collection(db, replace(joined, epoch=joined.epoch + 1))
+
+
+_TOGETHER = 512  # messages that one transaction moves: others wait for no more
+
+
+def _rewrite(database: Database, id: int, plan_of: Callable[[sqlite3.Connection, CollectionRow], _Plan]) -> Forgotten:
+    """Write a session's new stream in short transactions, then let it take the place of the old one in one."""
+    while True:
+        with database.reading() as db:
+            row = _existing(db, id)
+            plan, parts = plan_of(db, row), lineage(db, row)
+        draft, done = None, plan.messages
+        while records.size(parts)[0] - done > _TOGETHER:
+            draft = database.erasing(partial(_advance, row=row, parts=parts, plan=plan, draft=draft, done=done))
+            done += _TOGETHER
+        result = database.erasing(partial(_complete, row=row, plan=plan, draft=draft, done=done))
+        if result is not None:
+            return result
+
+
+def _existing(db: sqlite3.Connection, id: int) -> CollectionRow:
+    row = records.collection(db, id)
+    if row is None:
+        raise SessionNotFoundError("the session was deleted.")
+    return row
+
+
+def _advance(db: sqlite3.Connection, *, row: CollectionRow, parts: Lineage, plan: _Plan, draft: int | None, done: int) -> int:
+    """Write the next messages of a draft; return its stream."""
+    if draft is None:
+        abandon_drafts(db, row.id)
+        draft = _begin(db, row, parts, plan)
+        records.add_draft(db, draft, row.id)
+    plan.transfer(db, parts, draft, done, done + _TOGETHER)
+    return draft
+
+
+def _begin(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, plan: _Plan) -> int:
+    segments = _segments(db, row, plan.tokens)
+    return records.add_stream(db, parts, messages=plan.messages, tokens=plan.tokens, segments=segments)
+
+
+def _complete(db: sqlite3.Connection, *, row: CollectionRow, plan: _Plan, draft: int | None, done: int) -> Forgotten | None:
+    """Write what is left, as the session is now, and switch to it; None: it was rewritten meanwhile."""
+    now = _existing(db, row.id)
+    if now.epoch != row.epoch:
+        abandon_drafts(db, row.id)
+        return None
+    parts = lineage(db, now)
+    stream = _begin(db, now, parts, plan) if draft is None else draft
+    plan.transfer(db, parts, stream, done, records.size(parts)[0])
+    records.remove_draft(db, stream)
+    return _switched(db, plan.settle(db, now), stream, plan.sharing)
+
+
+def _switched(db: sqlite3.Connection, row: CollectionRow, stream: int, sharing: tuple[str, ...]) -> Forgotten:
+    new = records.update_collection(db, replace(row, stream=stream, epoch=row.epoch + 1))
+    erasure = erasing.begin(db)
+    erasing.sweep_later(db, erasure, "stream", row.stream or 0)
+    return Forgotten(new, erasure, sharing)
+
+
+def abandon_drafts(db: sqlite3.Connection, id: int) -> int | None:
+    """Give up what was being written for a session, whose lock is held; return the erasure that sweeps it away, if any."""
+    streams = records.drafts(db, id)
+    if not streams:
+        return None
+    erasure = erasing.begin(db)
+    for stream in streams:
+        records.remove_draft(db, stream)
+        erasing.sweep_later(db, erasure, "stream", stream)
+    return erasure
+
+
+def _forgetting(db: sqlite3.Connection, row: CollectionRow, ids: set[int]) -> _Plan:
     parts = lineage(db, row)
     gone = positions(db, row, parts, ids)
-    sharing = _sharing(db, row, parts, gone.values())
     first = min(gone.values())
-    kept = [message for message in records.messages(db, parts, first) if message.id not in gone]
-    (cut,) = records.messages(db, parts, first, first + 1)
-    tokens = cut.tokens[0]
-    stretches = stored_stretches(db, parts, kept)
+    (cut,) = records.kept(db, parts, first, first + 1)
+    tokens, start = cut.row.tokens[0], []
     if not tokens and row.model is not None:
-        stretches = _without_start(stretches, records.model(db, row.model).parts["start_ids"])
-    stream = records.add_stream(db, parts, messages=first, tokens=tokens, segments=_segments(db, row, tokens))
-    append(db, stream, first, tokens, kept, stretches)
-    new = records.update_collection(db, replace(row, stream=stream, epoch=row.epoch + 1))
-    records.prune(db, row.stream)
-    wipe_later(db)
-    return records.compact(db, new), sharing
+        start = list(records.model(db, row.model).parts["start_ids"])
+
+    def transfer(db: sqlite3.Connection, parts: Lineage, stream: int, low: int, high: int) -> None:
+        kept = [one for one in records.kept(db, parts, low, high) if one.row.id not in gone]
+        if start and not records.stream(db, stream).tokens:
+            kept = _without_start(db, parts, kept, start)
+        records.append_kept(db, stream, kept)
+
+    return _Plan(first, tokens, transfer, lambda db, row: row, _sharing(db, row, parts, gone.values()))
 
 
-def move(db: sqlite3.Connection, row: CollectionRow, transcript: Transcript, made_by: Fingerprint) -> CollectionRow:
-    """Give a session to another model, nothing read yet: the same tokens, or the text anew where they mean other text."""
-    parts = lineage(db, row)
-    kept = records.messages(db, parts)
+def _moving(
+    db: sqlite3.Connection,
+    row: CollectionRow,
+    transcript: Transcript,
+    made_by: Fingerprint,
+    anew: bool,
+    settle: Callable[[CollectionRow], CollectionRow],
+) -> _Plan:
     stored = None if row.model is None else records.model(db, row.model).parts
-    same_tokens = stored is not None and text_parts(stored) == text_parts(made_by.parts)
-    stretches = stored_stretches(db, parts, kept) if same_tokens else rendered(transcript, [one.body for one in kept])
-    stream = records.add_stream(db)
-    append(db, stream, 0, 0, kept, stretches)
-    number = records.add_model(db, made_by.digest, made_by.parts)
-    new = records.update_collection(db, replace(row, stream=stream, model=number, epoch=row.epoch + 1))
-    records.prune(db, row.stream)
-    return new
+    same_tokens = not anew and stored is not None and text_parts(stored) == text_parts(made_by.parts)
 
+    def transfer(db: sqlite3.Connection, parts: Lineage, stream: int, low: int, high: int) -> None:
+        if same_tokens:
+            records.append_kept(db, stream, records.kept(db, parts, low, high))
+            return
+        messages, end = records.messages(db, parts, low, high), records.stream(db, stream)
+        stretches = rendered(transcript, [one.body for one in messages], first=not end.tokens)
+        append(db, stream, end.messages, end.tokens, messages, stretches)
 
-def wipe_later(db: sqlite3.Connection) -> None:
-    """Remember, with what is deleted, that its bytes are still to be overwritten."""
-    records.set_fact(db, WIPE, uuid.uuid4().hex)
+    def given(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
+        return settle(replace(row, model=records.add_model(db, made_by.digest, made_by.parts)))
+
+    return _Plan(0, 0, transfer, given)
 
 
 def rendered(transcript: Transcript, bodies: Sequence[Any], *, first: bool = True) -> list[Stretch]:
@@ -114,7 +248,7 @@ def new_rows(bodies: Sequence[Any], first_id: int, times: Sequence[float]) -> li
 
 
 def stored_stretches(db: sqlite3.Connection, parts: Lineage, messages: Sequence[MessageRow]) -> list[Stretch]:
-    """The stretches of messages as they are stored."""
+    """Return the stretches of messages as they are stored."""
     found = []
     for message in messages:
         start, stop = message.tokens
@@ -144,37 +278,16 @@ def placed(seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequenc
 
 def system_in_force(db: sqlite3.Connection, parts: Lineage) -> list[str]:
     """The texts of the system messages that are pinned: those of the latest call that added any."""
-    return [message.body["content"] for message in _in_force(db, parts)]
+    return [message.body["content"] for message in in_force(db, parts)]
 
 
-def _in_force(db: sqlite3.Connection, parts: Lineage) -> list[MessageRow]:
+def in_force(db: sqlite3.Connection, parts: Lineage) -> list[MessageRow]:
     latest: list[MessageRow] = []
     for message in records.pinned(db, parts):
         if latest and message.batch != latest[0].batch:
             break
         latest.insert(0, message)
     return latest
-
-
-def beyond_limits(db: sqlite3.Connection, row: CollectionRow, now: float) -> set[int]:
-    """Ids of the messages that a session's limits leave no room for; the system messages in force do not count.
-
-    Forgetting re-reads what is kept, so a limit that is reached makes room at once for a share of it.
-    """
-    limits = row.settings.get("retention", {})
-    most, seconds = limits.get("messages"), limits.get("seconds")
-    parts = lineage(db, row)
-    in_force = {message.id for message in _in_force(db, parts)}
-    first = next((one for one in records.messages(db, parts, 0, 16) if one.id not in in_force), None)
-    too_many = most is not None and records.size(parts)[0] - len(in_force) > most
-    too_old = seconds is not None and (first is None or first.created_at < now - seconds)
-    loose = [one for one in records.messages(db, parts) if one.id not in in_force] if too_many or too_old else []
-    gone: set[int] = set()
-    if most is not None and len(loose) > most:
-        gone |= {message.id for message in loose[: len(loose) - most + int(most * _COUNT_SLACK)]}
-    if seconds is not None and any(message.created_at < now - seconds for message in loose):
-        gone |= {message.id for message in loose if message.created_at < now - seconds * (1 - _AGE_SLACK)}
-    return gone
 
 
 def _segments(db: sqlite3.Connection, row: CollectionRow, tokens: int) -> int:
@@ -184,23 +297,23 @@ def _segments(db: sqlite3.Connection, row: CollectionRow, tokens: int) -> int:
     return tokens // int(records.model(db, row.model).parts["config"]["segment_length"])
 
 
-def _without_start(stretches: Sequence[Stretch], start: Sequence[int]) -> list[Stretch]:
-    """Stretches that now begin a stream: the first goes without the start token that every view begins with."""
-    found = list(stretches)
-    at = next((at for at, one in enumerate(found) if one.ids), None)
-    if at is not None and start and found[at].ids[: len(start)] == list(start):
-        skip = len(start)
-        low, high = found[at].content
-        found[at] = Stretch(found[at].ids[skip:], (max(0, low - skip), max(0, high - skip)))
+def _without_start(
+    db: sqlite3.Connection, parts: Lineage, messages: Sequence[records.Kept], start: Sequence[int]
+) -> list[records.Kept]:
+    """Messages that now begin a stream: the first goes without the start token that every view begins with."""
+    found = list(messages)
+    at = next((at for at, one in enumerate(found) if one.tokens), None)
+    if at is not None:
+        ids = records.tokens(db, parts, *found[at].row.tokens)
+        if ids[: len(start)].tolist() == list(start):
+            found[at] = records.shortened(db, found[at], ids, len(start))
     return found
 
 
 def _sharing(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, seqs: Iterable[int]) -> tuple[str, ...]:
-    owners = {(part.stream, seq) for seq in seqs for part in parts if part.messages[0] <= seq < part.messages[1]}
-    names = []
-    for other in records.collections(db, "session"):
-        if other.id != row.id and other.stream is not None:
-            theirs = records.lineage(db, other.stream)
-            shows = ((part.stream, seq) for part in theirs for _, seq in owners if part.messages[0] <= seq < part.messages[1])
-            names += [other.name] * any(place in owners for place in shows)
-    return tuple(names)
+    """Names of other sessions that show a message of those at `seqs`."""
+    first: dict[int, int] = {}  # of each stream's own messages among them
+    for seq in sorted(seqs, reverse=True):
+        first |= {part.stream: seq for part in parts if part.messages[0] <= seq < part.messages[1]}
+    names = {name for stream, seq in first.items() for name in records.showing(db, stream, seq, besides=row.id)}
+    return tuple(sorted(names))

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+import unicodedata
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import words
+from filelock import Timeout
+
+from . import history, words
 from .corpus import Corpus
 from .errors import (
     HMTError,
@@ -26,13 +31,14 @@ from .errors import (
     StoreError,
 )
 from .fingerprint import Fingerprint, digest_of, fingerprint
-from .history import WIPE, wipe_later
 from .session import Session
 from .shards import Indexes
-from .store import derived, records
+from .store import derived, erasing, payloads, records, sweeping
 from .store.database import Database
 from .store.index import MemoryIndex
+from .store.rows import CollectionRow, Lineage, MessageRow
 from .store.search import DEFAULT
+from .store.shelf import Shelf, shelf_of
 from .store.words import WordIndex
 from .streams import Progress
 
@@ -43,6 +49,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hmt_memory")
 _LONGEST_NAME = 200
+# Characters that leave no trace on the screen and yet count as printable: two names must not look alike (Unicode's
+# Default_Ignorable_Code_Point, as far as `str.isprintable` lets it pass; the variation selectors of emoji are left).
+_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\uffa0\ufe00-\ufe0e]")
 
 
 class Verification(NamedTuple):
@@ -68,6 +77,8 @@ class MemoryStore:
             after it. The default is exact.
         timeout: seconds to wait for another process that writes before `SessionBusyError`.
         clock: seconds since 1970, for tests.
+        read_only: whether to change nothing in the folder, which has to be there then.
+        index_bytes: memory that the indexes of all sessions and corpora may take together; those used least lately are let go.
 
     Raises:
         StoreError: the folder cannot be used, or a newer version wrote it. StoreDamagedError: it is not whole.
@@ -80,19 +91,43 @@ class MemoryStore:
         index: str = DEFAULT,
         timeout: float = 5.0,
         clock: Callable[[], float] = time.time,
+        read_only: bool = False,
+        index_bytes: int = 256 << 20,
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.now = clock
-        self._factory = index
-        self._indexes: dict[int, Indexes] = {}
-        self._shelves: dict[int, tuple[int, records.Shelf, list[int]]] = {}
+        self._factory, self._index_bytes = index, index_bytes
+        self._indexes: OrderedDict[int, Indexes] = OrderedDict()
+        self._shelves: dict[int, tuple[int, Shelf]] = {}
         self._reading: dict[tuple[int, int], threading.Lock] = {}
-        self._mutex = threading.Lock()
-        self.database = Database(self.folder, timeout=timeout)
+        self._pid, self._mutex = os.getpid(), threading.Lock()
+        self.database = Database(self.folder, timeout=timeout, read_only=read_only)
+        if not read_only:
+            self._take_up()
+
+    def _take_up(self) -> None:
+        """Go on with erasures that a crash has left; where that cannot be now, the next opening tries again."""
         try:
-            self.finish_wiping()
+            with self.database.reading() as db:
+                drafted, unfinished = records.drafted(db), erasing.unfinished(db)
+                half_rewritten = records.fact(db, _REWRITING) is not None
+            for id in drafted:
+                unfinished += self._given_up(id)
+            for erasure in unfinished:
+                self.finish_erasing(erasure, wait=False)
+            if half_rewritten:
+                self.compact()
         except (SessionBusyError, StoreError) as error:
-            log.warning("%s", error)  # the next opening tries again
+            log.warning("%s", error)
+
+    def _given_up(self, id: int) -> list[int]:
+        """The erasure of what was being written for a session, unless somebody is at it."""
+        try:
+            with self.database.lock(f"session-{id}", timeout=0):
+                erasure = self.database.erasing(lambda db: history.abandon_drafts(db, id))
+        except Timeout:
+            return []
+        return [] if erasure is None else [erasure]
 
     def __enter__(self) -> MemoryStore:
         return self
@@ -105,18 +140,20 @@ class MemoryStore:
 
     def close(self) -> None:
         """Save the indexes and close the database. Sessions of this object must not be used afterwards."""
-        for id in list(self._indexes):
-            self._save_index(id)
+        for id, indexes in list(self._indexes.items()):
+            self._save_index(id, indexes)
         self.database.close()
 
-    def _save_index(self, id: int, *, always: bool = False) -> None:
+    def _save_index(self, id: int, indexes: Indexes, *, always: bool = False) -> None:
         """Save an index, unless its session or corpus was deleted or rewritten: nobody can do that meanwhile."""
+        if self.database.read_only:
+            return
         try:
             with self.database.exclusive(), self.database.reading() as db:
                 row = records.collection(db, id)
                 if row is not None:
-                    for index in self._indexes[id]:
-                        index.save(db, _shelf(db, row)[0], always=always)
+                    for index in indexes:
+                        index.save(db, shelf_of(db, row), always=always)
         except (SessionBusyError, StoreError) as error:
             log.warning("the index of collection %d is not saved: %s", id, error)
 
@@ -140,8 +177,9 @@ class MemoryStore:
         """Create a corpus, or open it; as `session`."""
         return Corpus(self, self._open("corpus", name, model), model)
 
-    def _open(self, kind: str, name: str, model: HMTModel | None) -> records.CollectionRow:
+    def _open(self, kind: str, name: str, model: HMTModel | None) -> CollectionRow:
         _check_name(name)
+        name = normal(name)
         with self.database.reading() as db:
             row = records.find_collection(db, kind, name)
         if row is not None:
@@ -167,7 +205,7 @@ class MemoryStore:
     def has(self, kind: str, name: str, opened: Session | Corpus | None = None) -> bool:
         """Whether there is a "session" or "corpus" of that name; with `opened`, whether it is still that one."""
         with self.database.reading() as db:
-            row = records.find_collection(db, kind, name)
+            row = records.find_collection(db, kind, normal(name))
         return row is not None and (opened is None or opened._id == row.id)
 
     def _names(self, kind: str) -> list[str]:
@@ -187,12 +225,38 @@ class MemoryStore:
         self._delete("corpus", name)
 
     def _delete(self, kind: str, name: str) -> None:
-        with self.database.writing() as db:
-            row = self.find(db, kind, name)
-            records.delete_collection(db, row)
-            wipe_later(db)
+        def work(db: sqlite3.Connection) -> tuple[int, int]:
+            row, erasure = self.find(db, kind, name), erasing.begin(db)
+            records.delete_collection(db, row, erasure)
             self.drop_index(row.id)
-        self.finish_wiping()
+            return row.id, erasure
+
+        id, erasure = self.database.erasing(work)
+        self.finish_erasing(erasure)
+        (self.database.folder / "locks" / f"{kind}-{id}.lock").unlink(missing_ok=True)
+
+    def compact(self) -> int:
+        """Rewrite the database without the room that erasing has left in it; return the bytes given back to the disk.
+
+        That room is used again for what is added later, so this is for giving it back only. Nobody can write meanwhile: about
+        12 seconds a gigabyte of what is kept, which the disk needs room for once more.
+
+        Raises:
+            SessionBusyError: others kept writing. StoreFullError: there is no room for it.
+        """
+        before = self.database.size()
+        with self.database.writing() as db:
+            payloads.drop_vacant(db)
+            records.set_fact(db, _REWRITING, "1")
+        self.database.rewrite()
+        with self.database.writing() as db:
+            records.set_fact(db, _REWRITING, None)
+        return max(0, before - self.database.size())
+
+    def vacant_bytes(self) -> int:
+        """Count the bytes of content that were erased and whose room nothing has taken yet."""
+        with self.database.reading() as db:
+            return payloads.vacant_bytes(db)
 
     def rename(self, name: str, new: str) -> None:
         """Give a session another name.
@@ -201,9 +265,10 @@ class MemoryStore:
             SessionNotFoundError: there is none of that name. SessionExistsError: the new name is taken.
         """
         with self.database.writing() as db:
-            row = self.find(db, "session", name)
+            row, erasure = self.find(db, "session", name), erasing.begin(db)
             self.check_new(db, "session", new)
-            records.update_collection(db, replace(row, name=new))
+            records.rename_collection(db, row, normal(new), erasure)
+        self.finish_erasing(erasure)
 
     def import_session(
         self, path: str | Path, *, name: str | None = None, model: HMTModel | None = None, progress: Progress | None = None
@@ -250,29 +315,30 @@ class MemoryStore:
                     problems.append(f"{kind} {row.name!r}: {error}")
         return Verification(problems, notes)
 
-    def _verify(self, row: records.CollectionRow, notes: list[str]) -> None:
+    def _verify(self, row: CollectionRow, notes: list[str]) -> None:
         with self.database.reading() as db:
             if row.model is not None:
                 stored = records.model(db, row.model)
                 if digest_of(stored.parts) != stored.digest:
                     raise StoreDamagedError("the record of its model does not fit its digest")
-            volumes = [_volume(db, row.stream)] if row.stream is not None else []
             if row.kind == "corpus":
-                volumes = [_volume(db, document.stream) for document in records.documents(db, row.id)]
-            for parts, count in volumes:
+                records.documents(db, row.id)
+            shelf = shelf_of(db, row)
+            for volume in shelf.volumes:
+                parts = records.lineage(db, volume.stream)
                 _verify_messages(records.messages(db, parts), has_messages=row.kind == "session", tokens=records.size(parts)[1])
-                _verify_segments(db, parts, count)
+                _verify_segments(db, parts, volume.segments)
             for path in self.index_paths(row.id):
-                doubt = derived.stale(path, db, records.Shelf(tuple(volumes)))
+                doubt = derived.stale(path, db, shelf)
                 if doubt is not None:
                     notes.append(f"{row.kind} {row.name!r}: its index {path.name} will be made again: {doubt}")
 
     # --- for sessions and corpora -----------------------------------------------------------------------------------
 
-    def find(self, db: sqlite3.Connection, kind: str, name: str) -> records.CollectionRow:
+    def find(self, db: sqlite3.Connection, kind: str, name: str) -> CollectionRow:
         """The row of that name. Raises SessionNotFoundError."""
         _check_name(name)
-        row = records.find_collection(db, kind, name)
+        row = records.find_collection(db, kind, normal(name))
         if row is None:
             raise self._unknown(kind, name)
         return row
@@ -284,21 +350,46 @@ class MemoryStore:
     def check_new(self, db: sqlite3.Connection, kind: str, name: str) -> None:
         """Raises InputError if nothing can be called so, SessionExistsError if something is."""
         _check_name(name)
-        if records.find_collection(db, kind, name) is not None:
+        if records.find_collection(db, kind, normal(name)) is not None:
             raise SessionExistsError(f"there is a {kind} {name!r} already. Choose another name, or delete it first.")
 
-    def indexes(self, row: records.CollectionRow, model: HMTModel, made_by: str) -> Indexes:
-        """What searches a session or corpus; `made_by` is the model's digest."""
-        with self._mutex:
-            if row.id not in self._indexes:
+    def indexes(self, row: CollectionRow, model: HMTModel, made_by: str) -> Indexes:
+        """Return what searches a session or corpus, opening it on first use; `made_by` is the model's digest."""
+        with self._alone():
+            found = self._indexes.get(row.id)
+            if found is None:
                 memory, vocabulary = self.index_paths(row.id)
                 width, slots = model.backbone.hidden_size, model.recalled_slots
                 others = model.slots - slots
-                self._indexes[row.id] = Indexes(
+                found = self._indexes[row.id] = Indexes(
                     MemoryIndex(memory, width=width, slots=slots, others=others, factory=self._factory, made_by=made_by),
                     WordIndex(vocabulary, decode=model.backbone.decode, terms=words.terms, made_by=made_by),
                 )
-            return self._indexes[row.id]
+            self._indexes.move_to_end(row.id)
+            least = self._over_the_bound(row.id)
+        for id, indexes in least:
+            self._save_index(id, indexes)
+        return found
+
+    def _over_the_bound(self, used: int) -> list[tuple[int, Indexes]]:
+        """Let go of the indexes used least lately until the others fit into `index_bytes`; the one in `use` stays."""
+        taken = {id: sum(index.nbytes for index in indexes) for id, indexes in self._indexes.items()}
+        total, let_go = sum(taken.values()), []
+        for id in list(self._indexes):
+            if total <= self._index_bytes or id == used:
+                break
+            total -= taken[id]
+            let_go.append((id, self._indexes.pop(id)))
+            self._shelves.pop(id, None)
+        return let_go
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one thread in; a forked process has a lock of its own."""
+        if self._pid != os.getpid():
+            self._pid, self._mutex = os.getpid(), threading.Lock()
+        with self._mutex:
+            yield
 
     def index_paths(self, id: int) -> tuple[Path, Path]:
         """Where the index of the memory embeddings and that of the words of a session or corpus are kept."""
@@ -306,34 +397,40 @@ class MemoryStore:
 
     def drop_index(self, id: int) -> None:
         """Delete the indexes, on disk and in memory: what they were made of is about to change."""
-        with self._mutex:
+        with self._alone():
             self._indexes.pop(id, None)
             self._shelves.pop(id, None)
+        self.drop_index_files(id)
+
+    def drop_index_files(self, id: int) -> None:
+        """Delete the indexes' files: something that they were made of is about to be erased."""
         for path in self.index_paths(id):
             derived.remove(path)
 
-    def shelf(self, row: records.CollectionRow) -> tuple[records.Shelf, list[int]]:
-        """The closed segments of a corpus, and the ids of its documents."""
+    def shelf(self, row: CollectionRow) -> Shelf:
+        """Return the closed segments of a session or corpus, as of the row."""
         known = self._shelves.get(row.id)
         if known is None or known[0] != row.revision:
             with self.database.reading() as db:
                 row = records.collection(db, row.id) or row
-                known = self._shelves[row.id] = (row.revision, *_shelf(db, row))
-        return known[1], known[2]
+                known = self._shelves[row.id] = (row.revision, shelf_of(db, row))
+        return known[1]
 
     def reading_mutex(self, id: int) -> threading.Lock:
         """Threads that read into one session or corpus queue here."""
         with self._mutex:
             return self._reading.setdefault((os.getpid(), id), threading.Lock())
 
-    def finish_wiping(self) -> None:
-        """Overwrite what was deleted, if that is still to be done: after a deletion, or a crash in the middle of one."""
-        with self.database.reading() as db:
-            pending = records.fact(db, WIPE)
-        if pending is None:
+    def finish_erasing(self, erasure: int | None, *, wait: bool = True) -> None:
+        """Overwrite what was deleted, in steps between which others write: it is then in no file.
+
+        Raises:
+            SessionBusyError, StoreError: that could not be done; the message says when it is tried again.
+        """
+        if erasure is None:
             return
         try:
-            self.database.wipe()
+            sweeping.finish(self.database, erasure, wait=wait)
         except StoreDamagedError:
             raise
         except (SessionBusyError, StoreError) as error:
@@ -341,29 +438,23 @@ class MemoryStore:
                 f"what was forgotten is gone from the record in {self.folder}, but its bytes are not overwritten yet "
                 f"({error.__cause__ or error}). That is tried again whenever the store is opened."
             ) from error
-        with self.database.writing() as db:
-            if records.fact(db, WIPE) == pending:  # else somebody has deleted more meanwhile
-                records.set_fact(db, WIPE, None)
 
 
-def _shelf(db: sqlite3.Connection, row: records.CollectionRow) -> tuple[records.Shelf, list[int]]:
-    """The closed segments of a session or corpus, and the ids of a corpus's documents."""
-    documents = [(0, row.stream)] if row.stream is not None else records.document_streams(db, row.id)
-    volumes = tuple(_volume(db, stream) for _, stream in documents)
-    return records.Shelf(volumes, (row.id, row.epoch, row.revision)), [id for id, _ in documents]
+_REWRITING = "rewriting"  # the fact that room was given up in the database, which has to be rewritten before anything is erased
+
+
+def normal(name: str) -> str:
+    """Return a name as it is stored: what looks the same to a reader is the same name."""
+    return unicodedata.normalize("NFC", name) if isinstance(name, str) else name
 
 
 def _check_name(name: str) -> None:
-    if not isinstance(name, str) or not name.strip() or len(name) > _LONGEST_NAME or not name.isprintable():
-        raise InputError(f"{name!r} cannot be a name: it takes 1 to {_LONGEST_NAME} printable characters on one line.")
+    fits = isinstance(name, str) and len(name.strip()) > 0 and len(name) <= _LONGEST_NAME
+    if not fits or not name.isprintable() or _UNSEEN.search(name):
+        raise InputError(f"{name!r} cannot be a name: it takes 1 to {_LONGEST_NAME} characters that show, on one line.")
 
 
-def _volume(db: sqlite3.Connection, stream: int) -> tuple[records.Lineage, int]:
-    parts = records.lineage(db, stream)
-    return parts, records.segment_count(db, parts)
-
-
-def _verify_messages(messages: list[records.MessageRow], *, has_messages: bool, tokens: int) -> None:
+def _verify_messages(messages: list[MessageRow], *, has_messages: bool, tokens: int) -> None:
     at, ids = 0, set()
     for message in messages:
         if message.tokens[0] != at or not at <= message.content[0] <= message.content[1] <= message.tokens[1]:
@@ -376,7 +467,7 @@ def _verify_messages(messages: list[records.MessageRow], *, has_messages: bool, 
         raise StoreDamagedError("its messages and its tokens do not end together")
 
 
-def _verify_segments(db: sqlite3.Connection, parts: records.Lineage, count: int) -> None:
+def _verify_segments(db: sqlite3.Connection, parts: Lineage, count: int) -> None:
     tokens, digest, at = records.size(parts)[1], b"", 0
     for start in range(0, tokens, records.TOKENS_PER_ROW):
         records.tokens(db, parts, start, start + records.TOKENS_PER_ROW)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from .state import HMTState
 
 if TYPE_CHECKING:
     from .model import HMTModel
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -226,8 +228,20 @@ def _weighed(places: list[tuple[int, int]], logits: np.ndarray, dropped: int, ce
     return Choice([places[at] for at in order], [float(weights[at]) for at in order], float(covered))
 
 
-def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> RecalledSegments:
+MOST_RECALLED = 1000  # passages of one call
+Sources = Callable[[Callable[[Sequence[Shard]], T]], T]  # lets a function work over shards that belong to one view of the rows
+
+
+def alone(shard: Shard) -> Sources[Any]:
+    """The sources of a stream that nothing is stored of."""
+    return lambda work: work([shard])
+
+
+def recall(model: HMTModel, sources: Sources[RecalledSegments], query: str, top_k: int) -> RecalledSegments:
     """The segments of all shards that a text remembers most.
+
+    Args:
+        top_k: how many; `MOST_RECALLED` at most are given.
 
     Raises:
         InputError: the query is empty or `top_k` below 1.
@@ -237,11 +251,26 @@ def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> 
         raise InputError(
             "the query is empty: say what to recall for." if not len(ids) else f"top_k={top_k} must be at least 1."
         )
+    summary = _summary(model, ids)
+    return sources(lambda shards: _listed(model, shards, summary, query, min(top_k, MOST_RECALLED)))
+
+
+def _summary(model: HMTModel, ids: Tensor) -> Tensor | None:
+    """Eq. 1 for the end of a query; None where the model recalls nothing."""
+    if model.config.mode != "hmt":
+        return None
+    with torch.no_grad(), eval_mode(model):
+        (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
+    return summary
+
+
+def _listed(model: HMTModel, shards: Sequence[Shard], summary: Tensor | None, query: str, top_k: int) -> RecalledSegments:
     result = RecalledSegments()
     if not any(shard.total for shard in shards):
         return result
     k = max(model.config.recall_window, top_k)
-    chosen = choose(model, shards, _candidates(model, shards, ids, k), query, k)
+    found = _nothing(model) if summary is None else preselect(model, shards, summary, k)
+    chosen = choose(model, shards, found, query, k)
     result.coverage = chosen.coverage
     for (shard, position), weight in zip(chosen.places, chosen.weights, strict=True):
         if len(result) < top_k and not shards[shard].is_asked(position):
@@ -249,13 +278,9 @@ def recall(model: HMTModel, shards: Sequence[Shard], query: str, top_k: int) -> 
     return result
 
 
-def _candidates(model: HMTModel, shards: Sequence[Shard], ids: Tensor, k: int) -> Candidates:
-    if model.config.mode != "hmt":
-        none = torch.zeros(0, model.recalled_slots, model.backbone.hidden_size)
-        return Candidates(none.new_zeros(model.backbone.hidden_size), [], none, 0, float("-inf"))
-    with torch.no_grad(), eval_mode(model):
-        (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
-    return preselect(model, shards, summary, k)
+def _nothing(model: HMTModel) -> Candidates:
+    none = torch.zeros(0, model.recalled_slots, model.backbone.hidden_size)
+    return Candidates(none.new_zeros(model.backbone.hidden_size), [], none, 0, float("-inf"))
 
 
 class ViewRecollection:
@@ -263,6 +288,7 @@ class ViewRecollection:
 
     Args:
         aside: token ids of the block of quotes as it stands in the view, such as `Transcript.aside`.
+        sources: lets this work over all shards, as of one view of the rows.
         own: whether the first shard is the answering stream's own. What the view shows of it is then not replayed, and
             segments that the state has beyond it are recalled too.
         question: what is answered, for the words in it.
@@ -273,32 +299,48 @@ class ViewRecollection:
         self,
         model: HMTModel,
         aside: Callable[[str], list[int]],
-        shards: Sequence[Shard],
+        sources: Sources[Any],
         *,
         own: bool,
         question: str,
         replay: bool = True,
     ) -> None:
-        self._model, self._aside, self._shards = model, aside, shards
+        self._model, self._aside, self._sources = model, aside, sources
         self._own, self._replay, self._question = own, replay, question
-        self._found: tuple[Tensor, Candidates] | None = None
+        self._chosen: Tensor | None = None
         self.recalled = RecalledSegments()  # what is replayed, once that is chosen
 
-    def memory(self, summary: Tensor, state: HMTState) -> Tensor:
-        """[k, m, d] what P recalls from."""
-        return self._candidates(summary, state).memory
+    def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
+        """[k, m, d] what P recalls from, where the view shows the latest `visible` tokens of the state's."""
+        memory: Tensor = self._sources(lambda shards: self._recall(shards, summary, state, state.tokens - visible))
+        return memory
 
-    def passages(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
-        """[t] token ids of the quoted passages: the heaviest that fit into `replay_tokens`, in the order they were said."""
-        found = self._candidates(summary, state)
-        window = self._model.config.recall_window
-        chosen = choose(self._model, self._shards, found, self._question, window, self._beyond(state))
-        self.recalled.coverage = chosen.coverage
+    def passages(self) -> Tensor:
+        """[t] token ids of the quoted passages: the heaviest that fit into `replay_tokens`, in the order they were said.
+
+        They are chosen for the first view, where the question stands.
+        """
+        return torch.zeros(0, dtype=torch.long) if self._chosen is None else self._chosen
+
+    def _recall(self, shards: Sequence[Shard], summary: Tensor, state: HMTState, visible_from: int) -> Tensor:
+        beyond = self._beyond(shards, state)
+        found = preselect(self._model, shards, summary, self._model.config.recall_window, beyond)
+        if self._chosen is None:
+            chosen = choose(self._model, shards, found, self._question, self._model.config.recall_window, beyond)
+            ids, recalled = self._quoted(shards, chosen, visible_from)
+            self._chosen = torch.tensor(ids, dtype=torch.long)
+            self.recalled.coverage = chosen.coverage
+            self.recalled.extend(recalled)
+        return found.memory
+
+    def _quoted(self, shards: Sequence[Shard], chosen: Choice, visible_from: int) -> tuple[list[int], list[RecalledSegment]]:
+        """Token ids of the heaviest passages that fit, and these by falling weight."""
         quotes: dict[tuple[int, int], str] = {}
+        recalled: list[RecalledSegment] = []
         ids: list[int] = []
         misfits = 0
         for place, weight in zip(chosen.places, chosen.weights, strict=True) if self._replay else ():
-            cited = self._hidden(place, state.tokens - visible)
+            cited = self._hidden(shards, place, visible_from)
             if cited is None:
                 continue
             longer = quotes | {place: cited.quote()}
@@ -309,29 +351,22 @@ class ViewRecollection:
                     break
                 continue
             quotes, ids = longer, block
-            self.recalled.append(segment(cited, weight, self.recalled.coverage))
-        return torch.tensor(ids, dtype=torch.long)
+            recalled.append(segment(cited, weight, chosen.coverage))
+        return ids, recalled
 
-    def _hidden(self, place: tuple[int, int], visible_from: int) -> Citation | None:
+    def _hidden(self, shards: Sequence[Shard], place: tuple[int, int], visible_from: int) -> Citation | None:
         """The part of a segment that the view does not show anyway, if there is any."""
         shard, position = place
         if not (self._own and shard == 0):
-            return self._shards[shard].cite(position)
+            return shards[shard].cite(position)
         if position * self._model.config.segment_length >= visible_from:
             return None
-        cited = self._shards[shard].cite(position, before=visible_from)
+        cited = shards[shard].cite(position, before=visible_from)
         return cited if cited.text.strip() else None
 
-    def _candidates(self, summary: Tensor, state: HMTState) -> Candidates:
-        if self._found is None or self._found[0] is not summary:
-            window = self._model.config.recall_window
-            found = preselect(self._model, self._shards, summary, window, self._beyond(state))
-            self._found = (summary, found)
-        return self._found[1]
-
-    def _beyond(self, state: HMTState) -> Tensor | None:
+    def _beyond(self, shards: Sequence[Shard], state: HMTState) -> Tensor | None:
         """[e, m, d] the memory of segments that are in no row yet, if there are any."""
-        beyond = state.segments - self._shards[0].total if self._own else 0
+        beyond = state.segments - shards[0].total if self._own else 0
         if beyond <= 0:
             return None
         return self._model.recallable(self._model.by_segment(state)[state.held - beyond :])

@@ -6,7 +6,7 @@ a crash or behind a reply, is read by the next call that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import history, recollection
+from . import history, recollection, retention
 from .answer import Answer, Request
 from .collection import Collection, log
 from .corpus import corpus_shard
 from .errors import InputError, SessionBusyError, StoreDamagedError, StoreError
 from .fingerprint import Fingerprint, fingerprint, matching
 from .generate import Generation, check_budget
-from .recollection import RecalledSegment, RecalledSegments, ViewRecollection
+from .recollection import RecalledSegment, RecalledSegments, Sources, ViewRecollection
 from .shards import Draft, Message, SessionShard, Shard, as_message, utc
 from .state import HMTState
 from .store import records
+from .store.rows import CollectionRow, Lineage
+from .store.shelf import Shelf, volume
 from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
 from .transcript import Messages, Stretch, Transcript, system_texts, validated
 
@@ -50,8 +52,8 @@ class Forgotten(NamedTuple):
 class _Snapshot:
     """The stored session as of one revision, and its state up to where it has been read."""
 
-    row: records.CollectionRow
-    parts: records.Lineage
+    row: CollectionRow
+    parts: Lineage
     state: HMTState
 
     @property
@@ -66,11 +68,9 @@ class Session(Collection):
     a model, it can be looked at, forked, exported and forgotten from, but not added to.
     """
 
-    def __init__(self, store: MemoryStore, row: records.CollectionRow, model: HMTModel | None) -> None:
+    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None) -> None:
         super().__init__(store, row, model)
         self._cache: _Snapshot | None = None
-        if model is not None:
-            self._apply_retention(row)
 
     # --- adding and answering ---------------------------------------------------------------------------------------
 
@@ -102,16 +102,16 @@ class Session(Collection):
                 snapshot = self._before(snapshot, replacing)
             stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
             state = self._read_ahead(snapshot, stretches)
+            erasure = None
             with self._database.writing() as db:
                 row = self._own_row(db)
                 alone = row == snapshot.row
                 if replacing is not None:
-                    row = self._forget_from(db, row, snapshot)
+                    row, erasure = self._forget_from(db, row, snapshot)
                 row, ids = self._append(db, row, batch, stretches if alone else None)
                 if alone and replacing is None:
                     self._write_segments(db, snapshot, state)
-            if replacing is not None:
-                self._wipe_replaced()
+            self._erase_replaced(erasure)
             with self._stored_already():
                 self._read_pending(progress)
         with self._stored_already():
@@ -151,8 +151,7 @@ class Session(Collection):
         model = self._needs_model()
         batch = validated(messages)
         request = Request(model, tools=tools, tool_choice=tool_choice, schema=schema, stop=stop, **decoding)
-        with self._reading():
-            snapshot = self._read_pending()
+        snapshot = self._within_limits()
         if replacing is not None:
             snapshot = self._before(snapshot, replacing)
         draft = self._draft(snapshot, batch)
@@ -163,8 +162,8 @@ class Session(Collection):
             system = system_texts(batch) or history.system_in_force(db, snapshot.parts)
         pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
         question, asked_at = self._question(snapshot, draft)
-        shards = self._shards(snapshot, draft, asked_at)
-        memory = ViewRecollection(model, self._transcript.aside, shards, own=True, question=question, replay=replay)
+        sources = self._sources(snapshot, draft, asked_at)
+        memory = ViewRecollection(model, self._transcript.aside, sources, own=True, question=question, replay=replay)
         generation = model.generate(
             prompt + self._transcript.answer_opening(),
             state=snapshot.state,
@@ -188,21 +187,19 @@ class Session(Collection):
             InputError: the query is empty or `top_k` below 1. SessionNotFoundError: there is no message `before`.
         """
         model = self._needs_model()
-        with self._reading():
-            snapshot = self._read_pending()
+        snapshot = self._within_limits()
         length = model.config.segment_length
         with self._unless_rewritten(snapshot):
             # A segment that holds something said before counts, whatever else it holds.
             asked_at = None if before is None else -(-self._place(snapshot, before)[1] // length) * length
-            return recollection.recall(model, self._shards(snapshot, asked_at=asked_at), query, top_k)
+            return recollection.recall(model, self._sources(snapshot, asked_at=asked_at), query, top_k)
 
     def latest(self) -> RecalledSegment | None:
         """What was said last and fills no segment yet, so that nothing recalls it; its weight is 0."""
         with self._reading():
             snapshot = self._read_pending()
         with self._unless_rewritten(snapshot):
-            (own, *_) = self._shards(snapshot)
-            cited = own.cite(own.total, before=snapshot.tokens)
+            cited = self._in_one_view(lambda: self._own_shard(snapshot).cite_open(snapshot.tokens))
         return recollection.segment(cited, 0.0, 1.0) if cited.text.strip() else None
 
     # --- looking ----------------------------------------------------------------------------------------------------
@@ -266,13 +263,26 @@ class Session(Collection):
         if not ids:
             return Forgotten(0, ())
         with self._reading():
-            with self._database.writing() as db:
-                row, sharing = history.forget(db, self._row(db), ids)
-                self._store.drop_index(row.id)
-            self._store.finish_wiping()
+            forgotten = self._forget(ids)
             if self._model is not None:
                 self._read_pending(progress)
-        return Forgotten(len(ids), sharing)
+        return Forgotten(len(ids), forgotten.sharing)
+
+    def _forget(self, ids: Iterable[int]) -> history.Forgotten:
+        """Erase messages, inside `_reading`."""
+        forgotten = history.forget(self._database, self._id, ids)
+        self._finish(forgotten.erasure)
+        return forgotten
+
+    def _finish(self, erasure: int) -> None:
+        """Overwrite what was erased, and join what that has split."""
+        self._store.drop_index(self._id)
+        self._store.finish_erasing(erasure)
+        with self._database.reading() as db:
+            row = records.collection(db, self._id)
+            split = row is not None and row.stream is not None and records.stream(db, row.stream).parent is not None
+        if split:
+            self._database.erasing(lambda db: history.compact(db, self._row(db)))
 
     def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Session:
         """Read the stored conversation anew with `model`: from its tokens, or from its text where they mean other text.
@@ -281,10 +291,9 @@ class Session(Collection):
             The session for that model; this object is then out of date.
         """
         with self._reading():
-            with self._database.writing() as db:
-                row = history.move(db, self._row(db), Transcript(model.backbone), fingerprint(model))
-                self._store.drop_index(row.id)
-            session = Session(self._store, row, model)
+            moved = history.move(self._database, self._id, Transcript(model.backbone), fingerprint(model))
+            self._finish(moved.erasure)
+            session = Session(self._store, moved.row, model)
             session._read_pending(progress)
         return session
 
@@ -320,7 +329,7 @@ class Session(Collection):
         limits = {"messages": messages, "seconds": None if age is None else age.total_seconds()}
         with self._database.writing() as db:
             row = self._set(db, retention={name: value for name, value in limits.items() if value is not None})
-        self._apply_retention(row)
+        self._apply_retention(row, asked=True)
 
     def export(self, path: str | Path) -> None:
         """Write the whole session into one file (`docs/FORMAT.md`), which `MemoryStore.import_session` reads.
@@ -334,20 +343,20 @@ class Session(Collection):
 
     # --- rows -------------------------------------------------------------------------------------------------------
 
-    def _set(self, db: sqlite3.Connection, **settings: Any) -> records.CollectionRow:
+    def _set(self, db: sqlite3.Connection, **settings: Any) -> CollectionRow:
         row = self._row(db)
         return records.update_collection(db, replace(row, settings={**row.settings, **settings}))
 
     def _append(
         self,
         db: sqlite3.Connection,
-        row: records.CollectionRow,
+        row: CollectionRow,
         batch: Sequence[Mapping[str, Any]],
         stretches: Sequence[Stretch] | None = None,
         *,
         answer: Sequence[int] | None = None,
         asked_at: float | None = None,
-    ) -> tuple[records.CollectionRow, list[int]]:
+    ) -> tuple[CollectionRow, list[int]]:
         """Store messages behind the last one; with `answer`, the last of them is the model's own, in these tokens."""
         parts = history.lineage(db, row)
         seq, at = records.size(parts)
@@ -453,18 +462,30 @@ class Session(Collection):
             said = [row for row in latest if row.body["role"] == "user"]
         return (str(said[-1].body["content"] or ""), said[-1].tokens[0]) if said else ("", None)
 
-    def _shards(self, snapshot: _Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> list[Shard]:
-        """This session's own past as of the snapshot, then the attached corpora."""
+    def _own_shard(self, snapshot: _Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> SessionShard:
+        """This session's own past as of the snapshot."""
         model, row = self._needs_model(), snapshot.row
-        shelf = records.Shelf(((snapshot.parts, snapshot.state.segments),), (row.id, row.epoch, row.revision))
-        indexes = self._store.indexes(row, model, self._made_by.digest)
-        own = SessionShard(self._database, indexes, shelf, row.name, model.backbone.decode)
-        own.length, own.draft, own.asked_at = model.config.segment_length, draft or Draft(), asked_at
         with self._database.reading() as db:
-            corpora = [corpus for id in row.settings.get("corpora", []) if (corpus := records.collection(db, id))]
+            own = volume(db, snapshot.parts, snapshot.state.segments)
+        shelf = Shelf((own,), (row.id, row.epoch, row.revision))
+        indexes = self._store.indexes(row, model, self._made_by.digest)
+        shard = SessionShard(self._database, indexes, shelf, row.name, model.backbone.decode)
+        shard.length, shard.draft, shard.asked_at = model.config.segment_length, draft or Draft(), asked_at
+        return shard
+
+    def _attached(self) -> list[Shard]:
+        """The attached corpora as they are now."""
+        model = self._needs_model()
+        with self._database.reading() as db:
+            ids = self._row(db).settings.get("corpora", [])
+            corpora = [corpus for id in ids if (corpus := records.collection(db, id))]
             for corpus in corpora:
                 matching(db, corpus, self._made_by)
-        return [own, *(corpus_shard(self._store, corpus, model, self._made_by.digest) for corpus in corpora)]
+            return [corpus_shard(self._store, corpus, model, self._made_by.digest) for corpus in corpora]
+
+    def _sources(self, snapshot: _Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> Sources[Any]:
+        """This session's own past as of the snapshot, then the attached corpora."""
+        return lambda work: self._in_one_view(lambda: work([self._own_shard(snapshot, draft, asked_at), *self._attached()]))
 
     @contextmanager
     def _unless_rewritten(self, snapshot: _Snapshot) -> Iterator[None]:
@@ -495,27 +516,28 @@ class Session(Collection):
                 )
             alone = row == snapshot.row
             if reply._replacing is not None:
-                row = self._forget_from(db, row, snapshot)
+                row, reply._erasure = self._forget_from(db, row, snapshot)
             row, ids = self._append(db, row, [*reply._asked, answer], answer=generation.ids, asked_at=reply._asked_at)
             if alone and generation.closed is not None and reply._replacing is None:
                 self._write_segments(db, snapshot, generation.closed[1])
         return ids
 
-    def _forget_from(self, db: sqlite3.Connection, row: records.CollectionRow, snapshot: _Snapshot) -> records.CollectionRow:
-        """Forget what follows a snapshot, unless somebody has added to it since."""
+    def _forget_from(self, db: sqlite3.Connection, row: CollectionRow, snapshot: _Snapshot) -> tuple[CollectionRow, int]:
+        """Forget what follows a snapshot, unless somebody has added to it since; the row afterwards and the erasure."""
         if row != snapshot.row:
             raise SessionBusyError(
                 f"session {self.name!r} was added to meanwhile, so nothing was replaced and nothing was stored. Try again."
             )
-        later = records.messages(db, history.lineage(db, row), records.size(snapshot.parts)[0])
-        row, _ = history.forget(db, row, [message.id for message in later])
+        forgotten = history.cut(db, row, *records.size(snapshot.parts))
         self._store.drop_index(row.id)
-        return row
+        return forgotten.row, forgotten.erasure
 
-    def _wipe_replaced(self) -> None:
+    def _erase_replaced(self, erasure: int | None) -> None:
         """Overwrite what was replaced; what stands in the way of that is no reason to lose what took its place."""
+        if erasure is None:
+            return
         try:
-            self._store.finish_wiping()
+            self._finish(erasure)
         except StoreDamagedError:
             raise
         except (StoreError, SessionBusyError) as error:
@@ -528,21 +550,34 @@ class Session(Collection):
                 row = self._read_pending().row
             self._apply_retention(row)
 
-    def _apply_retention(self, row: records.CollectionRow) -> None:
-        """Forget what is beyond the limits."""
+    def _within_limits(self) -> _Snapshot:
+        """The session as it is now, without what is beyond its limits."""
+        with self._reading():
+            snapshot = self._read_pending()
+        if snapshot.row.settings.get("retention"):
+            self._apply_retention(snapshot.row)
+            with self._reading():
+                snapshot = self._read_pending()
+        return snapshot
+
+    def _apply_retention(self, row: CollectionRow, *, asked: bool = False) -> None:
+        """Forget what is beyond the limits; `asked`: by somebody who knows what time it is."""
         if not row.settings.get("retention"):
             return
         with self._database.reading() as db:
-            due = history.beyond_limits(db, self._row(db), self._store.now())
+            now, clock = retention.time_of(db, row, self._store.now())
+            now = self._store.now() if asked else now
+            due = retention.beyond_limits(db, self._row(db), now)
+        if clock is not None:
+            with self._database.writing() as db:
+                retention.note(db, clock)
         if not due:
             return
         with self._reading():
-            with self._database.writing() as db:
-                row = self._row(db)
-                if due := history.beyond_limits(db, row, self._store.now()):  # others may have forgotten them meanwhile
-                    history.forget(db, row, due)
-                    self._store.drop_index(row.id)
-            self._store.finish_wiping()
+            with self._database.reading() as db:
+                due = retention.beyond_limits(db, self._row(db), now)  # others may have forgotten them meanwhile
+            if due:
+                self._forget(due)
             self._read_pending()
 
 
@@ -566,6 +601,7 @@ class Reply(Answer):
         super().__init__(generation, memory, may_call=may_call)
         self._session, self._snapshot, self._asked, self._replacing = session, snapshot, asked, replacing
         self._asked_at = session._store.now()
+        self._erasure: int | None = None  # of what was replaced
         self._left = False  # whether what comes after the answer was done
         self.message_ids: list[int] = []  # of what was asked with this call, and of the answer
 
@@ -578,6 +614,5 @@ class Reply(Answer):
             if free is None or not self._ended:
                 return free
             self.message_ids = self._session._commit(self, self._snapshot, self._generation)
-        if self._replacing is not None:
-            self._session._wipe_replaced()  # before the last piece: who has it may not come back
+        self._session._erase_replaced(self._erasure)  # before the last piece: who has it may not come back
         return free

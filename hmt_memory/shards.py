@@ -19,7 +19,9 @@ from . import words
 from .store import records
 from .store.database import Database
 from .store.index import Hits, MemoryIndex
+from .store.rows import DocumentRow, MessageRow
 from .store.search import Halves
+from .store.shelf import Shelf
 from .store.words import Postings, WordIndex
 
 if TYPE_CHECKING:
@@ -77,7 +79,7 @@ class Indexes(NamedTuple):
 class Shard:
     """A collection's closed segments, as of when it was made."""
 
-    def __init__(self, database: Database, indexes: Indexes, shelf: records.Shelf, name: str, decode: Decode) -> None:
+    def __init__(self, database: Database, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
         self.database, self.indexes, self.shelf, self.name, self._decode = database, indexes, shelf, name, decode
         self.total = shelf.total
 
@@ -103,7 +105,7 @@ class Shard:
     def cite(self, position: int, *, before: int | None = None) -> Citation:
         """A segment's words; only of its tokens before `before`, where that is given."""
         volume, seq = self.shelf.locate(position)
-        parts, _ = self.shelf.volumes[volume]
+        parts = self.shelf.volumes[volume].parts
         with self.database.reading() as db:
             (row,) = records.segments(db, parts, seq, seq + 1)
             start, stop = row.tokens
@@ -117,7 +119,7 @@ class Shard:
 class Draft(NamedTuple):
     """Messages that are being answered and not stored yet; they follow the last stored token."""
 
-    rows: Sequence[records.MessageRow] = ()
+    rows: Sequence[MessageRow] = ()
     ids: Sequence[int] = ()
 
 
@@ -136,6 +138,10 @@ class SessionShard(Shard):
         with self.database.reading() as db:
             return self._cite(db, 0, position, (start, stop if before is None else max(start, min(stop, before))))
 
+    def cite_open(self, tokens: int) -> Citation:
+        """What of so many tokens was said last and fills no segment yet."""
+        return self.cite(self.total, before=tokens)
+
     def is_asked(self, position: int) -> bool:
         """Whether a segment belongs to the question itself."""
         return self.asked_at is not None and position * self.length >= self.asked_at
@@ -149,12 +155,12 @@ class SessionShard(Shard):
             return self.indexes.words.find(db, self.shelf, query, until)
 
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
-        parts, _ = self.shelf.volumes[volume]
+        parts = self.shelf.volumes[volume].parts
         stored = records.size(parts)[1]
         rows = records.messages_in(db, parts, min(span[0], stored), min(span[1], stored))
         rows += [row for row in self.draft.rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
 
-        def ids(row: records.MessageRow, start: int, stop: int) -> Sequence[int]:
+        def ids(row: MessageRow, start: int, stop: int) -> Sequence[int]:
             drafted = row.tokens[0] >= stored
             return (
                 self.draft.ids[start - stored : stop - stored] if drafted else records.tokens(db, parts, start, stop).tolist()
@@ -182,7 +188,7 @@ class StreamShard(Shard):
         length: int,
         slots: int,
         until: int,
-        rows: Sequence[records.MessageRow] = (),
+        rows: Sequence[MessageRow] = (),
     ) -> None:
         self.name, self.total, self._decode = name, 0, decode
         self._ids, self._rows, self._length, self._slots, self._until = ids, rows, length, slots, until
@@ -217,25 +223,33 @@ class StreamShard(Shard):
 
 
 class CorpusShard(Shard):
-    """A corpus: a volume for each document, whose ids are `documents`."""
+    """A corpus: a volume for each document."""
 
-    collection = 0
-    documents: Sequence[int] = ()
+    def __init__(self, database: Database, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
+        super().__init__(database, indexes, shelf, name, decode)
+        self._known: dict[int, DocumentRow] = {}  # those that were cited, without their texts
 
     def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
-        document = records.document(db, self.collection, self.documents[volume])
-        parts, _ = self.shelf.volumes[volume]
+        document = self._document(db, self.shelf.documents[volume])
+        parts = self.shelf.volumes[volume].parts
         text = _trimmed(self._decode(records.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
         source = f"{self.name}/{document.body['name']}"
         return Citation(
             seq, text, (), span, utc(document.created_at), source, document=document.id, metadata=document.body["metadata"]
         )
 
+    def _document(self, db: sqlite3.Connection, id: int) -> DocumentRow:
+        if id not in self._known:
+            (collection, _, _) = self.shelf.version or (0, 0, 0)
+            row = records.document(db, collection, id)
+            self._known[id] = row._replace(body={**row.body, "text": ""})
+        return self._known[id]
+
 
 def _lines(
-    rows: Sequence[records.MessageRow],
+    rows: Sequence[MessageRow],
     span: tuple[int, int],
-    ids: Callable[[records.MessageRow, int, int], Sequence[int]],
+    ids: Callable[[MessageRow, int, int], Sequence[int]],
     decode: Decode,
 ) -> Iterator[str]:
     """What each message says within a span; `ids` gives the tokens [start, stop) of one."""
@@ -257,7 +271,7 @@ def _trimmed(text: str, span: tuple[int, int], whole: tuple[int, int]) -> str:
     return text.rstrip(_BROKEN) if span[1] < whole[1] else text
 
 
-def as_message(row: records.MessageRow) -> Message:
+def as_message(row: MessageRow) -> Message:
     """A message as users see it."""
     fields = {name: value for name, value in row.body.items() if name not in ("role", "content")}
     return Message(row.id, row.body["role"], row.body["content"] or "", utc(row.created_at), fields)

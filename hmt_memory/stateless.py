@@ -20,7 +20,7 @@ from . import history
 from .answer import Answer, Request
 from .chat import SYSTEM_ROLES
 from .errors import InputError
-from .recollection import ViewRecollection
+from .recollection import ViewRecollection, alone
 from .shards import StreamShard
 from .streams import as_array
 from .transcript import Messages, Stretch, Transcript, system_texts, validated
@@ -147,7 +147,7 @@ def reply(
         until=asked.tokens[0],
         rows=rows,
     )
-    memory = ViewRecollection(model, transcript.aside, [shard], own=True, question=str(asked.body["content"] or ""))
+    memory = ViewRecollection(model, transcript.aside, alone(shard), own=True, question=str(asked.body["content"] or ""))
     generation = model.generate(
         prompt.opening,
         state=_read(model, ids, cache, namespace),

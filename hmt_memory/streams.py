@@ -19,6 +19,7 @@ from .errors import InputError, StoreDamagedError
 from .segments import unroll
 from .state import HMTState
 from .store import records
+from .store.rows import Lineage, SegmentRow
 
 if TYPE_CHECKING:
     import sqlite3
@@ -29,7 +30,7 @@ CHUNK_SEGMENTS = 16  # read between two writes: what a crash may cost in time
 Progress = Callable[[int, int], None]  # tokens read, tokens to read
 
 
-def load_state(db: sqlite3.Connection, parts: records.Lineage, model: HMTModel) -> HMTState:
+def load_state(db: sqlite3.Connection, parts: Lineage, model: HMTModel) -> HMTState:
     """The state of a stored stream up to where it has been read; its open tokens too, if no full segment is unread."""
     length, window = model.config.segment_length, model.config.recall_window
     closed = records.segment_count(db, parts)
@@ -62,7 +63,7 @@ def read_on(model: HMTModel, ids: Tensor, state: HMTState, *, final: bool = Fals
             yield state
 
 
-def segment_rows(model: HMTModel, before: HMTState, after: HMTState, digest: bytes) -> list[records.SegmentRow]:
+def segment_rows(model: HMTModel, before: HMTState, after: HMTState, digest: bytes) -> list[SegmentRow]:
     """Rows of the segments that `after` has and `before` has not; `digest` is that of the segments of `before`.
 
     Raises:
@@ -81,7 +82,7 @@ def segment_rows(model: HMTModel, before: HMTState, after: HMTState, digest: byt
         data = vectors.numpy().astype("<f2").tobytes()
         span = (at * length, min((at + 1) * length, end))
         digest = records.chain(digest, span, data, None)
-        rows.append(records.SegmentRow(at, span, data, None, digest))
+        rows.append(SegmentRow(at, span, data, None, digest))
     return rows
 
 

@@ -241,7 +241,7 @@ def ask_about(model: HMTModel, question: str, state: HMTState, **decoding: Any) 
 
 def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection:
     """What a question recalls of a text of `ids` [t]: passages of it are replayed where they do not show anyway."""
-    from .recollection import ViewRecollection
+    from .recollection import ViewRecollection, alone
     from .shards import StreamShard
 
     backbone, length = model.backbone, model.config.segment_length
@@ -250,7 +250,7 @@ def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection
     def aside(text: str) -> list[int]:
         return backbone.encode(f"{text}\n\n", literal=True)
 
-    return ViewRecollection(model, aside, [shard], own=True, question=question)
+    return ViewRecollection(model, aside, alone(shard), own=True, question=question)
 
 
 def stream(pieces: Iterable[str], out: TextIO) -> None:

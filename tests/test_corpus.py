@@ -44,7 +44,7 @@ def memories(corpus: Corpus) -> list[np.ndarray[Any, Any]]:
     """[n, 32] of each document."""
     shard = corpus._shard()
     with corpus._database.reading() as db:
-        rows = [[row.memory for row in records.segments(db, parts, 0, count)] for parts, count in shard.shelf.volumes]
+        rows = [[row.memory for row in records.segments(db, one.parts, 0, one.segments)] for one in shard.shelf.volumes]
     return [np.frombuffer(b"".join(document), "<f2").reshape(-1, 32).astype(np.float32) for document in rows]
 
 
@@ -153,8 +153,8 @@ def test_asking_a_corpus_quotes_it_and_stores_nothing(store: MemoryStore, corpus
     assert {one.source for one in corpus.ask("text?", other, **FAST).recalled} == set()
     both = corpus.ask("text?", other, **FAST)
     next(both)
-    assert both._memory._found is not None and store.sessions() == []
-    assert {shard for shard, _ in both._memory._found[1].places} == {0, 1}
+    assert both._memory.recalled and store.sessions() == []
+    assert {one.source.partition("/")[0] for one in corpus.recall("text?", 99, others=[other])} == {"handbook", "other"}
 
 
 def test_removed_documents_leave_no_byte(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_removed_documents_leave_no_byte(tmp_path: Path) -> None:
     ids = corpus.add_documents(["xyzzy plugh " * 20, TEXTS[0]])
     kept = memories(corpus)[1]
     corpus.recall("x")
-    store._save_index(1)
+    store._save_index(1, store._indexes[1])
     assert bytes_in(folder, b"xyzzy plugh") == ["memory.db-wal"] or bytes_in(folder, b"xyzzy plugh")
     with pytest.raises(SessionNotFoundError, match="no document 9"):
         corpus.remove([ids[0], 9])
@@ -250,7 +250,8 @@ def test_damage_in_a_corpus_is_found(store: MemoryStore, corpus: Corpus) -> None
     corpus.add_documents(TEXTS)
     assert store.verify() == ([], [])
     with store.database.writing() as db:
-        db.execute("UPDATE segments SET memory = zeroblob(64) WHERE seq = 1")
+        (memory,) = db.execute("SELECT memory FROM segments WHERE seq = 1").fetchone()
+        db.execute("UPDATE payloads SET data = zeroblob(64) WHERE id = ?", (memory,))
     assert "segment 1" in store.verify().problems[0]
     with pytest.raises(StoreDamagedError):
         corpus.recall("x")

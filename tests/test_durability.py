@@ -23,8 +23,10 @@ from tiny import LONG
 
 from hmt_memory import HMTError, HMTModel, MemoryStore
 from hmt_memory.errors import SessionBusyError, StoreDamagedError, StoreError
-from hmt_memory.store import migrations, records
+from hmt_memory.store import migrations
+from hmt_memory.store.rows import crc_of
 
+EMBEDDINGS = "SELECT data FROM segments JOIN payloads ON id = memory"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["crash_worker"])
 
@@ -197,7 +199,7 @@ def test_a_flipped_bit_in_what_was_said_or_read_is_noticed(
     folder, _ = whole
     shutil.copytree(folder, tmp_path / "copy")
     with MemoryStore(tmp_path / "copy") as store, store.database.reading() as db:
-        embedding = db.execute("SELECT memory FROM segments ORDER BY stream, seq DESC LIMIT 1").fetchone()[0]
+        embedding = db.execute(f"{EMBEDDINGS} ORDER BY stream, seq DESC LIMIT 1").fetchone()[0]
     words = "turn 7: some words"
     parts = {
         "text": words.encode(),
@@ -264,9 +266,10 @@ def test_verify_follows_the_digests(tmp_path: Path, worker_model: HMTModel) -> N
         session.add({"role": "user", "content": "word " * 30})
         assert store.verify() == store.verify("talk") == ([], [])
         with store.database.writing() as db:
-            rows = db.execute("SELECT seq, token_start, token_stop, memory, keys, digest FROM segments").fetchall()
-            changed = (*rows[2][:3], rows[3][3], *rows[2][4:])
-            db.execute("UPDATE segments SET memory = ?, crc = ? WHERE seq = 2", (rows[3][3], records.crc_of(*changed)))
+            rows = [list(row[1:-1]) for row in db.execute("SELECT * FROM segments ORDER BY seq").fetchall()]
+            changed = [*rows[2][:3], *rows[3][3:6], *rows[2][6:]]
+            columns = "memory = ?, memory_size = ?, memory_check = ?, crc = ?"
+            db.execute(f"UPDATE segments SET {columns} WHERE seq = 2", (*changed[3:6], crc_of(*changed)))
         assert "segment 2 does not follow" in store.verify().problems[0]
         store.session("talk").rebuild(worker_model)
         assert store.verify() == ([], [])
@@ -283,7 +286,7 @@ def test_another_file_is_no_store(tmp_path: Path) -> None:
 def test_a_newer_store_and_another_programs_are_left_alone(tmp_path: Path) -> None:
     with MemoryStore(tmp_path / "newer") as store, store.database.writing() as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match=r"schema 99, this version knows 1\). Upgrade"):
+    with pytest.raises(StoreError, match=r"schema 99, this version knows 2\). Upgrade"):
         MemoryStore(tmp_path / "newer")
     (tmp_path / "foreign").mkdir()
     other = sqlite3.connect(tmp_path / "foreign" / "memory.db")
@@ -323,7 +326,7 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, worker_model
     assert process.exitcode == 0
     journal = journal_of(path)
     acknowledged = [[ids[0], text] for kind, ids, text in journal if kind == "done"]
-    assert journal[-2][:2] == ["full", "StoreError"] and "Free some space" in journal[-2][2]
+    assert journal[-2][:2] == ["full", "StoreFullError"] and "Free some space" in journal[-2][2]
     assert journal[-1] == ["left", [[1, "first"], *acknowledged], []]
     with MemoryStore(folder) as store:
         session = store.session("talk", worker_model)

@@ -19,7 +19,8 @@ from hmt_memory.store import derived, records, search
 from hmt_memory.store import index as store_index
 from hmt_memory.store.database import Database
 from hmt_memory.store.index import MemoryIndex
-from hmt_memory.store.records import SegmentRow, Shelf
+from hmt_memory.store.rows import SegmentRow
+from hmt_memory.store.shelf import Shelf, volume
 
 D = 24
 
@@ -60,7 +61,7 @@ class Rows:
 
     def shelf(self) -> Shelf:
         with self.database.reading() as db:
-            return Shelf(((records.lineage(db, self.stream), self.count),))
+            return Shelf((volume(db, records.lineage(db, self.stream)),))
 
     def save(self, index: MemoryIndex, **options: Any) -> None:
         with self.database.reading() as db:
@@ -188,9 +189,9 @@ def test_a_saved_index_is_not_loaded_into_one_that_holds_rows(rows: Rows, tmp_pa
 def test_an_older_shelf_of_the_same_epoch_is_served_without_starting_anew(rows: Rows, tmp_path: Path) -> None:
     memory = drifting(60)
     rows.add(memory[:40])
-    older = rows.shelf()._replace(version=(1, 0, 1))
+    older = Shelf(rows.shelf().volumes, (1, 0, 1))
     rows.add(memory[40:])
-    newer = rows.shelf()._replace(version=(1, 0, 2))
+    newer = Shelf(rows.shelf().volumes, (1, 0, 2))
     index, query = index_of(tmp_path), np.ones(D, np.float32)
     with rows.database.reading() as db:
         index.search(db, newer, query, 5)
@@ -199,7 +200,7 @@ def test_an_older_shelf_of_the_same_epoch_is_served_without_starting_anew(rows: 
         assert list(hits.positions) == list(np.argsort(-(memory[:40, 0].astype(np.float64) @ query))[:7])
         assert sorted(index.search(db, older, query, 99).positions) == list(range(40))
         with pytest.raises(SessionBusyError, match="rewritten meanwhile"):
-            index.search(db, newer._replace(version=(1, 1, 3)), query, 5)
+            index.search(db, Shelf(newer.volumes, (1, 1, 3)), query, 5)
             index.search(db, older, query, 5)
 
 

@@ -30,9 +30,8 @@ from hmt_memory.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from hmt_memory.history import WIPE
 from hmt_memory.recollection import ViewRecollection
-from hmt_memory.store import records
+from hmt_memory.store import erasing
 from hmt_memory.store.database import Database
 
 TOKENIZER = byte_tokenizer()
@@ -222,19 +221,21 @@ def test_replayed_passages_fit_their_budget_and_are_the_heaviest(session: Sessio
     weights = [one.weight for one in reply.recalled]
     assert weights and weights == sorted(weights, reverse=True)
     state = session._snapshot().state
-    shards = session._shards(session._snapshot())
-    memory = ViewRecollection(MODEL, session._transcript.aside, shards, own=True, question="fact 7 is?")
+    sources = session._sources(session._snapshot())
+    memory = ViewRecollection(MODEL, session._transcript.aside, sources, own=True, question="fact 7 is?")
     summary = torch.randn(32, generator=torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     for visible in (0, *range(20, 40), 200, state.tokens):
-        found = ViewRecollection(MODEL, session._transcript.aside, shards, own=True, question="fact 7 is?")
-        block = found.passages(torch.randn(32, generator=generator), state, visible)
+        found = ViewRecollection(MODEL, session._transcript.aside, sources, own=True, question="fact 7 is?")
+        found.memory(torch.randn(32, generator=generator), state, visible)
+        block = found.passages()
         assert len(block) <= REMEMBERING.replay_tokens and bool(len(block)) == bool(found.recalled)
         assert visible not in (0, state.tokens) or bool(len(block)) == (visible == 0)
         assert all(one.token_span[1] <= state.tokens - visible for one in found.recalled), "what is visible is not quoted"
-    assert len(memory.memory(summary, state)) == REMEMBERING.recall_window
-    partly = memory._hidden((0, 30), 30 * 16 + 7)
-    assert partly is not None and partly.token_span == (480, 487) and memory._hidden((0, 30), 480) is None
+    assert len(memory.memory(summary, state, 0)) == REMEMBERING.recall_window
+    own = [session._own_shard(session._snapshot())]
+    partly = memory._hidden(own, (0, 30), 30 * 16 + 7)
+    assert partly is not None and partly.token_span == (480, 487) and memory._hidden(own, (0, 30), 480) is None
 
 
 def test_a_short_conversation_replays_nothing(session: Session) -> None:
@@ -350,11 +351,11 @@ def test_forgetting_leaves_no_byte_in_any_file(tmp_path: Path) -> None:
     for turn in range(40):
         session.add(user(f"turn {turn} " + "of other words " * 8))
     session.recall("secret")
-    store._save_index(1)
+    store._save_index(1, store._indexes[1])
     tokens = np.array(MODEL.backbone.encode(words), "<u4").tobytes()
     with store.database.reading() as db:
         at = db.execute("SELECT token_start FROM messages WHERE id = ?", (id,)).fetchone()[0]
-        query = "SELECT memory FROM segments WHERE token_stop > ? ORDER BY seq LIMIT 3"
+        query = "SELECT data FROM segments JOIN payloads ON id = memory WHERE token_stop > ? ORDER BY seq LIMIT 3"
         embeddings = [row[0] for row in db.execute(query, (at,)).fetchall()]
     for secret in (words.encode(), tokens, *embeddings):
         assert "memory.db" in " ".join(bytes_in(folder, secret))
@@ -372,7 +373,7 @@ def test_what_a_crash_left_of_an_erasure_is_finished_on_opening(tmp_path: Path, 
     session = store.session("alice", MODEL)
     (id,) = session.add(user("xyzzy " * 50))
     session.add(user("something else"))
-    monkeypatch.setattr(store.database, "wipe", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(store.database, "empty_log", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         session.forget([id])
     with MemoryStore(folder) as again:
@@ -389,7 +390,7 @@ def test_a_process_that_knew_what_was_forgotten_cannot_write_it_back(tmp_path: P
         ids = session.add([user("word " * 30), user("more " * 30)])
         assert other.session(name, MODEL).recall("word")
     with one.database.reading() as db:
-        secrets = [row[0] for row in db.execute("SELECT memory FROM segments").fetchall()]
+        secrets = [row[0] for row in db.execute("SELECT data FROM segments JOIN payloads ON id = memory").fetchall()]
     one.session("alice", MODEL).forget(ids)
     one.delete("bob")
     other.close()
@@ -398,31 +399,25 @@ def test_a_process_that_knew_what_was_forgotten_cannot_write_it_back(tmp_path: P
     assert not list((folder / "indexes").glob("*")) if (folder / "indexes").exists() else True
 
 
-def test_wiping_does_not_take_another_deletion_for_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Something is forgotten by another process after the file was rewritten and before that is noted."""
+def test_an_erasure_does_not_take_anothers_for_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process forgets something and dies before it is overwritten: what this one forgets is finished alone."""
     folder = tmp_path / "store"
     one, other = MemoryStore(folder), MemoryStore(folder)
     first = one.session("alice", MODEL)
     ids = first.add([user("xyzzy plugh " * 9), user("second")])
-    theirs = other.session("alice", MODEL)
-    real = one.database.wipe
-
-    def wipe_and_be_overtaken() -> None:
-        real()
-        monkeypatch.setattr(one.database, "wipe", real)
-        with monkeypatch.context() as patch:
-            patch.setattr(other, "finish_wiping", lambda: None)  # it crashes there
-            theirs.forget(ids[:1])
-
-    monkeypatch.setattr(one.database, "wipe", wipe_and_be_overtaken)
-    first.fork("fork").forget(ids[1:])
+    fork = first.fork("fork")
+    with monkeypatch.context() as patch:
+        patch.setattr(other, "finish_erasing", lambda erasure: None)
+        other.session("alice", MODEL).forget(ids[:1])
+        other.delete("fork")
+    one.session("bob", MODEL).forget(one.session("bob", MODEL).add(user("hello")))
     with one.database.reading() as db:
-        assert records.fact(db, WIPE) is not None, "theirs is still to be done"
-    one.finish_wiping()
-    with one.database.reading() as db:
-        assert records.fact(db, WIPE) is None
+        assert len(erasing.unfinished(db)) == 2, "theirs are still to be done"
+    assert bytes_in(folder, b"xyzzy plugh") == ["memory.db"]
     one.close()
     other.close()
+    MemoryStore(folder).close()
+    assert bytes_in(folder, b"xyzzy plugh") == [] and fork.name == "fork"
 
 
 def test_a_disk_without_room_for_wiping_keeps_the_store_usable(
@@ -433,7 +428,7 @@ def test_a_disk_without_room_for_wiping_keeps_the_store_usable(
     def full() -> None:
         raise StoreError("no room") from OSError("disk is full")
 
-    monkeypatch.setattr(Database, "wipe", lambda self: full())
+    monkeypatch.setattr(Database, "empty_log", lambda self: full())
     with pytest.raises(StoreError, match=r"gone from the record .* not overwritten yet \(disk is full\)"):
         session.forget(ids[:1])
     with MemoryStore(store.folder) as again:
@@ -542,7 +537,9 @@ def test_retention_by_age(tmp_path: Path) -> None:
         assert all(message.created_at.timestamp() >= now[0] - 10 * 86400 for message in session.messages())
         now[0] += 86400
     assert len(session.messages()) >= 8
-    now[0] += 40 * 86400
+    now[0] += 20 * 86400
+    assert store.session("alice", MODEL).messages(), "opening forgets nothing"
+    assert list(store.session("alice", MODEL).recall("day")) == []
     assert store.session("alice", MODEL).messages() == []
     for bad in ({"messages": 0}, {"age": timedelta(0)}):
         with pytest.raises(InputError, match="at least one message"):
@@ -660,7 +657,9 @@ def test_names_are_only_names(store: MemoryStore) -> None:
         store.session(name, MODEL).add(user(name))
     assert store.sessions() == sorted(names)
     assert all(store.session(name).messages()[0].content == name for name in names)
-    assert {path.name for path in store.folder.iterdir()} <= {"memory.db", "memory.db-wal", "memory.db-shm", "locks", "indexes"}
+    assert {path.name for path in store.folder.iterdir()} <= {
+        *("memory.db", "memory.db-wal", "memory.db-shm", "locks", "indexes", "reserve"),
+    }
 
 
 def test_a_memory_that_is_not_finite_is_never_stored(store: MemoryStore) -> None:

@@ -142,7 +142,8 @@ def test_a_person_is_asked_before_something_is_deleted(talked: Path, monkeypatch
 
 def test_verify_reports_damage_by_its_exit_code(talked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with MemoryStore(talked) as opened, opened.database.writing() as db:
-        db.execute("UPDATE messages SET body = ? WHERE id = 3", (b'{"role": "user", "content": "something else"}',))
+        (body,) = db.execute("SELECT body FROM messages WHERE id = 3").fetchone()
+        db.execute("UPDATE payloads SET data = ? WHERE id = ?", (b'{"role": "user", "content": "something else"}', body))
     assert run("sessions", "verify") == 1
     assert "message 3 is damaged" in capsys.readouterr().out
     assert run("sessions", "show", "alice") == 1

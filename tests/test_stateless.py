@@ -121,7 +121,7 @@ def test_a_file_s_beginning_is_replayed_for_a_question_about_it() -> None:
 def test_quotes_of_a_conversation_that_nobody_dated_have_no_time() -> None:
     ids = MODEL.backbone.encode("The lighthouse keeper is called Felix. " * 3)
     memory = remembering(MODEL, "Felix", torch.tensor(ids))
-    assert memory._shards[0].cite(1).quote() == MODEL.backbone.decode(ids[16:32])
+    assert memory._sources(lambda shards: shards[0].cite(1).quote()) == MODEL.backbone.decode(ids[16:32])
 
 
 def test_hmt_ask_replays_what_its_answer_needs() -> None:

@@ -50,13 +50,13 @@ def texts_of(session: Any) -> list[str]:
     with session._database.reading() as db:
         from hmt_memory.store import records
 
-        (parts, count) = session._shards(session._snapshot())[0].shelf.volumes[0]
+        (parts, count, _) = session._own_shard(session._snapshot()).shelf.volumes[0]
         spans = [row.tokens for row in records.segments(db, parts, 0, count)]
         return [TOKENIZER.decode(records.tokens(db, parts, *span).tolist(), skip_special_tokens=True) for span in spans]
 
 
 def scores_of(session: Any, query: str) -> np.ndarray[Any, Any]:
-    (shard, *_) = session._shards(session._snapshot())
+    shard = session._own_shard(session._snapshot())
     return words.scores([shard.find(words.distinct_terms(query))])[0]
 
 

@@ -16,9 +16,9 @@ from ..backbone import Backbone
 from ..constrained import parse_calls
 from ..errors import InputError, SessionNotFoundError
 from ..fingerprint import fingerprint, text_parts
-from ..store import records
+from ..store import records, sweeping
 from ..store.database import Database
-from ..store.records import CollectionRow, Lineage, MessageRow
+from ..store.rows import CollectionRow, Lineage, MessageRow
 from ..transcript import Stretch, Transcript, called
 
 if TYPE_CHECKING:
@@ -42,30 +42,29 @@ def settle(database: Database, row: CollectionRow, model: HMTModel) -> Collectio
         InputError: the model's template has no place for a message.
     """
     while row.settings.get(UNVERIFIED):
-        agreed = _agrees(database, row, model)
+        if not _agrees(database, row, model):
+            return _written_anew(database, row, model)
         with database.writing() as db:
             now = records.collection(db, row.id)
             if now is None:
                 raise SessionNotFoundError(f"session {row.name!r} was deleted.")
             if now == row:
-                settled = replace(row, settings={key: value for key, value in row.settings.items() if key != UNVERIFIED})
-                return records.update_collection(db, settled) if agreed else _write_anew(db, settled, model)
+                return records.update_collection(db, _verified(now))
         row = now
     return row
 
 
-def _write_anew(db: sqlite3.Connection, row: CollectionRow, model: HMTModel) -> CollectionRow:
+def _verified(row: CollectionRow) -> CollectionRow:
+    return replace(row, settings={key: value for key, value in row.settings.items() if key != UNVERIFIED})
+
+
+def _written_anew(database: Database, row: CollectionRow, model: HMTModel) -> CollectionRow:
     """The same messages in the model's own tokens, nothing read yet."""
     log.warning("the tokens of session %r do not say what its messages say: they are written anew from the messages.", row.name)
-    transcript, made_by = Transcript(model.backbone), fingerprint(model)
-    stream, at = records.add_stream(db), 0
-    for block in _blocks(db, history.lineage(db, row)):
-        stretches = history.rendered(transcript, [message.body for message in block], first=not at)
-        at = history.append(db, stream, block[0].seq, at, block, stretches)[-1].tokens[1]
-    number = records.add_model(db, made_by.digest, made_by.parts)
-    new = records.update_collection(db, replace(row, stream=stream, model=number, epoch=row.epoch + 1))
-    records.prune(db, row.stream)
-    return new
+    made_by = fingerprint(model)
+    moved = history.move(database, row.id, Transcript(model.backbone), made_by, anew=True, settle=_verified)
+    sweeping.finish(database, moved.erasure)
+    return moved.row
 
 
 def _agrees(database: Database, row: CollectionRow, model: HMTModel) -> bool:

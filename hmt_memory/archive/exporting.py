@@ -21,6 +21,7 @@ from ..errors import HMTError, SessionNotFoundError, StoreError
 from ..history import lineage
 from ..store import records
 from ..store.database import Database
+from ..store.rows import CollectionRow, Lineage, ModelRow
 from . import layout, messages
 from .container import fair
 
@@ -67,7 +68,7 @@ def export_session(database: Database, id: int, path: Path) -> None:
             _write(file, manifest, content, measured)
 
 
-def _content(db: sqlite3.Connection, parts: records.Lineage) -> Content:
+def _content(db: sqlite3.Connection, parts: Lineage) -> Content:
     count, tokens = records.size(parts)
     segments = records.segment_count(db, parts)
 
@@ -97,9 +98,7 @@ def _measured(blocks: Iterator[bytes]) -> _Measured:
     return _Measured(size, digest.hexdigest(), packed + len(packer.flush()))
 
 
-def _manifest(
-    db: sqlite3.Connection, row: records.CollectionRow, parts: records.Lineage, measured: Mapping[str, _Measured]
-) -> dict[str, Any]:
+def _manifest(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, measured: Mapping[str, _Measured]) -> dict[str, Any]:
     count, tokens = records.size(parts)
     return {
         "format": layout.FORMAT,
@@ -118,7 +117,7 @@ def _manifest(
     }
 
 
-def _model(row: records.ModelRow) -> dict[str, Any]:
+def _model(row: ModelRow) -> dict[str, Any]:
     """What made the memory; its name, which may be any path and is no part of the digest, in printable characters."""
     name = "".join(char if char.isprintable() else "?" for char in row.parts["backbone"]["name"])
     return {"digest": row.digest, "parts": {**row.parts, "backbone": {**row.parts["backbone"], "name": name}}}

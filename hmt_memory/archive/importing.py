@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..store import records
+from ..store.rows import CollectionRow, MessageRow, SegmentRow
 from . import layout
 from .agreement import UNVERIFIED
 from .container import BLOCK_BYTES, Archive, opened
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 1 << 18  # of messages and their tokens that are stored together
 
 
-def import_session(store: MemoryStore, path: Path, name: str | None) -> records.CollectionRow:
+def import_session(store: MemoryStore, path: Path, name: str | None) -> CollectionRow:
     """Add the session of an exported file under `name` (None: its own); its row.
 
     Its tokens are not compared with its messages here, which takes the model: `settle` does it before a model uses them.
@@ -63,7 +64,7 @@ def _check(archive: Archive) -> None:
             check(bool(np.isfinite(np.frombuffer(block, "<f2")).all()), "a memory embedding is not finite")
 
 
-def _copy(db: sqlite3.Connection, archive: Archive, name: str) -> records.CollectionRow:
+def _copy(db: sqlite3.Connection, archive: Archive, name: str) -> CollectionRow:
     manifest = archive.manifest
     stream = records.add_stream(db)
     _copy_messages(db, archive, stream)
@@ -88,8 +89,8 @@ def _copy_messages(db: sqlite3.Connection, archive: Archive, stream: int) -> Non
             records.append_messages(db, stream, batch, np.frombuffer(data, "<u4").astype(np.uint32))
 
 
-def _batches(messages: Iterable[tuple[records.MessageRow, int]]) -> Iterator[list[records.MessageRow]]:
-    batch: list[records.MessageRow] = []
+def _batches(messages: Iterable[tuple[MessageRow, int]]) -> Iterator[list[MessageRow]]:
+    batch: list[MessageRow] = []
     size = 0
     for message, weight in messages:
         batch.append(message)
@@ -111,5 +112,5 @@ def _copy_memory(db: sqlite3.Connection, archive: Archive, stream: int, model: M
             for at in numbers:
                 span, memory = (at * model.segment_length, (at + 1) * model.segment_length), part.read(size)
                 digest = records.chain(digest, span, memory, None)
-                rows.append(records.SegmentRow(at, span, memory, None, digest))
+                rows.append(SegmentRow(at, span, memory, None, digest))
             records.append_segments(db, parts, rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..chat import SYSTEM_ROLES
 from ..errors import InputError
-from ..store.records import MessageRow
+from ..store.rows import MessageRow
 from ..transcript import called, validated
 from . import layout
 from .layout import Unfit, check, record, whole

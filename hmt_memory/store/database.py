@@ -1,4 +1,4 @@
-"""One SQLite file in one folder: connections, transactions, locks, wiping. Knows no table but its schema's version.
+"""One SQLite file in one folder: connections, transactions, locks, the log. Knows no table but its schema's version.
 
 WAL with synchronous=FULL: what a transaction has written survives the process and the power. Every write and every
 checkpoint happens under one file lock, so that no two processes ever write at the same instant: SQLite before 3.51.3 can
@@ -12,19 +12,29 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from ..errors import SessionBusyError, StoreDamagedError, StoreError
-from . import migrations
+from ..errors import SessionBusyError, StoreDamagedError, StoreError, StoreFullError
+from . import files, migrations
 
-FILE = "memory.db"
+T = TypeVar("T")
 SQLITE = sqlite3.sqlite_version
 _CHECKPOINT_BYTES = 4 << 20  # a WAL above this is copied back after the next write
+_LARGEST_LOG = 16 << 20  # above this, new writers wait until readers have let go of it
+_PATIENCE_SECONDS = 0.05  # how long writers wait for readers at a time
 _POLL_SECONDS = 0.005
+_PRAGMAS = (
+    "synchronous = FULL",
+    "wal_autocheckpoint = 0",
+    "foreign_keys = ON",
+    "secure_delete = ON",
+    "trusted_schema = OFF",
+    "temp_store = MEMORY",  # nothing of what is stored passes through the system's temporary folder
+)
 _DAMAGE = ("malformed", "not a database", "corrupt", "no such table", "no such column", "disk image")
 _NO_ROOM = ("disk is full", "disk i/o error")
 
@@ -40,32 +50,36 @@ class Database:
     """A folder's database. Safe to share between threads; a forked process opens its own connections.
 
     Args:
-        folder: made if it does not exist, readable by its owner only.
+        folder: made if it does not exist, for its owner only.
         timeout: seconds to wait for another process that writes.
+        read_only: whether to leave the folder as it is; it has to be there then.
 
     Raises:
         StoreError: the folder cannot be used, or holds something else. SessionBusyError: another process kept writing.
     """
 
-    def __init__(self, folder: Path, *, timeout: float) -> None:
-        self.folder, self.timeout = folder, timeout
+    def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
+        self.folder, self.timeout, self.read_only = folder, timeout, read_only
         self._pid = os.getpid()
         self._idle: list[sqlite3.Connection] = []
         self._inherited: list[list[sqlite3.Connection]] = []  # a parent process's: never used, never closed
         self._mutex, self._write_mutex = threading.Lock(), threading.Lock()  # of the pool; of writers, who queue here
+        self._views = threading.local()
         self._closed = False
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (folder / "locks").mkdir(exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{folder} cannot be a store: {error.strerror}. Choose another folder.") from error
+        self._path = files.find_store(folder) if read_only else files.make_store(folder)
+        self._identity = files.identity(self._path)
         self._migrate()
 
     def _migrate(self) -> None:
         with self._connection() as db, self._translated():
-            ready = not migrations.pending(db) and db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            pending = migrations.pending(db)
+            ready = not pending and db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         if ready:
             return
+        if self.read_only:
+            raise StoreError(
+                f"an older hmt-memory wrote {self.folder}. Open it once without read_only, to bring it up to date."
+            )
         with self.exclusive(), self._connection() as db, self._translated():
             db.execute("PRAGMA journal_mode = WAL").fetchall()
             db.execute("BEGIN IMMEDIATE")
@@ -75,26 +89,38 @@ class Database:
             except BaseException:
                 _roll_back(db)
                 raise
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # --- transactions -----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A consistent view of all rows as of now. Fetch what is needed and leave: an open view keeps the WAL growing."""
+        """Open a consistent view of all rows as of now; inside it, another one of the same thread is the same view.
+
+        Fetch what is needed and leave: an open view keeps the WAL growing.
+        """
+        pid, view = getattr(self._views, "open", (0, None))
+        if view is not None and pid == os.getpid():
+            yield view
+            return
         with self._connection() as db, self._translated():
             db.execute("BEGIN")
+            self._views.open = (os.getpid(), db)
             try:
                 yield db
             finally:
+                self._views.open = (0, None)
                 _roll_back(db)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that is durable when the block ends, and never was if it raises.
+        """Open a transaction that is durable when the block ends, and never was if it raises.
 
         Raises:
-            SessionBusyError: others wrote for longer than `timeout`. StoreError: the disk is full or failing.
+            SessionBusyError: others wrote for longer than `timeout`. StoreFullError: the disk is full. StoreError: it fails.
         """
+        if self.read_only:
+            raise StoreError(f"the store {self.folder} was opened read-only. Open it without read_only to change it.")
         with self.exclusive(), self._connection() as db, self._translated():
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -103,26 +129,67 @@ class Database:
             except BaseException:
                 _roll_back(db)
                 raise
+            self._check_identity()
             self._checkpoint_if_large(db)
 
-    def wipe(self) -> None:
-        """Rewrite the file without its free space and empty the WAL: deleted bytes are then in no file.
+    def erasing(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do in a transaction what makes room: where the disk is full, in the room that is kept for this.
 
         Raises:
-            SessionBusyError: another process kept reading the old bytes. StoreError: no room for the rewriting.
+            As `writing`.
+        """
+        try:
+            with self.writing() as db:
+                return work(db)
+        except StoreFullError:
+            files.spend_reserve(self.folder)
+            with self.writing() as db:
+                return work(db)
+
+    def empty_log(self) -> None:
+        """Copy the WAL back and empty it: bytes that were overwritten are then in no file. Others may write meanwhile.
+
+        Raises:
+            SessionBusyError: a reader kept the old bytes for longer than `timeout`.
         """
         deadline = time.monotonic() + self.timeout
+        while not self._emptied():
+            if time.monotonic() > deadline:
+                raise SessionBusyError(f"somebody has been reading for {self.timeout:g} s.")
+            time.sleep(_POLL_SECONDS)
+
+    def _emptied(self) -> bool:
         with self.exclusive(), self._connection() as db, self._translated():
-            db.execute("VACUUM")
-            while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
-                if time.monotonic() > deadline:
-                    raise SessionBusyError(f"another process has been reading for {self.timeout:g} s.")
-                time.sleep(_POLL_SECONDS)
+            return _checkpoint(db, "TRUNCATE", wait_seconds=_PATIENCE_SECONDS)
+
+    def rewrite(self) -> None:
+        """Rewrite the file without its free pages, to give their room back to the disk. Nobody can write meanwhile.
+
+        Takes about 12 seconds a gigabyte, and as much room again in this folder while it lasts.
+
+        Raises:
+            SessionBusyError: others wrote for longer than `timeout`. StoreFullError: there is no room for it.
+        """
+        with self.exclusive(), self._connection() as db, self._translated():
+            folder = str(self._path.parent).replace("'", "''")
+            db.execute("PRAGMA temp_store = FILE").fetchall()
+            db.execute(f"PRAGMA temp_store_directory = '{folder}'").fetchall()
+            try:
+                db.execute("VACUUM")
+            finally:
+                db.execute("PRAGMA temp_store_directory = ''").fetchall()
+                db.execute("PRAGMA temp_store = MEMORY").fetchall()
+        self.empty_log()
 
     def lock(self, name: str, *, timeout: float | None = None) -> FileLock:
         """A lock between processes, held by one `with` block at a time; `filelock.Timeout` after `timeout` seconds."""
         wait = self.timeout if timeout is None else timeout
-        return FileLock(self.folder / "locks" / f"{name}.lock", timeout=wait, poll_interval=_POLL_SECONDS)
+        path = self.folder / "locks" / f"{name}.lock"
+        return FileLock(path, timeout=wait, poll_interval=_POLL_SECONDS, mode=0o600)
+
+    def size(self) -> int:
+        """Return how many bytes the database takes on the disk."""
+        return self._path.stat().st_size
 
     def problems(self) -> list[str]:
         """What SQLite itself finds wrong with the file; takes time in proportion to its size."""
@@ -170,28 +237,42 @@ class Database:
             self._idle, self._pid = [], os.getpid()
 
     def _connect(self) -> sqlite3.Connection:
+        self._check_identity()
+        mode = "ro" if self.read_only else "rw"
         with self._translated():
             db = sqlite3.connect(
-                self.folder / FILE, timeout=self.timeout, isolation_level=None, check_same_thread=False, cached_statements=256
+                f"{self._path.as_uri()}?mode={mode}",
+                uri=True,
+                timeout=self.timeout,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=256,
             )
             try:
-                for pragma in (
-                    "synchronous = FULL",
-                    "wal_autocheckpoint = 0",
-                    "foreign_keys = ON",
-                    "secure_delete = ON",
-                    "trusted_schema = OFF",
-                ):
+                for pragma in _PRAGMAS:
                     db.execute(f"PRAGMA {pragma}").fetchall()
             except BaseException:
                 db.close()
                 raise
             return db
 
+    def _check_identity(self) -> None:
+        """Notice that the file was removed or replaced: what is written to the old one is lost.
+
+        Raises:
+            StoreError: it was.
+        """
+        if files.identity(self._path) != self._identity:
+            raise StoreError(
+                f"{self._path} was removed or replaced while the store was open: nothing more is kept in it. Open the store "
+                "anew."
+            )
+
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """No other thread or process writes or checkpoints inside; the block itself would wait for itself."""
         self._leave_parent()
+        self._check_identity()
         with self._write_mutex:
             try:
                 with self.lock("store"):
@@ -203,10 +284,16 @@ class Database:
                 ) from error
 
     def _checkpoint_if_large(self, db: sqlite3.Connection) -> None:
-        """Copy the WAL back. What was just committed is durable already, so a failure here only waits for the next time."""
+        """Copy the WAL back. What was just committed is durable already, so a failure here only waits for the next time.
+
+        Readers that follow one another closely keep a passive copy from ever ending the log; a large one waits for them.
+        """
         with contextlib.suppress(OSError, sqlite3.Error):
-            if (self.folder / f"{FILE}-wal").stat().st_size > _CHECKPOINT_BYTES:
-                db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            size = files.log_of(self._path).stat().st_size
+            if size > _LARGEST_LOG:
+                _checkpoint(db, "TRUNCATE", wait_seconds=_PATIENCE_SECONDS)
+            elif size > _CHECKPOINT_BYTES:
+                _checkpoint(db, "PASSIVE", wait_seconds=0)
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -214,6 +301,20 @@ class Database:
             yield
         except sqlite3.Error as error:
             raise _as_ours(error, self.folder) from error
+
+
+def _checkpoint(db: sqlite3.Connection, mode: str, *, wait_seconds: float) -> bool:
+    """Copy the WAL back into the database; return whether that was done to its end."""
+    (before,) = db.execute("PRAGMA busy_timeout").fetchone()
+    db.execute(f"PRAGMA busy_timeout = {int(wait_seconds * 1000)}").fetchall()
+    try:
+        return not db.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()[0]
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error) or "busy" in str(error):
+            return False
+        raise
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {before}").fetchall()
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
@@ -227,7 +328,9 @@ def _as_ours(error: sqlite3.Error, folder: Path) -> Any:
     if isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text):
         return SessionBusyError(f"the store {folder} is locked ({error}). Try again.")
     if any(sign in text for sign in _NO_ROOM):
-        return StoreError(f"the store {folder} cannot be written ({error}): nothing of this call was stored. Free some space.")
+        return StoreFullError(
+            f"the store {folder} cannot be written ({error}): nothing of this call was stored. Free some space."
+        )
     if any(sign in text for sign in _DAMAGE) or not isinstance(error, sqlite3.OperationalError):
         return StoreDamagedError(f"the store {folder} is damaged ({error}). Restore a backup or an export.")
     return StoreError(f"the store {folder} cannot be used: {error}. Check the folder and its permissions.")

@@ -13,12 +13,16 @@ import os
 import sqlite3
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import SessionBusyError
-from .records import Shelf
+from . import files
+from .shelf import Shelf, Volume
 
 log = logging.getLogger("hmt_memory")
 _MAGIC = b"HMTINDEX"
@@ -27,19 +31,38 @@ _ROWS_PER_FETCH = 4096
 _SAVE_ALWAYS_BELOW = 10_000  # segments; a larger file is written when a twentieth of it is new
 
 
+class RewrittenError(SessionBusyError):
+    """What is searched was rewritten since the view that it is searched with was opened: open another one."""
+
+
 class Derived:
-    """Keeps up with the rows of one collection; thread-safe."""
+    """Keeps up with the rows of one collection; thread-safe. A forked process makes its own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._mutex = threading.Lock()
+        self._pid, self._mutex = os.getpid(), threading.Lock()
         self._looked_for_file = False
         self._forget_all()
 
     def _forget_all(self) -> None:
         self.count, self._check, self._saved = 0, "", 0
         self._version: tuple[int, int, int] | None = None
+        self._volumes: tuple[Volume, ...] = ()  # of the shelf it was made of last
         self._clear()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one thread in. In a forked process, what another thread of its parent may have been changing is made again."""
+        if self._pid != os.getpid():
+            self._pid, self._mutex = os.getpid(), threading.Lock()
+            self._forget_all()
+        with self._mutex:
+            yield
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of memory it takes."""
+        raise NotImplementedError
 
     # --- what subclasses make ---------------------------------------------------------------------------------------
 
@@ -49,6 +72,10 @@ class Derived:
 
     def _extend(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> None:
         """Take segments [start, stop) over; they follow what is held."""
+        raise NotImplementedError
+
+    def _keep(self, kept: NDArray[np.bool_]) -> bool:
+        """Let go of the segments where `kept` [count] is False and close the gaps; return False where that cannot be."""
         raise NotImplementedError
 
     def _wanted(self) -> dict[str, Any]:
@@ -75,18 +102,31 @@ class Derived:
             if shelf.version[:2] == self._version[:2] and shelf.total <= self.count:
                 return  # rows are only appended within an epoch, and a search leaves out what is beyond the shelf
             if shelf.version[1] < self._version[1]:
-                raise SessionBusyError("what is searched was rewritten meanwhile. Try again.")
+                raise RewrittenError("what is searched was rewritten meanwhile. Try again.")
         if not self._looked_for_file and shelf.total:
             self._looked_for_file = True
             self._load(db, shelf)
+        self._let_go(shelf)
         if self.count > shelf.total or (self.count and shelf.check(db, self.count) != self._check):
             self._forget_all()
         for start in range(self.count, shelf.total, _ROWS_PER_FETCH):
             stop = min(start + _ROWS_PER_FETCH, shelf.total)
             self._extend(db, shelf, start, stop)
             self.count = stop
-            self._check = shelf.check(db, self.count)
-        self._version = shelf.version
+        self._check = shelf.check(db, self.count)
+        self._version, self._volumes = shelf.version, shelf.volumes
+
+    def _let_go(self, shelf: Shelf) -> None:
+        """Let go of documents that are gone, if all others stand in their old order."""
+        there = {volume.stream for volume in shelf.volumes}
+        gone = [volume.stream not in there for volume in self._volumes]
+        held = [volume for volume, missing in zip(self._volumes, gone, strict=True) if not missing]
+        if not any(gone) or sum(volume.segments for volume in self._volumes) != self.count or not _begins(shelf.volumes, held):
+            return
+        kept = np.repeat(~np.array(gone), [volume.segments for volume in self._volumes])
+        if self._keep(kept):
+            self.count, self._saved = int(kept.sum()), 0
+            self._check = Shelf(tuple(held)).digest()
 
     # --- the file ---------------------------------------------------------------------------------------------------
 
@@ -95,7 +135,7 @@ class Derived:
 
         Failing is no loss: it is made of the rows again. Nobody may rewrite the rows meanwhile.
         """
-        with self._mutex:
+        with self._alone():
             new = self.count - self._saved
             if not new or not (always or self.count < _SAVE_ALWAYS_BELOW or new * 20 >= self.count):
                 return
@@ -109,12 +149,12 @@ class Derived:
                 self._saved = self.count
 
     def _write(self) -> None:
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(exist_ok=True, mode=0o700)
         scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}.{threading.get_ident()}")
         header = {"format": _FORMAT, "count": self.count, "check": self._check, **self._wanted(), **self._facts()}
         text = json.dumps(header).encode()
         try:
-            with scratch.open("wb") as file:
+            with open(files.open_for_owner(scratch), "wb") as file:
                 crc = 0
                 for piece in (text, *self._dump()):
                     crc = zlib.crc32(piece, crc)
@@ -155,6 +195,13 @@ class Derived:
     def _distrust(self, reason: str) -> None:
         log.warning("the index %s is made again from the record: %s.", self.path, reason)
         self._forget_all()
+
+
+def _begins(volumes: Sequence[Volume], held: Sequence[Volume]) -> bool:
+    """Return whether what is held, as it is held, is how the volumes begin."""
+    return [(one.stream, one.segments, one.digest) for one in volumes[: len(held)]] == [
+        (one.stream, one.segments, one.digest) for one in held
+    ]
 
 
 def remove(path: Path) -> None:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, StoreDamagedError
 from .derived import Derived
-from .records import Shelf
 from .search import DEFAULT, Halves, Search, new_search
+from .shelf import Shelf
 
 
 class Hits(NamedTuple):
@@ -76,6 +76,18 @@ class MemoryIndex(Derived):
             self._search.add(np.concatenate(keys))
         self._owners = np.concatenate([self._owners, np.array(owners, np.int64)])
 
+    def _keep(self, kept: NDArray[np.bool_]) -> bool:
+        keys = kept[self._owners]
+        if not self._search.keep(keys):
+            return False
+        self._owners = (np.cumsum(kept) - 1)[self._owners[keys]]
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of memory it takes."""
+        return self._owners.nbytes + 2 * self.width * len(self._owners)
+
     def _vectors(self, data: bytes, at: int) -> Halves:
         vectors: Halves = np.frombuffer(data, "<f2") if data else np.zeros(0, np.float16)
         if len(vectors) % self.width or not np.isfinite(vectors).all():
@@ -94,7 +106,7 @@ class MemoryIndex(Derived):
             raise InputError(
                 f"a recall query must be {self.width} finite numbers, not shape {query.shape} with NaN or infinity."
             )
-        with self._mutex:
+        with self._alone():
             self._sync(db, shelf)
             known = int(np.searchsorted(self._owners, shelf.total))  # keys of the shelf; a newer one may have brought more
             rows = min(k * max(1, self.slots), known)
@@ -124,7 +136,7 @@ class MemoryIndex(Derived):
 
     def embeddings(self, db: sqlite3.Connection, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
         """[k, m, d] the memory embeddings of segments of the shelf."""
-        with self._mutex:
+        with self._alone():
             self._sync(db, shelf)
             return self._memory(db, shelf, positions)
 

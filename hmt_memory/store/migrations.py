@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import StoreError
+from . import payloads
+from .rows import checked, crc_of
 
 APPLICATION_ID = 0x484D544D  # "HMTM", so that other tools can tell what the file is
 
@@ -94,14 +99,186 @@ CREATE TABLE segments (
 """
 
 
-def _create(db: sqlite3.Connection) -> None:
-    for statement in _FIRST.split(";\n"):
+# Content moves to a table whose rows never move (`payloads`), so that what is erased is overwritten where it stands and is then
+# nowhere else. What refers to content holds its number, its length and its crc32. Names are looked up by their digest.
+_SECOND = """
+CREATE TABLE payloads (                    -- rows are never deleted
+    id INTEGER PRIMARY KEY,
+    data BLOB NOT NULL                     -- zeros follow content that is shorter than its room
+);
+CREATE TABLE vacant (                      -- payloads that hold zeros, to be used again
+    room INTEGER NOT NULL,
+    payload INTEGER NOT NULL,
+    PRIMARY KEY (room, payload)
+) WITHOUT ROWID;
+CREATE TABLE erasures (                    -- those under way
+    id INTEGER PRIMARY KEY AUTOINCREMENT
+);
+CREATE TABLE sweeps (                      -- what an erasure has still to go through: a "stream", or a "corpus"
+    erasure INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    id INTEGER NOT NULL,
+    PRIMARY KEY (erasure, kind, id)
+) WITHOUT ROWID;
+CREATE TABLE released (                    -- content that no row refers to any more, to be overwritten
+    payload INTEGER PRIMARY KEY,
+    erasure INTEGER NOT NULL
+);
+CREATE INDEX released_by_erasure ON released (erasure);
+CREATE TABLE drafts (                      -- streams that are being written to take the place of a session's
+    stream INTEGER PRIMARY KEY,
+    collection INTEGER NOT NULL
+);
+CREATE TABLE new_collections (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL CHECK (kind IN ('session', 'corpus')),
+    key BLOB NOT NULL,                     -- BLAKE2b of the name
+    name INTEGER NOT NULL,
+    name_size INTEGER NOT NULL,
+    name_check INTEGER NOT NULL,
+    model INTEGER REFERENCES models,       -- NULL before anything was added
+    stream INTEGER REFERENCES streams,     -- a session's; NULL for a corpus
+    next_id INTEGER NOT NULL,              -- of messages or documents; an id is never given twice
+    revision INTEGER NOT NULL,             -- counts writes
+    epoch INTEGER NOT NULL,                -- counts rewrites: what was before is no longer a prefix
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    settings TEXT NOT NULL,
+    crc INTEGER NOT NULL,
+    UNIQUE (kind, key)
+);
+CREATE TABLE new_documents (
+    collection INTEGER NOT NULL,
+    id INTEGER NOT NULL,
+    stream INTEGER NOT NULL REFERENCES streams,
+    key BLOB NOT NULL,                     -- BLAKE2b of the name
+    body INTEGER NOT NULL,                 -- JSON: name, text, metadata
+    body_size INTEGER NOT NULL,
+    body_check INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    crc INTEGER NOT NULL,
+    PRIMARY KEY (collection, id)
+) WITHOUT ROWID;
+CREATE TABLE new_messages (
+    stream INTEGER NOT NULL REFERENCES streams,
+    seq INTEGER NOT NULL,                  -- place in the conversation, from 0
+    id INTEGER NOT NULL,                   -- the name it has for ever
+    batch INTEGER NOT NULL,                -- messages added by one call share it
+    pinned INTEGER NOT NULL,               -- 1: a system message, pinned instead of read
+    body INTEGER NOT NULL,                 -- JSON: role, content, ...
+    body_size INTEGER NOT NULL,
+    body_check INTEGER NOT NULL,
+    created_at REAL NOT NULL,              -- seconds since 1970, UTC
+    token_start INTEGER NOT NULL,
+    token_stop INTEGER NOT NULL,
+    content_start INTEGER NOT NULL,        -- what the message itself says, without what the template writes around it
+    content_stop INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    PRIMARY KEY (stream, seq)
+) WITHOUT ROWID;
+CREATE TABLE new_tokens (
+    stream INTEGER NOT NULL REFERENCES streams,
+    start INTEGER NOT NULL,
+    ids INTEGER NOT NULL,                  -- uint32, little-endian
+    ids_size INTEGER NOT NULL,
+    ids_check INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    PRIMARY KEY (stream, start)
+) WITHOUT ROWID;
+CREATE TABLE new_segments (
+    stream INTEGER NOT NULL REFERENCES streams,
+    seq INTEGER NOT NULL,                  -- place in the stream, from 0
+    token_start INTEGER NOT NULL,
+    token_stop INTEGER NOT NULL,
+    memory INTEGER NOT NULL,               -- m embeddings of width d, float16, little-endian; behind them the index keys
+    memory_size INTEGER NOT NULL,
+    memory_check INTEGER NOT NULL,
+    keys_size INTEGER,                     -- bytes of keys of width d likewise; NULL: the embeddings are the keys
+    digest BLOB NOT NULL,                  -- of this row and, through the one before it, of all before it
+    crc INTEGER NOT NULL,
+    PRIMARY KEY (stream, seq)
+) WITHOUT ROWID;
+"""
+_SECOND_INDEXES = """
+CREATE INDEX collections_by_stream ON collections (stream);
+CREATE INDEX documents_by_key ON documents (collection, key);
+CREATE INDEX documents_by_stream ON documents (stream);
+CREATE INDEX messages_by_token ON messages (stream, token_start);
+CREATE INDEX messages_by_id ON messages (stream, id);
+CREATE INDEX messages_by_time ON messages (stream, created_at);
+CREATE INDEX messages_by_body ON messages (body);
+CREATE INDEX messages_pinned ON messages (stream, seq) WHERE pinned = 1;
+CREATE INDEX tokens_by_ids ON tokens (ids);
+"""
+_MOVED = ("segments", "tokens", "messages", "documents", "collections")
+
+
+def _run(db: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";\n"):
         if statement.strip():
             db.execute(statement)
+
+
+def _create(db: sqlite3.Connection) -> None:
+    _run(db, _FIRST)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
-STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create,)
+def _move_content(db: sqlite3.Connection) -> None:
+    """Give all content to `payloads`. SQLite clears every page of a table that is dropped, moved copies included."""
+    _run(db, _SECOND)
+    for table, copy in zip(_MOVED, (_segment, _token, _message, _document, _collection), strict=True):
+        for row in db.execute(f"SELECT * FROM {table}"):
+            values = copy(db, row)
+            values = (*values, crc_of(*values[1:]))
+            db.execute(f"INSERT INTO new_{table} VALUES ({', '.join('?' * len(values))})", values)
+    (last,) = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'collections'").fetchone()
+    db.execute("DELETE FROM sqlite_sequence WHERE name = 'new_collections'")
+    db.execute("INSERT INTO sqlite_sequence VALUES ('new_collections', ?)", (last or 0,))
+    for table in _MOVED:
+        db.execute(f"DROP TABLE {table}")
+        db.execute(f"ALTER TABLE new_{table} RENAME TO {table}")
+    db.execute("DELETE FROM facts WHERE name = 'wipe'")
+    _run(db, _SECOND_INDEXES)
+
+
+def _segment(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+    stream, seq, start, stop, memory, keys, digest, _ = row
+    checked(f"segment {seq} of stream {stream}", row[1:])
+    place = payloads.put(db, memory + (keys or b""))
+    return (stream, seq, start, stop, *place, None if keys is None else len(keys), digest)
+
+
+def _token(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+    stream, start, ids, _ = row
+    checked(f"tokens {start} of stream {stream}", row[1:])
+    return (stream, start, *payloads.put(db, ids))
+
+
+def _message(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+    stream, seq, id, batch, pinned, body, created, *spans, _ = row
+    checked(f"message {id}", row[1:])
+    return (stream, seq, id, batch, pinned, *payloads.put(db, body), created, *spans)
+
+
+def _document(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+    collection, id, stream, body, created, _ = row
+    checked(f"the record of document {id}", row[1:])
+    return (collection, id, stream, name_key(json.loads(body)["name"]), *payloads.put(db, body), created)
+
+
+def _collection(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+    id, kind, name, *rest, _ = row
+    checked(f"the record of {kind} {name!r}", row[1:])
+    return (id, kind, name_key(name), *payloads.put(db, name.encode()), *rest)
+
+
+STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _move_content)
+
+
+def name_key(name: str) -> bytes:
+    """Return what a session, corpus or document is looked up by."""
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
 
 
 def pending(db: sqlite3.Connection) -> int:

@@ -1,7 +1,7 @@
-"""The rows: sessions and corpora, their streams, messages, tokens and segments. SQL stands here and nowhere else.
+"""The rows: sessions and corpora, their streams, messages, tokens and segments.
 
-Every function takes a connection inside a transaction of `database`. Every row is checked against its crc32 when it is
-read, and what must be contiguous is checked to be: a damaged row is an error, never a wrong answer.
+Every function takes a connection inside a transaction of `database`. Every row and its content are checked against their crc32
+when they are read, and what must be contiguous is checked to be: a damaged row is an error, never a wrong answer.
 """
 
 from __future__ import annotations
@@ -9,120 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError
+from . import erasing, payloads
+from .migrations import name_key
+from .payloads import Payload
+from .rows import (
+    CollectionRow,
+    DocumentRow,
+    Lineage,
+    MessageRow,
+    ModelRow,
+    Part,
+    SegmentRow,
+    StreamRow,
+    checked,
+    crc_of,
+)
 
 TOKENS_PER_ROW = 4096
-
-
-class ModelRow(NamedTuple):
-    """A model that made memories."""
-
-    id: int
-    digest: str
-    parts: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class CollectionRow:
-    """A session or a corpus."""
-
-    id: int
-    kind: str
-    name: str
-    model: int | None
-    stream: int | None
-    next_id: int
-    revision: int
-    epoch: int
-    created_at: float
-    updated_at: float
-    settings: Mapping[str, Any]
-
-    def values(self) -> tuple[Any, ...]:
-        settings = json.dumps(self.settings, sort_keys=True)
-        times = (self.created_at, self.updated_at)
-        counts = (self.next_id, self.revision, self.epoch)
-        return (self.kind, self.name, self.model, self.stream, *counts, *times, settings)
-
-
-class StreamRow(NamedTuple):
-    """Where a stream begins in its parent, and where it ends."""
-
-    id: int
-    parent: int | None
-    parent_messages: int
-    parent_tokens: int
-    parent_segments: int
-    messages: int
-    tokens: int
-
-
-class Part(NamedTuple):
-    """A stretch of one stream's own rows within a lineage: [start, stop) of each."""
-
-    stream: int
-    messages: tuple[int, int]
-    tokens: tuple[int, int]
-    segments: tuple[int, int | None]  # None: as many as there are
-
-
-Lineage = tuple[Part, ...]
-
-
-class MessageRow(NamedTuple):
-    """One message."""
-
-    seq: int
-    id: int
-    batch: int
-    pinned: bool
-    body: Mapping[str, Any]
-    created_at: float
-    tokens: tuple[int, int]
-    content: tuple[int, int]
-
-
-class SegmentRow(NamedTuple):
-    """One closed segment."""
-
-    seq: int
-    tokens: tuple[int, int]
-    memory: bytes
-    keys: bytes | None
-    digest: bytes
-
-
-class DocumentRow(NamedTuple):
-    """One document of a corpus."""
-
-    id: int
-    stream: int
-    body: Mapping[str, Any]
-    created_at: float
-
-
-def crc_of(*values: Any) -> int:
-    """crc32 over values of a row, their types and lengths included."""
-    crc = 0
-    for value in values:
-        data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass")
-        crc = zlib.crc32(data, zlib.crc32(f"{type(value).__name__}{len(data)}:".encode(), crc))
-    return crc
-
-
-def _checked(what: str, row: Sequence[Any]) -> Sequence[Any]:
-    """The columns of `row` without its last, their crc."""
-    if crc_of(*row[:-1]) != row[-1]:
-        raise StoreDamagedError(f"{what} is damaged: its checksum does not fit. Restore a backup or an export.")
-    return row[:-1]
 
 
 # --- facts about the store ------------------------------------------------------------------------------------------
@@ -160,107 +71,166 @@ def model(db: sqlite3.Connection, id: int) -> ModelRow:
     row = db.execute("SELECT digest, parts, crc FROM models WHERE id = ?", (id,)).fetchone()
     if row is None:
         raise StoreDamagedError(f"the record of model {id} is missing. Restore a backup or an export.")
-    digest, parts = _checked(f"the record of model {id}", row)
+    digest, parts = checked(f"the record of model {id}", row)
     return ModelRow(id, digest, json.loads(parts))
 
 
 # --- collections ----------------------------------------------------------------------------------------------------
 
-_COLLECTION = "id, kind, name, model, stream, next_id, revision, epoch, created_at, updated_at, settings, crc"
+_COLLECTION = (
+    "c.id, kind, key, name, name_size, name_check, model, stream, next_id, revision, epoch, created_at, updated_at, settings,"
+    " crc, data FROM collections c JOIN payloads p ON p.id = name"
+)
 
 
 def _collection(row: Sequence[Any]) -> CollectionRow:
-    id, *rest = row
-    *values, settings = _checked(f"the record of {row[1]} {row[2]!r}", rest)
-    return CollectionRow(id, *[*values, json.loads(settings)])
+    id, *rest, data = row
+    what = f"the record of {row[1]} {id}"
+    kind, _, _, size, check, *values, settings = checked(what, rest)
+    name = payloads.content(what, data, size, check).decode()
+    return CollectionRow(id, kind, name, *[*values, json.loads(settings)])
+
+
+def _collection_values(row: CollectionRow, name: Payload) -> tuple[Any, ...]:
+    counts, times = (row.next_id, row.revision, row.epoch), (row.created_at, row.updated_at)
+    settings = json.dumps(row.settings, sort_keys=True)
+    values = (row.kind, name_key(row.name), *name, row.model, row.stream, *counts, *times, settings)
+    return (*values, crc_of(*values))
 
 
 def collections(db: sqlite3.Connection, kind: str) -> list[CollectionRow]:
-    """All of a kind, by name."""
-    rows = db.execute(f"SELECT {_COLLECTION} FROM collections WHERE kind = ? ORDER BY name", (kind,)).fetchall()
-    return [_collection(row) for row in rows]
+    """Return all of a kind, by name."""
+    rows = db.execute(f"SELECT {_COLLECTION} WHERE kind = ?", (kind,)).fetchall()
+    return sorted(map(_collection, rows), key=lambda row: row.name)
 
 
 def find_collection(db: sqlite3.Connection, kind: str, name: str) -> CollectionRow | None:
-    """The session or corpus of that name."""
-    row = db.execute(f"SELECT {_COLLECTION} FROM collections WHERE kind = ? AND name = ?", (kind, name)).fetchone()
+    """Return the session or corpus of that name."""
+    row = db.execute(f"SELECT {_COLLECTION} WHERE kind = ? AND key = ?", (kind, name_key(name))).fetchone()
     return None if row is None else _collection(row)
 
 
 def collection(db: sqlite3.Connection, id: int) -> CollectionRow | None:
-    """The session or corpus of that id."""
-    row = db.execute(f"SELECT {_COLLECTION} FROM collections WHERE id = ?", (id,)).fetchone()
+    """Return the session or corpus of that id."""
+    row = db.execute(f"SELECT {_COLLECTION} WHERE c.id = ?", (id,)).fetchone()
     return None if row is None else _collection(row)
 
 
 def add_collection(db: sqlite3.Connection, kind: str, name: str, *, stream: int | None, now: float) -> CollectionRow:
-    """A new, empty one."""
+    """Add a new, empty one."""
     new = CollectionRow(0, kind, name, None, stream, 1, 0, 0, now, now, {})
-    cursor = db.execute(
-        "INSERT INTO collections (kind, name, model, stream, next_id, revision, epoch, created_at, updated_at, settings, crc)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*new.values(), crc_of(*new.values())),
-    )
+    values = _collection_values(new, payloads.put(db, name.encode()))
+    cursor = db.execute(f"INSERT INTO collections VALUES (NULL, {', '.join('?' * len(values))})", values)
     return replace(new, id=int(cursor.lastrowid or 0))
 
 
 def update_collection(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
-    """Write `row` back as its next revision."""
+    """Write `row`, whose name is that it has, back as its next revision."""
     new = replace(row, revision=row.revision + 1)
-    db.execute(
-        "UPDATE collections SET kind = ?, name = ?, model = ?, stream = ?, next_id = ?, revision = ?, epoch = ?,"
-        " created_at = ?, updated_at = ?, settings = ?, crc = ? WHERE id = ?",
-        (*new.values(), crc_of(*new.values()), row.id),
-    )
+    _write_collection(db, new, _name(db, row.id))
     return new
 
 
-def delete_collection(db: sqlite3.Connection, row: CollectionRow) -> None:
-    """Delete it with everything that no other session shares."""
-    documents_of = documents(db, row.id)
-    db.execute("DELETE FROM documents WHERE collection = ?", (row.id,))
+def rename_collection(db: sqlite3.Connection, row: CollectionRow, name: str, erasure: int) -> None:
+    """Give a session or corpus another name; the old one is erased."""
+    payloads.release(db, erasure, [_name(db, row.id).id])
+    new = replace(row, name=name, revision=row.revision + 1)
+    _write_collection(db, new, payloads.put(db, name.encode()))
+
+
+def _name(db: sqlite3.Connection, id: int) -> Payload:
+    return Payload(*db.execute("SELECT name, name_size, name_check FROM collections WHERE id = ?", (id,)).fetchone())
+
+
+def _write_collection(db: sqlite3.Connection, row: CollectionRow, name: Payload) -> None:
+    db.execute(
+        "UPDATE collections SET kind = ?, key = ?, name = ?, name_size = ?, name_check = ?, model = ?, stream = ?, next_id = ?,"
+        " revision = ?, epoch = ?, created_at = ?, updated_at = ?, settings = ?, crc = ? WHERE id = ?",
+        (*_collection_values(row, name), row.id),
+    )
+
+
+def delete_collection(db: sqlite3.Connection, row: CollectionRow, erasure: int) -> None:
+    """Delete a session or corpus; its messages or documents are swept away by the erasure's next steps."""
+    payloads.release(db, erasure, [_name(db, row.id).id])
     db.execute("DELETE FROM collections WHERE id = ?", (row.id,))
-    for stream in [row.stream] if row.stream is not None else [document.stream for document in documents_of]:
-        prune(db, stream)
+    kind, id = ("corpus", row.id) if row.stream is None else ("stream", row.stream)
+    erasing.sweep_later(db, erasure, kind, id)
 
 
 # --- documents ------------------------------------------------------------------------------------------------------
 
 
+_DOCUMENT = (
+    "d.id, stream, key, body, body_size, body_check, created_at, crc, data FROM documents d JOIN payloads p ON p.id = body"
+    " WHERE collection = ?"
+)
+
+
+def _document(row: Sequence[Any]) -> DocumentRow:
+    *rest, data = row
+    what = f"the record of document {row[0]}"
+    id, stream, _, _, size, check, created = checked(what, rest)
+    return DocumentRow(id, stream, json.loads(payloads.content(what, data, size, check)), created)
+
+
 def documents(db: sqlite3.Connection, collection: int) -> list[DocumentRow]:
-    """A corpus's documents in the order they were added."""
-    query = "SELECT id, stream, body, created_at, crc FROM documents WHERE collection = ? ORDER BY id"
-    rows = db.execute(query, (collection,)).fetchall()
-    found = (_checked(f"the record of document {row[0]}", row) for row in rows)
-    return [DocumentRow(id, stream, json.loads(body), created) for id, stream, body, created in found]
+    """Return a corpus's documents in the order they were added."""
+    return [_document(row) for row in db.execute(f"SELECT {_DOCUMENT} ORDER BY d.id", (collection,)).fetchall()]
 
 
-def document_streams(db: sqlite3.Connection, collection: int) -> list[tuple[int, int]]:
-    """Id and stream of a corpus's documents in the order they were added, without their texts."""
-    rows = db.execute("SELECT id, stream FROM documents WHERE collection = ? ORDER BY id", (collection,)).fetchall()
-    return [(int(id), int(stream)) for id, stream in rows]
+class DocumentStream(NamedTuple):
+    """A document's stream, without its text."""
+
+    document: int
+    stream: int
+    tokens: int
+    segments: int  # closed
+    digest: bytes  # of these
+
+
+def document_streams(db: sqlite3.Connection, collection: int) -> list[DocumentStream]:
+    """Return the streams of a corpus's documents in the order they were added."""
+    query = (
+        "SELECT d.id, d.stream, s.tokens, coalesce(seq + 1, 0), coalesce(digest, x'') FROM documents d"
+        " JOIN streams s ON s.id = d.stream LEFT JOIN segments g ON g.stream = d.stream"
+        " AND g.seq = (SELECT max(seq) FROM segments WHERE stream = d.stream) WHERE d.collection = ? ORDER BY d.id"
+    )
+    return [DocumentStream(*row) for row in db.execute(query, (collection,)).fetchall()]
+
+
+def documents_named(db: sqlite3.Connection, collection: int, name: str) -> list[DocumentRow]:
+    """Return a corpus's documents of that name."""
+    return [_document(row) for row in db.execute(f"SELECT {_DOCUMENT} AND key = ?", (collection, name_key(name))).fetchall()]
+
+
+def find_document(db: sqlite3.Connection, collection: int, id: int) -> DocumentRow | None:
+    """Return the document of that id, if the corpus has it."""
+    row = db.execute(f"SELECT {_DOCUMENT} AND d.id = ?", (collection, id)).fetchone()
+    return None if row is None else _document(row)
 
 
 def document(db: sqlite3.Connection, collection: int, id: int) -> DocumentRow:
-    """One document of a corpus."""
-    query = "SELECT id, stream, body, created_at, crc FROM documents WHERE collection = ? AND id = ?"
-    row = db.execute(query, (collection, id)).fetchone()
+    """Return one document of a corpus, which has it."""
+    row = find_document(db, collection, id)
     if row is None:
         raise StoreDamagedError(f"document {id} is missing from the store. Restore a backup.")
-    id, stream, body, created = _checked(f"the record of document {id}", row)
-    return DocumentRow(id, stream, json.loads(body), created)
+    return row
 
 
 def add_document(db: sqlite3.Connection, collection: int, document: DocumentRow) -> None:
     """Add one under its id."""
-    values = (document.id, document.stream, _json(document.body), document.created_at)
-    db.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)", (collection, *values, crc_of(*values)))
+    body = payloads.put(db, _json(document.body))
+    values = (document.id, document.stream, name_key(document.body["name"]), *body, document.created_at)
+    db.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (collection, *values, crc_of(*values)))
 
 
-def delete_document(db: sqlite3.Connection, collection: int, document: DocumentRow) -> None:
-    """Delete one with its stream."""
+def delete_document(db: sqlite3.Connection, collection: int, document: DocumentRow, erasure: int) -> None:
+    """Delete one; its stream is swept away by the erasure's next steps."""
+    (body,) = db.execute("SELECT body FROM documents WHERE collection = ? AND id = ?", (collection, document.id)).fetchone()
+    payloads.release(db, erasure, [body])
     db.execute("DELETE FROM documents WHERE collection = ? AND id = ?", (collection, document.id))
-    prune(db, document.stream)
+    erasing.sweep_later(db, erasure, "stream", document.stream)
 
 
 # --- streams --------------------------------------------------------------------------------------------------------
@@ -273,7 +243,7 @@ def stream(db: sqlite3.Connection, id: int) -> StreamRow:
     row = db.execute(f"SELECT {_STREAM} FROM streams WHERE id = ?", (id,)).fetchone()
     if row is None:
         raise StoreDamagedError(f"the record of stream {id} is missing. Restore a backup or an export.")
-    return StreamRow(id, *_checked(f"the record of stream {id}", row[1:]))
+    return StreamRow(id, *checked(f"the record of stream {id}", row[1:]))
 
 
 def add_stream(db: sqlite3.Connection, parent: Lineage = (), *, messages: int = 0, tokens: int = 0, segments: int = 0) -> int:
@@ -291,7 +261,7 @@ def add_stream(db: sqlite3.Connection, parent: Lineage = (), *, messages: int = 
     return int(cursor.lastrowid or 0)
 
 
-def _update_stream(db: sqlite3.Connection, row: StreamRow) -> None:
+def update_stream(db: sqlite3.Connection, row: StreamRow) -> None:
     db.execute(
         "UPDATE streams SET parent = ?, parent_messages = ?, parent_tokens = ?, parent_segments = ?, messages = ?, tokens = ?,"
         " crc = ? WHERE id = ?",
@@ -340,63 +310,105 @@ def until(parts: Lineage, messages: int, tokens: int, segments: int) -> Lineage:
     return tuple(kept)
 
 
-def prune(db: sqlite3.Connection, id: int | None) -> None:
-    """Delete the rows of a stream, and of its ancestors, that no session, document or other stream shows any more."""
-    while id is not None:
-        row = stream(db, id)
-        query = (
-            "SELECT EXISTS (SELECT 1 FROM collections WHERE stream = ?) OR EXISTS (SELECT 1 FROM documents WHERE stream = ?)"
-        )
-        if db.execute(query, (id, id)).fetchone()[0]:
-            return
-        children = [stream(db, child) for (child,) in db.execute("SELECT id FROM streams WHERE parent = ?", (id,)).fetchall()]
-        messages = max((child.parent_messages for child in children), default=0)
-        tokens = max((child.parent_tokens for child in children), default=0)
-        segments = max((child.parent_segments for child in children), default=0)
-        db.execute("DELETE FROM messages WHERE stream = ? AND seq >= ?", (id, messages))
-        db.execute("DELETE FROM tokens WHERE stream = ? AND start >= ?", (id, tokens))
-        db.execute("DELETE FROM segments WHERE stream = ? AND seq >= ?", (id, segments))
-        if not children:
-            db.execute("DELETE FROM streams WHERE id = ?", (id,))
-            id = row.parent
-            continue
-        _update_stream(db, row._replace(messages=messages, tokens=tokens))
-        return
+def has_stream(db: sqlite3.Connection, id: int) -> bool:
+    """Return whether there is a stream of that id."""
+    return db.execute("SELECT 1 FROM streams WHERE id = ?", (id,)).fetchone() is not None
+
+
+def is_shown(db: sqlite3.Connection, id: int) -> bool:
+    """Return whether a stream is the whole of a session or document, or is being written to become a session's."""
+    tables = (("collections", "stream"), ("documents", "stream"), ("drafts", "stream"))
+    query = " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE {column} = :id)" for table, column in tables)
+    return bool(db.execute(f"SELECT {query}", {"id": id}).fetchone()[0])
+
+
+def children(db: sqlite3.Connection, id: int) -> list[StreamRow]:
+    """Return the streams that continue a stream."""
+    rows = db.execute(f"SELECT {_STREAM} FROM streams WHERE parent = ?", (id,)).fetchall()
+    return [StreamRow(row[0], *checked(f"the record of stream {row[0]}", row[1:])) for row in rows]
+
+
+def delete_stream(db: sqlite3.Connection, id: int) -> None:
+    """Delete the record of a stream that has no rows and that nothing continues."""
+    db.execute("DELETE FROM streams WHERE id = ?", (id,))
+
+
+def add_draft(db: sqlite3.Connection, stream: int, collection: int) -> None:
+    """Note that a stream is being written to take the place of a session's."""
+    db.execute("INSERT INTO drafts VALUES (?, ?)", (stream, collection))
+
+
+def drafts(db: sqlite3.Connection, collection: int) -> list[int]:
+    """List the streams that are, or were, being written for a session."""
+    return [int(id) for (id,) in db.execute("SELECT stream FROM drafts WHERE collection = ?", (collection,)).fetchall()]
+
+
+def drafted(db: sqlite3.Connection) -> list[int]:
+    """List the sessions that streams are, or were, being written for."""
+    return [int(id) for (id,) in db.execute("SELECT DISTINCT collection FROM drafts").fetchall()]
+
+
+def remove_draft(db: sqlite3.Connection, stream: int) -> None:
+    """Note that a stream is no draft any more."""
+    db.execute("DELETE FROM drafts WHERE stream = ?", (stream,))
+
+
+_SHOWING = """
+WITH RECURSIVE below (id, shown) AS (
+    SELECT id, messages FROM streams WHERE id = :stream
+    UNION ALL
+    SELECT s.id, min(shown, s.parent_messages) FROM streams s JOIN below ON s.parent = below.id WHERE s.parent_messages > :seq
+)
+SELECT c.id FROM collections c JOIN below ON c.stream = below.id WHERE shown > :seq AND c.id != :besides
+"""
+
+
+def showing(db: sqlite3.Connection, stream: int, seq: int, *, besides: int) -> list[str]:
+    """Return the names of other sessions that show a stream's own message at `seq`."""
+    found = db.execute(_SHOWING, {"stream": stream, "seq": seq, "besides": besides}).fetchall()
+    rows = (collection(db, id) for (id,) in found)
+    return [row.name for row in rows if row is not None]
+
+
+_FEW = 1000  # rows that one transaction may move
 
 
 def compact(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
-    """Join a session's stream with ancestors that only it continues, so that rewriting does not grow a chain.
+    """Join short streams of a session with ancestors that only they continue, so that rewriting does not grow a chain.
 
     Only for a session that is being rewritten: for any other, what it read a moment ago must stay where it was.
     """
-    while row.stream is not None and (parent := stream(db, row.stream).parent) is not None:
-        shown = "SELECT EXISTS (SELECT 1 FROM collections WHERE stream = ?), (SELECT count(*) FROM streams WHERE parent = ?)"
-        if db.execute(shown, (parent, parent)).fetchone() != (0, 1):
-            break
-        _join(db, stream(db, parent), stream(db, row.stream))
-        row = update_collection(db, replace(row, stream=parent))
+    id = row.stream
+    while id is not None and (parent := stream(db, id).parent) is not None:
+        child = stream(db, id)
+        alone = not is_shown(db, parent) and len(children(db, parent)) == 1 and not _is_swept(db, parent)
+        if alone and child.messages - child.parent_messages <= _FEW:
+            _join(db, stream(db, parent), child)
+            if row.stream == id:
+                row = update_collection(db, replace(row, stream=parent))
+            delete_stream(db, id)
+        id = parent
     return row
+
+
+def _is_swept(db: sqlite3.Connection, id: int) -> bool:
+    return db.execute("SELECT 1 FROM sweeps WHERE kind = 'stream' AND id = ?", (id,)).fetchone() is not None
 
 
 def _join(db: sqlite3.Connection, parent: StreamRow, child: StreamRow) -> None:
     """Give the rows of an only child to its parent."""
     for table in ("messages", "tokens", "segments"):
-        column = "start" if table == "tokens" else "seq"
-        rows = db.execute(f"SELECT * FROM {table} WHERE stream = ? ORDER BY {column}", (child.id,)).fetchall()
-        db.execute(f"DELETE FROM {table} WHERE stream = ?", (child.id,))
-        marks = ", ".join("?" * len(rows[0])) if rows else ""
-        for row in rows:
-            db.execute(f"INSERT INTO {table} VALUES ({marks})", (parent.id, *row[1:]))
-    _update_stream(db, parent._replace(messages=child.messages, tokens=child.tokens))
-    for (grandchild,) in db.execute("SELECT id FROM streams WHERE parent = ?", (child.id,)).fetchall():
-        _update_stream(db, stream(db, grandchild)._replace(parent=parent.id))
-    db.execute("UPDATE collections SET stream = NULL WHERE stream = ?", (child.id,))
-    db.execute("DELETE FROM streams WHERE id = ?", (child.id,))
+        db.execute(f"UPDATE {table} SET stream = ? WHERE stream = ?", (parent.id, child.id))
+    update_stream(db, parent._replace(messages=child.messages, tokens=child.tokens))
+    for grandchild in children(db, child.id):
+        update_stream(db, grandchild._replace(parent=parent.id))
 
 
 # --- messages and tokens --------------------------------------------------------------------------------------------
 
-_MESSAGE = "seq, id, batch, pinned, body, created_at, token_start, token_stop, content_start, content_stop, crc"
+_SPANS = "token_start, token_stop, content_start, content_stop"
+_MESSAGE_ROW = f"seq, m.id, batch, pinned, body, body_size, body_check, created_at, {_SPANS}, crc"
+_MESSAGE = f"{_MESSAGE_ROW}, data FROM messages m JOIN payloads p ON p.id = body"
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -404,8 +416,17 @@ def _json(value: Mapping[str, Any]) -> bytes:
 
 
 def _message(row: Sequence[Any]) -> MessageRow:
-    seq, id, batch, pinned, body, created, *spans = _checked(f"message {row[1]}", row)
-    return MessageRow(seq, id, batch, bool(pinned), json.loads(body), created, (spans[0], spans[1]), (spans[2], spans[3]))
+    *rest, data = row
+    what = f"message {row[1]}"
+    seq, id, batch, pinned, _, size, check, created, *spans = checked(what, rest)
+    body = json.loads(payloads.content(what, data, size, check))
+    return MessageRow(seq, id, batch, bool(pinned), body, created, (spans[0], spans[1]), (spans[2], spans[3]))
+
+
+def _add_message(db: sqlite3.Connection, tip: int, message: MessageRow, body: Payload) -> None:
+    names = (message.seq, message.id, message.batch, int(message.pinned))
+    values = (*names, *body, message.created_at, *message.tokens, *message.content)
+    db.execute(f"INSERT INTO messages VALUES ({', '.join('?' * 14)})", (tip, *values, crc_of(*values)))
 
 
 def append_messages(db: sqlite3.Connection, tip: int, messages: Sequence[MessageRow], ids: NDArray[np.uint32]) -> None:
@@ -415,20 +436,78 @@ def append_messages(db: sqlite3.Connection, tip: int, messages: Sequence[Message
     """
     row = stream(db, tip)
     for message in messages:
-        names = (message.seq, message.id, message.batch, int(message.pinned))
-        values = (*names, _json(message.body), message.created_at, *message.tokens, *message.content)
-        db.execute("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (tip, *values, crc_of(*values)))
+        _add_message(db, tip, message, payloads.put(db, _json(message.body)))
         start, stop = message.tokens
         _append_tokens(db, tip, start, ids[start - row.tokens : stop - row.tokens])
     if not messages:
         _append_tokens(db, tip, row.tokens, ids)  # of a document
-    _update_stream(db, row._replace(messages=row.messages + len(messages), tokens=row.tokens + len(ids)))
+    update_stream(db, row._replace(messages=row.messages + len(messages), tokens=row.tokens + len(ids)))
 
 
 def _append_tokens(db: sqlite3.Connection, tip: int, start: int, ids: NDArray[np.uint32]) -> None:
     for at in range(0, len(ids), TOKENS_PER_ROW):
         data = ids[at : at + TOKENS_PER_ROW].astype("<u4").tobytes()
-        db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?)", (tip, start + at, data, crc_of(start + at, data)))
+        _add_tokens(db, tip, start + at, payloads.put(db, data))
+
+
+def _add_tokens(db: sqlite3.Connection, tip: int, start: int, ids: Payload) -> None:
+    values = (start, *ids)
+    db.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)", (tip, *values, crc_of(*values)))
+
+
+class Kept(NamedTuple):
+    """A message that moves to another stream without its content, which both refer to."""
+
+    row: MessageRow  # without its body
+    body: Payload
+    tokens: tuple[tuple[int, Payload], ...]  # where each row of its tokens starts
+
+
+def kept(db: sqlite3.Connection, parts: Lineage, start: int, stop: int) -> list[Kept]:
+    """Return messages [start, stop) of a lineage without their content."""
+    found: list[Kept] = []
+    for part in parts:
+        low, high = max(part.messages[0], start), min(part.messages[1], stop)
+        query = f"SELECT {_MESSAGE_ROW} FROM messages m WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
+        for values in db.execute(query, (part.stream, low, high)).fetchall() if low < high else ():
+            seq, id, batch, pinned, body, size, check, created, *spans = checked(f"message {values[1]}", values)
+            row = MessageRow(seq, id, batch, bool(pinned), {}, created, (spans[0], spans[1]), (spans[2], spans[3]))
+            found.append(Kept(row, Payload(body, size, check), _token_rows(db, part.stream, *row.tokens)))
+    if [one.row.seq for one in found] != list(range(start, stop)):
+        raise StoreDamagedError("messages are missing from the store. Restore a backup or an export.")
+    return found
+
+
+def _token_rows(db: sqlite3.Connection, stream: int, start: int, stop: int) -> tuple[tuple[int, Payload], ...]:
+    query = (
+        "SELECT start, ids, ids_size, ids_check, crc FROM tokens WHERE stream = ? AND start >= ? AND start < ? ORDER BY start"
+    )
+    rows = (checked(f"tokens {row[0]}", row) for row in db.execute(query, (stream, start, stop)).fetchall())
+    return tuple((row[0], Payload(*row[1:])) for row in rows)
+
+
+def shortened(db: sqlite3.Connection, message: Kept, ids: NDArray[np.int64], skip: int) -> Kept:
+    """Return a message without the first `skip` of its tokens `ids`, whose others are written anew."""
+    start, stop = message.row.tokens[0] + skip, message.row.tokens[1]
+    rest = ids[skip:].astype("<u4")
+    places = range(0, len(rest), TOKENS_PER_ROW)
+    tokens = tuple((start + at, payloads.put(db, rest[at : at + TOKENS_PER_ROW].tobytes())) for at in places)
+    content = (max(start, message.row.content[0]), max(start, message.row.content[1]))
+    return Kept(message.row._replace(tokens=(start, stop), content=content), message.body, tokens)
+
+
+def append_kept(db: sqlite3.Connection, tip: int, messages: Sequence[Kept]) -> None:
+    """Continue a stream with messages of another, which refer to the same content."""
+    end = stream(db, tip)
+    seq, at = end.messages, end.tokens
+    for one in messages:
+        shift = at - one.row.tokens[0]
+        tokens, content = ((span[0] + shift, span[1] + shift) for span in (one.row.tokens, one.row.content))
+        _add_message(db, tip, one.row._replace(seq=seq, tokens=tokens, content=content), one.body)
+        for start, ids in one.tokens:
+            _add_tokens(db, tip, start + shift, ids)
+        seq, at = seq + 1, tokens[1]
+    update_stream(db, end._replace(messages=seq, tokens=at))
 
 
 def messages(db: sqlite3.Connection, parts: Lineage, start: int = 0, stop: int | None = None) -> list[MessageRow]:
@@ -438,7 +517,7 @@ def messages(db: sqlite3.Connection, parts: Lineage, start: int = 0, stop: int |
     for part in parts:
         low, high = max(part.messages[0], wanted.start), min(part.messages[1], wanted.stop)
         if low < high:
-            query = f"SELECT {_MESSAGE} FROM messages WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
+            query = f"SELECT {_MESSAGE} WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
             found += [_message(row) for row in db.execute(query, (part.stream, low, high)).fetchall()]
     if [message.seq for message in found] != list(wanted):
         raise StoreDamagedError("messages are missing from the store. Restore a backup or an export.")
@@ -455,8 +534,8 @@ def messages_in(db: sqlite3.Connection, parts: Lineage, start: int, stop: int) -
         query = "SELECT max(token_start) FROM messages WHERE stream = ? AND token_start <= ? AND seq < ?"
         (first,) = db.execute(query, (part.stream, low, part.messages[1])).fetchone()
         query = (
-            f"SELECT {_MESSAGE} FROM messages WHERE stream = ? AND token_start >= ? AND token_start < ? AND token_stop > ?"
-            " AND seq < ? ORDER BY seq"
+            f"SELECT {_MESSAGE} WHERE stream = ? AND token_start >= ? AND token_start < ? AND token_stop > ? AND seq < ?"
+            " ORDER BY seq"
         )
         rows = db.execute(query, (part.stream, low if first is None else first, high, low, part.messages[1])).fetchall()
         found += [_message(row) for row in rows]
@@ -469,11 +548,17 @@ def pinned(db: sqlite3.Connection, parts: Lineage) -> Iterator[MessageRow]:
     """The pinned messages of a lineage, the latest first."""
     for part in reversed(parts):
         query = (
-            f"SELECT {_MESSAGE} FROM messages INDEXED BY messages_pinned"
+            f"SELECT {_MESSAGE_ROW}, data FROM messages m INDEXED BY messages_pinned JOIN payloads p ON p.id = body"
             " WHERE stream = ? AND seq >= ? AND seq < ? AND pinned = 1 ORDER BY seq DESC"
         )
         for row in db.execute(query, (part.stream, *part.messages)):
             yield _message(row)
+
+
+def oldest(db: sqlite3.Connection, part: Part, count: int) -> list[tuple[int, float]]:
+    """Return ids and times of the oldest messages of a stretch."""
+    query = "SELECT id, created_at FROM messages WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY created_at LIMIT ?"
+    return db.execute(query, (part.stream, *part.messages, count)).fetchall()
 
 
 def positions(db: sqlite3.Connection, parts: Lineage, ids: Iterable[int]) -> dict[int, int]:
@@ -489,18 +574,13 @@ def positions(db: sqlite3.Connection, parts: Lineage, ids: Iterable[int]) -> dic
 
 
 def tokens(db: sqlite3.Connection, parts: Lineage, start: int, stop: int) -> NDArray[np.int64]:
-    """Token ids [start, stop) of a lineage; fewer where it ends before."""
+    """Return token ids [start, stop) of a lineage; fewer where it ends before."""
     stop = min(stop, parts[-1].tokens[1])
     pieces: list[NDArray[np.int64]] = []
     at = start
     for part in parts:
         low, high = max(part.tokens[0], start), min(part.tokens[1], stop)
-        query = "SELECT start, ids, crc FROM tokens WHERE stream = ? AND start > ? AND start < ? ORDER BY start"
-        if low >= high:
-            continue
-        for row in db.execute(query, (part.stream, low - TOKENS_PER_ROW, high)).fetchall():
-            first, data = _checked(f"tokens {row[0]} of stream {part.stream}", row)
-            ids = np.frombuffer(data, "<u4").astype(np.int64)
+        for first, ids in _stored_tokens(db, part.stream, low, high):
             piece = ids[max(0, low - first) : max(0, high - first)]
             if len(piece):
                 if max(first, low) != at:
@@ -512,9 +592,26 @@ def tokens(db: sqlite3.Connection, parts: Lineage, start: int, stop: int) -> NDA
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 
 
+def _stored_tokens(db: sqlite3.Connection, stream: int, low: int, high: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The rows of a stream's own tokens that reach into [low, high): where each starts, and its ids."""
+    if low >= high:
+        return
+    query = (
+        "SELECT start, ids, ids_size, ids_check, crc, data FROM tokens t JOIN payloads p ON p.id = ids WHERE stream = ? AND"
+        " start >= coalesce((SELECT max(start) FROM tokens WHERE stream = ? AND start <= ?), 0) AND start < ? ORDER BY start"
+    )
+    for *row, data in db.execute(query, (stream, stream, low, high)).fetchall():
+        what = f"tokens {row[0]} of stream {stream}"
+        first, _, size, check = checked(what, row)
+        yield first, np.frombuffer(payloads.content(what, data, size, check), "<u4").astype(np.int64)
+
+
 # --- segments -------------------------------------------------------------------------------------------------------
 
-_SEGMENT = "seq, token_start, token_stop, memory, keys, digest, crc"
+_SEGMENT = (
+    "seq, token_start, token_stop, memory, memory_size, memory_check, keys_size, digest, crc, data"
+    " FROM segments s JOIN payloads p ON p.id = memory"
+)
 
 
 def chain(before: bytes, span: tuple[int, int], memory: bytes, keys: bytes | None) -> bytes:
@@ -543,66 +640,36 @@ def append_segments(db: sqlite3.Connection, parts: Lineage, rows: Sequence[Segme
     """Store closed segments, each with the stretch of the lineage that its last token stands in."""
     for row in rows:
         owner = next(part for part in reversed(parts) if row.seq >= part.segments[0])
-        values = (row.seq, *row.tokens, row.memory, row.keys, row.digest)
-        db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (owner.stream, *values, crc_of(*values)))
+        memory = payloads.put(db, row.memory + (row.keys or b""))
+        values = (row.seq, *row.tokens, *memory, None if row.keys is None else len(row.keys), row.digest)
+        db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (owner.stream, *values, crc_of(*values)))
+
+
+def _segment(row: Sequence[Any], stream: int) -> SegmentRow:
+    *rest, data = row
+    what = f"segment {row[0]} of stream {stream}"
+    seq, start, stop, _, size, check, keys_size, digest = checked(what, rest)
+    held = payloads.content(what, data, size, check)
+    split = size - (keys_size or 0)
+    return SegmentRow(seq, (start, stop), held[:split], None if keys_size is None else held[split:], digest)
 
 
 def segments(db: sqlite3.Connection, parts: Lineage, start: int, stop: int) -> Iterator[SegmentRow]:
-    """Closed segments [start, stop) of a lineage, in order; fetch them all before the transaction ends."""
+    """Yield closed segments [start, stop) of a lineage, in order; fetch them all before the transaction ends."""
     wanted = start
     for part in parts:
         high = min(stop, _stop(part))
-        query = f"SELECT {_SEGMENT} FROM segments WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
-        for row in db.execute(query, (part.stream, max(start, part.segments[0]), high)) if part.segments[0] < high else ():
-            seq, first, last, memory, keys, digest = _checked(f"segment {row[0]} of stream {part.stream}", row)
-            if seq != wanted:
+        query = f"SELECT {_SEGMENT} WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
+        for values in db.execute(query, (part.stream, max(start, part.segments[0]), high)) if part.segments[0] < high else ():
+            row = _segment(values, part.stream)
+            if row.seq != wanted:
                 raise StoreDamagedError("segments are missing from the store. Rebuild the session or corpus.")
             wanted += 1
-            yield SegmentRow(seq, (first, last), memory, keys, digest)
+            yield row
     if wanted != max(start, stop):
         raise StoreDamagedError("segments are missing from the store. Rebuild the session or corpus.")
 
 
 def digest_at(db: sqlite3.Connection, parts: Lineage, count: int) -> bytes:
-    """The digest of the first `count` segments."""
+    """Return the digest of the first `count` segments."""
     return b"" if count == 0 else next(segments(db, parts, count - 1, count)).digest
-
-
-class Shelf(NamedTuple):
-    """The closed segments of a collection as one sequence: a session's lineage, or a corpus's documents one by one."""
-
-    volumes: tuple[tuple[Lineage, int], ...]  # each with how many of its segments are closed
-    version: tuple[int, int, int] | None = None  # the collection's id, epoch and revision
-
-    @property
-    def total(self) -> int:
-        """How many segments there are."""
-        return sum(count for _, count in self.volumes)
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """The volume that a position falls into, and the segment's number there."""
-        for volume, (_, count) in enumerate(self.volumes):
-            if position < count:
-                return volume, position
-            position -= count
-        raise IndexError(position)
-
-    def rows(self, db: sqlite3.Connection, start: int, stop: int) -> Iterator[SegmentRow]:
-        """Segments [start, stop); fetch them all before the transaction ends."""
-        first = 0
-        for parts, count in self.volumes:
-            low, high = max(start - first, 0), min(stop - first, count)
-            if low < high:
-                yield from segments(db, parts, low, high)
-            first += count
-
-    def check(self, db: sqlite3.Connection, count: int) -> str:
-        """A digest of the first `count` segments: equal digests, equal memories."""
-        digest = hashlib.blake2b(digest_size=16)
-        for parts, closed in self.volumes:
-            taken = min(count, closed)
-            if taken <= 0:
-                break
-            digest.update(digest_at(db, parts, taken))
-            count -= taken
-        return digest.hexdigest()

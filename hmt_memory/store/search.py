@@ -42,6 +42,10 @@ class Search:
     def add(self, rows: Halves) -> None:
         raise NotImplementedError
 
+    def keep(self, kept: NDArray[np.bool_]) -> bool:
+        """Let go of the rows where `kept` [n] is False; return False where that cannot be, and nothing is changed."""
+        return False
+
     def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
         """Rows as they were added, if they are kept so."""
         raise NotImplementedError
@@ -92,6 +96,11 @@ class _Torch(Search):
         else:
             self._blocks.append(new)
 
+    def keep(self, kept: NDArray[np.bool_]) -> bool:
+        masks = np.split(kept, np.cumsum([len(block) for block in self._blocks])[:-1])
+        self._blocks = [block[torch.from_numpy(mask)] for block, mask in zip(self._blocks, masks, strict=True)]
+        return True
+
     def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
         starts = np.cumsum([0, *(len(block) for block in self._blocks)])
         owner = np.searchsorted(starts, rows, side="right") - 1
@@ -130,6 +139,12 @@ class _Flat(Search):
             if codes.nbytes >= _LARGE and codes.ctypes.data != self._advised:  # it has moved to grow
                 self._advised = codes.ctypes.data
                 _use_huge_pages(self._advised, codes.nbytes)
+
+    def keep(self, kept: NDArray[np.bool_]) -> bool:
+        rows = self.codes()[kept]
+        self._index.reset()
+        self.add(rows)
+        return True
 
     def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
         return np.ascontiguousarray(self.codes()[rows])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from . import records
 from .derived import Derived
-from .records import Shelf
+from .shelf import Shelf
 
 Terms = Callable[[str], Sequence[str]]
 _LARGEST_BLOCK = 1 << 16  # segments; larger blocks are not joined further
@@ -58,12 +58,12 @@ class WordIndex(Derived):
 
     def find(self, db: sqlite3.Connection, shelf: Shelf, query: Sequence[str], until: int | None = None) -> Postings:
         """The postings of distinct words, as the rows are now; only of segments before `until`, where that is given."""
-        with self._mutex:
+        with self._alone():
             self._sync(db, shelf)
             total, blocks = shelf.total if until is None else until, list(self._blocks)
             lengths = self._lengths[:total].astype(np.int64)
-        counts = np.cumsum([0, *(count for _, count in shelf.volumes)])[:-1]
-        return Postings(lengths, [_of_word(blocks, _hash(word), total) for word in query], counts[counts < total])
+        starts = np.array(shelf.starts[:-1], np.int64)
+        return Postings(lengths, [_of_word(blocks, _hash(word), total) for word in query], starts[starts < total])
 
     # --- what derived files do --------------------------------------------------------------------------------------
 
@@ -86,15 +86,28 @@ class WordIndex(Derived):
             self._blocks.append(_joined(earlier, later))
 
     def _texts(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> Iterator[str]:
-        first = 0
-        for parts, count in shelf.volumes:
-            low, high = max(start - first, 0), min(stop - first, count)
-            if low < high:
-                spans = [row.tokens for row in records.segments(db, parts, low, high)]
-                ids = records.tokens(db, parts, spans[0][0], spans[-1][1])
-                for one, other in spans:
-                    yield self._decode(ids[one - spans[0][0] : other - spans[0][0]].tolist())
-            first += count
+        for parts, low, high in shelf.stretches(start, stop):
+            spans = [row.tokens for row in records.segments(db, parts, low, high)]
+            ids = records.tokens(db, parts, spans[0][0], spans[-1][1])
+            for one, other in spans:
+                yield self._decode(ids[one - spans[0][0] : other - spans[0][0]].tolist())
+
+    def _keep(self, kept: NDArray[np.bool_]) -> bool:
+        self._lengths = self._lengths[kept]
+        place = np.cumsum(kept) - 1
+        first, blocks = 0, []
+        for one in self._blocks:
+            segments = int(kept[first : first + one.segments].sum())
+            first += one.segments
+            blocks.append(_restricted(one, kept, place, segments))
+        self._blocks = blocks
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes of memory it takes."""
+        arrays = [part for one in self._blocks for part in one[:4]]
+        return self._lengths.nbytes + sum(part.nbytes for part in arrays)
 
     def _wanted(self) -> dict[str, Any]:
         return {"kind": "words", "made_by": self._made_by, "terms": 1}
@@ -144,6 +157,13 @@ def _of_word(blocks: Sequence[_Block], word: int, total: int) -> tuple[NDArray[n
     found, often = np.concatenate(positions), np.concatenate(counts)
     known = int(np.searchsorted(found, total))
     return found[:known], often[:known]
+
+
+def _restricted(block: _Block, kept: NDArray[np.bool_], place: NDArray[np.int64], segments: int) -> _Block:
+    """The postings of segments that are kept, at their new places."""
+    still = kept[block.positions]
+    words = np.repeat(block.words, np.diff(block.starts))[still]
+    return _sorted(words, place[block.positions[still]], block.counts[still], segments)
 
 
 def _sorted(words: NDArray[np.uint64], positions: NDArray[np.int64], counts: NDArray[np.int64], segments: int) -> _Block:
