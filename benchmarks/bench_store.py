@@ -167,7 +167,7 @@ def shrinking(model: HMTModel, folder: Path) -> None:
         compacting = seconds(store.compact)
         after = folder_bytes(folder)
         print(
-            f"deleting 1,000,000 of 1,100,000 tokens: {deleting:.2f} s; giving the room back to the disk: {before / 1e6:.1f} to "
+            f"deleting 1,000,000 of 1,100,000 tokens: {deleting:.2f} s; giving the room back: {before / 1e6:.1f} to "
             f"{after / 1e6:.1f} MB in {compacting:.2f} s"
         )
         assert keep.messages()
