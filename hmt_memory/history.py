@@ -114,7 +114,7 @@ def compact(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
     return row if joined == row else records.update_collection(db, replace(joined, epoch=joined.epoch + 1))
 
 
-_TOGETHER = 512  # messages that one transaction moves: others wait for no more
+_TOGETHER = 256  # messages that one transaction moves: others wait for no more
 
 
 def _rewrite(database: Database, id: int, plan_of: Callable[[sqlite3.Connection, CollectionRow], _Plan]) -> Forgotten:
@@ -127,6 +127,7 @@ def _rewrite(database: Database, id: int, plan_of: Callable[[sqlite3.Connection,
         while records.size(parts)[0] - done > _TOGETHER:
             draft = database.erasing(partial(_advance, row=row, parts=parts, plan=plan, draft=draft, done=done))
             done += _TOGETHER
+            database.let_others_write()
         result = database.erasing(partial(_complete, row=row, plan=plan, draft=draft, done=done))
         if result is not None:
             return result

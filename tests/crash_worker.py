@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import threading
 import time
 from typing import Any
 
@@ -105,6 +106,34 @@ def look(folder: str, seconds: float, journal_path: str) -> None:
             journal("torn", ids)
         longest = len(ids)
     journal("looked", longest)
+
+
+def fork_while_searching(folder: str, journal_path: str) -> None:
+    """Fork again and again while threads search and add; each child searches, too, and says whether it came to an end."""
+    store, journal = MemoryStore(folder), Journal(journal_path)
+    session, stop = store.session("shared", MODEL), threading.Event()
+    session.add({"role": "user", "content": "word " * 200})
+
+    def work() -> None:
+        while not stop.is_set():
+            session.recall("word")
+            session.add({"role": "user", "content": "word"})
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(12):
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            found = store.session("shared", MODEL).recall("word")
+            os._exit(0 if found else 1)
+        journal("done", os.waitpid(child, 0)[1])
+        time.sleep(0.05)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    store.close()
 
 
 def fork_and_write(folder: str, journal_path: str) -> None:

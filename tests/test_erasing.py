@@ -221,7 +221,7 @@ def test_forgetting_early_in_a_long_session_moves_the_rest_in_short_transactions
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "append_kept", append)
         session.forget([ids[3], ids[700]])
-    assert max(largest) <= 512 and len(largest) == 3
+    assert max(largest) <= 256 and len(largest) == 6
     assert session.messages() == [message for message in before if message.id not in (ids[3], ids[700])]
     assert other.verify() == ([], []) and bytes_in(store.folder, b"secret-long-700-") == []
     other.close()

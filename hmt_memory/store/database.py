@@ -132,6 +132,10 @@ class Database:
             self._check_identity()
             self._checkpoint_if_large(db)
 
+    def let_others_write(self) -> None:
+        """Pause between two transactions of one long work, long enough for whoever waits to notice."""
+        time.sleep(1.2 * _POLL_SECONDS)
+
     def erasing(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do in a transaction what makes room: where the disk is full, in the room that is kept for this.
 
@@ -183,6 +187,7 @@ class Database:
 
     def lock(self, name: str, *, timeout: float | None = None) -> FileLock:
         """A lock between processes, held by one `with` block at a time; `filelock.Timeout` after `timeout` seconds."""
+        self._check_identity()
         wait = self.timeout if timeout is None else timeout
         path = self.folder / "locks" / f"{name}.lock"
         return FileLock(path, timeout=wait, poll_interval=_POLL_SECONDS, mode=0o600)
@@ -215,6 +220,7 @@ class Database:
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection that no other thread uses meanwhile, and that no other process ever used."""
         self._leave_parent()
+        self._check_identity()
         with self._mutex:
             if self._closed:
                 raise StoreError("the store is closed. Open it again: MemoryStore(folder).")
@@ -237,7 +243,6 @@ class Database:
             self._idle, self._pid = [], os.getpid()
 
     def _connect(self) -> sqlite3.Connection:
-        self._check_identity()
         mode = "ro" if self.read_only else "rw"
         with self._translated():
             db = sqlite3.connect(

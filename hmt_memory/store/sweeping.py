@@ -48,7 +48,7 @@ def finish(database: Database, erasure: int, *, wait: bool = True) -> None:
     """
     with contextlib.suppress(Timeout), database.lock(f"erasure-{erasure}", timeout=None if wait else 0) as lock:
         while database.erasing(lambda db: step(db, erasure)):
-            pass
+            database.let_others_write()
         database.empty_log()
         database.erasing(lambda db: erasing.finish(db, erasure))
         Path(lock.lock_file).unlink(missing_ok=True)

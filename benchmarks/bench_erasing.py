@@ -1,0 +1,93 @@
+"""How long erasing takes in a large store, and how long others wait for it. Run it on a quiet machine.
+
+A store of many sessions is filled; then one process forgets and deletes while another adds to a session of its own, again and
+again. What the other waits is set beside what it waits while nobody erases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench_store import folder_bytes, insert
+from measure import default_model, machine, seconds
+
+from hmt_memory import HMTModel, MemoryStore
+
+
+def write(folder: str, name: str, stop: Any, waits: Any) -> None:
+    """Add short messages until told to stop; how long each took goes into `waits`."""
+    model = tiny()
+    store = MemoryStore(folder, timeout=60)
+    session = store.session(name, model)
+    while not stop.is_set():
+        waits.put(seconds(lambda: session.add({"role": "user", "content": "a short message"})))
+        time.sleep(0.002)
+
+
+def tiny() -> HMTModel:
+    """A model that takes no time, so that what is measured is the store."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from hmt_memory import HMTConfig
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    lm = LlamaForCausalLM(LlamaConfig(vocab_size=49152, max_position_embeddings=4096, **sizes))
+    return HMTModel.wrap(lm, default_model().backbone.tokenizer, HMTConfig(segment_length=256))
+
+
+def beside_a_writer(folder: Path, what: str, work: Callable[[], Any]) -> None:
+    """Time `work` while another process writes, and what that process waits."""
+    context = multiprocessing.get_context("spawn")
+    stop, waits = context.Event(), context.Queue()
+    writer = context.Process(target=write, args=(str(folder), f"busy {what}", stop, waits))
+    writer.start()
+    waits.get()
+    spent = seconds(work)
+    stop.set()
+    taken = []
+    while writer.is_alive() or not waits.empty():
+        while not waits.empty():
+            taken.append(waits.get())
+        writer.join(0.05)
+    print(
+        f"  {what}: {spent:.2f} s; another process waited at most {max(taken) * 1e3:.0f} ms for an add, median "
+        f"{statistics.median(taken) * 1e3:.0f} ms ({len(taken)} adds)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=500, help="size of the store")
+    arguments = parser.parse_args()
+    model = default_model()
+    print(machine(model))
+    with tempfile.TemporaryDirectory() as name, MemoryStore(Path(name) / "store", timeout=60) as store:
+        folder = store.folder
+        insert(store, model, "first", 1_000_000)
+        each = folder_bytes(folder) / 1e6
+        for number in range(max(2, round(arguments.megabytes / each) - 1)):
+            insert(store, model, f"session {number}", 1_000_000)
+        print(f"a store of {folder_bytes(folder) / 1e6:.0f} MB, sessions of {each:.0f} MB")
+        session = store.session("first")
+        ids = [message.id for message in session.messages()]
+        beside_a_writer(folder, "nothing", lambda: time.sleep(3))
+        beside_a_writer(folder, "forgetting the last message", lambda: session.forget(ids[-1:]))
+        beside_a_writer(
+            folder, "forgetting one in the middle of a million tokens", lambda: session.forget([ids[len(ids) // 2]])
+        )
+        beside_a_writer(folder, "deleting a million tokens", lambda: store.delete("session 0"))
+        beside_a_writer(folder, "compacting", store.compact)
+
+
+if __name__ == "__main__":
+    main()
