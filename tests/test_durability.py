@@ -446,3 +446,47 @@ def test_every_connection_syncs_what_it_commits(tmp_path: Path, worker_model: HM
                 assert db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
                 assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
                 assert db.execute("PRAGMA secure_delete").fetchone() == (1,)
+
+
+def test_what_the_first_schema_held_is_all_there(tmp_path: Path, worker_model: HMTModel) -> None:
+    """A store that version 0.1.0 wrote: two sessions that share their past, a system prompt, a forgotten message, a corpus."""
+    folder = store_of_schema_1(tmp_path)
+    with MemoryStore(folder) as store:
+        assert store.verify().ok and store.sessions() == ["alice", "böb"] and store.corpora() == ["papers"]
+        said = {name: [message.content for message in store.session(name).messages()] for name in store.sessions()}
+        shared = ["Be kind.", "The key lies under the third flower pot.", "Zoë likes quinces 🍐"]
+        assert said == {"alice": shared, "böb": [*shared, "said to the fork alone"]}
+        session = store.session("alice")
+        assert session.stats()["segments"] == 4 and session.stats()["corpora"] == ["papers"] and session.system() == "Be kind."
+        assert [document.name for document in store.corpus("papers").documents()] == ["contract.md", "note"]
+        assert session.forget([2])[1] == ("böb",) and store.session("böb").forget([2])[1] == ()
+        store.delete_corpus("papers")
+        ids = session.rebuild(worker_model).add({"role": "user", "content": "and on it goes"})
+        assert ids == [5], "no id is given twice"
+        assert store.verify() == ([], [])
+    content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"flower pot" not in content and b"contract.md" not in content and b"quinces" in content
+
+
+def store_of_schema_1(tmp_path: Path) -> Path:
+    """A folder with a database as version 0.1.0 left it."""
+    folder = tmp_path / "store"
+    folder.mkdir(mode=0o700)
+    db = sqlite3.connect(folder / "memory.db", isolation_level=None)
+    db.executescript((Path(__file__).parent / "data" / "store-v1.sql").read_text(encoding="utf-8"))
+    db.execute(f"PRAGMA application_id = {migrations.APPLICATION_ID}")
+    db.execute("PRAGMA user_version = 1")
+    db.close()
+    return folder
+
+
+def test_a_damaged_row_of_the_first_schema_is_not_moved(tmp_path: Path) -> None:
+    folder = store_of_schema_1(tmp_path)
+    db = sqlite3.connect(folder / "memory.db", isolation_level=None)
+    db.execute("UPDATE messages SET body = '{}' WHERE id = 2")
+    db.close()
+    with pytest.raises(StoreDamagedError, match="message 2 is damaged"):
+        MemoryStore(folder)
+    db = sqlite3.connect(folder / "memory.db")
+    assert db.execute("PRAGMA user_version").fetchone() == (1,), "it is as it was"
+    db.close()

@@ -154,7 +154,8 @@ def sentence_encoder(folder: str | Path) -> Encoder:
     from ..errors import InputError
 
     try:
-        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no sentence encoder: {error}") from error
 
