@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..memory_store import MemoryStore
 
-_BATCH_BYTES = 1 << 18  # of messages and their tokens that are stored together
+_BATCH_BYTES = 1 << 16  # of messages and their tokens that are stored together
 
 
 def import_session(store: MemoryStore, path: Path, name: str | None) -> CollectionRow:
