@@ -422,6 +422,15 @@ def delete(
 
 
 @sessions.command()
+def compact(store: Store = None, as_json: Json = False) -> None:
+    """Give the room of what was erased back to the disk; it is used again without this. Nobody can write meanwhile."""
+    from . import manage, terminal
+
+    with manage.open_store(store) as opened:
+        manage.compact(opened, terminal.Screen.standard(), as_json=as_json)
+
+
+@sessions.command()
 def verify(
     name: Annotated[str | None, typer.Argument(help="One session; all of the store if left out.", show_default=False)] = None,
     store: Store = None,

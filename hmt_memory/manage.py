@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .errors import InputError
+from .errors import InputError, StoreDamagedError
 from .terminal import (
     Document,
     Screen,
@@ -29,9 +29,11 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from .corpus import Corpus
     from .memory_store import MemoryStore
     from .model import HMTModel
     from .recollection import RecalledSegment
+    from .session import Session
     from .streams import Progress
 
 
@@ -51,8 +53,8 @@ def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
 
 def list_all(store: MemoryStore, screen: Screen, *, as_json: bool) -> None:
     """Sessions and corpora with their sizes and times."""
-    sessions = [store.session(name).stats() for name in store.sessions()]
-    corpora = [store.corpus(name).stats() for name in store.corpora()]
+    sessions = [_stats(name, store.session) for name in store.sessions()]
+    corpora = [_stats(name, store.corpus) for name in store.corpora()]
     if as_json:
         return _print_json({"sessions": sessions, "corpora": corpora}, screen)
     if not sessions and not corpora:
@@ -60,6 +62,16 @@ def list_all(store: MemoryStore, screen: Screen, *, as_json: bool) -> None:
     columns = ("messages", "tokens", "segments", "updated_at", "model")
     _print_table("session", columns, sessions, screen)
     _print_table("corpus", ("documents", *columns[1:]), corpora, screen)
+    for damaged in [one for one in (*sessions, *corpora) if "problem" in one]:
+        screen.note(f"{damaged['name']!r}: {damaged['problem']}")
+
+
+def _stats(name: str, opened: Callable[[str], Session | Corpus]) -> dict[str, Any]:
+    """Counts and times of a session or corpus; of a damaged one its name and what is wrong."""
+    try:
+        return opened(name).stats()
+    except StoreDamagedError as error:
+        return {"name": name, "problem": str(error)}
 
 
 def show(store: MemoryStore, name: str, screen: Screen, *, last: int | None, as_json: bool) -> None:
@@ -207,6 +219,12 @@ def delete(store: MemoryStore, kind: str, name: str, screen: Screen, *, yes: boo
     done(f"{kind} {name!r} is deleted.", {"deleted": name}, screen, as_json=as_json)
 
 
+def compact(store: MemoryStore, screen: Screen, *, as_json: bool) -> None:
+    """Give the room of what was erased back to the disk."""
+    given = store.compact()
+    done(f"{given / 1e6:,.1f} MB are given back to the disk.", {"bytes": given}, screen, as_json=as_json)
+
+
 def done(what: str, content: Mapping[str, Any], screen: Screen, *, as_json: bool) -> None:
     """Say that something was done, to a person or to a machine."""
     if as_json:
@@ -234,7 +252,7 @@ def _print_table(kind: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
         kind, *(name.replace("_at", " (UTC)") for name in columns), box=None, header_style="bold", padding=(0, 2, 0, 0)
     )
     for row in rows:
-        values = (f"{value:,}" if isinstance(value := row[name], int) else str(value or "") for name in columns)
+        values = (f"{value:,}" if isinstance(value := row.get(name, "?"), int) else str(value or "") for name in columns)
         table.add_row(*(Text(printable(value)) for value in (row["name"], *values)))
     _console(screen).print(table)
 

@@ -140,6 +140,30 @@ def test_a_person_is_asked_before_something_is_deleted(talked: Path, monkeypatch
             assert opened.sessions() == left
 
 
+def test_one_damaged_session_does_not_hide_the_others(talked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with MemoryStore(talked) as opened:
+        opened.session("alice").fork("bob")
+        with opened.database.writing() as db:
+            db.execute("UPDATE streams SET tokens = tokens + 1 WHERE parent IS NOT NULL")
+    assert run("sessions", "list") == 0
+    shown = capsys.readouterr()
+    assert "alice" in shown.out and "bob" in shown.out and "'bob': the record of stream" in shown.err
+    assert run("sessions", "list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)["sessions"]
+    assert listed[0]["messages"] and "damaged" in listed[1]["problem"]
+    assert run("sessions", "verify") == 1
+
+
+def test_room_is_given_back(talked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with MemoryStore(talked) as opened:
+        opened.session("alice").fork("bob")
+        opened.delete("alice")
+        opened.delete("bob")
+    assert run("sessions", "compact", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["bytes"] >= 0
+    assert run("sessions", "compact") == 0 and "given back to the disk" in capsys.readouterr().err
+
+
 def test_verify_reports_damage_by_its_exit_code(talked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with MemoryStore(talked) as opened, opened.database.writing() as db:
         (body,) = db.execute("SELECT body FROM messages WHERE id = 3").fetchone()
