@@ -111,6 +111,14 @@ def test_a_name_that_is_taken(store: MemoryStore, exported: Path) -> None:
         store.import_session(exported, name="two\nlines")
 
 
+def test_a_name_is_the_one_that_a_session_made_here_would_have(store: MemoryStore, exported: Path) -> None:
+    """However its accents are written."""
+    store.import_session(exported, name="Zoe\u0308")
+    assert store.sessions() == ["Zo\u00eb", "alice"] and store.session("Zoe\u0308").messages()
+    with pytest.raises(SessionExistsError, match="already"):
+        store.import_session(exported, name="Zo\u00eb")
+
+
 def test_an_empty_session(store: MemoryStore, tmp_path: Path) -> None:
     store.session("empty", MODEL).export(tmp_path / "empty")
     assert store.import_session(tmp_path / "empty", name="again", model=MODEL).messages() == []

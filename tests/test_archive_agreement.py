@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.archive import UNVERIFIED, settle
-from hmt_memory.errors import InputError
+from hmt_memory.errors import InputError, StoreError
 from hmt_memory.history import lineage
 from hmt_memory.store import records
 from hmt_memory.transcript import Stretch, Transcript
@@ -243,6 +243,16 @@ def test_a_message_that_the_template_has_no_place_for(store: MemoryStore, tmp_pa
     with pytest.raises(InputError, match="no place for the role 'robot'"):
         settle(store.database, row_of(store, "again"), model)
     assert row_of(store, "again").settings[UNVERIFIED] and len(store.session("again").messages()) == 2
+
+
+def test_a_store_that_is_read_only_stays_as_it_is(store: MemoryStore, tmp_path: Path) -> None:
+    store.import_session(spoken(store, tmp_path / "file"), name="honest")
+    store.import_session(forged(store, tmp_path / "forged", before(), FORGED["a longer answer"]), name="forged")
+    with MemoryStore(store.folder, read_only=True) as same:
+        assert settle(same.database, row_of(same, "honest"), MODEL).settings[UNVERIFIED]
+        with pytest.raises(StoreError, match="read-only"):
+            settle(same.database, row_of(same, "forged"), MODEL)
+    assert all(row_of(store, name).settings[UNVERIFIED] for name in ("honest", "forged"))
 
 
 def test_what_is_added_meanwhile_is_compared_too(store: MemoryStore, tmp_path: Path) -> None:

@@ -36,14 +36,17 @@ _INCOMPLETE, _CUT_OFF = "\ufffd", 3  # a byte of a character that is not whole; 
 def settle(database: Database, row: CollectionRow, model: HMTModel) -> CollectionRow:
     """Make sure that the tokens of a session say what its messages say, if it was imported and nobody has yet; its row.
 
-    To be called before `model` uses a session's tokens or memory. They are compared without a lock.
+    To be called before `model` uses a session's tokens or memory, inside the session's own lock. A store that is read-only
+    stays as it is, where they agree.
 
     Raises:
-        InputError: the model's template has no place for a message.
+        InputError: the model's template has no place for a message. StoreError: they disagree, and the store is read-only.
     """
     while row.settings.get(UNVERIFIED):
         if not _agrees(database, row, model):
             return _written_anew(database, row, model)
+        if database.read_only:
+            return row
         with database.writing() as db:
             now = records.collection(db, row.id)
             if now is None:

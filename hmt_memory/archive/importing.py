@@ -39,8 +39,10 @@ def import_session(store: MemoryStore, path: Path, name: str | None) -> Collecti
         StoreError: the file cannot be read. StoreDamagedError: it is not whole. SessionExistsError: the name is taken.
         InputError: nothing can be called so. Nothing is stored then.
     """
+    from ..memory_store import normal
+
     with opened(path) as archive:
-        wanted = archive.manifest.name if name is None else name
+        wanted = normal(archive.manifest.name if name is None else name)
         with store.database.reading() as db:
             store.check_new(db, "session", wanted)
         _check(archive)
