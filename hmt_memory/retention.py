@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .history import in_force, lineage
 from .store import records
-from .store.rows import CollectionRow, Lineage, MessageRow
+from .store.rows import CollectionRow, MessageRow
 
 if TYPE_CHECKING:
     import sqlite3
@@ -55,7 +55,22 @@ def note(db: sqlite3.Connection, clock: str | None) -> None:
         records.set_fact(db, _CLOCK, clock)
 
 
-def beyond_limits(db: sqlite3.Connection, row: CollectionRow, now: float) -> set[int]:
+class Oldest(NamedTuple):
+    """When the oldest turn of a session was said, so that not all are looked at each time."""
+
+    epoch: int
+    messages: int  # so many were looked at
+    time: float
+
+
+def oldest(db: sqlite3.Connection, row: CollectionRow, known: Oldest | None) -> Oldest:
+    """Look at what was added since; at everything where nothing is known."""
+    parts = lineage(db, row)
+    known = Oldest(row.epoch, 0, float("inf")) if known is None or known.epoch != row.epoch else known
+    return Oldest(row.epoch, records.size(parts)[0], min(known.time, records.earliest(db, parts, known.messages)))
+
+
+def beyond_limits(db: sqlite3.Connection, row: CollectionRow, now: float, age: Oldest) -> set[int]:
     """Return the ids of messages that a session's limits leave no room for; the system messages in force do not count.
 
     Forgetting re-reads what is kept, so a limit that is reached makes room at once for a share of it.
@@ -64,16 +79,11 @@ def beyond_limits(db: sqlite3.Connection, row: CollectionRow, now: float) -> set
     most, seconds = limits.get("messages"), limits.get("seconds")
     parts = lineage(db, row)
     kept = {message.id for message in in_force(db, parts)}
-    too_many = most is not None and records.size(parts)[0] - len(kept) > most
-    too_old = seconds is not None and _oldest(db, parts, len(kept) + 1, kept) < now - seconds
-    loose = [one.row for one in records.kept(db, parts, 0, records.size(parts)[0])] if too_many or too_old else []
-    return _gone([message for message in loose if message.id not in kept], limits, now)
-
-
-def _oldest(db: sqlite3.Connection, parts: Lineage, few: int, kept: set[int]) -> float:
-    """Return when the oldest message that is not `kept` was said."""
-    found = (entry for part in parts for entry in records.oldest(db, part, few))
-    return min((time for id, time in found if id not in kept), default=float("inf"))
+    count = records.size(parts)[0]
+    too_many = most is not None and count - len(kept) > most
+    too_old = seconds is not None and age.time < now - seconds
+    messages = [one.row for one in records.kept(db, parts, 0, count)] if too_many or too_old else []
+    return _gone([message for message in messages if message.id not in kept], limits, now)
 
 
 def _gone(messages: Sequence[MessageRow], limits: dict[str, Any], now: float) -> set[int]:

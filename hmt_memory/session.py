@@ -71,6 +71,7 @@ class Session(Collection):
     def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None) -> None:
         super().__init__(store, row, model)
         self._cache: _Snapshot | None = None
+        self._oldest: retention.Oldest | None = None
 
     # --- adding and answering ---------------------------------------------------------------------------------------
 
@@ -566,19 +567,23 @@ class Session(Collection):
             return
         with self._database.reading() as db:
             now, clock = retention.time_of(db, row, self._store.now())
-            now = self._store.now() if asked else now
-            due = retention.beyond_limits(db, self._row(db), now)
+        now = self._store.now() if asked else now
         if clock is not None:
             with self._database.writing() as db:
                 retention.note(db, clock)
-        if not due:
+        if not self._beyond_limits(now):
             return
         with self._reading():
-            with self._database.reading() as db:
-                due = retention.beyond_limits(db, self._row(db), now)  # others may have forgotten them meanwhile
-            if due:
+            if due := self._beyond_limits(now):  # others may have forgotten them meanwhile
                 self._forget(due)
             self._read_pending()
+
+    def _beyond_limits(self, now: float) -> set[int]:
+        """Ids of the messages that the limits leave no room for."""
+        with self._database.reading() as db:
+            row = self._row(db)
+            self._oldest = retention.oldest(db, row, self._oldest)
+            return retention.beyond_limits(db, row, now, self._oldest)
 
 
 class Reply(Answer):

@@ -184,9 +184,9 @@ def test_others_write_between_the_steps_of_an_erasure(store: MemoryStore, monkey
     """A session of thousands of messages is deleted; another process's session is written to between any two steps."""
     told(store, "long", 1500)
     other = MemoryStore(store.folder, timeout=0.2)
-    busy, said, real = other.session("busy", MODEL), [], sweeping.step
+    busy, said, real = other.session("busy", MODEL), [], sweeping._some_steps
 
-    def step(db: sqlite3.Connection, erasure: int) -> bool:
+    def some_steps(db: sqlite3.Connection, erasure: int) -> bool:
         changes = db.total_changes
         more = real(db, erasure)
         assert db.total_changes - changes < 5000
@@ -199,7 +199,7 @@ def test_others_write_between_the_steps_of_an_erasure(store: MemoryStore, monkey
 
     steps: list[bool] = []
     plain = Database.erasing
-    monkeypatch.setattr(sweeping, "step", step)
+    monkeypatch.setattr(sweeping, "_some_steps", some_steps)
     monkeypatch.setattr(Database, "erasing", erasing_beside)
     store.delete("long")
     assert len(steps) > 10 and len(said) >= len(steps)
@@ -529,6 +529,6 @@ def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemorySt
 
 def test_a_wrong_step_is_an_error_that_is_told(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     (id,) = store.session("alice", MODEL).add(user("hello"))
-    monkeypatch.setattr(sweeping, "step", lambda db, erasure: (_ for _ in ()).throw(StoreError("the disk fails. Replace it.")))
+    monkeypatch.setattr(sweeping, "_sweep", lambda *_: (_ for _ in ()).throw(StoreError("the disk fails. Replace it.")))
     with pytest.raises(StoreError, match=r"gone from the record .*the disk fails.*tried again"):
         store.session("alice").forget([id])

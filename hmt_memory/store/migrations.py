@@ -111,6 +111,10 @@ CREATE TABLE vacant (                      -- payloads that hold zeros, to be us
     payload INTEGER NOT NULL,
     PRIMARY KEY (room, payload)
 ) WITHOUT ROWID;
+CREATE TABLE shares (                      -- payloads that several rows refer to, while a session is rewritten or shared
+    payload INTEGER PRIMARY KEY,
+    others INTEGER NOT NULL                -- how many rows beside the first
+);
 CREATE TABLE erasures (                    -- those under way
     id INTEGER PRIMARY KEY AUTOINCREMENT
 );
@@ -205,10 +209,7 @@ CREATE INDEX documents_by_key ON documents (collection, key);
 CREATE INDEX documents_by_stream ON documents (stream);
 CREATE INDEX messages_by_token ON messages (stream, token_start);
 CREATE INDEX messages_by_id ON messages (stream, id);
-CREATE INDEX messages_by_time ON messages (stream, created_at);
-CREATE INDEX messages_by_body ON messages (body);
 CREATE INDEX messages_pinned ON messages (stream, seq) WHERE pinned = 1;
-CREATE INDEX tokens_by_ids ON tokens (ids);
 """
 _MOVED = ("segments", "tokens", "messages", "documents", "collections")
 

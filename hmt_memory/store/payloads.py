@@ -47,25 +47,44 @@ def content(what: str, data: bytes, size: int, check: int) -> bytes:
     return said
 
 
+def share(db: sqlite3.Connection, payloads: Iterable[int]) -> None:
+    """Note that one row more refers to each."""
+    more = "INSERT INTO shares VALUES (?, 1) ON CONFLICT (payload) DO UPDATE SET others = others + 1"
+    db.executemany(more, ((payload,) for payload in payloads))
+
+
 def release(db: sqlite3.Connection, erasure: int, payloads: Iterable[int]) -> None:
-    """Mark content that no row refers to any more as to be overwritten."""
+    """Note that one row less refers to each; content that no row refers to any more is to be overwritten."""
+    unshared = [payload for payload in payloads if not _unshare(db, payload)]
     db.executemany(
-        "INSERT OR IGNORE INTO released (erasure, payload) VALUES (?, ?)", ((erasure, payload) for payload in payloads)
+        "INSERT OR IGNORE INTO released (erasure, payload) VALUES (?, ?)", ((erasure, payload) for payload in unshared)
     )
 
 
-def overwrite(db: sqlite3.Connection, erasure: int, most: int) -> bool:
-    """Overwrite about `most` bytes of what an erasure has released; return whether there was anything."""
+def _unshare(db: sqlite3.Connection, payload: int) -> bool:
+    """Note that one row less refers to a payload, if several do; return whether they did."""
+    shared = db.execute("SELECT others FROM shares WHERE payload = ?", (payload,)).fetchone()
+    if shared is None:
+        return False
+    if shared[0] > 1:
+        db.execute("UPDATE shares SET others = others - 1 WHERE payload = ?", (payload,))
+    else:
+        db.execute("DELETE FROM shares WHERE payload = ?", (payload,))
+    return True
+
+
+def overwrite(db: sqlite3.Connection, erasure: int, most: int) -> int:
+    """Overwrite about `most` bytes of what an erasure has released; return how many payloads and bytes that was together."""
     query = "SELECT payload, length(data) FROM released JOIN payloads ON id = payload WHERE erasure = ? LIMIT ?"
-    found = db.execute(query, (erasure, _PER_STEP)).fetchall()
-    for payload, room in found:
+    done = 0
+    for payload, room in db.execute(query, (erasure, _PER_STEP)).fetchall():
         db.execute("UPDATE payloads SET data = zeroblob(?) WHERE id = ?", (room, payload))
         db.execute("INSERT INTO vacant VALUES (?, ?)", (room, payload))
         db.execute("DELETE FROM released WHERE erasure = ? AND payload = ?", (erasure, payload))
-        most -= room
-        if most <= 0:
+        done += room + 1
+        if done >= most:
             break
-    return bool(found)
+    return done
 
 
 def vacant_bytes(db: sqlite3.Connection) -> int:

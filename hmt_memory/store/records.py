@@ -461,6 +461,7 @@ class Kept(NamedTuple):
     row: MessageRow  # without its body
     body: Payload
     tokens: tuple[tuple[int, Payload], ...]  # where each row of its tokens starts
+    new: frozenset[int] = frozenset()  # payloads that no other row refers to
 
 
 def kept(db: sqlite3.Connection, parts: Lineage, start: int, stop: int) -> list[Kept]:
@@ -493,7 +494,8 @@ def shortened(db: sqlite3.Connection, message: Kept, ids: NDArray[np.int64], ski
     places = range(0, len(rest), TOKENS_PER_ROW)
     tokens = tuple((start + at, payloads.put(db, rest[at : at + TOKENS_PER_ROW].tobytes())) for at in places)
     content = (max(start, message.row.content[0]), max(start, message.row.content[1]))
-    return Kept(message.row._replace(tokens=(start, stop), content=content), message.body, tokens)
+    new = frozenset(ids.id for _, ids in tokens)
+    return Kept(message.row._replace(tokens=(start, stop), content=content), message.body, tokens, new)
 
 
 def append_kept(db: sqlite3.Connection, tip: int, messages: Sequence[Kept]) -> None:
@@ -506,6 +508,7 @@ def append_kept(db: sqlite3.Connection, tip: int, messages: Sequence[Kept]) -> N
         _add_message(db, tip, one.row._replace(seq=seq, tokens=tokens, content=content), one.body)
         for start, ids in one.tokens:
             _add_tokens(db, tip, start + shift, ids)
+        payloads.share(db, [one.body.id, *(ids.id for _, ids in one.tokens if ids.id not in one.new)])
         seq, at = seq + 1, tokens[1]
     update_stream(db, end._replace(messages=seq, tokens=at))
 
@@ -555,10 +558,14 @@ def pinned(db: sqlite3.Connection, parts: Lineage) -> Iterator[MessageRow]:
             yield _message(row)
 
 
-def oldest(db: sqlite3.Connection, part: Part, count: int) -> list[tuple[int, float]]:
-    """Return ids and times of the oldest messages of a stretch."""
-    query = "SELECT id, created_at FROM messages WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY created_at LIMIT ?"
-    return db.execute(query, (part.stream, *part.messages, count)).fetchall()
+def earliest(db: sqlite3.Connection, parts: Lineage, start: int) -> float:
+    """Return when the oldest turn from message `start` on was said; infinity where there is none."""
+    found = float("inf")
+    for part in parts:
+        query = "SELECT min(created_at) FROM messages WHERE stream = ? AND seq >= ? AND seq < ? AND pinned = 0"
+        (time,) = db.execute(query, (part.stream, max(start, part.messages[0]), part.messages[1])).fetchone()
+        found = min(found, float("inf") if time is None else time)
+    return found
 
 
 def positions(db: sqlite3.Connection, parts: Lineage, ids: Iterable[int]) -> dict[int, int]:

@@ -27,13 +27,12 @@ class _Table(NamedTuple):
     name: str
     place: str  # column of the place in the stream
     content: str  # column of the payload
-    shared: bool  # whether rows of several streams may refer to one payload
 
 
 _TABLES = (
-    _Table("messages", "seq", "body", True),
-    _Table("tokens", "start", "ids", True),
-    _Table("segments", "seq", "memory", False),
+    _Table("messages", "seq", "body"),
+    _Table("tokens", "start", "ids"),
+    _Table("segments", "seq", "memory"),
 )
 
 
@@ -47,18 +46,30 @@ def finish(database: Database, erasure: int, *, wait: bool = True) -> None:
         SessionBusyError: somebody kept reading or writing. StoreError: the disk is failing.
     """
     with contextlib.suppress(Timeout), database.lock(f"erasure-{erasure}", timeout=None if wait else 0) as lock:
-        while database.erasing(lambda db: step(db, erasure)):
+        while database.erasing(lambda db: _some_steps(db, erasure)):
             database.let_others_write()
         database.empty_log()
         database.erasing(lambda db: erasing.finish(db, erasure))
         Path(lock.lock_file).unlink(missing_ok=True)
 
 
-def step(db: sqlite3.Connection, erasure: int) -> bool:
-    """Go on with an erasure; return whether there was anything left to do."""
+def _some_steps(db: sqlite3.Connection, erasure: int) -> bool:
+    """Take as many steps as fit into a short transaction; return whether there is anything left to do."""
+    rows, written = db.total_changes, 0
+    while db.total_changes - rows < _ROWS_PER_STEP and written < _BYTES_PER_STEP:
+        swept = _sweep(db, erasure)
+        taken = 0 if swept else payloads.overwrite(db, erasure, _BYTES_PER_STEP)
+        if not swept and not taken:
+            return False
+        written += taken
+    return True
+
+
+def _sweep(db: sqlite3.Connection, erasure: int) -> bool:
+    """Go on with what an erasure has to go through; return whether there was anything."""
     found = db.execute("SELECT kind, id FROM sweeps WHERE erasure = ? LIMIT 1", (erasure,)).fetchone()
     if found is None:
-        return payloads.overwrite(db, erasure, _BYTES_PER_STEP)
+        return False
     kind, id = found
     done = _sweep_stream(db, erasure, id) if kind == "stream" else _sweep_corpus(db, erasure, id)
     if done:
@@ -104,11 +115,9 @@ def _ends(children: list[StreamRow]) -> tuple[int, int, int]:
 
 
 def _delete_rows(db: sqlite3.Connection, erasure: int, table: _Table, stream: int, end: int) -> int:
-    """Delete up to a step's rows of a stream from `end` on, and release content that no other row refers to."""
+    """Delete up to a step's rows of a stream from `end` on, and release their content; return how many there were."""
     query = f"SELECT {table.place}, {table.content} FROM {table.name} WHERE stream = ? AND {table.place} >= ? LIMIT ?"
     found = db.execute(query, (stream, end, _ROWS_PER_STEP)).fetchall()
     db.executemany(f"DELETE FROM {table.name} WHERE stream = ? AND {table.place} = ?", ((stream, place) for place, _ in found))
-    shown = f"SELECT EXISTS (SELECT 1 FROM {table.name} WHERE {table.content} = ?)"
-    unshown = (id for _, id in found if not (table.shared and db.execute(shown, (id,)).fetchone()[0]))
-    payloads.release(db, erasure, unshown)
+    payloads.release(db, erasure, [content for _, content in found])
     return len(found)
