@@ -84,7 +84,7 @@ def raw(path: Path, files: list[tuple[str, bytes]], lies: dict[str, dict[str, in
 
     Args:
         lies: what the directory says of a file instead of the truth: its `size`, `packed` size or `offset`.
-        end: what its end says instead: `entries`, `length`; `length_64` with a ZIP64 end.
+        end: what its end says instead: `entries`, `length`; `length_64` with a ZIP64 end, `place` of that.
     """
     body, directory = b"", b""
     for name, data in files:
@@ -103,7 +103,7 @@ def raw(path: Path, files: list[tuple[str, bytes]], lies: dict[str, dict[str, in
     if "length_64" in end:
         at = len(body) + len(directory)
         record = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, entries, entries, end["length_64"], len(body))
-        wide_end = record + struct.pack("<4sLQL", b"PK\6\7", 0, at, 1)
+        wide_end = record + struct.pack("<4sLQL", b"PK\6\7", 0, end.get("place", at), 1)
     path.write_bytes(
         body + directory + wide_end + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, entries, entries, length, len(body), 0)
     )
@@ -248,6 +248,10 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a directory of 2**60 bytes": (
         lambda path: raw(path, list(conversation(3).items()), length_64=1 << 60),
         "larger than that of four files",
+    ),
+    "a ZIP64 end elsewhere": (
+        lambda path: raw(path, list(conversation(3).items()), length_64=222, place=7),
+        "its ZIP directory is damaged",
     ),
     "a directory of 4 GiB": (
         lambda path: raw(path, list(conversation(3).items()), length=0xFFFFFFFF),
