@@ -13,6 +13,7 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,9 @@ from . import __version__
 from .config import DEFAULT_MODEL
 from .errors import HMTError
 from .store.database import SQLITE, default_folder
+
+if TYPE_CHECKING:
+    import torch
 
 _BROKEN = (ImportError, RuntimeError, OSError)  # what a missing, mismatched or half-installed package raises
 _ADVICE = {
@@ -55,8 +59,10 @@ class Hardware:
     cpu: str  # torch's name of the instruction set
     bf16_native: bool  # whether this CPU multiplies bf16 itself
     device: str
-    dtype: str
+    dtype: str | None  # what dtype="auto" means; None where HMT_DTYPE names no precision
+    dtype_from: str  # who says so: "HMT_DTYPE" or "hardware"
     threads: int
+    advice: str = ""  # what to do about HMT_DTYPE
 
 
 @dataclass(frozen=True)
@@ -93,8 +99,10 @@ def examine() -> Findings:
     model = _default_model() if has_torch else None
     if model is not None and model.advice:
         problems.append(model.advice)
-    here = (Package("hmt-memory", __version__), Package("python", platform.python_version()), Package("sqlite", SQLITE))
     hardware = _hardware() if has_torch else None
+    if hardware is not None and hardware.advice:
+        problems.append(hardware.advice)
+    here = (Package("hmt-memory", __version__), Package("python", platform.python_version()), Package("sqlite", SQLITE))
     return Findings((*here, *packages.values()), hardware, model, str(default_folder()), tuple(problems))
 
 
@@ -124,7 +132,8 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
         native = "native" if hardware.bf16_native else "not native"
         rows += [
             ("CPU", f"{hardware.cpu}, bf16 {native}, {hardware.threads} threads"),
-            ("device", f"{hardware.device}, {hardware.dtype}"),
+            ("device", hardware.device),
+            ("precision", _precision(hardware)),
         ]
     if (model := findings.model) is not None:
         converted = _megabytes(model.cache_bytes) if model.cache_bytes else "will be converted on first use, about 20 s"
@@ -133,6 +142,13 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
             ("converted to", f"{model.cache} ({converted})" if model.cache else "-"),
         ]
     return [*rows, ("sessions in", findings.sessions)]
+
+
+def _precision(hardware: Hardware) -> str:
+    if hardware.dtype is None:
+        return hardware.advice
+    reason = "set by HMT_DTYPE" if hardware.dtype_from == "HMT_DTYPE" else "fastest here; HMT_DTYPE chooses another"
+    return f"{hardware.dtype} ({reason})"
 
 
 def _package(name: str, advice: str) -> Package:
@@ -152,13 +168,26 @@ def _hardware() -> Hardware:
     from . import weights
 
     device = weights.auto_device()
+    dtype, advice = _auto_dtype(device)
     return Hardware(
         cpu=torch.backends.cpu.get_cpu_capability(),
-        bf16_native=weights.auto_dtype(torch.device("cpu")) == torch.bfloat16,
+        bf16_native=weights.fast_dtype(torch.device("cpu")) == torch.bfloat16,
         device=f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
-        dtype=str(weights.auto_dtype(device)).removeprefix("torch."),
+        dtype=dtype,
+        dtype_from="HMT_DTYPE" if os.environ.get("HMT_DTYPE") else "hardware",
         threads=torch.get_num_threads(),
+        advice=advice,
     )
+
+
+def _auto_dtype(device: torch.device) -> tuple[str | None, str]:
+    """The name of what dtype="auto" means, and what to do where HMT_DTYPE names none."""
+    from . import weights
+
+    try:
+        return str(weights.auto_dtype(device)).removeprefix("torch."), ""
+    except HMTError as error:
+        return None, str(error)
 
 
 def _default_model() -> DefaultModel:

