@@ -532,3 +532,22 @@ def test_a_wrong_step_is_an_error_that_is_told(store: MemoryStore, monkeypatch: 
     monkeypatch.setattr(sweeping, "_sweep", lambda *_: (_ for _ in ()).throw(StoreError("the disk fails. Replace it.")))
     with pytest.raises(StoreError, match=r"gone from the record .*the disk fails.*tried again"):
         store.session("alice").forget([id])
+
+
+def test_streams_that_are_still_to_be_swept_are_not_joined(store: MemoryStore) -> None:
+    """Rows that nobody shows any more would go over to where nobody looks for them."""
+    session = store.session("alice", MODEL)
+    ids = [id for turn in range(12) for id in session.add(user(f"turn {turn}"))]
+    session.fork("fork")
+    session.forget(ids[8:9])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "finish_erasing", lambda erasure: None)
+        session.forget(ids[10:11])
+        store.delete("fork")
+    session.forget(ids[11:])
+    MemoryStore(store.folder).close()
+    session.forget(ids[9:10])
+    with store.database.reading() as db:
+        (kept,) = db.execute("SELECT count(*) FROM messages").fetchone()
+        assert erasing.unfinished(db) == []
+    assert kept == len(session.messages()) == 8 and store.verify() == ([], [])

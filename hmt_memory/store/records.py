@@ -381,7 +381,7 @@ def compact(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
     id = row.stream
     while id is not None and (parent := stream(db, id).parent) is not None:
         child = stream(db, id)
-        alone = not is_shown(db, parent) and len(children(db, parent)) == 1 and not _is_swept(db, parent)
+        alone = not is_shown(db, parent) and len(children(db, parent)) == 1 and not _is_swept(db, (parent, id))
         if alone and child.messages - child.parent_messages <= _FEW:
             _join(db, stream(db, parent), child)
             if row.stream == id:
@@ -391,8 +391,8 @@ def compact(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
     return row
 
 
-def _is_swept(db: sqlite3.Connection, id: int) -> bool:
-    return db.execute("SELECT 1 FROM sweeps WHERE kind = 'stream' AND id = ?", (id,)).fetchone() is not None
+def _is_swept(db: sqlite3.Connection, ids: tuple[int, int]) -> bool:
+    return db.execute("SELECT 1 FROM sweeps WHERE kind = 'stream' AND id IN (?, ?)", ids).fetchone() is not None
 
 
 def _join(db: sqlite3.Connection, parent: StreamRow, child: StreamRow) -> None:
