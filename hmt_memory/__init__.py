@@ -15,7 +15,7 @@ from .errors import HMTError
 
 if TYPE_CHECKING:
     from .assistant import Assistant
-    from .constrained import ToolCall
+    from .calls import ToolCall
     from .corpus import Corpus
     from .generate import Generation, Usage
     from .memory_store import MemoryStore
@@ -51,7 +51,7 @@ _LAZY = {
     "MemoryStore": "memory_store",
     "RecalledSegment": "recollection",
     "Session": "session",
-    "ToolCall": "constrained",
+    "ToolCall": "calls",
     "Usage": "generate",
 }
 

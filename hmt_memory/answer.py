@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .constrained import Constraint, Speech, ToolCall, form_of, tool_choice_of
+from .constrained import Constraint, Speech, form_of, tool_choice_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .calls import ToolCall
     from .generate import Generation, Usage
     from .model import HMTModel
     from .recollection import RecalledSegments, ViewRecollection

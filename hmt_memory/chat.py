@@ -6,10 +6,12 @@ No template is parsed: what belongs to which part is found by rendering short co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .backbone import Backbone
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
 
 SYSTEM_ROLES = ("system", "developer")
 _USER, _ANSWER = "hmt-user-mark", "hmt-answer-mark"

@@ -34,7 +34,7 @@ class Collection:
         ModelMismatchError: another model made its memory.
     """
 
-    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None) -> None:
+    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None = None) -> None:
         self._store, self._database, self._model = store, store.database, model
         self._id, self._kind, self.name = row.id, row.kind, row.name
         if model is not None:

@@ -1,13 +1,11 @@
 """Answers that have a form: JSON of a schema, or calls of functions, by llguidance. Knows tokens and grammars; no memory.
 
-A call is `transcript.CALL`, a JSON object with the function's name and arguments, `transcript.CALL_END`. A `Constraint` is a
-logits processor: what does not fit the grammar cannot be said.
+A `Constraint` is a logits processor: what does not fit the grammar cannot be said. Calls have the form that `calls` reads.
 """
 
 from __future__ import annotations
 
 import json
-import uuid
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .calls import ToolCall, parse_calls
 from .decoding import StopStrings
 from .errors import InputError, MissingDependencyError
 from .transcript import CALL, CALL_END
@@ -37,20 +36,6 @@ class Form:
 
     grammar: str  # Lark, as llguidance reads it
     trigger: str | None = None  # the grammar begins with this text, and what comes before it is free; None: at once
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A function that the model wants called."""
-
-    name: str
-    arguments: dict[str, Any]
-    id: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a message of OpenAI's form holds it."""
-        arguments = json.dumps(self.arguments, ensure_ascii=False)
-        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
 
 
 def json_form(schema: Mapping[str, Any]) -> Form:
@@ -135,26 +120,6 @@ def strict(schema: Any, *, closed: bool = True) -> Any:
     if closed and not joined and isinstance(schema.get("properties"), Mapping) and "additionalProperties" not in schema:
         found["additionalProperties"] = False
     return found
-
-
-def parse_calls(text: str) -> tuple[str, list[ToolCall]]:
-    """The free text of an answer, and the calls in it; what looks like a call and is none is text.
-
-    >>> parse_calls('Wait. <tool_call>{"name": "add", "arguments": {"n": 1}}</tool_call>')[1][0].arguments
-    {'n': 1}
-    """
-    said, calls = [], []
-    head, *parts = text.split(CALL)
-    said.append(head)
-    for part in parts:
-        body, ended, after = part.partition(CALL_END)
-        call = _call(body)
-        if call is None:
-            said.append(CALL + part)
-        else:
-            calls.append(call)
-            said.append(after if ended else "")
-    return "".join(said), calls
 
 
 class Speech:
@@ -282,16 +247,6 @@ def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
         "additionalProperties": False,
         **definitions,  # references in the parameters are from the root
     }
-
-
-def _call(body: str) -> ToolCall | None:
-    try:
-        held = json.loads(body)
-    except json.JSONDecodeError:
-        return None
-    if not isinstance(held, dict) or not isinstance(held.get("name"), str) or not isinstance(held.get("arguments"), dict):
-        return None
-    return ToolCall(held["name"], held["arguments"], f"call_{uuid.uuid4().hex[:24]}")
 
 
 def _tokenizer_of(backbone: Backbone) -> tuple[Any, dict[str, int]]:

@@ -1,28 +1,27 @@
 """A corpus: documents read once, each a stream of its own, to recall from in any session.
 
-Knows the model and the records. A document is on disk before it is read; what a crash left unread is read by the next call.
+Knows the model and the records; what takes no model is `stored_corpus`'s. A document is on disk before it is read; what a crash
+left unread is read by the next call.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import recollection
 from .answer import Answer, Request
-from .collection import Collection
-from .errors import InputError, SessionNotFoundError
-from .fingerprint import Fingerprint, fingerprint
+from .errors import InputError
 from .recollection import RecalledSegments, Sources, ViewRecollection
-from .shards import CorpusShard, utc
-from .store import erasing, records
-from .store.rows import CollectionRow, DocumentRow, Lineage
-from .streams import CHUNK_SEGMENTS, Progress, as_array, load_state, read_on, segment_rows
+from .shards import CorpusShard
+from .store import records
+from .store.rows import CollectionRow, DocumentRow, Lineage, as_array
+from .stored_corpus import StoredCorpus
+from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
 
 if TYPE_CHECKING:
     import sqlite3
@@ -31,19 +30,8 @@ if TYPE_CHECKING:
     from .model import HMTModel
 
 
-@dataclass(frozen=True)
-class Document:
-    """One document of a corpus."""
-
-    id: int  # what `Corpus.remove` takes; never given twice in a corpus
-    name: str
-    text: str
-    created_at: datetime  # when it was added; UTC
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-
-class Corpus(Collection):
-    """Documents in a store; `MemoryStore.corpus` makes it. Without a model it can be looked at and removed from only."""
+class Corpus(StoredCorpus):
+    """Documents in a store, and the model that reads and answers; `MemoryStore.corpus` makes it."""
 
     def add_documents(
         self,
@@ -92,28 +80,6 @@ class Corpus(Collection):
                 self._read_pending(progress)
         return [row.next_id + offset for offset in range(len(bodies))]
 
-    def documents(self) -> list[Document]:
-        """All documents in the order they were added."""
-        with self._database.reading() as db:
-            return [_document(row) for row in records.documents(db, self._row(db).id)]
-
-    def remove(self, document_ids: Sequence[int]) -> None:
-        """Erase documents for good: text, embeddings, index entries, and the bytes in all files.
-
-        Raises:
-            SessionNotFoundError: an id is not in this corpus; nothing is removed then.
-        """
-        wanted = set(document_ids)
-        with self._reading():
-            self._store.finish_erasing(self._database.erasing(lambda db: self._remove(db, wanted)))
-
-    def _remove(self, db: sqlite3.Connection, ids: set[int]) -> int | None:
-        row = self._row(db)
-        found = {id: records.find_document(db, row.id, id) for id in sorted(ids)}
-        if missing := [id for id, document in found.items() if document is None]:
-            raise SessionNotFoundError(f"corpus {self.name!r} has no document {', '.join(map(str, missing))}.")
-        return self._erase(db, row, [document for document in found.values() if document is not None])[1]
-
     def _replaced(
         self, db: sqlite3.Connection, row: CollectionRow, names: Iterable[str], ids: Iterable[int]
     ) -> list[DocumentRow]:
@@ -121,18 +87,6 @@ class Corpus(Collection):
         named = [document for name in names for document in records.documents_named(db, row.id, name)]
         known = [records.find_document(db, row.id, id) for id in set(ids)]
         return list({document.id: document for document in [*named, *known] if document is not None}.values())
-
-    def _erase(
-        self, db: sqlite3.Connection, row: CollectionRow, documents: Sequence[DocumentRow]
-    ) -> tuple[CollectionRow, int | None]:
-        """Delete documents; the row afterwards, and the erasure to be finished after the transaction."""
-        if not documents:
-            return row, None
-        erasure = erasing.begin(db)
-        for document in documents:
-            records.delete_document(db, row.id, document, erasure)
-        self._store.drop_index_files(row.id)
-        return records.update_collection(db, replace(row, epoch=row.epoch + 1)), erasure
 
     def recall(self, query: str, top_k: int = 5, *, others: Sequence[Corpus] = ()) -> RecalledSegments:
         """The segments a text remembers most; as `Session.recall`. `others`: corpora to recall from as well."""
@@ -156,45 +110,6 @@ class Corpus(Collection):
             **request.options(self._transcript.stop),
         )
         return Answer(generation, memory)
-
-    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Corpus:
-        """Read all documents anew with `model`.
-
-        Returns:
-            The corpus for that model; this object is then out of date.
-        """
-        made_by = fingerprint(model)
-        with self._reading():
-            with self._database.writing() as db:
-                row, erasure = self._row(db), erasing.begin(db)
-                for document in records.documents(db, row.id):
-                    records.delete_document(db, row.id, document, erasure)
-                    stream = records.add_stream(db)
-                    tokens = as_array(model.backbone.encode(document.body["text"], literal=True))
-                    records.append_messages(db, stream, [], tokens)
-                    records.add_document(db, row.id, document._replace(stream=stream))
-                number = records.add_model(db, made_by.digest, made_by.parts)
-                row = records.update_collection(db, replace(row, model=number, epoch=row.epoch + 1))
-                self._store.drop_index(row.id)
-            self._store.finish_erasing(erasure)
-            corpus = Corpus(self._store, row, model)
-            corpus._read_pending(progress)
-        return corpus
-
-    def stats(self) -> dict[str, Any]:
-        """Counts and times, ready for JSON."""
-        with self._database.reading() as db:
-            row = self._row(db)
-            shelf = self._store.shelf(row)
-            return {
-                "name": row.name,
-                "documents": len(shelf.documents),
-                "tokens": sum(records.size(volume.parts)[1] for volume in shelf.volumes),
-                "segments": shelf.total,
-                "created_at": utc(row.created_at).isoformat(timespec="seconds"),
-                "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
-                "model": None if row.model is None else str(Fingerprint.of(records.model(db, row.model))),
-            }
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -269,7 +184,3 @@ def name_of(text: str) -> str:
     """What a document without a name is called: its first words."""
     words = " ".join(text.split())
     return words if len(words) <= 40 else f"{words[:39]}…"
-
-
-def _document(row: DocumentRow) -> Document:
-    return Document(row.id, row.body["name"], row.body["text"], utc(row.created_at), row.body["metadata"])

@@ -11,15 +11,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from .errors import ModelMismatchError
 from .store import records
 from .store.rows import CollectionRow, ModelRow
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from torch import Tensor
 
     from .model import HMTModel
 
@@ -117,5 +116,5 @@ def _tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     for name, value in tensors:
         found = True
         digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16] if found else None

@@ -16,8 +16,7 @@ from .errors import SessionNotFoundError
 from .fingerprint import Fingerprint, text_parts
 from .store import erasing, records
 from .store.database import Database
-from .store.rows import CollectionRow, Lineage, MessageRow
-from .streams import as_array
+from .store.rows import CollectionRow, Lineage, MessageRow, as_array
 from .transcript import Stretch, Transcript
 
 if TYPE_CHECKING:

@@ -29,11 +29,11 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from .corpus import Corpus
     from .memory_store import MemoryStore
     from .model import HMTModel
     from .recollection import RecalledSegment
-    from .session import Session
+    from .stored_corpus import StoredCorpus
+    from .stored_session import StoredSession
     from .streams import Progress
 
 
@@ -66,7 +66,7 @@ def list_all(store: MemoryStore, screen: Screen, *, as_json: bool) -> None:
         screen.note(f"{damaged['name']!r}: {damaged['problem']}")
 
 
-def _stats(name: str, opened: Callable[[str], Session | Corpus]) -> dict[str, Any]:
+def _stats(name: str, opened: Callable[[str], StoredSession | StoredCorpus]) -> dict[str, Any]:
     """Counts and times of a session or corpus; of a damaged one its name and what is wrong."""
     try:
         return opened(name).stats()

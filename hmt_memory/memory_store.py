@@ -15,12 +15,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 from filelock import Timeout
 
 from . import history, words
-from .corpus import Corpus
 from .errors import (
     HMTError,
     InputError,
@@ -31,7 +30,6 @@ from .errors import (
     StoreError,
 )
 from .fingerprint import Fingerprint, digest_of, fingerprint
-from .session import Session
 from .shards import Indexes
 from .store import derived, erasing, payloads, records, sweeping
 from .store.database import Database
@@ -40,12 +38,16 @@ from .store.rows import CollectionRow, Lineage, MessageRow
 from .store.search import DEFAULT
 from .store.shelf import Shelf, shelf_of
 from .store.words import WordIndex
-from .streams import Progress
+from .stored_corpus import StoredCorpus
+from .stored_session import StoredSession
 
 if TYPE_CHECKING:
     import sqlite3
 
+    from .corpus import Corpus
     from .model import HMTModel
+    from .session import Session
+    from .streams import Progress
 
 log = logging.getLogger("hmt_memory")
 _LONGEST_NAME = 200
@@ -159,23 +161,33 @@ class MemoryStore:
 
     # --- sessions ---------------------------------------------------------------------------------------------------
 
-    def session(self, name: str, model: HMTModel | None = None) -> Session:
+    @overload
+    def session(self, name: str, model: HMTModel) -> Session: ...
+    @overload
+    def session(self, name: str, model: None = None) -> StoredSession: ...
+    def session(self, name: str, model: HMTModel | None = None) -> StoredSession:
         """Create a session, or resume it.
 
         Args:
             name: any text of up to 200 characters that can be printed on one line.
             model: what reads and answers. Without one, an existing session can be looked at, forked, exported, and forgotten
-                from.
+                from, and torch is not imported.
 
         Raises:
             ModelMismatchError: another model made its memory. SessionNotFoundError: it does not exist, and there is no model to
             create it for. InputError: no such name is possible.
         """
-        return Session(self, self._open("session", name, model), model)
+        row = self._open("session", name, model)
+        return StoredSession(self, row) if model is None else self.session_of(row, model)
 
-    def corpus(self, name: str, model: HMTModel | None = None) -> Corpus:
+    @overload
+    def corpus(self, name: str, model: HMTModel) -> Corpus: ...
+    @overload
+    def corpus(self, name: str, model: None = None) -> StoredCorpus: ...
+    def corpus(self, name: str, model: HMTModel | None = None) -> StoredCorpus:
         """Create a corpus, or open it; as `session`."""
-        return Corpus(self, self._open("corpus", name, model), model)
+        row = self._open("corpus", name, model)
+        return StoredCorpus(self, row) if model is None else self.corpus_of(row, model)
 
     def _open(self, kind: str, name: str, model: HMTModel | None) -> CollectionRow:
         _check_name(name)
@@ -202,7 +214,7 @@ class MemoryStore:
         """The names of all corpora, sorted."""
         return self._names("corpus")
 
-    def has(self, kind: str, name: str, opened: Session | Corpus | None = None) -> bool:
+    def has(self, kind: str, name: str, opened: StoredSession | StoredCorpus | None = None) -> bool:
         """Whether there is a "session" or "corpus" of that name; with `opened`, whether it is still that one."""
         with self.database.reading() as db:
             row = records.find_collection(db, kind, normal(name))
@@ -272,7 +284,7 @@ class MemoryStore:
 
     def import_session(
         self, path: str | Path, *, name: str | None = None, model: HMTModel | None = None, progress: Progress | None = None
-    ) -> Session:
+    ) -> StoredSession:
         """Add the session of an exported file, after checking all of it.
 
         Args:
@@ -286,11 +298,11 @@ class MemoryStore:
         row = archive.import_session(self, Path(path), name)
         with self.database.reading() as db:
             stored = None if row.model is None else Fingerprint.of(records.model(db, row.model))
-        if model is None or stored is None:
-            return Session(self, row, model)
-        if stored.digest == fingerprint(model).digest:
-            return Session(self, row, model)
-        return Session(self, row, None).rebuild(model, progress=progress)
+        if model is None:
+            return StoredSession(self, row)
+        if stored is None or stored.digest == fingerprint(model).digest:
+            return self.session_of(row, model)
+        return StoredSession(self, row).rebuild(model, progress=progress)
 
     # --- checking ---------------------------------------------------------------------------------------------------
 
@@ -334,6 +346,18 @@ class MemoryStore:
                     notes.append(f"{row.kind} {row.name!r}: its index {path.name} will be made again: {doubt}")
 
     # --- for sessions and corpora -----------------------------------------------------------------------------------
+
+    def session_of(self, row: CollectionRow, model: HMTModel) -> Session:
+        """Return the session of a row for a model."""
+        from .session import Session
+
+        return Session(self, row, model)
+
+    def corpus_of(self, row: CollectionRow, model: HMTModel) -> Corpus:
+        """Return the corpus of a row for a model."""
+        from .corpus import Corpus
+
+        return Corpus(self, row, model)
 
     def find(self, db: sqlite3.Connection, kind: str, name: str) -> CollectionRow:
         """The row of that name. Raises SessionNotFoundError."""

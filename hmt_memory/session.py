@@ -1,35 +1,34 @@
-"""A session: one conversation that lasts. Add, reply, recall, fork, forget; what a call has done is on disk when it returns.
+"""A session: one conversation that lasts. Add, reply, recall; what a call has done is on disk when it returns.
 
-Knows the model, the transcript and the stored history. Memory is a function of the stored tokens: what is not read yet, after
-a crash or behind a reply, is read by the next call that needs it.
+Knows the model, the transcript and the stored history; what takes no model is `stored_session`'s. Memory is a function of the
+stored tokens: what is not read yet, after a crash or behind a reply, is read by the next call that needs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import history, recollection, retention
+from . import history, recollection
 from .answer import Answer, Request
-from .collection import Collection, log
+from .collection import log
 from .corpus import corpus_shard
 from .errors import InputError, SessionBusyError, StoreDamagedError, StoreError
-from .fingerprint import Fingerprint, fingerprint, matching
+from .fingerprint import matching
 from .generate import Generation, check_budget
 from .recollection import RecalledSegment, RecalledSegments, Sources, ViewRecollection
-from .shards import Draft, Message, SessionShard, Shard, as_message, utc
+from .shards import Draft, SessionShard, Shard
 from .state import HMTState
 from .store import records
 from .store.rows import CollectionRow, Lineage
 from .store.shelf import Shelf, volume
+from .stored_session import StoredSession
 from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
-from .transcript import Messages, Stretch, Transcript, system_texts, validated
+from .transcript import Messages, Stretch, system_texts, validated
 
 if TYPE_CHECKING:
     import sqlite3
@@ -39,13 +38,6 @@ if TYPE_CHECKING:
 
 
 _LATEST = 16  # messages among which what the user said last is looked for
-
-
-class Forgotten(NamedTuple):
-    """What `Session.forget` did."""
-
-    messages: int
-    also_in: tuple[str, ...]  # sessions that share a forgotten message and keep it: forget it there too
 
 
 @dataclass(frozen=True)
@@ -61,17 +53,15 @@ class _Snapshot:
         return records.size(self.parts)[1]
 
 
-class Session(Collection):
-    """One conversation in a store; `MemoryStore.session` makes it.
+class Session(StoredSession):
+    """One conversation in a store, and the model that reads and answers; `MemoryStore.session` makes it.
 
-    Safe to use from several threads: calls that read wait for one another, answers are generated side by side. Opened without
-    a model, it can be looked at, forked, exported and forgotten from, but not added to.
+    Safe to use from several threads: calls that read wait for one another, answers are generated side by side.
     """
 
-    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None) -> None:
+    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None = None) -> None:
         super().__init__(store, row, model)
         self._cache: _Snapshot | None = None
-        self._oldest: retention.Oldest | None = None
 
     # --- adding and answering ---------------------------------------------------------------------------------------
 
@@ -203,150 +193,7 @@ class Session(Collection):
             cited = self._in_one_view(lambda: self._own_shard(snapshot).cite_open(snapshot.tokens))
         return recollection.segment(cited, 0.0, 1.0) if cited.text.strip() else None
 
-    # --- looking ----------------------------------------------------------------------------------------------------
-
-    def messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
-        """The conversation in order, system messages included; [start, stop) as in a slice."""
-        with self._database.reading() as db:
-            return [as_message(row) for row in records.messages(db, history.lineage(db, self._row(db)), start, stop)]
-
-    def system(self) -> str:
-        """The system prompt in force; empty where the template's own is."""
-        with self._database.reading() as db:
-            return "\n\n".join(history.system_in_force(db, history.lineage(db, self._row(db))))
-
-    def stats(self) -> dict[str, Any]:
-        """Counts, times and settings, ready for JSON."""
-        with self._database.reading() as db:
-            row = self._row(db)
-            parts = history.lineage(db, row)
-            messages, tokens = records.size(parts)
-            corpora = (records.collection(db, id) for id in row.settings.get("corpora", []))
-            return {
-                "name": row.name,
-                "messages": messages,
-                "tokens": tokens,
-                "segments": records.segment_count(db, parts),
-                "created_at": utc(row.created_at).isoformat(timespec="seconds"),
-                "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
-                "model": None if row.model is None else str(Fingerprint.of(records.model(db, row.model))),
-                "corpora": [corpus.name for corpus in corpora if corpus is not None],
-                "retention": row.settings.get("retention", {}),
-            }
-
-    # --- rewriting --------------------------------------------------------------------------------------------------
-
-    def fork(self, name: str, *, upto: int | None = None) -> Session:
-        """A new session that shares this one's past and goes its own way from here.
-
-        Args:
-            upto: id of the last message to share; None: all.
-
-        Raises:
-            SessionExistsError: the name is taken. SessionNotFoundError: there is no such message.
-        """
-        with self._database.writing() as db:
-            self._store.check_new(db, "session", name)
-            new = history.fork(db, self._row(db), name, upto, now=self._store.now())
-        return Session(self._store, new, self._model)
-
-    def forget(self, message_ids: Sequence[int], *, progress: Progress | None = None) -> Forgotten:
-        """Erase messages for good: rows, every embedding that saw them, index entries, and the bytes in all files.
-
-        What came after is kept and read again, as if they had never been said; without a model, by the next call that has one.
-        The erasure comes first and is durable before the reading begins.
-
-        Raises:
-            SessionNotFoundError: an id is not in this session; nothing is forgotten then. SessionBusyError: another process is
-            writing.
-        """
-        ids = set(message_ids)
-        if not ids:
-            return Forgotten(0, ())
-        with self._reading():
-            forgotten = self._forget(ids)
-            if self._model is not None:
-                self._read_pending(progress)
-        return Forgotten(len(ids), forgotten.sharing)
-
-    def _forget(self, ids: Iterable[int]) -> history.Forgotten:
-        """Erase messages, inside `_reading`."""
-        forgotten = history.forget(self._database, self._id, ids)
-        self._finish(forgotten.erasure)
-        return forgotten
-
-    def _finish(self, erasure: int) -> None:
-        """Overwrite what was erased, and join what that has split."""
-        self._store.drop_index(self._id)
-        self._store.finish_erasing(erasure)
-        with self._database.reading() as db:
-            row = records.collection(db, self._id)
-            split = row is not None and row.stream is not None and records.stream(db, row.stream).parent is not None
-        if split:
-            self._database.erasing(lambda db: history.compact(db, self._row(db)))
-
-    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Session:
-        """Read the stored conversation anew with `model`: from its tokens, or from its text where they mean other text.
-
-        Returns:
-            The session for that model; this object is then out of date.
-        """
-        with self._reading():
-            moved = history.move(self._database, self._id, Transcript(model.backbone), fingerprint(model))
-            self._finish(moved.erasure)
-            session = Session(self._store, moved.row, model)
-            session._read_pending(progress)
-        return session
-
-    def attach(self, *corpora: str) -> None:
-        """Let this session recall from corpora of the same store, read by the same model.
-
-        Raises:
-            SessionNotFoundError: there is no such corpus. ModelMismatchError: another model read it.
-        """
-        with self._database.writing() as db:
-            found = [self._store.find(db, "corpus", name) for name in corpora]
-            for corpus in found if self._model is not None else ():
-                matching(db, corpus, self._made_by)
-            self._set(db, corpora=sorted({*self._row(db).settings.get("corpora", []), *(corpus.id for corpus in found)}))
-
-    def detach(self, *corpora: str) -> None:
-        """The opposite of `attach`."""
-        with self._database.writing() as db:
-            gone = {self._store.find(db, "corpus", name).id for name in corpora}
-            self._set(db, corpora=[id for id in self._row(db).settings.get("corpora", []) if id not in gone])
-
-    def set_retention(self, *, messages: int | None = None, age: timedelta | None = None) -> None:
-        """Keep at most so many messages, and none older than `age`; None: no limit. The rest is forgotten, now and from now on.
-
-        Forgetting the oldest re-reads what is kept, so a quarter (by count) or a tenth (by age) is forgotten ahead. The system
-        messages in force do not count and are kept.
-
-        Raises:
-            InputError: fewer than one message, or an age that is not positive.
-        """
-        if (messages is not None and messages < 1) or (age is not None and age <= timedelta(0)):
-            raise InputError("a limit must keep at least one message, and an age must be positive.")
-        limits = {"messages": messages, "seconds": None if age is None else age.total_seconds()}
-        with self._database.writing() as db:
-            row = self._set(db, retention={name: value for name, value in limits.items() if value is not None})
-        self._apply_retention(row, asked=True)
-
-    def export(self, path: str | Path) -> None:
-        """Write the whole session into one file (`docs/FORMAT.md`), which `MemoryStore.import_session` reads.
-
-        Raises:
-            StoreError: the file cannot be written.
-        """
-        from . import archive
-
-        archive.export_session(self._database, self._id, Path(path))
-
     # --- rows -------------------------------------------------------------------------------------------------------
-
-    def _set(self, db: sqlite3.Connection, **settings: Any) -> CollectionRow:
-        row = self._row(db)
-        return records.update_collection(db, replace(row, settings={**row.settings, **settings}))
 
     def _append(
         self,
@@ -560,30 +407,6 @@ class Session(Collection):
             with self._reading():
                 snapshot = self._read_pending()
         return snapshot
-
-    def _apply_retention(self, row: CollectionRow, *, asked: bool = False) -> None:
-        """Forget what is beyond the limits; `asked`: by somebody who knows what time it is."""
-        if not row.settings.get("retention"):
-            return
-        with self._database.reading() as db:
-            now, clock = retention.time_of(db, row, self._store.now())
-        now = self._store.now() if asked else now
-        if clock is not None:
-            with self._database.writing() as db:
-                retention.note(db, clock)
-        if not self._beyond_limits(now):
-            return
-        with self._reading():
-            if due := self._beyond_limits(now):  # others may have forgotten them meanwhile
-                self._forget(due)
-            self._read_pending()
-
-    def _beyond_limits(self, now: float) -> set[int]:
-        """Ids of the messages that the limits leave no room for."""
-        with self._database.reading() as db:
-            row = self._row(db)
-            self._oldest = retention.oldest(db, row, self._oldest)
-            return retention.beyond_limits(db, row, now, self._oldest)
 
 
 class Reply(Answer):

@@ -22,7 +22,7 @@ from .chat import SYSTEM_ROLES
 from .errors import InputError
 from .recollection import ViewRecollection, alone
 from .shards import StreamShard
-from .streams import as_array
+from .store.rows import as_array
 from .transcript import Messages, Stretch, Transcript, system_texts, validated
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .backbone import eval_mode
@@ -84,8 +83,3 @@ def segment_rows(model: HMTModel, before: HMTState, after: HMTState, digest: byt
         digest = records.chain(digest, span, data, None)
         rows.append(SegmentRow(at, span, data, None, digest))
     return rows
-
-
-def as_array(ids: list[int] | Tensor) -> NDArray[np.uint32]:
-    """Token ids as they are stored."""
-    return np.asarray(ids, dtype=np.uint32)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import chat
-from .backbone import Backbone
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
 
 _MARK = "hmt-content-mark"
 _USER: dict[str, Any] = {"role": "user", "content": "hmt-user-mark"}

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import byte_tokenizer, tiny_model
 
-from hmt_memory.constrained import Constraint, Form, Speech, form_of, json_form, parse_calls, strict, tool_choice_of
+from hmt_memory.calls import parse_calls
+from hmt_memory.constrained import Constraint, Form, Speech, form_of, json_form, strict, tool_choice_of
 from hmt_memory.errors import InputError
 
 MODEL = tiny_model(tokenizer=byte_tokenizer())

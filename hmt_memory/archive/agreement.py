@@ -12,8 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .. import history
-from ..backbone import Backbone
-from ..constrained import parse_calls
+from ..calls import parse_calls
 from ..errors import InputError, SessionNotFoundError
 from ..fingerprint import fingerprint, text_parts
 from ..store import records, sweeping
@@ -24,6 +23,7 @@ from ..transcript import Stretch, Transcript, called
 if TYPE_CHECKING:
     import sqlite3
 
+    from ..backbone import Backbone
     from ..model import HMTModel
 
 log = logging.getLogger("hmt_memory")

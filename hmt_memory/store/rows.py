@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from ..errors import StoreDamagedError
 
@@ -72,6 +77,30 @@ class MessageRow(NamedTuple):
     content: tuple[int, int]
 
 
+class Payload(NamedTuple):
+    """Where content stands, as the row it belongs to says."""
+
+    id: int
+    size: int
+    check: int  # crc32 of the content
+
+
+class TokenRow(NamedTuple):
+    """Some of a message's tokens, without the tokens themselves."""
+
+    start: int
+    ids: Payload
+
+
+class Kept(NamedTuple):
+    """A message that moves to another stream without its content, which both refer to."""
+
+    row: MessageRow  # without its body
+    body: Payload
+    tokens: tuple[TokenRow, ...]
+    new: frozenset[int] = frozenset()  # payloads of tokens that no other row refers to
+
+
 class SegmentRow(NamedTuple):
     """One closed segment."""
 
@@ -89,6 +118,21 @@ class DocumentRow(NamedTuple):
     stream: int
     body: Mapping[str, Any]
     created_at: float
+
+
+def as_array(ids: ArrayLike) -> NDArray[np.uint32]:
+    """Give token ids the form in which they are stored."""
+    return np.asarray(ids, dtype=np.uint32)
+
+
+class DocumentStream(NamedTuple):
+    """A document's stream, without its text."""
+
+    document: int
+    stream: int
+    tokens: int
+    segments: int  # closed
+    digest: bytes  # of these
 
 
 def crc_of(*values: Any) -> int:
@@ -110,3 +154,29 @@ def checked(what: str, row: Sequence[Any]) -> Sequence[Any]:
 def damaged(what: str) -> StoreDamagedError:
     """Make the error for a row that is not what was written."""
     return StoreDamagedError(f"{what} is damaged: its checksum does not fit. Restore a backup or an export.")
+
+
+def content(what: str, data: bytes, size: int, check: int) -> bytes:
+    """Return the content that `data` begins with. Raises StoreDamagedError if it is not what was written."""
+    said = data[:size]
+    if len(said) != size or zlib.crc32(said) != check:
+        raise damaged(what)
+    return said
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """Return a body as it is stored."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+
+
+def chain(before: bytes, span: tuple[int, int], memory: bytes, keys: bytes | None) -> bytes:
+    """Compute the digest of a segment row: of what it holds and of every row before it."""
+    digest = hashlib.blake2b(before, digest_size=16)
+    for part in (repr(span).encode(), memory, keys or b""):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()
+
+
+def name_key(name: str) -> bytes:
+    """Return what a session, corpus or document is looked up by."""
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, MissingDependencyError
@@ -67,53 +66,12 @@ def new_search(factory: str, width: int) -> Search:
             raise MissingDependencyError(
                 f"the index {factory!r} needs FAISS ({error}). Run: pip install 'hmt-memory[cpu]'"
             ) from error
-        return _Torch(width)
+        from .torch_search import TorchSearch
+
+        return TorchSearch(width)
     if name == DEFAULT:
         return _Gpu(faiss, width) if _gpu_usable(faiss) else _Flat(faiss, width)
     return _Factory(faiss, width, factory)
-
-
-class _Torch(Search):
-    """Exact search in torch, for machines without FAISS. Rows lie in blocks, so that growing copies little."""
-
-    name, kind = "torch", "flat16"
-    _BLOCK = 65_536
-
-    def __init__(self, width: int) -> None:
-        self._blocks: list[torch.Tensor] = []
-        self._width = width
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        wanted = torch.from_numpy(query)
-        scores = torch.cat([block.float() @ wanted for block in self._blocks])
-        best = scores.topk(min(k, len(scores)))
-        return best.values.numpy(), best.indices.numpy()
-
-    def add(self, rows: Halves) -> None:
-        new = torch.from_numpy(rows.copy())
-        if self._blocks and len(self._blocks[-1]) + len(new) <= self._BLOCK:
-            self._blocks[-1] = torch.cat([self._blocks[-1], new])
-        else:
-            self._blocks.append(new)
-
-    def keep(self, kept: NDArray[np.bool_]) -> bool:
-        masks = np.split(kept, np.cumsum([len(block) for block in self._blocks])[:-1])
-        self._blocks = [block[torch.from_numpy(mask)] for block, mask in zip(self._blocks, masks, strict=True)]
-        return True
-
-    def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
-        starts = np.cumsum([0, *(len(block) for block in self._blocks)])
-        owner = np.searchsorted(starts, rows, side="right") - 1
-        picked = [self._blocks[at][row - starts[at]] for at, row in zip(owner.tolist(), rows.tolist(), strict=True)]
-        found: Halves = torch.stack(picked).numpy() if picked else np.zeros((0, self._width), np.float16)
-        return found
-
-    def dump(self) -> Iterator[bytes]:
-        for block in self._blocks:
-            yield block.numpy().astype("<f2").tobytes()
-
-    def load(self, data: memoryview, rows: int) -> None:
-        self.add(_matrix(data, rows, self._width))
 
 
 class _Flat(Search):
@@ -164,7 +122,7 @@ class _Flat(Search):
             yield codes[start : start + 65_536].astype("<f2", copy=False).tobytes()
 
     def load(self, data: memoryview, rows: int) -> None:
-        self.add(_matrix(data, rows, self._width))
+        self.add(matrix(data, rows, self._width))
 
 
 class _Gpu(_Flat):
@@ -263,7 +221,7 @@ class _Factory(Search):
     def load(self, data: memoryview, rows: int) -> None:
         length = int.from_bytes(data[:8], "little")
         if not length:
-            self.add(_matrix(data[8:], rows, self._width))
+            self.add(matrix(data[8:], rows, self._width))
             return
         self._index = self._faiss.deserialize_index(np.frombuffer(data[8 : 8 + length], np.uint8))
         self._set_parameters()
@@ -272,7 +230,8 @@ class _Factory(Search):
             raise ValueError("it holds other keys than its header says")
 
 
-def _matrix(data: memoryview, rows: int, width: int) -> Halves:
+def matrix(data: memoryview, rows: int, width: int) -> Halves:
+    """Rows as they were dumped. Raises ValueError where they are not so many of that width."""
     if len(data) != rows * width * 2:
         raise ValueError("it holds another number of keys than its header says")
     found: Halves = np.frombuffer(data, "<f2").reshape(rows, width)
@@ -304,4 +263,8 @@ def _use_huge_pages(address: int, size: int) -> None:
 
 def _gpu_usable(faiss: Any) -> bool:
     """Whether this is a GPU build of FAISS and there is a GPU; torch is asked first, because it does not abort."""
-    return hasattr(faiss, "StandardGpuResources") and torch.cuda.is_available() and faiss.get_num_gpus() > 0
+    if not hasattr(faiss, "StandardGpuResources"):
+        return False
+    import torch
+
+    return torch.cuda.is_available() and faiss.get_num_gpus() > 0
