@@ -88,7 +88,8 @@ class Collection:
         except StoreDamagedError:
             raise
         except (StoreError, SessionBusyError) as error:
-            log.warning("%s %r is stored, but reading it into memory waits: %s", self._kind, self.name, error)
+            level = logging.DEBUG if isinstance(error, SessionBusyError) else logging.WARNING  # whoever is at it reads it
+            log.log(level, "%s %r is stored, but reading it into memory waits: %s", self._kind, self.name, error)
 
     @contextmanager
     def _reading(self, *, wait: bool = True) -> Iterator[None]:

@@ -7,7 +7,7 @@ stored tokens: what is not read yet, after a crash or behind a reply, is read by
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -393,7 +393,7 @@ class Session(StoredSession):
 
     def _after_reply(self) -> None:
         """Close segments that the answer filled, if nobody else is reading; the next call does it otherwise."""
-        with suppress(SessionBusyError), self._stored_already():
+        with self._stored_already():
             with self._reading(wait=False):
                 row = self._read_pending().row
             self._apply_retention(row)

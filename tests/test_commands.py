@@ -58,3 +58,13 @@ def test_what_runs_no_model_loads_none(command: str, store: Path, tmp_path: Path
     arguments = [str(tmp_path / "alice.hmt") if part == "FILE" else part for part in command.split()]
     ran = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, timeout=60)
     assert ran.stderr.splitlines()[-1] == "code 0", ran.stderr
+
+
+def test_what_somebody_else_is_reading_is_no_warning(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "hmt_memory")
+    with MemoryStore(store) as opened:
+        session = opened.session("alice", MODEL)
+        with opened.reading_mutex(session._id):
+            session._after_reply()
+    (record,) = [one for one in caplog.records if "another thread is reading" in one.getMessage()]
+    assert record.levelname == "DEBUG"
