@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import __version__, lora, trust, weights
+from . import __version__, lora, places, trust, weights
 from .backbone import Backbone
 from .config import HMTConfig
 from .errors import CheckpointError, MissingDependencyError, ModelNotFoundError
@@ -104,7 +104,7 @@ def load_model(
     if adapter is None and (Path(name) / CONFIG_FILE).is_file():
         adapter, name = name, str(_read_config(Path(name))["backbone"].get("name"))
     if adapter is None and config is None:
-        adapter = weights.bundled_adapter(name)
+        adapter = places.bundled_adapter(name)
     adapter = None if str(adapter) == UNTRAINED else adapter
     if Path(name).expanduser().exists():
         name = str(Path(name).expanduser().resolve())  # recorded in checkpoints, which are loaded from anywhere

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import __version__
+from . import __version__, places
 from .config import DEFAULT_MODEL
 from .errors import HMTError
 from .store.database import SQLITE, default_folder
@@ -191,13 +191,11 @@ def _auto_dtype(device: torch.device) -> tuple[str | None, str]:
 
 
 def _default_model() -> DefaultModel:
-    from . import weights
-
     try:
-        file = weights.bundled_file()
+        file = places.bundled_file()
     except HMTError as error:
         return DefaultModel(DEFAULT_MODEL, None, None, 0, str(error))
-    cache = weights.converted_folder(file)
+    cache = places.converted_folder(file)
     return DefaultModel(DEFAULT_MODEL, str(file), str(cache), _size(cache), _cache_advice(cache))
 
 

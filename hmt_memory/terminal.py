@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from . import places
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -137,12 +138,8 @@ def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:
 
 
 def _converts_first(name: str) -> bool:
-    from . import weights
-
-    path = Path(name).expanduser()
-    if name.lower() in weights.BUNDLED:
-        path = weights.bundled_file(name)
-    return path.suffix.lower() == ".gguf" and path.is_file() and not weights.converted_folder(path).is_dir()
+    path = places.bundled_file(name) if name.lower() in places.BUNDLED else Path(name).expanduser()
+    return path.suffix.lower() == ".gguf" and path.is_file() and not places.converted_folder(path).is_dir()
 
 
 def note_if_untrained(model: HMTModel, screen: Screen, state: HMTState | None = None) -> None:

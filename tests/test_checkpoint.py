@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from test_reading import same
 from tiny import SMALL, byte_tokenizer, random_ids, randomize, tiny_causal_lm
 
-from hmt_memory import HMTConfig, HMTModel, weights
+from hmt_memory import HMTConfig, HMTModel, places, weights
 from hmt_memory.backbone import Backbone
 from hmt_memory.errors import BackboneError, CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
 from hmt_memory.fingerprint import fingerprint
@@ -177,8 +177,8 @@ def test_a_damaged_adapter_is_named(backbone_folder: Path, tmp_path: Path, damag
 def test_a_bundled_model_brings_its_adapter(backbone_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = randomize(HMTModel.wrap(tiny_causal_lm(), byte_tokenizer(), replace(SMALL, memory_tokens=2)))
     trained.save_pretrained(tmp_path / "adapters/some-model")
-    monkeypatch.setattr(weights, "ADAPTERS", tmp_path / "adapters")
-    monkeypatch.setitem(weights.BUNDLED, "some-model", "a-package")
+    monkeypatch.setattr(places, "ADAPTERS", tmp_path / "adapters")
+    monkeypatch.setitem(places.BUNDLED, "some-model", "a-package")
     monkeypatch.setattr(weights, "local_folder", lambda name: backbone_folder)
     by_default, untrained = load(Path("Some-Model")), load(Path("some-model"), adapter="none", config=SMALL)
     assert by_default.is_trained and by_default.config.memory_tokens == 2

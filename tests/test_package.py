@@ -31,6 +31,7 @@ ORDER = [
     "namespace",
     "lora",
     "backbone",
+    "places",
     "weights",
     "chat",
     "transcript",

