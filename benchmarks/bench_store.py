@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from measure import default_model, english, in_fresh_process, interleaved, machine, ratio, seconds
 
-from hmt_memory import HMTModel, MemoryStore, Session, history
+from hmt_memory import HMTModel, MemoryStore, Session
 from hmt_memory.fingerprint import fingerprint
 from hmt_memory.recollection import preselect, weigh
-from hmt_memory.store import records
-from hmt_memory.store.rows import CollectionRow, MessageRow, SegmentRow
+from hmt_memory.store import lineage
+from hmt_memory.store.rows import CollectionRow, MessageRow, SegmentRow, chain
 
 QUESTION = {"role": "user", "content": "What did I tell you about this?"}
 MESSAGE_TOKENS = 128
@@ -42,7 +42,7 @@ def insert(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sessi
     ids = english(model, tokens).numpy().astype(np.uint32)
     noise = np.random.default_rng(0)
     with store.database.writing() as db:
-        row = records.find_collection(db, "session", name)
+        row = db.find_collection("session", name)
         assert row is not None
         rows = [
             MessageRow(
@@ -50,17 +50,17 @@ def insert(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sessi
             )
             for at, span in enumerate((start, start + MESSAGE_TOKENS) for start in range(0, tokens, MESSAGE_TOKENS))
         ]
-        records.append_messages(db, row.stream or 0, rows, ids)
+        lineage.append_messages(db, row.stream or 0, rows, ids)
         made_by = fingerprint(model)
-        number = records.add_model(db, made_by.digest, made_by.parts)
+        number = db.add_model(made_by.digest, made_by.parts)
         changed = CollectionRow(**{**row.__dict__, "model": number, "next_id": len(rows) + 1})
-        records.update_collection(db, changed)
-        parts, digest = history.lineage(db, changed), b""
+        db.update_collection(changed)
+        parts, digest = lineage.of(db, changed), b""
         for at in range(tokens // length):
             data = (noise.standard_normal((model.slots, width)) * 2.2).astype("<f2").tobytes()
             span = (at * length, (at + 1) * length)
-            digest = records.chain(digest, span, data, None)
-            records.append_segments(db, parts, [SegmentRow(at, span, data, None, digest)])
+            digest = chain(digest, span, data, None)
+            lineage.append_segments(db, parts, [SegmentRow(at, span, data, None, digest)])
     return session
 
 

@@ -21,7 +21,7 @@ from .config import DEFAULT_MODEL
 from .errors import InputError
 from .namespace import Namespace
 from .reconcile import Entry, HistoryMode, entry, reconcile
-from .store.database import default_folder
+from .store.open import default_folder
 from .transcript import Messages, Transcript, system_texts, validated
 
 if TYPE_CHECKING:

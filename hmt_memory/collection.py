@@ -5,23 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
-
-from filelock import Timeout
 
 from .errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from .fingerprint import fingerprint, matching
-from .store import records
-from .store.derived import RewrittenError
+from .store.index.derived import RewrittenError
 from .store.rows import CollectionRow
 from .transcript import Transcript
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from .memory_store import MemoryStore
     from .model import HMTModel
+    from .store.backend import Transaction
 
 T = TypeVar("T")
 log = logging.getLogger("hmt_memory")
@@ -57,13 +53,13 @@ class Collection:
             raise InputError(f"{kind} {self.name!r} was opened without a model. Open it with one: store.{kind}(name, model)")
         return self._model
 
-    def _row(self, db: sqlite3.Connection) -> CollectionRow:
-        row = records.collection(db, self._id)
+    def _row(self, db: Transaction) -> CollectionRow:
+        row = db.collection(self._id)
         if row is None:
             raise SessionNotFoundError(f"{self._kind} {self.name!r} was deleted.")
         return row
 
-    def _own_row(self, db: sqlite3.Connection) -> CollectionRow:
+    def _own_row(self, db: Transaction) -> CollectionRow:
         """The row, if it is this model's."""
         row = self._row(db)
         matching(db, row, self._made_by)
@@ -97,13 +93,13 @@ class Collection:
         mutex = self._store.reading_mutex(self._id)
         if not mutex.acquire(blocking=wait):
             raise SessionBusyError(f"another thread is reading into {self._kind} {self.name!r}. Try again.")
-        try:
-            with self._database.lock(f"{self._kind}-{self._id}", timeout=None if wait else 0):
-                yield
-        except Timeout as error:
-            raise SessionBusyError(
-                f"another process has been writing {self._kind} {self.name!r} for {self._database.timeout:g} s. Nothing was "
-                "stored; try again, or open the store with a longer timeout."
-            ) from error
-        finally:
-            mutex.release()
+        with ExitStack() as held:
+            held.callback(mutex.release)
+            try:
+                held.enter_context(self._database.lock(f"{self._kind}-{self._id}", timeout=None if wait else 0))
+            except SessionBusyError as error:
+                raise SessionBusyError(
+                    f"another process has been writing {self._kind} {self.name!r} for {self._database.timeout:g} s. Nothing "
+                    "was stored; try again, or open the store with a longer timeout."
+                ) from error
+            yield

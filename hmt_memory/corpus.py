@@ -18,16 +18,15 @@ from .answer import Answer, Request
 from .errors import InputError
 from .recollection import RecalledSegments, Sources, ViewRecollection
 from .shards import CorpusShard
-from .store import records
+from .store import lineage
 from .store.rows import CollectionRow, DocumentRow, Lineage, as_array
 from .stored_corpus import StoredCorpus
 from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from .memory_store import MemoryStore
     from .model import HMTModel
+    from .store.backend import Transaction
 
 
 class Corpus(StoredCorpus):
@@ -68,24 +67,22 @@ class Corpus(StoredCorpus):
                 given_up = self._replaced(db, row, {body["name"] for body in bodies} if replace_named else (), replacing)
                 row, erasure = self._erase(db, row, given_up)
                 for offset, (body, tokens) in enumerate(zip(bodies, ids, strict=True)):
-                    stream = records.add_stream(db)
-                    records.append_messages(db, stream, [], tokens)
-                    records.add_document(db, row.id, DocumentRow(row.next_id + offset, stream, body, now))
-                number = records.add_model(db, self._made_by.digest, self._made_by.parts)
+                    stream = lineage.add_stream(db)
+                    lineage.append_messages(db, stream, [], tokens)
+                    db.add_document(row.id, DocumentRow(row.next_id + offset, stream, body, now))
+                number = db.add_model(self._made_by.digest, self._made_by.parts)
                 changed = replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now)
-                records.update_collection(db, changed)
+                db.update_collection(changed)
             with self._stored_already():
                 self._store.finish_erasing(erasure)
             with self._stored_already():
                 self._read_pending(progress)
         return [row.next_id + offset for offset in range(len(bodies))]
 
-    def _replaced(
-        self, db: sqlite3.Connection, row: CollectionRow, names: Iterable[str], ids: Iterable[int]
-    ) -> list[DocumentRow]:
+    def _replaced(self, db: Transaction, row: CollectionRow, names: Iterable[str], ids: Iterable[int]) -> list[DocumentRow]:
         """The documents of these names, and those of these ids that are there."""
-        named = [document for name in names for document in records.documents_named(db, row.id, name)]
-        known = [records.find_document(db, row.id, id) for id in set(ids)]
+        named = [document for name in names for document in db.documents_named(row.id, name)]
+        known = [db.find_document(row.id, id) for id in set(ids)]
         return list({document.id: document for document in [*named, *known] if document is not None}.values())
 
     def recall(self, query: str, top_k: int = 5, *, others: Sequence[Corpus] = ()) -> RecalledSegments:
@@ -119,7 +116,7 @@ class Corpus(StoredCorpus):
         with self._database.reading() as db:
             volumes = self._store.shelf(self._own_row(db)).volumes
         length = model.config.segment_length
-        unread = [max(0, records.size(volume.parts)[1] - volume.segments * length) for volume in volumes]
+        unread = [max(0, lineage.size(volume.parts)[1] - volume.segments * length) for volume in volumes]
         done = 0
         for volume, left in zip(volumes, unread, strict=True):
             while left > 0:
@@ -130,19 +127,19 @@ class Corpus(StoredCorpus):
 
     def _read_chunk(self, model: HMTModel, parts: Lineage) -> int:
         """Read and store the next segments of a document; how many tokens they have."""
-        tokens = records.size(parts)[1]
+        tokens = lineage.size(parts)[1]
         with self._database.reading() as db:
             before = load_state(db, parts, model)
             at = before.tokens - len(before.open_ids)
             before = replace(before, open_ids=before.open_ids[:0], tokens=at)
-            ids = torch.from_numpy(records.tokens(db, parts, at, at + CHUNK_SEGMENTS * model.config.segment_length))
-            digest = records.digest_at(db, parts, before.segments)
+            ids = torch.from_numpy(lineage.tokens(db, parts, at, at + CHUNK_SEGMENTS * model.config.segment_length))
+            digest = lineage.digest_at(db, parts, before.segments)
         *_, after = read_on(model, ids, before, final=at + len(ids) == tokens)
         with self._database.writing() as db:
             row = self._own_row(db)
-            if records.segment_count(db, parts) == before.segments:
-                records.append_segments(db, parts, segment_rows(model, before, after, digest))
-                records.update_collection(db, row)
+            if lineage.segment_count(db, parts) == before.segments:
+                lineage.append_segments(db, parts, segment_rows(model, before, after, digest))
+                db.update_collection(row)
         return len(ids)
 
     def _sources(self, others: Sequence[Corpus]) -> Sources[Any]:

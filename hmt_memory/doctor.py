@@ -22,7 +22,7 @@ from rich.text import Text
 from . import __version__, places
 from .config import DEFAULT_MODEL
 from .errors import HMTError
-from .store.database import SQLITE, default_folder
+from .store.open import SQLITE, default_folder
 
 if TYPE_CHECKING:
     import torch

@@ -12,15 +12,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import ModelMismatchError
-from .store import records
 from .store.rows import CollectionRow, ModelRow
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from torch import Tensor
 
     from .model import HMTModel
+    from .store.backend import Transaction
 
 _KEPT = "_fingerprint"
 _READING = (
@@ -78,11 +76,11 @@ def _compute(model: HMTModel) -> Fingerprint:
     return Fingerprint(digest_of(parts), parts)
 
 
-def matching(db: sqlite3.Connection, row: CollectionRow, made_by: Fingerprint) -> None:
+def matching(db: Transaction, row: CollectionRow, made_by: Fingerprint) -> None:
     """Raises ModelMismatchError if another model made the memory of a session or corpus."""
     if row.model is None:
         return
-    stored = Fingerprint.of(records.model(db, row.model))
+    stored = Fingerprint.of(db.model(row.model))
     if stored.digest != made_by.digest:
         command = "hmt sessions rebuild" if row.kind == "session" else "hmt read --rebuild --corpus"
         raise ModelMismatchError(

@@ -14,24 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .chat import SYSTEM_ROLES
 from .errors import SessionNotFoundError
 from .fingerprint import Fingerprint, text_parts
-from .store import erasing, records
-from .store.database import Database
-from .store.rows import CollectionRow, Lineage, MessageRow, as_array
+from .store import lineage
+from .store.backend import Backend
+from .store.rows import CollectionRow, Kept, Lineage, MessageRow, as_array
 from .transcript import Stretch, Transcript
 
 if TYPE_CHECKING:
-    import sqlite3
+    from .store.backend import Transaction
 
 
-def lineage(db: sqlite3.Connection, row: CollectionRow) -> Lineage:
-    """The stored conversation of a session."""
-    return records.lineage(db, row.stream or 0)
-
-
-def positions(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, ids: Iterable[int]) -> dict[int, int]:
+def positions(db: Transaction, row: CollectionRow, parts: Lineage, ids: Iterable[int]) -> dict[int, int]:
     """Where messages stand. Raises SessionNotFoundError if one is not in the session."""
     wanted = set(ids)
-    found = records.positions(db, parts, wanted)
+    found = lineage.positions(db, parts, wanted)
     if missing := sorted(wanted - set(found)):
         raise SessionNotFoundError(
             f"session {row.name!r} has no message {', '.join(map(str, missing))}. List them: messages() or hmt sessions show."
@@ -39,17 +34,17 @@ def positions(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, ids: I
     return found
 
 
-def fork(db: sqlite3.Connection, row: CollectionRow, name: str, upto: int | None, *, now: float) -> CollectionRow:
+def fork(db: Transaction, row: CollectionRow, name: str, upto: int | None, *, now: float) -> CollectionRow:
     """A new session whose stream continues that of `row` after message `upto` (None: after its last)."""
-    parts = lineage(db, row)
-    messages, tokens = records.size(parts)
+    parts = lineage.of(db, row)
+    messages, tokens = lineage.size(parts)
     if upto is not None:
         at = positions(db, row, parts, [upto])[upto]
-        (last,) = records.messages(db, parts, at, at + 1)
+        (last,) = lineage.messages(db, parts, at, at + 1)
         messages, tokens = at + 1, last.tokens[1]
-    stream = records.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
-    new = records.add_collection(db, "session", name, stream=stream, now=now)
-    return records.update_collection(db, replace(new, model=row.model, next_id=row.next_id, settings=row.settings))
+    stream = lineage.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
+    new = db.add_collection("session", name, stream=stream, now=now)
+    return db.update_collection(replace(new, model=row.model, next_id=row.next_id, settings=row.settings))
 
 
 class Forgotten(NamedTuple):
@@ -65,12 +60,12 @@ class _Plan(NamedTuple):
 
     messages: int  # so many stay where they are
     tokens: int
-    transfer: Callable[[sqlite3.Connection, Lineage, int, int, int], None]  # appends messages [start, stop) to a stream
-    settle: Callable[[sqlite3.Connection, CollectionRow], CollectionRow]  # makes what else changes of the session's row
+    transfer: Callable[[Transaction, Lineage, int, int, int], None]  # appends messages [start, stop) to a stream
+    settle: Callable[[Transaction, CollectionRow], CollectionRow]  # makes what else changes of the session's row
     sharing: tuple[str, ...] = ()
 
 
-def forget(database: Database, id: int, ids: Iterable[int]) -> Forgotten:
+def forget(database: Backend, id: int, ids: Iterable[int]) -> Forgotten:
     """Erase messages of a session and every segment that saw them, inside the session's own lock.
 
     Raises:
@@ -80,7 +75,7 @@ def forget(database: Database, id: int, ids: Iterable[int]) -> Forgotten:
 
 
 def move(
-    database: Database,
+    database: Backend,
     id: int,
     transcript: Transcript,
     made_by: Fingerprint,
@@ -99,31 +94,31 @@ def move(
     return _rewrite(database, id, lambda db, row: _moving(db, row, transcript, made_by, anew, settle))
 
 
-def cut(db: sqlite3.Connection, row: CollectionRow, messages: int, tokens: int) -> Forgotten:
+def cut(db: Transaction, row: CollectionRow, messages: int, tokens: int) -> Forgotten:
     """Erase what follows so many messages and tokens of a session."""
-    parts = lineage(db, row)
-    sharing = _sharing(db, row, parts, range(messages, records.size(parts)[0]))
-    stream = records.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
+    parts = lineage.of(db, row)
+    sharing = _sharing(db, row, parts, range(messages, lineage.size(parts)[0]))
+    stream = lineage.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
     return _switched(db, row, stream, sharing)
 
 
-def compact(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
+def compact(db: Transaction, row: CollectionRow) -> CollectionRow:
     """Join what rewriting has split; who goes by the places of before is told that the session was rewritten."""
-    joined = records.compact(db, row)
-    return row if joined == row else records.update_collection(db, replace(joined, epoch=joined.epoch + 1))
+    joined = lineage.compact(db, row)
+    return row if joined == row else db.update_collection(replace(joined, epoch=joined.epoch + 1))
 
 
 _TOGETHER = 256  # messages that one transaction moves: others wait for no more
 
 
-def _rewrite(database: Database, id: int, plan_of: Callable[[sqlite3.Connection, CollectionRow], _Plan]) -> Forgotten:
+def _rewrite(database: Backend, id: int, plan_of: Callable[[Transaction, CollectionRow], _Plan]) -> Forgotten:
     """Write a session's new stream in short transactions, then let it take the place of the old one in one."""
     while True:
         with database.reading() as db:
             row = _existing(db, id)
-            plan, parts = plan_of(db, row), lineage(db, row)
+            plan, parts = plan_of(db, row), lineage.of(db, row)
         draft, done = None, plan.messages
-        while records.size(parts)[0] - done > _TOGETHER:
+        while lineage.size(parts)[0] - done > _TOGETHER:
             draft = database.erasing(partial(_advance, row=row, parts=parts, plan=plan, draft=draft, done=done))
             done += _TOGETHER
             database.let_others_write()
@@ -132,99 +127,99 @@ def _rewrite(database: Database, id: int, plan_of: Callable[[sqlite3.Connection,
             return result
 
 
-def _existing(db: sqlite3.Connection, id: int) -> CollectionRow:
-    row = records.collection(db, id)
+def _existing(db: Transaction, id: int) -> CollectionRow:
+    row = db.collection(id)
     if row is None:
         raise SessionNotFoundError("the session was deleted.")
     return row
 
 
-def _advance(db: sqlite3.Connection, *, row: CollectionRow, parts: Lineage, plan: _Plan, draft: int | None, done: int) -> int:
+def _advance(db: Transaction, *, row: CollectionRow, parts: Lineage, plan: _Plan, draft: int | None, done: int) -> int:
     """Write the next messages of a draft; return its stream."""
     if draft is None:
         abandon_drafts(db, row.id)
         draft = _begin(db, row, parts, plan)
-        records.add_draft(db, draft, row.id)
+        db.add_draft(draft, row.id)
     plan.transfer(db, parts, draft, done, done + _TOGETHER)
     return draft
 
 
-def _begin(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, plan: _Plan) -> int:
+def _begin(db: Transaction, row: CollectionRow, parts: Lineage, plan: _Plan) -> int:
     segments = _segments(db, row, plan.tokens)
-    return records.add_stream(db, parts, messages=plan.messages, tokens=plan.tokens, segments=segments)
+    return lineage.add_stream(db, parts, messages=plan.messages, tokens=plan.tokens, segments=segments)
 
 
-def _complete(db: sqlite3.Connection, *, row: CollectionRow, plan: _Plan, draft: int | None, done: int) -> Forgotten | None:
+def _complete(db: Transaction, *, row: CollectionRow, plan: _Plan, draft: int | None, done: int) -> Forgotten | None:
     """Write what is left, as the session is now, and switch to it; None: it was rewritten meanwhile."""
     now = _existing(db, row.id)
     if now.epoch != row.epoch:
         abandon_drafts(db, row.id)
         return None
-    parts = lineage(db, now)
+    parts = lineage.of(db, now)
     stream = _begin(db, now, parts, plan) if draft is None else draft
-    plan.transfer(db, parts, stream, done, records.size(parts)[0])
-    records.remove_draft(db, stream)
+    plan.transfer(db, parts, stream, done, lineage.size(parts)[0])
+    db.remove_draft(stream)
     return _switched(db, plan.settle(db, now), stream, plan.sharing)
 
 
-def _switched(db: sqlite3.Connection, row: CollectionRow, stream: int, sharing: tuple[str, ...]) -> Forgotten:
-    new = records.update_collection(db, replace(row, stream=stream, epoch=row.epoch + 1))
-    erasure = erasing.begin(db)
-    erasing.sweep_later(db, erasure, "stream", row.stream or 0)
+def _switched(db: Transaction, row: CollectionRow, stream: int, sharing: tuple[str, ...]) -> Forgotten:
+    new = db.update_collection(replace(row, stream=stream, epoch=row.epoch + 1))
+    erasure = db.begin_erasure()
+    db.sweep_later(erasure, "stream", row.stream or 0)
     return Forgotten(new, erasure, sharing)
 
 
-def abandon_drafts(db: sqlite3.Connection, id: int) -> int | None:
+def abandon_drafts(db: Transaction, id: int) -> int | None:
     """Give up what was being written for a session, whose lock is held; return the erasure that sweeps it away, if any."""
-    streams = records.drafts(db, id)
+    streams = db.drafts(id)
     if not streams:
         return None
-    erasure = erasing.begin(db)
+    erasure = db.begin_erasure()
     for stream in streams:
-        records.remove_draft(db, stream)
-        erasing.sweep_later(db, erasure, "stream", stream)
+        db.remove_draft(stream)
+        db.sweep_later(erasure, "stream", stream)
     return erasure
 
 
-def _forgetting(db: sqlite3.Connection, row: CollectionRow, ids: set[int]) -> _Plan:
-    parts = lineage(db, row)
+def _forgetting(db: Transaction, row: CollectionRow, ids: set[int]) -> _Plan:
+    parts = lineage.of(db, row)
     gone = positions(db, row, parts, ids)
     first = min(gone.values())
-    (cut,) = records.kept(db, parts, first, first + 1)
+    (cut,) = lineage.kept(db, parts, first, first + 1)
     tokens, start = cut.row.tokens[0], []
     if not tokens and row.model is not None:
-        start = list(records.model(db, row.model).parts["start_ids"])
+        start = list(db.model(row.model).parts["start_ids"])
 
-    def transfer(db: sqlite3.Connection, parts: Lineage, stream: int, low: int, high: int) -> None:
-        kept = [one for one in records.kept(db, parts, low, high) if one.row.id not in gone]
-        if start and not records.stream(db, stream).tokens:
+    def transfer(db: Transaction, parts: Lineage, stream: int, low: int, high: int) -> None:
+        kept = [one for one in lineage.kept(db, parts, low, high) if one.row.id not in gone]
+        if start and not db.stream(stream).tokens:
             kept = _without_start(db, parts, kept, start)
-        records.append_kept(db, stream, kept)
+        lineage.append_kept(db, stream, kept)
 
     return _Plan(first, tokens, transfer, lambda db, row: row, _sharing(db, row, parts, gone.values()))
 
 
 def _moving(
-    db: sqlite3.Connection,
+    db: Transaction,
     row: CollectionRow,
     transcript: Transcript,
     made_by: Fingerprint,
     anew: bool,
     settle: Callable[[CollectionRow], CollectionRow],
 ) -> _Plan:
-    stored = None if row.model is None else records.model(db, row.model).parts
+    stored = None if row.model is None else db.model(row.model).parts
     same_tokens = not anew and stored is not None and text_parts(stored) == text_parts(made_by.parts)
 
-    def transfer(db: sqlite3.Connection, parts: Lineage, stream: int, low: int, high: int) -> None:
+    def transfer(db: Transaction, parts: Lineage, stream: int, low: int, high: int) -> None:
         if same_tokens:
-            records.append_kept(db, stream, records.kept(db, parts, low, high))
+            lineage.append_kept(db, stream, lineage.kept(db, parts, low, high))
             return
-        messages, end = records.messages(db, parts, low, high), records.stream(db, stream)
+        messages, end = lineage.messages(db, parts, low, high), db.stream(stream)
         stretches = rendered(transcript, [one.body for one in messages], first=not end.tokens)
         append(db, stream, end.messages, end.tokens, messages, stretches)
 
-    def given(db: sqlite3.Connection, row: CollectionRow) -> CollectionRow:
-        return settle(replace(row, model=records.add_model(db, made_by.digest, made_by.parts)))
+    def given(db: Transaction, row: CollectionRow) -> CollectionRow:
+        return settle(replace(row, model=db.add_model(made_by.digest, made_by.parts)))
 
     return _Plan(0, 0, transfer, given)
 
@@ -247,22 +242,22 @@ def new_rows(bodies: Sequence[Any], first_id: int, times: Sequence[float]) -> li
     ]
 
 
-def stored_stretches(db: sqlite3.Connection, parts: Lineage, messages: Sequence[MessageRow]) -> list[Stretch]:
+def stored_stretches(db: Transaction, parts: Lineage, messages: Sequence[MessageRow]) -> list[Stretch]:
     """Return the stretches of messages as they are stored."""
     found = []
     for message in messages:
         start, stop = message.tokens
         content = (message.content[0] - start, message.content[1] - start)
-        found.append(Stretch(records.tokens(db, parts, start, stop).tolist(), content))
+        found.append(Stretch(lineage.tokens(db, parts, start, stop).tolist(), content))
     return found
 
 
 def append(
-    db: sqlite3.Connection, stream: int, seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]
+    db: Transaction, stream: int, seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]
 ) -> list[MessageRow]:
     """Append messages, whose own places and spans do not count, to a stream that ends at `seq` and token `at`."""
     rows = placed(seq, at, messages, stretches)
-    records.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
+    lineage.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
     return rows
 
 
@@ -276,44 +271,42 @@ def placed(seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequenc
     return rows
 
 
-def system_in_force(db: sqlite3.Connection, parts: Lineage) -> list[str]:
+def system_in_force(db: Transaction, parts: Lineage) -> list[str]:
     """The texts of the system messages that are pinned: those of the latest call that added any."""
     return [message.body["content"] for message in in_force(db, parts)]
 
 
-def in_force(db: sqlite3.Connection, parts: Lineage) -> list[MessageRow]:
+def in_force(db: Transaction, parts: Lineage) -> list[MessageRow]:
     latest: list[MessageRow] = []
-    for message in records.pinned(db, parts):
+    for message in lineage.pinned(db, parts):
         if latest and message.batch != latest[0].batch:
             break
         latest.insert(0, message)
     return latest
 
 
-def _segments(db: sqlite3.Connection, row: CollectionRow, tokens: int) -> int:
+def _segments(db: Transaction, row: CollectionRow, tokens: int) -> int:
     """How many segments are full after so many tokens."""
     if row.model is None:
         return 0
-    return tokens // int(records.model(db, row.model).parts["config"]["segment_length"])
+    return tokens // int(db.model(row.model).parts["config"]["segment_length"])
 
 
-def _without_start(
-    db: sqlite3.Connection, parts: Lineage, messages: Sequence[records.Kept], start: Sequence[int]
-) -> list[records.Kept]:
+def _without_start(db: Transaction, parts: Lineage, messages: Sequence[Kept], start: Sequence[int]) -> list[Kept]:
     """Messages that now begin a stream: the first goes without the start token that every view begins with."""
     found = list(messages)
     at = next((at for at, one in enumerate(found) if one.tokens), None)
     if at is not None:
-        ids = records.tokens(db, parts, *found[at].row.tokens)
+        ids = lineage.tokens(db, parts, *found[at].row.tokens)
         if ids[: len(start)].tolist() == list(start):
-            found[at] = records.shortened(db, found[at], ids, len(start))
+            found[at] = lineage.shortened(db, found[at], ids, len(start))
     return found
 
 
-def _sharing(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, seqs: Iterable[int]) -> tuple[str, ...]:
+def _sharing(db: Transaction, row: CollectionRow, parts: Lineage, seqs: Iterable[int]) -> tuple[str, ...]:
     """Names of other sessions that show a message of those at `seqs`."""
     first: dict[int, int] = {}  # of each stream's own messages among them
     for seq in sorted(seqs, reverse=True):
         first |= {part.stream: seq for part in parts if part.messages[0] <= seq < part.messages[1]}
-    names = {name for stream, seq in first.items() for name in records.showing(db, stream, seq, besides=row.id)}
+    names = {name for stream, seq in first.items() for name in db.showing(stream, seq, besides=row.id)}
     return tuple(sorted(names))

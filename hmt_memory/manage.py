@@ -17,16 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import InputError, StoreDamagedError
-from .terminal import (
-    Document,
-    Screen,
-    beginning,
-    note_if_untrained,
-    printable,
-    reading_bar,
-    show_recalled,
-    stream,
-)
+from .terminal import Document, Screen, beginning, note_if_untrained, printable, reading_bar, show_recalled, stream
 
 if TYPE_CHECKING:
     from .memory_store import MemoryStore
@@ -40,7 +31,7 @@ if TYPE_CHECKING:
 def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
     """The store in `folder` (None: the default). Raises InputError where there is none and none is to be made."""
     from .memory_store import MemoryStore
-    from .store.database import default_folder
+    from .store.open import default_folder
 
     chosen = default_folder() if folder is None else folder.expanduser()
     if not create and not (chosen / "memory.db").exists():

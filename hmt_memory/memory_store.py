@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from filelock import Timeout
-
 from . import history, words
 from .errors import (
     HMTError,
@@ -31,22 +29,22 @@ from .errors import (
 )
 from .fingerprint import Fingerprint, digest_of, fingerprint
 from .shards import Indexes
-from .store import derived, erasing, payloads, records, sweeping
-from .store.database import Database
-from .store.index import MemoryIndex
-from .store.rows import CollectionRow, Lineage, MessageRow
-from .store.search import DEFAULT
+from .store import lineage, sweeping
+from .store.index import derived
+from .store.index.search import DEFAULT
+from .store.index.vectors import MemoryIndex
+from .store.index.words import WordIndex
+from .store.open import open_backend
+from .store.rows import CollectionRow, Lineage, MessageRow, chain
 from .store.shelf import Shelf, shelf_of
-from .store.words import WordIndex
 from .stored_corpus import StoredCorpus
 from .stored_session import StoredSession
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from .corpus import Corpus
     from .model import HMTModel
     from .session import Session
+    from .store.backend import Transaction
     from .streams import Progress
 
 log = logging.getLogger("hmt_memory")
@@ -103,7 +101,7 @@ class MemoryStore:
         self._shelves: dict[int, tuple[int, Shelf]] = {}
         self._reading: dict[tuple[int, int], threading.Lock] = {}
         self._pid, self._mutex = os.getpid(), threading.Lock()
-        self.database = Database(self.folder, timeout=timeout, read_only=read_only)
+        self.database = open_backend(self.folder, timeout=timeout, read_only=read_only)
         if not read_only:
             self._take_up()
 
@@ -111,23 +109,23 @@ class MemoryStore:
         """Go on with erasures that a crash has left; where that cannot be now, the next opening tries again."""
         try:
             with self.database.reading() as db:
-                drafted, unfinished = records.drafted(db), erasing.unfinished(db)
-                half_rewritten = records.fact(db, _REWRITING) is not None
+                drafted, unfinished = db.drafted(), db.erasures()
+                half_rewritten = db.fact(_REWRITING) is not None
             for id in drafted:
                 unfinished += self._given_up(id)
             for erasure in unfinished:
-                self.finish_erasing(erasure, wait=False)
+                sweeping.take_up(self.database, erasure)
             if half_rewritten:
                 self.compact()
         except (SessionBusyError, StoreError) as error:
-            log.warning("%s", error)
+            log.warning("what was forgotten in %s is not overwritten yet: %s", self.folder, error)
 
     def _given_up(self, id: int) -> list[int]:
         """The erasure of what was being written for a session, unless somebody is at it."""
         try:
             with self.database.lock(f"session-{id}", timeout=0):
                 erasure = self.database.erasing(lambda db: history.abandon_drafts(db, id))
-        except Timeout:
+        except SessionBusyError:
             return []
         return [] if erasure is None else [erasure]
 
@@ -152,7 +150,7 @@ class MemoryStore:
             return
         try:
             with self.database.exclusive(), self.database.reading() as db:
-                row = records.collection(db, id)
+                row = db.collection(id)
                 if row is not None:
                     for index in indexes:
                         index.save(db, shelf_of(db, row), always=always)
@@ -193,17 +191,17 @@ class MemoryStore:
         _check_name(name)
         name = normal(name)
         with self.database.reading() as db:
-            row = records.find_collection(db, kind, name)
+            row = db.find_collection(kind, name)
         if row is not None:
             return row
         if model is None:
             raise self._unknown(kind, name)
         with self.database.writing() as db:
-            row = records.find_collection(db, kind, name)
+            row = db.find_collection(kind, name)
             if row is None:
                 self.check_new(db, kind, name)
-                stream = records.add_stream(db) if kind == "session" else None
-                row = records.add_collection(db, kind, name, stream=stream, now=self.now())
+                stream = lineage.add_stream(db) if kind == "session" else None
+                row = db.add_collection(kind, name, stream=stream, now=self.now())
         return row
 
     def sessions(self) -> list[str]:
@@ -217,12 +215,12 @@ class MemoryStore:
     def has(self, kind: str, name: str, opened: StoredSession | StoredCorpus | None = None) -> bool:
         """Whether there is a "session" or "corpus" of that name; with `opened`, whether it is still that one."""
         with self.database.reading() as db:
-            row = records.find_collection(db, kind, normal(name))
+            row = db.find_collection(kind, normal(name))
         return row is not None and (opened is None or opened._id == row.id)
 
     def _names(self, kind: str) -> list[str]:
         with self.database.reading() as db:
-            return [row.name for row in records.collections(db, kind)]
+            return [row.name for row in db.collections(kind)]
 
     def delete(self, name: str) -> None:
         """Delete a session: rows, index, and the bytes in all files. What forks of it share stays theirs.
@@ -237,15 +235,15 @@ class MemoryStore:
         self._delete("corpus", name)
 
     def _delete(self, kind: str, name: str) -> None:
-        def work(db: sqlite3.Connection) -> tuple[int, int]:
-            row, erasure = self.find(db, kind, name), erasing.begin(db)
-            records.delete_collection(db, row, erasure)
+        def work(db: Transaction) -> tuple[int, int]:
+            row, erasure = self.find(db, kind, name), db.begin_erasure()
+            db.delete_collection(row, erasure)
             self.drop_index(row.id)
             return row.id, erasure
 
         id, erasure = self.database.erasing(work)
         self.finish_erasing(erasure)
-        (self.database.folder / "locks" / f"{kind}-{id}.lock").unlink(missing_ok=True)
+        self.database.forget_lock(f"{kind}-{id}")
 
     def compact(self) -> int:
         """Rewrite the database without the room that erasing has left in it; return the bytes given back to the disk.
@@ -258,17 +256,17 @@ class MemoryStore:
         """
         before = self.database.size()
         with self.database.writing() as db:
-            payloads.drop_vacant(db)
-            records.set_fact(db, _REWRITING, "1")
+            db.drop_vacant()
+            db.set_fact(_REWRITING, "1")
         self.database.rewrite()
         with self.database.writing() as db:
-            records.set_fact(db, _REWRITING, None)
+            db.set_fact(_REWRITING, None)
         return max(0, before - self.database.size())
 
     def vacant_bytes(self) -> int:
         """Count the bytes of content that were erased and whose room nothing has taken yet."""
         with self.database.reading() as db:
-            return payloads.vacant_bytes(db)
+            return db.vacant_bytes()
 
     def rename(self, name: str, new: str) -> None:
         """Give a session another name.
@@ -277,9 +275,9 @@ class MemoryStore:
             SessionNotFoundError: there is none of that name. SessionExistsError: the new name is taken.
         """
         with self.database.writing() as db:
-            row, erasure = self.find(db, "session", name), erasing.begin(db)
+            row, erasure = self.find(db, "session", name), db.begin_erasure()
             self.check_new(db, "session", new)
-            records.rename_collection(db, row, normal(new), erasure)
+            db.rename_collection(row, normal(new), erasure)
         self.finish_erasing(erasure)
 
     def import_session(
@@ -297,7 +295,7 @@ class MemoryStore:
 
         row = archive.import_session(self, Path(path), name)
         with self.database.reading() as db:
-            stored = None if row.model is None else Fingerprint.of(records.model(db, row.model))
+            stored = None if row.model is None else Fingerprint.of(db.model(row.model))
         if model is None:
             return StoredSession(self, row)
         if stored is None or stored.digest == fingerprint(model).digest:
@@ -316,7 +314,7 @@ class MemoryStore:
         for kind in ("session", "corpus") if name is None else ("session",):
             with self.database.reading() as db:
                 try:
-                    rows = records.collections(db, kind) if name is None else [self.find(db, kind, name)]
+                    rows = db.collections(kind) if name is None else [self.find(db, kind, name)]
                 except StoreDamagedError as error:
                     problems.append(str(error))
                     continue
@@ -330,15 +328,15 @@ class MemoryStore:
     def _verify(self, row: CollectionRow, notes: list[str]) -> None:
         with self.database.reading() as db:
             if row.model is not None:
-                stored = records.model(db, row.model)
+                stored = db.model(row.model)
                 if digest_of(stored.parts) != stored.digest:
                     raise StoreDamagedError("the record of its model does not fit its digest")
             if row.kind == "corpus":
-                records.documents(db, row.id)
+                db.documents(row.id)
             shelf = shelf_of(db, row)
             for volume in shelf.volumes:
-                parts = records.lineage(db, volume.stream)
-                _verify_messages(records.messages(db, parts), has_messages=row.kind == "session", tokens=records.size(parts)[1])
+                parts = lineage.of_stream(db, volume.stream)
+                _verify_messages(lineage.messages(db, parts), has_messages=row.kind == "session", tokens=lineage.size(parts)[1])
                 _verify_segments(db, parts, volume.segments)
             for path in self.index_paths(row.id):
                 doubt = derived.stale(path, db, shelf)
@@ -359,10 +357,10 @@ class MemoryStore:
 
         return Corpus(self, row, model)
 
-    def find(self, db: sqlite3.Connection, kind: str, name: str) -> CollectionRow:
+    def find(self, db: Transaction, kind: str, name: str) -> CollectionRow:
         """The row of that name. Raises SessionNotFoundError."""
         _check_name(name)
-        row = records.find_collection(db, kind, normal(name))
+        row = db.find_collection(kind, normal(name))
         if row is None:
             raise self._unknown(kind, name)
         return row
@@ -371,10 +369,10 @@ class MemoryStore:
         known = ", ".join(map(repr, self._names(kind)[:5])) or "none yet"
         return SessionNotFoundError(f"there is no {kind} {name!r} in {self.folder}. There are: {known}.")
 
-    def check_new(self, db: sqlite3.Connection, kind: str, name: str) -> None:
+    def check_new(self, db: Transaction, kind: str, name: str) -> None:
         """Raises InputError if nothing can be called so, SessionExistsError if something is."""
         _check_name(name)
-        if records.find_collection(db, kind, normal(name)) is not None:
+        if db.find_collection(kind, normal(name)) is not None:
             raise SessionExistsError(f"there is a {kind} {name!r} already. Choose another name, or delete it first.")
 
     def indexes(self, row: CollectionRow, model: HMTModel, made_by: str) -> Indexes:
@@ -436,7 +434,7 @@ class MemoryStore:
         known = self._shelves.get(row.id)
         if known is None or known[0] != row.revision:
             with self.database.reading() as db:
-                row = records.collection(db, row.id) or row
+                row = db.collection(row.id) or row
                 known = self._shelves[row.id] = (row.revision, shelf_of(db, row))
         return known[1]
 
@@ -445,7 +443,7 @@ class MemoryStore:
         with self._mutex:
             return self._reading.setdefault((os.getpid(), id), threading.Lock())
 
-    def finish_erasing(self, erasure: int | None, *, wait: bool = True) -> None:
+    def finish_erasing(self, erasure: int | None) -> None:
         """Overwrite what was deleted, in steps between which others write: it is then in no file.
 
         Raises:
@@ -454,7 +452,7 @@ class MemoryStore:
         if erasure is None:
             return
         try:
-            sweeping.finish(self.database, erasure, wait=wait)
+            sweeping.finish(self.database, erasure)
         except StoreDamagedError:
             raise
         except (SessionBusyError, StoreError) as error:
@@ -491,12 +489,12 @@ def _verify_messages(messages: list[MessageRow], *, has_messages: bool, tokens: 
         raise StoreDamagedError("its messages and its tokens do not end together")
 
 
-def _verify_segments(db: sqlite3.Connection, parts: Lineage, count: int) -> None:
-    tokens, digest, at = records.size(parts)[1], b"", 0
-    for start in range(0, tokens, records.TOKENS_PER_ROW):
-        records.tokens(db, parts, start, start + records.TOKENS_PER_ROW)
-    for row in records.segments(db, parts, 0, count):
-        digest = records.chain(digest, row.tokens, row.memory, row.keys)
+def _verify_segments(db: Transaction, parts: Lineage, count: int) -> None:
+    tokens, digest, at = lineage.size(parts)[1], b"", 0
+    for start in range(0, tokens, lineage.TOKENS_PER_ROW):
+        lineage.tokens(db, parts, start, start + lineage.TOKENS_PER_ROW)
+    for row in lineage.segments(db, parts, 0, count):
+        digest = chain(digest, row.tokens, row.memory, row.keys)
         if digest != row.digest or row.tokens[0] != at:
             raise StoreDamagedError(f"segment {row.seq} does not follow from the one before it. Rebuild the session or corpus")
         at = row.tokens[1]

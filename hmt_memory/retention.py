@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .history import in_force, lineage
-from .store import records
+from .history import in_force
+from .store import lineage
 from .store.rows import CollectionRow, MessageRow
 
 if TYPE_CHECKING:
-    import sqlite3
+    from .store.backend import Transaction
 
 _COUNT_SLACK, _AGE_SLACK = 0.25, 0.1  # of a limit, how much room is made ahead
 _CLOCK = "clock"  # the fact what time it was when limits were last looked at
@@ -40,19 +40,19 @@ def believable(clock: dict[str, float], now: float) -> tuple[float, dict[str, fl
     return last, {"last": last, "jump": now if jump is None or now < jump else jump}
 
 
-def time_of(db: sqlite3.Connection, row: CollectionRow, now: float) -> tuple[float, str | None]:
+def time_of(db: Transaction, row: CollectionRow, now: float) -> tuple[float, str | None]:
     """Return the time that limits go by, and the fact to note about the clock; None: that it was noted lately."""
-    stored = records.fact(db, _CLOCK)
+    stored = db.fact(_CLOCK)
     before = json.loads(stored) if stored else {"last": row.updated_at}
     believed, after = believable(before, now)
     lately = stored and before.get("jump") == after.get("jump") and abs(after["last"] - before["last"]) < _NOTED_SECONDS
     return believed, None if lately else json.dumps(after)
 
 
-def note(db: sqlite3.Connection, clock: str | None) -> None:
+def note(db: Transaction, clock: str | None) -> None:
     """Note what was found about the clock."""
     if clock is not None:
-        records.set_fact(db, _CLOCK, clock)
+        db.set_fact(_CLOCK, clock)
 
 
 class Oldest(NamedTuple):
@@ -63,26 +63,26 @@ class Oldest(NamedTuple):
     time: float
 
 
-def oldest(db: sqlite3.Connection, row: CollectionRow, known: Oldest | None) -> Oldest:
+def oldest(db: Transaction, row: CollectionRow, known: Oldest | None) -> Oldest:
     """Look at what was added since; at everything where nothing is known."""
-    parts = lineage(db, row)
+    parts = lineage.of(db, row)
     known = Oldest(row.epoch, 0, float("inf")) if known is None or known.epoch != row.epoch else known
-    return Oldest(row.epoch, records.size(parts)[0], min(known.time, records.earliest(db, parts, known.messages)))
+    return Oldest(row.epoch, lineage.size(parts)[0], min(known.time, lineage.earliest(db, parts, known.messages)))
 
 
-def beyond_limits(db: sqlite3.Connection, row: CollectionRow, now: float, age: Oldest) -> set[int]:
+def beyond_limits(db: Transaction, row: CollectionRow, now: float, age: Oldest) -> set[int]:
     """Return the ids of messages that a session's limits leave no room for; the system messages in force do not count.
 
     Forgetting re-reads what is kept, so a limit that is reached makes room at once for a share of it.
     """
     limits = row.settings.get("retention", {})
     most, seconds = limits.get("messages"), limits.get("seconds")
-    parts = lineage(db, row)
+    parts = lineage.of(db, row)
     kept = {message.id for message in in_force(db, parts)}
-    count = records.size(parts)[0]
+    count = lineage.size(parts)[0]
     too_many = most is not None and count - len(kept) > most
     too_old = seconds is not None and age.time < now - seconds
-    messages = [one.row for one in records.kept(db, parts, 0, count)] if too_many or too_old else []
+    messages = [one.row for one in lineage.kept(db, parts, 0, count)] if too_many or too_old else []
     return _gone([message for message in messages if message.id not in kept], limits, now)
 
 

@@ -23,7 +23,7 @@ from .generate import Generation, check_budget
 from .recollection import RecalledSegment, RecalledSegments, Sources, ViewRecollection
 from .shards import Draft, SessionShard, Shard
 from .state import HMTState
-from .store import records
+from .store import lineage
 from .store.rows import CollectionRow, Lineage
 from .store.shelf import Shelf, volume
 from .stored_session import StoredSession
@@ -31,10 +31,9 @@ from .streams import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
 from .transcript import Messages, Stretch, system_texts, validated
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from .memory_store import MemoryStore
     from .model import HMTModel
+    from .store.backend import Transaction
 
 
 _LATEST = 16  # messages among which what the user said last is looked for
@@ -50,7 +49,7 @@ class _Snapshot:
 
     @property
     def tokens(self) -> int:
-        return records.size(self.parts)[1]
+        return lineage.size(self.parts)[1]
 
 
 class Session(StoredSession):
@@ -197,7 +196,7 @@ class Session(StoredSession):
 
     def _append(
         self,
-        db: sqlite3.Connection,
+        db: Transaction,
         row: CollectionRow,
         batch: Sequence[Mapping[str, Any]],
         stretches: Sequence[Stretch] | None = None,
@@ -206,8 +205,8 @@ class Session(StoredSession):
         asked_at: float | None = None,
     ) -> tuple[CollectionRow, list[int]]:
         """Store messages behind the last one; with `answer`, the last of them is the model's own, in these tokens."""
-        parts = history.lineage(db, row)
-        seq, at = records.size(parts)
+        parts = lineage.of(db, row)
+        seq, at = lineage.size(parts)
         told = batch if answer is None else batch[:-1]
         if stretches is None:
             stretches = history.rendered(self._transcript, told, first=not at)
@@ -217,9 +216,9 @@ class Session(StoredSession):
         times = [asked_at or now] * len(told) + [now] * (len(batch) - len(told))
         rows = history.new_rows(batch, row.next_id, times)
         history.append(db, parts[-1].stream, seq, at, rows, stretches)
-        number = records.add_model(db, self._made_by.digest, self._made_by.parts)
+        number = db.add_model(self._made_by.digest, self._made_by.parts)
         changed = replace(row, model=number, next_id=row.next_id + len(rows), updated_at=now)
-        return records.update_collection(db, changed), [one.id for one in rows]
+        return db.update_collection(changed), [one.id for one in rows]
 
     def _check_pinned(self, batch: Sequence[Mapping[str, Any]]) -> None:
         if system := system_texts(batch):
@@ -234,7 +233,7 @@ class Session(StoredSession):
         with self._database.reading() as db:
             row = self._own_row(db)
             if known is None or known.row != row:
-                parts = history.lineage(db, row)
+                parts = lineage.of(db, row)
                 known = _Snapshot(row, parts, load_state(db, parts, model))
         self._cache = known
         return known
@@ -244,14 +243,14 @@ class Session(StoredSession):
         model = self._needs_model()
         at, tokens = self._place(snapshot, message)
         with self._unless_rewritten(snapshot), self._database.reading() as db:
-            parts = records.until(snapshot.parts, at, tokens, tokens // model.config.segment_length)
+            parts = lineage.until(snapshot.parts, at, tokens, tokens // model.config.segment_length)
             return _Snapshot(snapshot.row, parts, load_state(db, parts, model))
 
     def _place(self, snapshot: _Snapshot, message: int) -> tuple[int, int]:
         """How many messages, and how many tokens, come before a message."""
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             at = history.positions(db, snapshot.row, snapshot.parts, [message])[message]
-            (row,) = records.messages(db, snapshot.parts, at, at + 1)
+            (row,) = lineage.messages(db, snapshot.parts, at, at + 1)
         return at, row.tokens[0]
 
     def _read_pending(self, progress: Progress | None = None) -> _Snapshot:
@@ -262,7 +261,7 @@ class Session(StoredSession):
         while snapshot.tokens - snapshot.state.segments * length >= length:
             at = snapshot.state.tokens
             with self._database.reading() as db:
-                ids = records.tokens(db, snapshot.parts, at, at + CHUNK_SEGMENTS * length)
+                ids = lineage.tokens(db, snapshot.parts, at, at + CHUNK_SEGMENTS * length)
             *_, state = read_on(model, torch.from_numpy(ids), snapshot.state)
             snapshot = self._store_segments(snapshot, state)
             if progress is not None:
@@ -281,22 +280,22 @@ class Session(StoredSession):
             row = self._own_row(db)
             if row.epoch == snapshot.row.epoch:
                 self._write_segments(db, snapshot, state)
-                records.update_collection(db, row)
+                db.update_collection(row)
         return self._snapshot(anew=True)
 
-    def _write_segments(self, db: sqlite3.Connection, snapshot: _Snapshot, state: HMTState) -> None:
+    def _write_segments(self, db: Transaction, snapshot: _Snapshot, state: HMTState) -> None:
         """Write the segments that `state` has beyond the snapshot's, unless a session that shares them was first."""
-        if records.segment_count(db, snapshot.parts) != snapshot.state.segments:
+        if lineage.segment_count(db, snapshot.parts) != snapshot.state.segments:
             return
-        digest = records.digest_at(db, snapshot.parts, snapshot.state.segments)
+        digest = lineage.digest_at(db, snapshot.parts, snapshot.state.segments)
         rows = segment_rows(self._needs_model(), snapshot.state, state, digest)
-        records.append_segments(db, snapshot.parts, rows)
+        lineage.append_segments(db, snapshot.parts, rows)
 
     def _draft(self, snapshot: _Snapshot, batch: Sequence[Mapping[str, Any]]) -> Draft:
         """Messages as they will stand in the stream once they are stored with their answer."""
         stretches = history.rendered(self._transcript, batch, first=not snapshot.tokens)
         rows = history.new_rows(batch, snapshot.row.next_id, [self._store.now()] * len(batch))
-        seq, at = records.size(snapshot.parts)
+        seq, at = lineage.size(snapshot.parts)
         ids = [token for stretch in stretches for token in stretch.ids]
         return Draft(history.placed(seq, at, rows, stretches), ids)
 
@@ -305,8 +304,8 @@ class Session(StoredSession):
         said = [row for row in draft.rows if row.body["role"] == "user"]
         if not said:
             with self._unless_rewritten(snapshot), self._database.reading() as db:
-                stored = records.size(snapshot.parts)[0]
-                latest = records.messages(db, snapshot.parts, max(0, stored - _LATEST), stored)
+                stored = lineage.size(snapshot.parts)[0]
+                latest = lineage.messages(db, snapshot.parts, max(0, stored - _LATEST), stored)
             said = [row for row in latest if row.body["role"] == "user"]
         return (str(said[-1].body["content"] or ""), said[-1].tokens[0]) if said else ("", None)
 
@@ -326,7 +325,7 @@ class Session(StoredSession):
         model = self._needs_model()
         with self._database.reading() as db:
             ids = self._row(db).settings.get("corpora", [])
-            corpora = [corpus for id in ids if (corpus := records.collection(db, id))]
+            corpora = [corpus for id in ids if (corpus := db.collection(id))]
             for corpus in corpora:
                 matching(db, corpus, self._made_by)
             return [corpus_shard(self._store, corpus, model, self._made_by.digest) for corpus in corpora]
@@ -370,13 +369,13 @@ class Session(StoredSession):
                 self._write_segments(db, snapshot, generation.closed[1])
         return ids
 
-    def _forget_from(self, db: sqlite3.Connection, row: CollectionRow, snapshot: _Snapshot) -> tuple[CollectionRow, int]:
+    def _forget_from(self, db: Transaction, row: CollectionRow, snapshot: _Snapshot) -> tuple[CollectionRow, int]:
         """Forget what follows a snapshot, unless somebody has added to it since; the row afterwards and the erasure."""
         if row != snapshot.row:
             raise SessionBusyError(
                 f"session {self.name!r} was added to meanwhile, so nothing was replaced and nothing was stored. Try again."
             )
-        forgotten = history.cut(db, row, *records.size(snapshot.parts))
+        forgotten = history.cut(db, row, *lineage.size(snapshot.parts))
         self._store.drop_index(row.id)
         return forgotten.row, forgotten.erasure
 

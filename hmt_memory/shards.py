@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import words
-from .store import records
-from .store.database import Database
-from .store.index import Hits, MemoryIndex
+from .errors import StoreDamagedError
+from .store import lineage
+from .store.backend import Backend
+from .store.index.search import Halves
+from .store.index.vectors import Hits, MemoryIndex
+from .store.index.words import Postings, WordIndex
 from .store.rows import DocumentRow, MessageRow
-from .store.search import Halves
 from .store.shelf import Shelf
-from .store.words import Postings, WordIndex
 
 if TYPE_CHECKING:
-    import sqlite3
+    from .store.backend import Transaction
 
 Decode = Callable[[Sequence[int]], str]
 _BROKEN = "\ufffd"  # what half a character decodes to, where a segment's edge cuts it
@@ -79,7 +80,7 @@ class Indexes(NamedTuple):
 class Shard:
     """A collection's closed segments, as of when it was made."""
 
-    def __init__(self, database: Database, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
+    def __init__(self, database: Backend, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
         self.database, self.indexes, self.shelf, self.name, self._decode = database, indexes, shelf, name, decode
         self.total = shelf.total
 
@@ -107,12 +108,12 @@ class Shard:
         volume, seq = self.shelf.locate(position)
         parts = self.shelf.volumes[volume].parts
         with self.database.reading() as db:
-            (row,) = records.segments(db, parts, seq, seq + 1)
+            (row,) = lineage.segments(db, parts, seq, seq + 1)
             start, stop = row.tokens
             span = (start, stop if before is None else max(start, min(stop, before)))
             return self._cite(db, volume, seq, span)
 
-    def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+    def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         raise NotImplementedError
 
 
@@ -154,16 +155,16 @@ class SessionShard(Shard):
         with self.database.reading() as db:
             return self.indexes.words.find(db, self.shelf, query, until)
 
-    def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+    def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         parts = self.shelf.volumes[volume].parts
-        stored = records.size(parts)[1]
-        rows = records.messages_in(db, parts, min(span[0], stored), min(span[1], stored))
+        stored = lineage.size(parts)[1]
+        rows = lineage.messages_in(db, parts, min(span[0], stored), min(span[1], stored))
         rows += [row for row in self.draft.rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
 
         def ids(row: MessageRow, start: int, stop: int) -> Sequence[int]:
             drafted = row.tokens[0] >= stored
             return (
-                self.draft.ids[start - stored : stop - stored] if drafted else records.tokens(db, parts, start, stop).tolist()
+                self.draft.ids[start - stored : stop - stored] if drafted else lineage.tokens(db, parts, start, stop).tolist()
             )
 
         text = "\n".join(_lines(rows, span, ids, self._decode))
@@ -225,23 +226,25 @@ class StreamShard(Shard):
 class CorpusShard(Shard):
     """A corpus: a volume for each document."""
 
-    def __init__(self, database: Database, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
+    def __init__(self, database: Backend, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
         super().__init__(database, indexes, shelf, name, decode)
         self._known: dict[int, DocumentRow] = {}  # those that were cited, without their texts
 
-    def _cite(self, db: sqlite3.Connection, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+    def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         document = self._document(db, self.shelf.documents[volume])
         parts = self.shelf.volumes[volume].parts
-        text = _trimmed(self._decode(records.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
+        text = _trimmed(self._decode(lineage.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
         source = f"{self.name}/{document.body['name']}"
         return Citation(
             seq, text, (), span, utc(document.created_at), source, document=document.id, metadata=document.body["metadata"]
         )
 
-    def _document(self, db: sqlite3.Connection, id: int) -> DocumentRow:
+    def _document(self, db: Transaction, id: int) -> DocumentRow:
         if id not in self._known:
             (collection, _, _) = self.shelf.version or (0, 0, 0)
-            row = records.document(db, collection, id)
+            row = db.find_document(collection, id)
+            if row is None:
+                raise StoreDamagedError(f"document {id} is missing from the store. Restore a backup.")
             self._known[id] = row._replace(body={**row.body, "text": ""})
         return self._known[id]
 

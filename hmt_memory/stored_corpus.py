@@ -14,14 +14,13 @@ from .collection import Collection
 from .errors import SessionNotFoundError
 from .fingerprint import Fingerprint, fingerprint
 from .shards import utc
-from .store import erasing, records
+from .store import lineage
 from .store.rows import CollectionRow, DocumentRow, as_array
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from .corpus import Corpus
     from .model import HMTModel
+    from .store.backend import Transaction
     from .streams import Progress
 
 
@@ -57,7 +56,7 @@ class StoredCorpus(Collection):
     def documents(self) -> list[Document]:
         """All documents in the order they were added."""
         with self._database.reading() as db:
-            return [_document(row) for row in records.documents(db, self._row(db).id)]
+            return [_document(row) for row in db.documents(self._row(db).id)]
 
     def stats(self) -> dict[str, Any]:
         """Counts and times, ready for JSON."""
@@ -67,11 +66,11 @@ class StoredCorpus(Collection):
             return {
                 "name": row.name,
                 "documents": len(shelf.documents),
-                "tokens": sum(records.size(volume.parts)[1] for volume in shelf.volumes),
+                "tokens": sum(lineage.size(volume.parts)[1] for volume in shelf.volumes),
                 "segments": shelf.total,
                 "created_at": utc(row.created_at).isoformat(timespec="seconds"),
                 "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
-                "model": None if row.model is None else str(Fingerprint.of(records.model(db, row.model))),
+                "model": None if row.model is None else str(Fingerprint.of(db.model(row.model))),
             }
 
     def remove(self, document_ids: Sequence[int]) -> None:
@@ -84,9 +83,9 @@ class StoredCorpus(Collection):
         with self._reading():
             self._store.finish_erasing(self._database.erasing(lambda db: self._remove(db, wanted)))
 
-    def _remove(self, db: sqlite3.Connection, ids: set[int]) -> int | None:
+    def _remove(self, db: Transaction, ids: set[int]) -> int | None:
         row = self._row(db)
-        found = {id: records.find_document(db, row.id, id) for id in sorted(ids)}
+        found = {id: db.find_document(row.id, id) for id in sorted(ids)}
         if missing := [id for id, document in found.items() if document is None]:
             raise SessionNotFoundError(f"corpus {self.name!r} has no document {', '.join(map(str, missing))}.")
         return self._erase(db, row, [document for document in found.values() if document is not None])[1]
@@ -100,15 +99,15 @@ class StoredCorpus(Collection):
         made_by = fingerprint(model)
         with self._reading():
             with self._database.writing() as db:
-                row, erasure = self._row(db), erasing.begin(db)
-                for document in records.documents(db, row.id):
-                    records.delete_document(db, row.id, document, erasure)
-                    stream = records.add_stream(db)
+                row, erasure = self._row(db), db.begin_erasure()
+                for document in db.documents(row.id):
+                    db.delete_document(row.id, document, erasure)
+                    stream = lineage.add_stream(db)
                     tokens = as_array(model.backbone.encode(document.body["text"], literal=True))
-                    records.append_messages(db, stream, [], tokens)
-                    records.add_document(db, row.id, document._replace(stream=stream))
-                number = records.add_model(db, made_by.digest, made_by.parts)
-                row = records.update_collection(db, replace(row, model=number, epoch=row.epoch + 1))
+                    lineage.append_messages(db, stream, [], tokens)
+                    db.add_document(row.id, document._replace(stream=stream))
+                number = db.add_model(made_by.digest, made_by.parts)
+                row = db.update_collection(replace(row, model=number, epoch=row.epoch + 1))
                 self._store.drop_index(row.id)
             self._store.finish_erasing(erasure)
             corpus = self._store.corpus_of(row, model)
@@ -117,17 +116,15 @@ class StoredCorpus(Collection):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _erase(
-        self, db: sqlite3.Connection, row: CollectionRow, documents: Sequence[DocumentRow]
-    ) -> tuple[CollectionRow, int | None]:
+    def _erase(self, db: Transaction, row: CollectionRow, documents: Sequence[DocumentRow]) -> tuple[CollectionRow, int | None]:
         """Delete documents; the row afterwards, and the erasure to be finished after the transaction."""
         if not documents:
             return row, None
-        erasure = erasing.begin(db)
+        erasure = db.begin_erasure()
         for document in documents:
-            records.delete_document(db, row.id, document, erasure)
+            db.delete_document(row.id, document, erasure)
         self._store.drop_index_files(row.id)
-        return records.update_collection(db, replace(row, epoch=row.epoch + 1)), erasure
+        return db.update_collection(replace(row, epoch=row.epoch + 1)), erasure
 
 
 def _document(row: DocumentRow) -> Document:

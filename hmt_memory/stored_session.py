@@ -16,18 +16,17 @@ from .collection import Collection
 from .errors import InputError
 from .fingerprint import Fingerprint, fingerprint, matching
 from .shards import Message, as_message, utc
-from .store import records
+from .store import lineage
 from .store.rows import CollectionRow
 from .transcript import Transcript
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from typing_extensions import Self
 
     from .memory_store import MemoryStore
     from .model import HMTModel
     from .session import Session
+    from .store.backend import Transaction
     from .streams import Progress
 
 
@@ -69,28 +68,28 @@ class StoredSession(Collection):
     def messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
         """The conversation in order, system messages included; [start, stop) as in a slice."""
         with self._database.reading() as db:
-            return [as_message(row) for row in records.messages(db, history.lineage(db, self._row(db)), start, stop)]
+            return [as_message(row) for row in lineage.messages(db, lineage.of(db, self._row(db)), start, stop)]
 
     def system(self) -> str:
         """The system prompt in force; empty where the template's own is."""
         with self._database.reading() as db:
-            return "\n\n".join(history.system_in_force(db, history.lineage(db, self._row(db))))
+            return "\n\n".join(history.system_in_force(db, lineage.of(db, self._row(db))))
 
     def stats(self) -> dict[str, Any]:
         """Counts, times and settings, ready for JSON."""
         with self._database.reading() as db:
             row = self._row(db)
-            parts = history.lineage(db, row)
-            messages, tokens = records.size(parts)
-            corpora = (records.collection(db, id) for id in row.settings.get("corpora", []))
+            parts = lineage.of(db, row)
+            messages, tokens = lineage.size(parts)
+            corpora = (db.collection(id) for id in row.settings.get("corpora", []))
             return {
                 "name": row.name,
                 "messages": messages,
                 "tokens": tokens,
-                "segments": records.segment_count(db, parts),
+                "segments": lineage.segment_count(db, parts),
                 "created_at": utc(row.created_at).isoformat(timespec="seconds"),
                 "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
-                "model": None if row.model is None else str(Fingerprint.of(records.model(db, row.model))),
+                "model": None if row.model is None else str(Fingerprint.of(db.model(row.model))),
                 "corpora": [corpus.name for corpus in corpora if corpus is not None],
                 "retention": row.settings.get("retention", {}),
             }
@@ -140,8 +139,8 @@ class StoredSession(Collection):
         self._store.drop_index(self._id)
         self._store.finish_erasing(erasure)
         with self._database.reading() as db:
-            row = records.collection(db, self._id)
-            split = row is not None and row.stream is not None and records.stream(db, row.stream).parent is not None
+            row = db.collection(self._id)
+            split = row is not None and row.stream is not None and db.stream(row.stream).parent is not None
         if split:
             self._database.erasing(lambda db: history.compact(db, self._row(db)))
 
@@ -204,9 +203,9 @@ class StoredSession(Collection):
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _set(self, db: sqlite3.Connection, **settings: Any) -> CollectionRow:
+    def _set(self, db: Transaction, **settings: Any) -> CollectionRow:
         row = self._row(db)
-        return records.update_collection(db, replace(row, settings={**row.settings, **settings}))
+        return db.update_collection(replace(row, settings={**row.settings, **settings}))
 
     def _apply_retention(self, row: CollectionRow, *, asked: bool = False) -> None:
         """Forget what is beyond the limits; `asked`: by somebody who knows what time it is."""

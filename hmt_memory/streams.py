@@ -17,30 +17,29 @@ from .backbone import eval_mode
 from .errors import InputError, StoreDamagedError
 from .segments import unroll
 from .state import HMTState
-from .store import records
-from .store.rows import Lineage, SegmentRow
+from .store import lineage
+from .store.rows import Lineage, SegmentRow, chain
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from .model import HMTModel
+    from .store.backend import Transaction
 
 CHUNK_SEGMENTS = 16  # read between two writes: what a crash may cost in time
 Progress = Callable[[int, int], None]  # tokens read, tokens to read
 
 
-def load_state(db: sqlite3.Connection, parts: Lineage, model: HMTModel) -> HMTState:
+def load_state(db: Transaction, parts: Lineage, model: HMTModel) -> HMTState:
     """The state of a stored stream up to where it has been read; its open tokens too, if no full segment is unread."""
     length, window = model.config.segment_length, model.config.recall_window
-    closed = records.segment_count(db, parts)
-    rows = list(records.segments(db, parts, max(0, closed - window), closed))
+    closed = lineage.segment_count(db, parts)
+    rows = list(lineage.segments(db, parts, max(0, closed - window), closed))
     total = parts[-1].tokens[1]
     at = rows[-1].tokens[1] if rows else 0
     if at > total or (rows and at != closed * length and at != total):
         raise StoreDamagedError("segments do not fit their tokens. Rebuild the session or corpus.")
     keep = max(model.config.recent_tokens or 0, model.config.sensory_length)
-    recent = torch.from_numpy(records.tokens(db, parts, max(0, at - keep), at))
-    unread = torch.from_numpy(records.tokens(db, parts, at, total)) if total - at < length else torch.zeros(0, dtype=torch.long)
+    recent = torch.from_numpy(lineage.tokens(db, parts, max(0, at - keep), at))
+    unread = torch.from_numpy(lineage.tokens(db, parts, at, total)) if total - at < length else torch.zeros(0, dtype=torch.long)
     shape = (len(rows) * model.slots, model.backbone.hidden_size)
     try:
         memory = np.frombuffer(b"".join(row.memory for row in rows), "<f2").reshape(shape) if model.slots and rows else None
@@ -80,6 +79,6 @@ def segment_rows(model: HMTModel, before: HMTState, after: HMTState, digest: byt
     for at, vectors in enumerate(memory, before.segments):
         data = vectors.numpy().astype("<f2").tobytes()
         span = (at * length, min((at + 1) * length, end))
-        digest = records.chain(digest, span, data, None)
+        digest = chain(digest, span, data, None)
         rows.append(SegmentRow(at, span, data, None, digest))
     return rows

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from .store.words import Postings
+    from .store.index.words import Postings
 
 _K1, _B = 1.2, 0.75  # the customary values
 _NEIGHBOUR = 0.25  # of a segment's score, added to the one before and the one after

@@ -24,7 +24,8 @@ from tiny import PlainText
 from hmt_memory import MemoryStore, Session, history
 from hmt_memory.corpus import Corpus
 from hmt_memory.errors import SessionBusyError, SessionExistsError, SessionNotFoundError
-from hmt_memory.store import database, sweeping
+from hmt_memory.store import sweeping
+from hmt_memory.store.sqlite import database
 
 HANDS = 4  # threads of a process
 PATIENCE = 60.0  # seconds that a call may wait for others; a store that hangs is told from one that is busy by these

@@ -19,8 +19,8 @@ from tokenizers.processors import TemplateProcessing
 from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.archive import UNVERIFIED, settle
 from hmt_memory.errors import InputError, StoreError
-from hmt_memory.history import lineage
-from hmt_memory.store import records
+from hmt_memory.store import lineage
+from hmt_memory.store.rows import CollectionRow
 from hmt_memory.transcript import Stretch, Transcript
 
 TRANSCRIPT = Transcript(MODEL.backbone)
@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> Iterator[MemoryStore]:
         yield opened
 
 
-def row_of(store: MemoryStore, name: str) -> records.CollectionRow:
+def row_of(store: MemoryStore, name: str) -> CollectionRow:
     with store.database.reading() as db:
         return store.find(db, "session", name)
 
@@ -280,4 +280,4 @@ def test_what_is_added_meanwhile_is_compared_too(store: MemoryStore, tmp_path: P
     store.session("again").forget([2])
     assert settle(store.database, stale, MODEL) == row_of(store, "again")
     with store.database.reading() as db:
-        assert records.size(lineage(db, row_of(store, "again")))[0] == 1
+        assert lineage.size(lineage.of(db, row_of(store, "again")))[0] == 1

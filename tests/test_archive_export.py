@@ -16,7 +16,8 @@ from test_session import user
 from hmt_memory import MemoryStore
 from hmt_memory.archive import exporting
 from hmt_memory.errors import StoreDamagedError, StoreError
-from hmt_memory.store import records
+from hmt_memory.store import lineage
+from hmt_memory.store.sqlite.transaction import SqliteTransaction
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_what_fails_leaves_what_was_there(store: MemoryStore, folder: Path, erro
 
 def test_damage_of_the_store_is_told_as_that(store: MemoryStore, folder: Path) -> None:
     """Not as a file that cannot be written."""
-    damage = mock.patch.object(records, "tokens", side_effect=StoreDamagedError("tokens are missing."))
+    damage = mock.patch.object(lineage, "tokens", side_effect=StoreDamagedError("tokens are missing."))
     with damage, pytest.raises(StoreDamagedError, match="tokens are missing"):
         store.session("alice").export(folder / "alice")
     assert list(folder.iterdir()) == []
@@ -109,10 +110,10 @@ def test_damage_of_the_store_is_told_as_that(store: MemoryStore, folder: Path) -
 def test_a_model_whose_path_cannot_be_printed(store: MemoryStore, folder: Path) -> None:
     """Its name is no part of its digest: the session is taken all the same."""
     with store.database.writing() as db:
-        row = records.find_collection(db, "session", "alice")
+        row = db.find_collection("session", "alice")
         assert row is not None and row.model is not None
-        stored = records.model(db, row.model)
+        stored = db.model(row.model)
     parts = {**stored.parts, "backbone": {**stored.parts["backbone"], "name": "/models/a\x1b\udcff\u00a0b"}}
-    with mock.patch.object(records, "model", lambda db, id: stored._replace(parts=parts)):
+    with mock.patch.object(SqliteTransaction, "model", lambda db, id: stored._replace(parts=parts)):
         store.session("alice").export(folder / "alice")
     assert store.import_session(folder / "alice", name="again", model=MODEL).messages() == store.session("alice").messages()

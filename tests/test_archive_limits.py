@@ -22,7 +22,7 @@ from hmt_memory import MemoryStore
 from hmt_memory.archive import layout
 from hmt_memory.errors import StoreDamagedError, StoreError
 from hmt_memory.fingerprint import fingerprint
-from hmt_memory.store import records
+from hmt_memory.store import lineage, rows
 
 MADE_BY = fingerprint(MODEL)
 MANY = 100_000 if LONG else 3_000
@@ -160,14 +160,14 @@ def test_what_shrinks_more_than_a_file_may_is_stored_as_it_is(store: MemoryStore
 def test_what_no_import_would_take_is_not_exported(store: MemoryStore, tmp_path: Path, body: str) -> None:
     store.import_session(pack(tmp_path / "file", conversation(3)))
     with store.database.writing() as db:
-        row = records.find_collection(db, "session", "made")
+        row = db.find_collection("session", "made")
         assert row is not None and row.stream is not None
         content = (
             {"long": "x" * (layout.MOST_MESSAGE_BYTES + 1)} if "long" in body else {"many": [0] * (layout.MOST_VALUES + 1)}
         )
         held = {"role": "user", "content": "", **content}
-        message = records.MessageRow(3, 9, 9, False, held, 0.0, (30, 30), (30, 30))
-        records.append_messages(db, row.stream, [message], np.zeros(0, np.uint32))
+        message = rows.MessageRow(3, 9, 9, False, held, 0.0, (30, 30), (30, 30))
+        lineage.append_messages(db, row.stream, [message], np.zeros(0, np.uint32))
     with pytest.raises(StoreError, match=r"session 'made' cannot be exported: message 9 .* Forget that part of it first."):
         store.session("made").export(tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from hmt_memory.errors import (
     StoreDamagedError,
     StoreError,
 )
-from hmt_memory.store import records
+from hmt_memory.store import lineage
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
@@ -44,7 +45,7 @@ def memories(corpus: Corpus) -> list[np.ndarray[Any, Any]]:
     """[n, 32] of each document."""
     shard = corpus._shard()
     with corpus._database.reading() as db:
-        rows = [[row.memory for row in records.segments(db, one.parts, 0, one.segments)] for one in shard.shelf.volumes]
+        rows = [[row.memory for row in lineage.segments(db, one.parts, 0, one.segments)] for one in shard.shelf.volumes]
     return [np.frombuffer(b"".join(document), "<f2").reshape(-1, 32).astype(np.float32) for document in rows]
 
 
@@ -208,9 +209,10 @@ def test_documents_that_are_stored_are_not_reported_as_lost(
     store: MemoryStore, corpus: Corpus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The disk fills, or another process keeps writing, between storing and reading them: the next call reads them."""
+    caplog.set_level(logging.DEBUG, logger="hmt_memory")
     for error in (StoreError("the disk is full"), SessionBusyError("busy")):
         with monkeypatch.context() as patch:
-            patch.setattr(records, "append_segments", mock.Mock(side_effect=error))
+            patch.setattr(lineage, "append_segments", mock.Mock(side_effect=error))
             assert corpus.add_documents(["many words " * 9])
     assert caplog.text.count("reading it into memory waits") == 2 and corpus.stats()["segments"] == 0
     assert corpus.recall("x") and len(corpus.documents()) == 2

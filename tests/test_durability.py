@@ -23,8 +23,8 @@ from tiny import LONG
 
 from hmt_memory import HMTError, HMTModel, MemoryStore
 from hmt_memory.errors import SessionBusyError, StoreDamagedError, StoreError
-from hmt_memory.store import migrations
 from hmt_memory.store.rows import crc_of
+from hmt_memory.store.sqlite import migrations
 
 EMBEDDINGS = "SELECT data FROM segments JOIN payloads ON id = memory"
 SERVER = multiprocessing.get_context("forkserver")

@@ -20,8 +20,10 @@ from tiny import LONG
 
 from hmt_memory import MemoryStore, history
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError, StoreError, StoreFullError
-from hmt_memory.store import database, erasing, files, payloads, records, sweeping
-from hmt_memory.store.database import Database
+from hmt_memory.store import lineage, sweeping
+from hmt_memory.store.sqlite import database, files
+from hmt_memory.store.sqlite.database import Database
+from hmt_memory.store.sqlite.transaction import SqliteTransaction
 
 MODEL = crash_worker.MODEL
 
@@ -55,13 +57,13 @@ def test_no_copy_of_content_is_left_where_it_does_not_stand(store: MemoryStore) 
     live: list[tuple[int, int]] = []
     for _ in range(2000 if LONG else 200):
         with store.database.writing() as db:
-            erasure = erasing.begin(db)
+            erasure = db.begin_erasure()
             for _ in range(chance.choice([1, 2, 30])):
                 if chance.random() < 0.6 or not live:
                     size = chance.randint(1, chance.choice([60, 700, 9000]))
-                    live.append((payloads.put(db, chance.randbytes(size)).id, size))
+                    live.append((db.put(chance.randbytes(size)).id, size))
                 else:
-                    payloads.release(db, erasure, [live.pop(chance.randrange(len(live)))[0]])
+                    db.release(erasure, [live.pop(chance.randrange(len(live)))[0]])
         sweeping.finish(store.database, erasure)
     with store.database.reading() as db:
         (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'payloads'").fetchone()
@@ -186,10 +188,10 @@ def test_others_write_between_the_steps_of_an_erasure(store: MemoryStore, monkey
     other = MemoryStore(store.folder, timeout=0.2)
     busy, said, real = other.session("busy", MODEL), [], sweeping._some_steps
 
-    def some_steps(db: sqlite3.Connection, erasure: int) -> bool:
-        changes = db.total_changes
+    def some_steps(db: SqliteTransaction, erasure: int) -> bool:
+        changes = db.changes
         more = real(db, erasure)
-        assert db.total_changes - changes < 5000
+        assert db.changes - changes < 5000
         steps.append(more)
         return more
 
@@ -212,14 +214,14 @@ def test_forgetting_early_in_a_long_session_moves_the_rest_in_short_transactions
     ids = told(store, "long", 1400)
     session, other = store.session("long"), MemoryStore(store.folder, timeout=0.2)
     before = session.messages()
-    real, largest = records.append_kept, []
+    real, largest = lineage.append_kept, []
 
-    def append(db: sqlite3.Connection, tip: int, messages: Any) -> None:
+    def append(db: SqliteTransaction, tip: int, messages: Any) -> None:
         largest.append(len(messages))
         real(db, tip, messages)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "append_kept", append)
+        patch.setattr(lineage, "append_kept", append)
         session.forget([ids[3], ids[700]])
     assert max(largest) <= 256 and len(largest) == 6
     assert session.messages() == [message for message in before if message.id not in (ids[3], ids[700])]
@@ -232,7 +234,7 @@ def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypa
     ids = told(store, "long", 1100)
     session, real, added = store.session("long", MODEL), history._advance, []
 
-    def advance(db: sqlite3.Connection, **options: Any) -> int:
+    def advance(db: SqliteTransaction, **options: Any) -> int:
         stream = real(db, **options)
         if not added:
             row = session._row(db)
@@ -251,12 +253,12 @@ def test_a_session_that_is_rewritten_while_the_rest_moves_is_planned_anew(
     ids = told(store, "long", 1100)
     real, times = history._advance, []
 
-    def advance(db: sqlite3.Connection, **options: Any) -> int:
+    def advance(db: SqliteTransaction, **options: Any) -> int:
         stream = real(db, **options)
         if not times:
-            row = records.collection(db, options["row"].id)
+            row = db.collection(options["row"].id)
             assert row is not None
-            history.cut(db, row, 1050, records.messages(db, history.lineage(db, row), 1049, 1050)[0].tokens[1])
+            history.cut(db, row, 1050, lineage.messages(db, lineage.of(db, row), 1049, 1050)[0].tokens[1])
         times.append(stream)
         return stream
 
@@ -264,10 +266,10 @@ def test_a_session_that_is_rewritten_while_the_rest_moves_is_planned_anew(
     store.session("long").forget(ids[:1])
     assert [message.id for message in store.session("long").messages()] == ids[1:1050]
     with store.database.reading() as db:
-        assert records.drafted(db) == []
+        assert db.drafted() == []
     MemoryStore(store.folder).close()
     with store.database.reading() as db:
-        assert len(times) > 2 and erasing.unfinished(db) == []
+        assert len(times) > 2 and db.erasures() == []
         assert db.execute("SELECT count(*) FROM streams").fetchone() == (1,)
     assert store.verify() == ([], [])
 
@@ -290,7 +292,7 @@ def test_a_reader_that_stays_is_named_and_others_write_meanwhile(store: MemorySt
     ids = session.add([user("a secret"), user("more")])
     mine = other.session("alice", MODEL)
     with store.database.reading() as db:
-        assert records.collections(db, "session")
+        assert db.collections("session")
         with pytest.raises(SessionBusyError, match=r"gone from the record .* not overwritten yet"):
             mine.forget(ids[:1])
         other.session("bob", MODEL).add(user("nobody holds me up"))
@@ -371,7 +373,7 @@ def test_a_crash_at_any_transaction_of_an_erasure_is_made_good_on_opening(tmp_pa
             shown = secret in everything_said(again)
             assert again.verify().ok
             with again.database.reading() as db:
-                assert not erasing.unfinished(db) and not records.drafted(db)
+                assert not db.erasures() and not db.drafted()
             assert bool(bytes_in(folder, secret.encode())) == shown
         outcomes.append(shown)
         if finished:
@@ -404,28 +406,28 @@ def test_an_erasure_that_another_process_is_at_is_left_to_it(store: MemoryStore)
         patch.setattr(store, "finish_erasing", lambda erasure: None)
         store.delete("long")
     with store.database.reading() as db:
-        (erasure,) = erasing.unfinished(db)
+        (erasure,) = db.erasures()
     with store.database.lock(f"erasure-{erasure}"):
         MemoryStore(store.folder, timeout=0.1).close()
         with store.database.reading() as db:
-            assert erasing.unfinished(db) == [erasure]
+            assert db.erasures() == [erasure]
     MemoryStore(store.folder).close()
     with store.database.reading() as db:
-        assert erasing.unfinished(db) == []
+        assert db.erasures() == []
 
 
 def test_a_draft_that_somebody_is_writing_is_left_alone(store: MemoryStore) -> None:
     told(store, "long", 10)
     row = store.session("long")._id
     with store.database.writing() as db:
-        records.add_draft(db, records.add_stream(db), row)
+        db.add_draft(lineage.add_stream(db), row)
     with store.database.lock(f"session-{row}"):
         MemoryStore(store.folder, timeout=0.1).close()
         with store.database.reading() as db:
-            assert records.drafted(db) == [row]
+            assert db.drafted() == [row]
     MemoryStore(store.folder).close()
     with store.database.reading() as db:
-        assert records.drafted(db) == [] and db.execute("SELECT count(*) FROM streams").fetchone() == (1,)
+        assert db.drafted() == [] and db.execute("SELECT count(*) FROM streams").fetchone() == (1,)
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
@@ -461,7 +463,7 @@ def test_what_makes_room_works_on_a_full_disk(store: MemoryStore, monkeypatch: p
 # --- the cost of forgetting -------------------------------------------------------------------------------------------
 
 
-def steps_of(db: sqlite3.Connection, work: Any) -> int:
+def steps_of(db: SqliteTransaction, work: Any) -> int:
     """How many instructions SQLite executes for something."""
     counted = [0]
 
@@ -469,11 +471,11 @@ def steps_of(db: sqlite3.Connection, work: Any) -> int:
         counted[0] += 1
         return 0
 
-    db.set_progress_handler(count, 10)
+    db._db.set_progress_handler(count, 10)
     try:
         work()
     finally:
-        db.set_progress_handler(None, 0)
+        db._db.set_progress_handler(None, 0)
     return counted[0]
 
 
@@ -484,9 +486,9 @@ def test_the_tokens_of_a_message_are_found_without_looking_at_those_before(store
     for name in ("long", "short"):
         session = store.session(name)
         with store.database.reading() as db:
-            parts = history.lineage(db, session._row(db))
-            (last,) = records.messages(db, parts, records.size(parts)[0] - 1)
-            counted[name] = steps_of(db, lambda parts=parts, last=last: records.tokens(db, parts, *last.tokens))
+            parts = lineage.of(db, session._row(db))
+            (last,) = lineage.messages(db, parts, lineage.size(parts)[0] - 1)
+            counted[name] = steps_of(db, lambda parts=parts, last=last: lineage.tokens(db, parts, *last.tokens))
     assert counted["long"] <= counted["short"] + 3
 
 
@@ -499,8 +501,8 @@ def test_forgetting_costs_no_more_with_many_forks_of_others(store: MemoryStore) 
     counted = {}
     for session in (alone, shared):
         with store.database.writing() as db:
-            row, parts = session._row(db), history.lineage(db, session._row(db))
-            seq = records.size(parts)[0] - 1
+            row, parts = session._row(db), lineage.of(db, session._row(db))
+            seq = lineage.size(parts)[0] - 1
             counted[session.name] = steps_of(db, lambda row=row, parts=parts, seq=seq: history._sharing(db, row, parts, [seq]))
     assert counted["shared"] <= counted["alone"] + 60
     assert shared.forget(ids["shared"][:1])[1] == tuple(sorted(f"fork {number}" for number in range(60)))
@@ -519,7 +521,7 @@ def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemorySt
         session.forget([ids.pop(chance.randrange(len(ids)))])
         session.reply(user("and?"), **FAST).finish()
     with store.database.reading() as db:
-        assert len(history.lineage(db, session._row(db))) == 1
+        assert len(lineage.of(db, session._row(db))) == 1
     session.export(store.folder.parent / "export")
     fresh = store.import_session(store.folder.parent / "export", name="fresh").rebuild(MODEL)
     np.testing.assert_allclose(memory_of(session), memory_of(fresh), atol=2e-3)
@@ -549,5 +551,5 @@ def test_streams_that_are_still_to_be_swept_are_not_joined(store: MemoryStore) -
     session.forget(ids[9:10])
     with store.database.reading() as db:
         (kept,) = db.execute("SELECT count(*) FROM messages").fetchone()
-        assert erasing.unfinished(db) == []
+        assert db.erasures() == []
     assert kept == len(session.messages()) == 8 and store.verify() == ([], [])

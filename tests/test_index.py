@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 import hmt_kernels
 from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
-from hmt_memory.store import derived, records, search
-from hmt_memory.store import index as store_index
-from hmt_memory.store.database import Database
-from hmt_memory.store.index import MemoryIndex
-from hmt_memory.store.rows import SegmentRow
+from hmt_memory.store import lineage
+from hmt_memory.store.index import derived, search
+from hmt_memory.store.index import vectors as store_index
+from hmt_memory.store.index.vectors import MemoryIndex
+from hmt_memory.store.rows import SegmentRow, chain
 from hmt_memory.store.shelf import Shelf, volume
+from hmt_memory.store.sqlite.database import Database
 
 D = 24
 
@@ -45,23 +46,23 @@ class Rows:
     def restart(self) -> None:
         """Other rows from now on."""
         with self.database.writing() as db:
-            self.stream = records.add_stream(db)
+            self.stream = lineage.add_stream(db)
         self.count, self._digest = 0, b""
 
     def add(self, memory: np.ndarray[Any, Any], keys: np.ndarray[Any, Any] | None = None) -> None:
         with self.database.writing() as db:
-            parts = records.lineage(db, self.stream)
+            parts = lineage.of_stream(db, self.stream)
             for at, vectors in enumerate(memory):
                 data = vectors.astype("<f2").tobytes()
                 key = None if keys is None else keys[at].astype("<f2").tobytes()
                 span = (self.count * 16, self.count * 16 + 16)
-                self._digest = records.chain(self._digest, span, data, key)
-                records.append_segments(db, parts, [SegmentRow(self.count, span, data, key, self._digest)])
+                self._digest = chain(self._digest, span, data, key)
+                lineage.append_segments(db, parts, [SegmentRow(self.count, span, data, key, self._digest)])
                 self.count += 1
 
     def shelf(self) -> Shelf:
         with self.database.reading() as db:
-            return Shelf((volume(db, records.lineage(db, self.stream)),))
+            return Shelf((volume(db, lineage.of_stream(db, self.stream)),))
 
     def save(self, index: MemoryIndex, **options: Any) -> None:
         with self.database.reading() as db:

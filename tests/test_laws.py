@@ -22,8 +22,8 @@ from tiny import LONG, REMEMBERING, PlainText, byte_tokenizer, tiny_model
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory import session as session_module
-from hmt_memory.history import lineage
-from hmt_memory.store import records
+from hmt_memory.store import lineage
+from hmt_memory.store.sqlite.transaction import SqliteTransaction
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
@@ -56,16 +56,16 @@ def fresh(held: list[Held], folder: str) -> tuple[MemoryStore, Session]:
 
 def tokens_of(session: Session) -> list[int]:
     with session._database.reading() as db:
-        parts = lineage(db, session._row(db))
-        return records.tokens(db, parts, 0, records.size(parts)[1]).tolist()
+        parts = lineage.of(db, session._row(db))
+        return lineage.tokens(db, parts, 0, lineage.size(parts)[1]).tolist()
 
 
 def memory_of(session: Session) -> np.ndarray[Any, Any]:
     with session._reading():
         session._read_pending()
     with session._database.reading() as db:
-        parts = lineage(db, session._row(db))
-        rows = records.segments(db, parts, 0, records.segment_count(db, parts))
+        parts = lineage.of(db, session._row(db))
+        rows = lineage.segments(db, parts, 0, lineage.segment_count(db, parts))
         return np.frombuffer(b"".join(row.memory for row in rows), "<f2").astype(np.float32)
 
 
@@ -146,7 +146,7 @@ class Sessions(RuleBasedStateMachine):
         """Before the transaction ends, or after it, before what was added is read."""
         session = self.session(name)
         next_id = max((one.id for one in self.held[name]), default=None)
-        spot = (session_module.Session, "_stored_already") if written else (records, "update_collection")
+        spot = (session_module.Session, "_stored_already") if written else (SqliteTransaction, "update_collection")
         with mock.patch.object(*spot, side_effect=Crash), pytest.raises(Crash):
             session.add(batch)
         if written:

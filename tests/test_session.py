@@ -31,8 +31,7 @@ from hmt_memory.errors import (
     StoreError,
 )
 from hmt_memory.recollection import ViewRecollection
-from hmt_memory.store import erasing
-from hmt_memory.store.database import Database
+from hmt_memory.store.sqlite.database import Database
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
@@ -412,7 +411,7 @@ def test_an_erasure_does_not_take_anothers_for_its_own(tmp_path: Path, monkeypat
         other.delete("fork")
     one.session("bob", MODEL).forget(one.session("bob", MODEL).add(user("hello")))
     with one.database.reading() as db:
-        assert len(erasing.unfinished(db)) == 2, "theirs are still to be done"
+        assert len(db.erasures()) == 2, "theirs are still to be done"
     assert bytes_in(folder, b"xyzzy plugh") == ["memory.db"]
     one.close()
     other.close()

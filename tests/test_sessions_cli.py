@@ -10,7 +10,7 @@ import pytest
 from test_cli import FAST, TEXT, run, type_in, typing_screen
 
 from hmt_memory import HMTConfig, HMTModel, MemoryStore, manage, terminal
-from hmt_memory.store.database import default_folder
+from hmt_memory.store.open import default_folder
 
 
 @pytest.fixture

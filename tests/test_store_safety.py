@@ -19,7 +19,7 @@ from test_session import FAST, user
 
 from hmt_memory import MemoryStore, recollection, retention
 from hmt_memory.errors import InputError, SessionExistsError, StoreError
-from hmt_memory.store.words import WordIndex
+from hmt_memory.store.index.words import WordIndex
 
 MODEL = crash_worker.MODEL
 DAY = 86_400.0

@@ -20,7 +20,6 @@ from test_laws import memory_of
 from tiny import LONG
 
 from hmt_memory import MemoryStore
-from hmt_memory.store import erasing, records
 
 MODEL = crash_worker.MODEL
 SLOTS = 4
@@ -189,14 +188,14 @@ def traces(folder: Path) -> set[str]:
 def wait_for_erasures(store: MemoryStore) -> None:
     """Wait until what is being erased now is, by whoever is at it."""
     with store.database.reading() as db:
-        under_way = set(erasing.unfinished(db))
+        under_way = set(db.erasures())
     deadline = time.monotonic() + HUNG
     while under_way:
         assert time.monotonic() < deadline, f"erasures {under_way} do not end"
         time.sleep(0.05)
         with store.database.reading() as db:
-            under_way &= set(erasing.unfinished(db))
-            under_way |= {0} if records.fact(db, "rewriting") else set()
+            under_way &= set(db.erasures())
+            under_way |= {0} if db.fact("rewriting") else set()
 
 
 def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path) -> None:
@@ -241,7 +240,7 @@ def nothing_is_left_over(store: MemoryStore) -> None:
     """Verify everything, and that there is no row, no content and no stream that nobody shows."""
     assert store.verify() == ([], [])
     with store.database.reading() as db:
-        assert not erasing.unfinished(db) and not records.fact(db, "rewriting")
+        assert not db.erasures() and not db.fact("rewriting")
         shown = "SELECT body FROM messages UNION SELECT body FROM documents UNION SELECT ids FROM tokens"
         shown += " UNION SELECT memory FROM segments UNION SELECT name FROM collections UNION SELECT payload FROM vacant"
         assert not db.execute(f"SELECT id FROM payloads WHERE id NOT IN ({shown})").fetchall()
@@ -249,7 +248,7 @@ def nothing_is_left_over(store: MemoryStore) -> None:
         for table in ("drafts", "sweeps", "released"):
             assert db.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
         streams = {id for (id,) in db.execute("SELECT id FROM streams").fetchall()}
-        assert not [id for id in streams if not records.is_shown(db, id) and not records.children(db, id)]
+        assert not [id for id in streams if not db.is_shown(id) and not db.children(id)]
         for table in ("messages", "tokens", "segments"):
             assert {id for (id,) in db.execute(f"SELECT DISTINCT stream FROM {table}").fetchall()} <= streams
 

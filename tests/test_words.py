@@ -12,7 +12,7 @@ import pytest
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import HMTModel, MemoryStore, words
-from hmt_memory.store.words import WordIndex
+from hmt_memory.store.index.words import WordIndex
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
@@ -48,11 +48,11 @@ def by_hand(texts: list[str], query: str) -> np.ndarray[Any, Any]:
 def texts_of(session: Any) -> list[str]:
     """What each closed segment says, decoded."""
     with session._database.reading() as db:
-        from hmt_memory.store import records
+        from hmt_memory.store import lineage
 
         (parts, count, _) = session._own_shard(session._snapshot()).shelf.volumes[0]
-        spans = [row.tokens for row in records.segments(db, parts, 0, count)]
-        return [TOKENIZER.decode(records.tokens(db, parts, *span).tolist(), skip_special_tokens=True) for span in spans]
+        spans = [row.tokens for row in lineage.segments(db, parts, 0, count)]
+        return [TOKENIZER.decode(lineage.tokens(db, parts, *span).tolist(), skip_special_tokens=True) for span in spans]
 
 
 def scores_of(session: Any, query: str) -> np.ndarray[Any, Any]:

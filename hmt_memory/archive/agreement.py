@@ -15,16 +15,15 @@ from .. import history
 from ..calls import parse_calls
 from ..errors import InputError, SessionNotFoundError
 from ..fingerprint import fingerprint, text_parts
-from ..store import records, sweeping
-from ..store.database import Database
+from ..store import lineage, sweeping
+from ..store.backend import Backend
 from ..store.rows import CollectionRow, Lineage, MessageRow
 from ..transcript import Stretch, Transcript, called
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from ..backbone import Backbone
     from ..model import HMTModel
+    from ..store.backend import Transaction
 
 log = logging.getLogger("hmt_memory")
 UNVERIFIED = "unverified"  # the setting of a session whose tokens no model has compared with its messages
@@ -33,7 +32,7 @@ _ANSWERED = {"role", "content", "tool_calls", "id"}  # the fields of an answer
 _INCOMPLETE, _CUT_OFF = "\ufffd", 3  # a byte of a character that is not whole; how many an answer may end with
 
 
-def settle(database: Database, row: CollectionRow, model: HMTModel) -> CollectionRow:
+def settle(database: Backend, row: CollectionRow, model: HMTModel) -> CollectionRow:
     """Make sure that the tokens of a session say what its messages say, if it was imported and nobody has yet; its row.
 
     To be called before `model` uses a session's tokens or memory, inside the session's own lock. A store that is read-only
@@ -48,11 +47,11 @@ def settle(database: Database, row: CollectionRow, model: HMTModel) -> Collectio
         if database.read_only:
             return row
         with database.writing() as db:
-            now = records.collection(db, row.id)
+            now = db.collection(row.id)
             if now is None:
                 raise SessionNotFoundError(f"session {row.name!r} was deleted.")
             if now == row:
-                return records.update_collection(db, _verified(now))
+                return db.update_collection(_verified(now))
         row = now
     return row
 
@@ -61,7 +60,7 @@ def _verified(row: CollectionRow) -> CollectionRow:
     return replace(row, settings={key: value for key, value in row.settings.items() if key != UNVERIFIED})
 
 
-def _written_anew(database: Database, row: CollectionRow, model: HMTModel) -> CollectionRow:
+def _written_anew(database: Backend, row: CollectionRow, model: HMTModel) -> CollectionRow:
     """The same messages in the model's own tokens, nothing read yet."""
     log.warning("the tokens of session %r do not say what its messages say: they are written anew from the messages.", row.name)
     made_by = fingerprint(model)
@@ -70,12 +69,12 @@ def _written_anew(database: Database, row: CollectionRow, model: HMTModel) -> Co
     return moved.row
 
 
-def _agrees(database: Database, row: CollectionRow, model: HMTModel) -> bool:
+def _agrees(database: Backend, row: CollectionRow, model: HMTModel) -> bool:
     with database.reading() as db:
-        stored = None if row.model is None else records.model(db, row.model).parts
+        stored = None if row.model is None else db.model(row.model).parts
         if stored is None or text_parts(stored) != text_parts(fingerprint(model).parts):
             return False
-        says, parts = _Sayings(model.backbone), history.lineage(db, row)
+        says, parts = _Sayings(model.backbone), lineage.of(db, row)
         for block in _blocks(db, parts):
             stretches = history.stored_stretches(db, parts, block)
             if not all(says(*pair) for pair in zip(stretches, block, strict=True)):
@@ -83,10 +82,10 @@ def _agrees(database: Database, row: CollectionRow, model: HMTModel) -> bool:
     return True
 
 
-def _blocks(db: sqlite3.Connection, parts: Lineage) -> Iterator[list[MessageRow]]:
-    count = records.size(parts)[0]
+def _blocks(db: Transaction, parts: Lineage) -> Iterator[list[MessageRow]]:
+    count = lineage.size(parts)[0]
     for at in range(0, count, _TOGETHER):
-        yield records.messages(db, parts, at, min(at + _TOGETHER, count))
+        yield lineage.messages(db, parts, at, min(at + _TOGETHER, count))
 
 
 class _Sayings:

@@ -18,15 +18,14 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from .. import __version__
 from ..errors import HMTError, SessionNotFoundError, StoreError
-from ..history import lineage
-from ..store import records
-from ..store.database import Database
+from ..store import lineage
+from ..store.backend import Backend
 from ..store.rows import CollectionRow, Lineage, ModelRow
 from . import layout, messages
 from .container import fair
 
 if TYPE_CHECKING:
-    import sqlite3
+    from ..store.backend import Transaction
 
 _MESSAGES, _TOKENS, _SEGMENTS = 32, 1 << 16, 64  # rows fetched at once
 _TIME = (1980, 1, 1, 0, 0, 0)  # ZIP's own: the same session gives the same file
@@ -41,7 +40,7 @@ class _Measured(NamedTuple):
     packed: int  # bytes after deflation
 
 
-def export_session(database: Database, id: int, path: Path) -> None:
+def export_session(database: Backend, id: int, path: Path) -> None:
     """Write the session of that id to `path`, replacing it whole or not at all. Only its owner can read the file.
 
     A link at `path` is replaced, not followed.
@@ -51,10 +50,10 @@ def export_session(database: Database, id: int, path: Path) -> None:
         format.
     """
     with database.reading() as db:
-        row = records.collection(db, id)
+        row = db.collection(id)
         if row is None:
             raise SessionNotFoundError("the session was deleted.")
-        parts = lineage(db, row)
+        parts = lineage.of(db, row)
         content = _content(db, parts)
         try:
             measured = {name: _measured(blocks()) for name, blocks in content.items()}
@@ -68,22 +67,22 @@ def export_session(database: Database, id: int, path: Path) -> None:
             _write(file, manifest, content, measured)
 
 
-def _content(db: sqlite3.Connection, parts: Lineage) -> Content:
-    count, tokens = records.size(parts)
-    segments = records.segment_count(db, parts)
+def _content(db: Transaction, parts: Lineage) -> Content:
+    count, tokens = lineage.size(parts)
+    segments = lineage.segment_count(db, parts)
 
     def lines() -> Iterator[bytes]:
         for at in range(0, count, _MESSAGES):
-            block = records.messages(db, parts, at, min(at + _MESSAGES, count))
+            block = lineage.messages(db, parts, at, min(at + _MESSAGES, count))
             yield b"".join(messages.written(message) for message in block)
 
     def ids() -> Iterator[bytes]:
         for at in range(0, tokens, _TOKENS):
-            yield records.tokens(db, parts, at, min(at + _TOKENS, tokens)).astype("<u4").tobytes()
+            yield lineage.tokens(db, parts, at, min(at + _TOKENS, tokens)).astype("<u4").tobytes()
 
     def memory() -> Iterator[bytes]:
         for at in range(0, segments, _SEGMENTS):
-            yield b"".join(row.memory for row in records.segments(db, parts, at, min(at + _SEGMENTS, segments)))
+            yield b"".join(row.memory for row in lineage.segments(db, parts, at, min(at + _SEGMENTS, segments)))
 
     return {layout.MESSAGES: lines, layout.TOKENS: ids, layout.MEMORY: memory}
 
@@ -98,8 +97,8 @@ def _measured(blocks: Iterator[bytes]) -> _Measured:
     return _Measured(size, digest.hexdigest(), packed + len(packer.flush()))
 
 
-def _manifest(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, measured: Mapping[str, _Measured]) -> dict[str, Any]:
-    count, tokens = records.size(parts)
+def _manifest(db: Transaction, row: CollectionRow, parts: Lineage, measured: Mapping[str, _Measured]) -> dict[str, Any]:
+    count, tokens = lineage.size(parts)
     return {
         "format": layout.FORMAT,
         "version": layout.VERSION,
@@ -109,10 +108,10 @@ def _manifest(db: sqlite3.Connection, row: CollectionRow, parts: Lineage, measur
         "updated_at": row.updated_at,
         "next_id": row.next_id,
         "retention": row.settings.get("retention", {}),
-        "model": None if row.model is None else _model(records.model(db, row.model)),
+        "model": None if row.model is None else _model(db.model(row.model)),
         "messages": count,
         "tokens": tokens,
-        "segments": records.segment_count(db, parts),
+        "segments": lineage.segment_count(db, parts),
         "files": {name: {"bytes": found.bytes, "sha256": found.sha256} for name, found in measured.items()},
     }
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..store import records
-from ..store.rows import CollectionRow, MessageRow, SegmentRow
+from ..store import lineage
+from ..store.rows import CollectionRow, MessageRow, SegmentRow, chain
 from . import layout
 from .agreement import UNVERIFIED
 from .container import BLOCK_BYTES, Archive, opened
@@ -23,9 +23,8 @@ from .manifest import Manifest, Model
 from .messages import read_messages
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from ..memory_store import MemoryStore
+    from ..store.backend import Transaction
 
 _BATCH_BYTES = 1 << 16  # of messages and their tokens that are stored together
 
@@ -66,17 +65,17 @@ def _check(archive: Archive) -> None:
             check(bool(np.isfinite(np.frombuffer(block, "<f2")).all()), "a memory embedding is not finite")
 
 
-def _copy(db: sqlite3.Connection, archive: Archive, name: str) -> CollectionRow:
+def _copy(db: Transaction, archive: Archive, name: str) -> CollectionRow:
     manifest = archive.manifest
-    stream = records.add_stream(db)
+    stream = lineage.add_stream(db)
     _copy_messages(db, archive, stream)
     number = None
     if manifest.model is not None:
         _copy_memory(db, archive, stream, manifest.model)
-        number = records.add_model(db, manifest.model.digest, manifest.model.parts)
-    new = records.add_collection(db, "session", name, stream=stream, now=manifest.created_at)
+        number = db.add_model(manifest.model.digest, manifest.model.parts)
+    new = db.add_collection("session", name, stream=stream, now=manifest.created_at)
     row = replace(new, model=number, next_id=manifest.next_id, updated_at=manifest.updated_at, settings=_settings(manifest))
-    return records.update_collection(db, row)
+    return db.update_collection(row)
 
 
 def _settings(manifest: Manifest) -> dict[str, Any]:
@@ -84,11 +83,11 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
     return {"retention": dict(manifest.retention), **unverified}
 
 
-def _copy_messages(db: sqlite3.Connection, archive: Archive, stream: int) -> None:
+def _copy_messages(db: Transaction, archive: Archive, stream: int) -> None:
     with archive.part(layout.MESSAGES) as lines, archive.part(layout.TOKENS) as tokens:
         for batch in _batches(read_messages(lines.lines(), archive.manifest)):
             data = tokens.read(4 * (batch[-1].tokens[1] - batch[0].tokens[0]))
-            records.append_messages(db, stream, batch, np.frombuffer(data, "<u4").astype(np.uint32))
+            lineage.append_messages(db, stream, batch, np.frombuffer(data, "<u4").astype(np.uint32))
 
 
 def _batches(messages: Iterable[tuple[MessageRow, int]]) -> Iterator[list[MessageRow]]:
@@ -104,15 +103,15 @@ def _batches(messages: Iterable[tuple[MessageRow, int]]) -> Iterator[list[Messag
         yield batch
 
 
-def _copy_memory(db: sqlite3.Connection, archive: Archive, stream: int, model: Model) -> None:
-    parts, size, digest = records.lineage(db, stream), model.segment_bytes, b""
-    together = max(1, BLOCK_BYTES // max(size, records.TOKENS_PER_ROW))
+def _copy_memory(db: Transaction, archive: Archive, stream: int, model: Model) -> None:
+    parts, size, digest = lineage.of_stream(db, stream), model.segment_bytes, b""
+    together = max(1, BLOCK_BYTES // max(size, lineage.TOKENS_PER_ROW))
     with archive.part(layout.MEMORY) as part:
         for first in range(0, archive.manifest.segments, together):
             numbers = range(first, min(first + together, archive.manifest.segments))
             rows = []
             for at in numbers:
                 span, memory = (at * model.segment_length, (at + 1) * model.segment_length), part.read(size)
-                digest = records.chain(digest, span, memory, None)
+                digest = chain(digest, span, memory, None)
                 rows.append(SegmentRow(at, span, memory, None, digest))
-            records.append_segments(db, parts, rows)
+            lineage.append_segments(db, parts, rows)

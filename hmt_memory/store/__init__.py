@@ -1,4 +1,3 @@
-"""What is kept on disk: `database` (one SQLite file), `migrations` (its schema), `records` (its rows), `search` and `index`.
-
-The only place that knows SQLite and FAISS. Bytes and numpy arrays go in and out; no model, no text.
+"""What is kept on disk. `backend` says what a database has to do, `sqlite/` does it, `open` chooses; `lineage` and `sweeping`
+are written once over any of them; `index/` holds caches of the rows. The only place that knows SQL and FAISS; no model, no text.
 """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-from . import records
+from . import lineage
+from .backend import Transaction
 from .rows import CollectionRow, Lineage, Part, SegmentRow
 
 
@@ -68,10 +68,10 @@ class Shelf:
             if low < high:
                 yield volume.parts, low, high
 
-    def rows(self, db: sqlite3.Connection, start: int, stop: int) -> Iterator[SegmentRow]:
+    def rows(self, db: Transaction, start: int, stop: int) -> Iterator[SegmentRow]:
         """Yield segments [start, stop); fetch them all before the transaction ends."""
         for parts, low, high in self.stretches(start, stop):
-            yield from records.segments(db, parts, low, high)
+            yield from lineage.segments(db, parts, low, high)
 
     def digest(self) -> str:
         """Return a digest of all segments."""
@@ -80,35 +80,35 @@ class Shelf:
             digest.update(volume.digest)
         return digest.hexdigest()
 
-    def check(self, db: sqlite3.Connection, count: int) -> str:
+    def check(self, db: Transaction, count: int) -> str:
         """Return a digest of the first `count` segments: equal digests, equal memories."""
         digest = hashlib.blake2b(digest_size=16)
         for volume in self.volumes:
             taken = min(count, volume.segments)
             if taken > 0:
-                digest.update(volume.digest if taken == volume.segments else records.digest_at(db, volume.parts, taken))
+                digest.update(volume.digest if taken == volume.segments else lineage.digest_at(db, volume.parts, taken))
             count -= volume.segments
             if count <= 0:
                 break
         return digest.hexdigest()
 
 
-def volume_of(db: sqlite3.Connection, stream: int) -> Volume:
+def volume_of(db: Transaction, stream: int) -> Volume:
     """Return a stream with its ancestors as a volume."""
-    return volume(db, records.lineage(db, stream))
+    return volume(db, lineage.of_stream(db, stream))
 
 
-def volume(db: sqlite3.Connection, parts: Lineage, count: int | None = None) -> Volume:
+def volume(db: Transaction, parts: Lineage, count: int | None = None) -> Volume:
     """Return a lineage as a volume of its first `count` segments; None: of all."""
-    closed = records.segment_count(db, parts) if count is None else count
-    return Volume(parts, closed, records.digest_at(db, parts, closed))
+    closed = lineage.segment_count(db, parts) if count is None else count
+    return Volume(parts, closed, lineage.digest_at(db, parts, closed))
 
 
-def shelf_of(db: sqlite3.Connection, row: CollectionRow) -> Shelf:
+def shelf_of(db: Transaction, row: CollectionRow) -> Shelf:
     """Return the closed segments of a session or corpus."""
     version = (row.id, row.epoch, row.revision)
     if row.stream is not None:
         return Shelf((volume_of(db, row.stream),), version)
-    documents = records.document_streams(db, row.id)
+    documents = db.document_streams(row.id)
     volumes = (Volume((Part(one.stream, (0, 0), (0, one.tokens), (0, None)),), one.segments, one.digest) for one in documents)
     return Shelf(tuple(volumes), version, tuple(one.document for one in documents))

@@ -100,7 +100,7 @@ class HMTEngine(BaseModel):
 
     def _is_of(self, engine: Assistant) -> bool:
         """Whether an assistant is still the one that the fields name."""
-        from hmt_memory.store.database import default_folder
+        from hmt_memory.store.open import default_folder
 
         known, folder = engine.settings, str(default_folder() if self.store is None else self.store)
         ours = (self.model_name, self.adapter, self.dtype, self.device, folder)

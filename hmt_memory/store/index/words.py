@@ -7,7 +7,6 @@ Holds, for every word, the segments it stands in and how often: blocks of postin
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -17,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import records
+from .. import lineage
+from ..backend import Transaction
+from ..shelf import Shelf
 from .derived import Derived
-from .shelf import Shelf
 
 Terms = Callable[[str], Sequence[str]]
 _LARGEST_BLOCK = 1 << 16  # segments; larger blocks are not joined further
@@ -56,7 +56,7 @@ class WordIndex(Derived):
         self._decode, self._terms, self._made_by = decode, terms, made_by
         super().__init__(path)
 
-    def find(self, db: sqlite3.Connection, shelf: Shelf, query: Sequence[str], until: int | None = None) -> Postings:
+    def find(self, db: Transaction, shelf: Shelf, query: Sequence[str], until: int | None = None) -> Postings:
         """The postings of distinct words, as the rows are now; only of segments before `until`, where that is given."""
         with self._alone():
             self._sync(db, shelf)
@@ -71,7 +71,7 @@ class WordIndex(Derived):
         self._blocks: list[_Block] = []
         self._lengths = np.zeros(0, np.uint16)
 
-    def _extend(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> None:
+    def _extend(self, db: Transaction, shelf: Shelf, start: int, stop: int) -> None:
         counted = [Counter(map(_hash, self._terms(text))) for text in self._texts(db, shelf, start, stop)]
         lengths = [min(sum(one.values()), 0xFFFF) for one in counted]
         self._lengths = np.concatenate([self._lengths, np.array(lengths, np.uint16)])
@@ -85,10 +85,10 @@ class WordIndex(Derived):
             later, earlier = self._blocks.pop(), self._blocks.pop()
             self._blocks.append(_joined(earlier, later))
 
-    def _texts(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> Iterator[str]:
+    def _texts(self, db: Transaction, shelf: Shelf, start: int, stop: int) -> Iterator[str]:
         for parts, low, high in shelf.stretches(start, stop):
-            spans = [row.tokens for row in records.segments(db, parts, low, high)]
-            ids = records.tokens(db, parts, spans[0][0], spans[-1][1])
+            spans = [row.tokens for row in lineage.segments(db, parts, low, high)]
+            ids = lineage.tokens(db, parts, spans[0][0], spans[-1][1])
             for one, other in spans:
                 yield self._decode(ids[one - spans[0][0] : other - spans[0][0]].tolist())
 

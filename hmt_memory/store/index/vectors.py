@@ -6,7 +6,6 @@ training; without FAISS, torch searches the same matrix; on a GPU, FAISS's GPU b
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, StoreDamagedError
+from ...errors import InputError, StoreDamagedError
+from ..backend import Transaction
+from ..shelf import Shelf
 from .derived import Derived
 from .search import DEFAULT, Halves, Search, new_search
-from .shelf import Shelf
 
 
 class Hits(NamedTuple):
@@ -63,7 +63,7 @@ class MemoryIndex(Derived):
     def _exact(self) -> bool:
         return self._search.exact and self._keys_are_memory
 
-    def _extend(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> None:
+    def _extend(self, db: Transaction, shelf: Shelf, start: int, stop: int) -> None:
         keys, owners = [], []
         for at, row in enumerate(shelf.rows(db, start, stop), start):
             memory = self._vectors(row.memory, at)[self._others :]
@@ -96,7 +96,7 @@ class MemoryIndex(Derived):
 
     # --- searching --------------------------------------------------------------------------------------------------
 
-    def search(self, db: sqlite3.Connection, shelf: Shelf, query: NDArray[np.float32], k: int) -> Hits:
+    def search(self, db: Transaction, shelf: Shelf, query: NDArray[np.float32], k: int) -> Hits:
         """The segments of the k best keys (times m, where a segment has m) for a folded query [d], as the rows are now.
 
         Raises:
@@ -123,7 +123,7 @@ class MemoryIndex(Derived):
                 ceiling += self._search.rounding * abs(ceiling)
             return Hits(positions, self._memory(db, shelf, positions), ceiling)
 
-    def _memory(self, db: sqlite3.Connection, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
+    def _memory(self, db: Transaction, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
         """[k, m, d] from the index where it holds the embeddings as they are, else from the rows."""
         shape = (len(positions), self.slots, self.width)
         rows = (positions[:, None] * self.slots + np.arange(self.slots)).ravel()
@@ -134,7 +134,7 @@ class MemoryIndex(Derived):
             found = found.reshape(len(positions), self._others + self.slots, self.width)[:, self._others :]
         return found.reshape(shape)
 
-    def embeddings(self, db: sqlite3.Connection, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
+    def embeddings(self, db: Transaction, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
         """[k, m, d] the memory embeddings of segments of the shelf."""
         with self._alone():
             self._sync(db, shelf)

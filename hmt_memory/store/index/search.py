@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, MissingDependencyError
+from ...errors import ConfigError, MissingDependencyError
 
 Halves = NDArray[np.float16]
 

@@ -9,7 +9,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from ..errors import StoreError
+from ...errors import StoreError
 
 log = logging.getLogger("hmt_memory")
 DATABASE, RESERVE = "memory.db", "reserve"

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import sqlite3
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import SessionBusyError
-from . import files
-from .shelf import Shelf, Volume
+from ...errors import SessionBusyError
+from ..backend import Transaction
+from ..shelf import Shelf, Volume
+from ..sqlite import files
 
 log = logging.getLogger("hmt_memory")
 _MAGIC = b"HMTINDEX"
@@ -70,7 +70,7 @@ class Derived:
         """Hold nothing."""
         raise NotImplementedError
 
-    def _extend(self, db: sqlite3.Connection, shelf: Shelf, start: int, stop: int) -> None:
+    def _extend(self, db: Transaction, shelf: Shelf, start: int, stop: int) -> None:
         """Take segments [start, stop) over; they follow what is held."""
         raise NotImplementedError
 
@@ -96,7 +96,7 @@ class Derived:
 
     # --- keeping up with the rows -----------------------------------------------------------------------------------
 
-    def _sync(self, db: sqlite3.Connection, shelf: Shelf) -> None:
+    def _sync(self, db: Transaction, shelf: Shelf) -> None:
         """Take over what the rows have more, or everything anew where they are not what this was made of."""
         if self._version is not None and shelf.version is not None:
             if shelf.version[:2] == self._version[:2] and shelf.total <= self.count:
@@ -130,7 +130,7 @@ class Derived:
 
     # --- the file ---------------------------------------------------------------------------------------------------
 
-    def save(self, db: sqlite3.Connection, shelf: Shelf, *, always: bool = False) -> None:
+    def save(self, db: Transaction, shelf: Shelf, *, always: bool = False) -> None:
         """Replace the file, if enough is new and `shelf`, the collection as it is now, still begins with what is held.
 
         Failing is no loss: it is made of the rows again. Nobody may rewrite the rows meanwhile.
@@ -169,7 +169,7 @@ class Derived:
         finally:
             scratch.unlink(missing_ok=True)
 
-    def _load(self, db: sqlite3.Connection, shelf: Shelf) -> None:
+    def _load(self, db: Transaction, shelf: Shelf) -> None:
         """Start from the file, if it is whole and was made of the very rows that are there."""
         try:
             content = self.path.read_bytes()
@@ -210,7 +210,7 @@ def remove(path: Path) -> None:
         found.unlink(missing_ok=True)
 
 
-def stale(path: Path, db: sqlite3.Connection, shelf: Shelf) -> str | None:
+def stale(path: Path, db: Transaction, shelf: Shelf) -> str | None:
     """Why an index file would not be used; None: it would, or there is none."""
     try:
         header, _ = _unpack(path.read_bytes())

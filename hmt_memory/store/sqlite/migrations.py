@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import StoreError
-from . import payloads
-from .rows import checked, crc_of
+from ...errors import StoreError
+from ..rows import checked, crc_of, name_key
+from .transaction import SqliteTransaction
 
 APPLICATION_ID = 0x484D544D  # "HMTM", so that other tools can tell what the file is
 
@@ -214,18 +212,18 @@ CREATE INDEX messages_pinned ON messages (stream, seq) WHERE pinned = 1;
 _MOVED = ("segments", "tokens", "messages", "documents", "collections")
 
 
-def _run(db: sqlite3.Connection, statements: str) -> None:
+def _run(db: SqliteTransaction, statements: str) -> None:
     for statement in statements.split(";\n"):
         if statement.strip():
             db.execute(statement)
 
 
-def _create(db: sqlite3.Connection) -> None:
+def _create(db: SqliteTransaction) -> None:
     _run(db, _FIRST)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
-def _move_content(db: sqlite3.Connection) -> None:
+def _move_content(db: SqliteTransaction) -> None:
     """Give all content to `payloads`. SQLite clears every page of a table that is dropped, moved copies included."""
     _run(db, _SECOND)
     for table, copy in zip(_MOVED, (_segment, _token, _message, _document, _collection), strict=True):
@@ -243,46 +241,41 @@ def _move_content(db: sqlite3.Connection) -> None:
     _run(db, _SECOND_INDEXES)
 
 
-def _segment(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+def _segment(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     stream, seq, start, stop, memory, keys, digest, _ = row
     checked(f"segment {seq} of stream {stream}", row[1:])
-    place = payloads.put(db, memory + (keys or b""))
+    place = db.put(memory + (keys or b""))
     return (stream, seq, start, stop, *place, None if keys is None else len(keys), digest)
 
 
-def _token(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+def _token(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     stream, start, ids, _ = row
     checked(f"tokens {start} of stream {stream}", row[1:])
-    return (stream, start, *payloads.put(db, ids))
+    return (stream, start, *db.put(ids))
 
 
-def _message(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+def _message(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     stream, seq, id, batch, pinned, body, created, *spans, _ = row
     checked(f"message {id}", row[1:])
-    return (stream, seq, id, batch, pinned, *payloads.put(db, body), created, *spans)
+    return (stream, seq, id, batch, pinned, *db.put(body), created, *spans)
 
 
-def _document(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+def _document(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     collection, id, stream, body, created, _ = row
     checked(f"the record of document {id}", row[1:])
-    return (collection, id, stream, name_key(json.loads(body)["name"]), *payloads.put(db, body), created)
+    return (collection, id, stream, name_key(json.loads(body)["name"]), *db.put(body), created)
 
 
-def _collection(db: sqlite3.Connection, row: Sequence[Any]) -> tuple[Any, ...]:
+def _collection(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     id, kind, name, *rest, _ = row
     checked(f"the record of {kind} {name!r}", row[1:])
-    return (id, kind, name_key(name), *payloads.put(db, name.encode()), *rest)
+    return (id, kind, name_key(name), *db.put(name.encode()), *rest)
 
 
-STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_create, _move_content)
+STEPS: tuple[Callable[[SqliteTransaction], None], ...] = (_create, _move_content)
 
 
-def name_key(name: str) -> bytes:
-    """Return what a session, corpus or document is looked up by."""
-    return hashlib.blake2b(name.encode(), digest_size=16).digest()
-
-
-def pending(db: sqlite3.Connection) -> int:
+def pending(db: SqliteTransaction) -> int:
     """How many steps the file still needs.
 
     Raises:
@@ -300,7 +293,7 @@ def pending(db: sqlite3.Connection) -> int:
     return len(STEPS) - int(version)
 
 
-def migrate(db: sqlite3.Connection) -> None:
+def migrate(db: SqliteTransaction) -> None:
     """Bring the schema up to date, inside the caller's transaction."""
     missing = pending(db)
     for step in STEPS[len(STEPS) - missing :]:

@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from ..errors import SessionBusyError, StoreDamagedError, StoreError, StoreFullError
+from ...errors import SessionBusyError, StoreDamagedError, StoreError, StoreFullError
+from ..backend import Capability, Transaction
 from . import files, migrations
+from .transaction import SqliteTransaction
 
 T = TypeVar("T")
 SQLITE = sqlite3.sqlite_version
@@ -39,13 +41,6 @@ _DAMAGE = ("malformed", "not a database", "corrupt", "no such table", "no such c
 _NO_ROOM = ("disk is full", "disk i/o error")
 
 
-def default_folder() -> Path:
-    """Where sessions are kept unless said: $HMT_STORE, else $XDG_DATA_HOME/hmt-memory, else ~/.local/share/hmt-memory."""
-    if chosen := os.environ.get("HMT_STORE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "hmt-memory"
-
-
 class Database:
     """A folder's database. Safe to share between threads; a forked process opens its own connections.
 
@@ -57,6 +52,8 @@ class Database:
     Raises:
         StoreError: the folder cannot be used, or holds something else. SessionBusyError: another process kept writing.
     """
+
+    capabilities = frozenset({Capability.ERASES_BYTES})
 
     def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
         self.folder, self.timeout, self.read_only = folder, timeout, read_only
@@ -72,7 +69,7 @@ class Database:
 
     def _migrate(self) -> None:
         with self._connection() as db, self._translated():
-            pending = migrations.pending(db)
+            pending = migrations.pending(SqliteTransaction(db))
             ready = not pending and db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         if ready:
             return
@@ -84,7 +81,7 @@ class Database:
             db.execute("PRAGMA journal_mode = WAL").fetchall()
             db.execute("BEGIN IMMEDIATE")
             try:
-                migrations.migrate(db)
+                migrations.migrate(SqliteTransaction(db))
                 db.execute("COMMIT")
             except BaseException:
                 _roll_back(db)
@@ -94,7 +91,7 @@ class Database:
     # --- transactions -----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Iterator[SqliteTransaction]:
         """Open a consistent view of all rows as of now; inside it, another one of the same thread is the same view.
 
         Fetch what is needed and leave: an open view keeps the WAL growing.
@@ -105,15 +102,16 @@ class Database:
             return
         with self._connection() as db, self._translated():
             db.execute("BEGIN")
-            self._views.open = (os.getpid(), db)
+            view = SqliteTransaction(db)
+            self._views.open = (os.getpid(), view)
             try:
-                yield db
+                yield view
             finally:
                 self._views.open = (0, None)
                 _roll_back(db)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> Iterator[SqliteTransaction]:
         """Open a transaction that is durable when the block ends, and never was if it raises.
 
         Raises:
@@ -124,7 +122,7 @@ class Database:
         with self.exclusive(), self._connection() as db, self._translated():
             db.execute("BEGIN IMMEDIATE")
             try:
-                yield db
+                yield SqliteTransaction(db)
                 db.execute("COMMIT")
             except BaseException:
                 _roll_back(db)
@@ -136,7 +134,7 @@ class Database:
         """Pause between two transactions of one long work, long enough for whoever waits to notice."""
         time.sleep(1.2 * _POLL_SECONDS)
 
-    def erasing(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def erasing(self, work: Callable[[Transaction], T]) -> T:
         """Do in a transaction what makes room: where the disk is full, in the room that is kept for this.
 
         Raises:
@@ -185,12 +183,38 @@ class Database:
                 db.execute("PRAGMA temp_store = MEMORY").fetchall()
         self.empty_log()
 
-    def lock(self, name: str, *, timeout: float | None = None) -> FileLock:
-        """A lock between processes, held by one `with` block at a time; `filelock.Timeout` after `timeout` seconds."""
+    @contextlib.contextmanager
+    def lock(self, name: str, *, timeout: float | None = None) -> Iterator[None]:
+        """Hold a lock that one block of all threads and processes holds at a time.
+
+        Args:
+            timeout: seconds to wait; None: as long as for another writer.
+
+        Raises:
+            SessionBusyError: somebody else holds it.
+        """
         self._check_identity()
         wait = self.timeout if timeout is None else timeout
-        path = self.folder / "locks" / f"{name}.lock"
-        return FileLock(path, timeout=wait, poll_interval=_POLL_SECONDS, mode=0o600)
+        with self._held(FileLock(self._lock_path(name), timeout=wait, poll_interval=_POLL_SECONDS, mode=0o600), wait):
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, lock: FileLock, wait: float) -> Iterator[None]:
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise SessionBusyError(f"another process has been at it for {wait:g} s. Try again.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def forget_lock(self, name: str) -> None:
+        """Remove the file of a lock that nobody will ask for again."""
+        self._lock_path(name).unlink(missing_ok=True)
+
+    def _lock_path(self, name: str) -> Path:
+        return self.folder / "locks" / f"{name}.lock"
 
     def size(self) -> int:
         """Return how many bytes the database takes on the disk."""
@@ -279,14 +303,18 @@ class Database:
         self._leave_parent()
         self._check_identity()
         with self._write_mutex:
+            lock = FileLock(self._lock_path("store"), timeout=self.timeout, poll_interval=_POLL_SECONDS, mode=0o600)
             try:
-                with self.lock("store"):
-                    yield
+                lock.acquire()
             except Timeout as error:
                 raise SessionBusyError(
                     f"another process has been writing to {self.folder} for {self.timeout:g} s. Try again, or open the store "
                     "with a longer timeout."
                 ) from error
+            try:
+                yield
+            finally:
+                lock.release()
 
     def _checkpoint_if_large(self, db: sqlite3.Connection) -> None:
         """Copy the WAL back. What was just committed is durable already, so a failure here only waits for the next time.

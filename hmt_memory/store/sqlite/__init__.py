@@ -1,0 +1,1 @@
+"""One SQLite file: the embedded database. Nothing outside names it but `store.open`."""

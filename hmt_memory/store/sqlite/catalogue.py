@@ -1,0 +1,176 @@
+"""The rows of facts, models, sessions, corpora and documents."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ...errors import StoreDamagedError
+from ..rows import CollectionRow, DocumentRow, DocumentStream, ModelRow, Payload, as_json, checked, content, crc_of, name_key
+from .streams import Streams
+
+_COLLECTION = (
+    "c.id, kind, key, name, name_size, name_check, model, stream, next_id, revision, epoch, created_at, updated_at, settings,"
+    " crc, data FROM collections c JOIN payloads p ON p.id = name"
+)
+_DOCUMENT = (
+    "d.id, stream, key, body, body_size, body_check, created_at, crc, data FROM documents d JOIN payloads p ON p.id = body"
+    " WHERE collection = ?"
+)
+_DOCUMENT_STREAMS = (
+    "SELECT d.id, d.stream, s.tokens, coalesce(seq + 1, 0), coalesce(digest, x'') FROM documents d"
+    " JOIN streams s ON s.id = d.stream LEFT JOIN segments g ON g.stream = d.stream"
+    " AND g.seq = (SELECT max(seq) FROM segments WHERE stream = d.stream) WHERE d.collection = ? ORDER BY d.id"
+)
+
+
+class Catalogue(Streams):
+    """Facts, models, sessions, corpora and documents over one connection."""
+
+    def fact(self, name: str) -> str | None:
+        """Return what is remembered under a name."""
+        row = self.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_fact(self, name: str, value: str | None) -> None:
+        """Remember a value under a name; None forgets it."""
+        if value is None:
+            self.execute("DELETE FROM facts WHERE name = ?", (name,))
+        else:
+            self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def model(self, id: int) -> ModelRow:
+        """Return the model of that id."""
+        row = self.execute("SELECT digest, parts, crc FROM models WHERE id = ?", (id,)).fetchone()
+        if row is None:
+            raise StoreDamagedError(f"the record of model {id} is missing. Restore a backup or an export.")
+        digest, parts = checked(f"the record of model {id}", row)
+        return ModelRow(id, digest, json.loads(parts))
+
+    def add_model(self, digest: str, parts: Mapping[str, Any]) -> int:
+        """Return the id of the model with this digest, recorded if it is new."""
+        row = self.execute("SELECT id FROM models WHERE digest = ?", (digest,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        values = (digest, text := json.dumps(parts, sort_keys=True), crc_of(digest, text))
+        return int(self.execute("INSERT INTO models (digest, parts, crc) VALUES (?, ?, ?)", values).lastrowid or 0)
+
+    # --- sessions and corpora ---------------------------------------------------------------------------------------
+
+    def collections(self, kind: str) -> list[CollectionRow]:
+        """Return all of a kind, by name."""
+        rows = self.execute(f"SELECT {_COLLECTION} WHERE kind = ?", (kind,)).fetchall()
+        return sorted(map(_collection, rows), key=lambda row: row.name)
+
+    def find_collection(self, kind: str, name: str) -> CollectionRow | None:
+        """Return the session or corpus of that name."""
+        row = self.execute(f"SELECT {_COLLECTION} WHERE kind = ? AND key = ?", (kind, name_key(name))).fetchone()
+        return None if row is None else _collection(row)
+
+    def collection(self, id: int) -> CollectionRow | None:
+        """Return the session or corpus of that id."""
+        row = self.execute(f"SELECT {_COLLECTION} WHERE c.id = ?", (id,)).fetchone()
+        return None if row is None else _collection(row)
+
+    def add_collection(self, kind: str, name: str, *, stream: int | None, now: float) -> CollectionRow:
+        """Add a new, empty one."""
+        new = CollectionRow(0, kind, name, None, stream, 1, 0, 0, now, now, {})
+        values = _collection_values(new, self.put(name.encode()))
+        cursor = self.execute(f"INSERT INTO collections VALUES (NULL, {', '.join('?' * len(values))})", values)
+        return replace(new, id=int(cursor.lastrowid or 0))
+
+    def update_collection(self, row: CollectionRow) -> CollectionRow:
+        """Write a row, whose name is that it has, back as its next revision."""
+        new = replace(row, revision=row.revision + 1)
+        self._write_collection(new, self._name(row.id))
+        return new
+
+    def rename_collection(self, row: CollectionRow, name: str, erasure: int) -> None:
+        """Give a session or corpus another name; the old one is erased."""
+        self.release(erasure, [self._name(row.id).id])
+        self._write_collection(replace(row, name=name, revision=row.revision + 1), self.put(name.encode()))
+
+    def delete_collection(self, row: CollectionRow, erasure: int) -> None:
+        """Delete a session or corpus; its messages or documents are swept away by the erasure's next steps."""
+        self.release(erasure, [self._name(row.id).id])
+        self.execute("DELETE FROM collections WHERE id = ?", (row.id,))
+        kind, id = ("corpus", row.id) if row.stream is None else ("stream", row.stream)
+        self.sweep_later(erasure, kind, id)
+
+    def _name(self, id: int) -> Payload:
+        return Payload(*self.execute("SELECT name, name_size, name_check FROM collections WHERE id = ?", (id,)).fetchone())
+
+    def _write_collection(self, row: CollectionRow, name: Payload) -> None:
+        self.execute(
+            "UPDATE collections SET kind = ?, key = ?, name = ?, name_size = ?, name_check = ?, model = ?, stream = ?,"
+            " next_id = ?, revision = ?, epoch = ?, created_at = ?, updated_at = ?, settings = ?, crc = ? WHERE id = ?",
+            (*_collection_values(row, name), row.id),
+        )
+
+    # --- documents --------------------------------------------------------------------------------------------------
+
+    def documents(self, collection: int) -> list[DocumentRow]:
+        """Return a corpus's documents in the order they were added."""
+        return [_document(row) for row in self.execute(f"SELECT {_DOCUMENT} ORDER BY d.id", (collection,)).fetchall()]
+
+    def documents_named(self, collection: int, name: str) -> list[DocumentRow]:
+        """Return a corpus's documents of that name."""
+        rows = self.execute(f"SELECT {_DOCUMENT} AND key = ?", (collection, name_key(name))).fetchall()
+        return [_document(row) for row in rows]
+
+    def document_streams(self, collection: int) -> list[DocumentStream]:
+        """Return the streams of a corpus's documents in the order they were added, without their texts."""
+        return [DocumentStream(*row) for row in self.execute(_DOCUMENT_STREAMS, (collection,)).fetchall()]
+
+    def find_document(self, collection: int, id: int) -> DocumentRow | None:
+        """Return the document of that id, if the corpus has it."""
+        row = self.execute(f"SELECT {_DOCUMENT} AND d.id = ?", (collection, id)).fetchone()
+        return None if row is None else _document(row)
+
+    def add_document(self, collection: int, document: DocumentRow) -> None:
+        """Add one under its id."""
+        body = self.put(as_json(document.body))
+        values = (document.id, document.stream, name_key(document.body["name"]), *body, document.created_at)
+        self.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (collection, *values, crc_of(*values)))
+
+    def delete_document(self, collection: int, document: DocumentRow, erasure: int) -> None:
+        """Delete one; its stream is swept away by the erasure's next steps."""
+        query = "SELECT id, stream, body FROM documents WHERE collection = ? AND id = ?"
+        self._delete_documents(collection, self.execute(query, (collection, document.id)).fetchall(), erasure)
+
+    def sweep_documents(self, collection: int, erasure: int, most: int) -> int:
+        """Delete some documents of a corpus that is gone; return how many there were."""
+        query = "SELECT id, stream, body FROM documents WHERE collection = ? LIMIT ?"
+        found = self.execute(query, (collection, most)).fetchall()
+        self._delete_documents(collection, found, erasure)
+        return len(found)
+
+    def _delete_documents(self, collection: int, rows: Sequence[tuple[int, int, int]], erasure: int) -> None:
+        self.release(erasure, [body for _, _, body in rows])
+        for id, stream, _ in rows:
+            self.execute("DELETE FROM documents WHERE collection = ? AND id = ?", (collection, id))
+            self.sweep_later(erasure, "stream", stream)
+
+
+def _collection(row: Sequence[Any]) -> CollectionRow:
+    id, *rest, data = row
+    what = f"the record of {row[1]} {id}"
+    kind, _, _, size, check, *values, settings = checked(what, rest)
+    name = content(what, data, size, check).decode()
+    return CollectionRow(id, kind, name, *[*values, json.loads(settings)])
+
+
+def _collection_values(row: CollectionRow, name: Payload) -> tuple[Any, ...]:
+    counts, times = (row.next_id, row.revision, row.epoch), (row.created_at, row.updated_at)
+    settings = json.dumps(row.settings, sort_keys=True)
+    values = (row.kind, name_key(row.name), *name, row.model, row.stream, *counts, *times, settings)
+    return (*values, crc_of(*values))
+
+
+def _document(row: Sequence[Any]) -> DocumentRow:
+    *rest, data = row
+    what = f"the record of document {row[0]}"
+    id, stream, _, _, size, check, created = checked(what, rest)
+    return DocumentRow(id, stream, json.loads(content(what, data, size, check)), created)

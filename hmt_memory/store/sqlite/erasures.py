@@ -1,0 +1,63 @@
+"""The record of erasures under way, and the deletion of rows that nobody shows any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..backend import Sweep
+from .payloads import Payloads
+
+# Tables of rows that belong to streams: the column of the place in the stream, and that of the content.
+_TABLES = (("messages", "seq", "body"), ("tokens", "start", "ids"), ("segments", "seq", "memory"))
+
+
+class Erasures(Payloads):
+    """Erasures over one connection."""
+
+    def begin_erasure(self) -> int:
+        """Begin an erasure; return its number."""
+        return int(self.execute("INSERT INTO erasures DEFAULT VALUES").lastrowid or 0)
+
+    def end_erasure(self, erasure: int) -> None:
+        """Note that nothing is left of what was erased."""
+        self.execute("DELETE FROM erasures WHERE id = ?", (erasure,))
+
+    def erasures(self) -> list[int]:
+        """List the erasures that are under way, or were left by a crash."""
+        return [int(id) for (id,) in self.execute("SELECT id FROM erasures ORDER BY id").fetchall()]
+
+    def sweep_later(self, erasure: int, kind: str, id: int) -> None:
+        """Say that a "stream", or the documents of a "corpus", may hold rows that nobody shows any more."""
+        self.execute("INSERT OR IGNORE INTO sweeps VALUES (?, ?, ?)", (erasure, kind, id))
+
+    def next_sweep(self, erasure: int) -> Sweep | None:
+        """Return something that an erasure has still to go through."""
+        row = self.execute("SELECT kind, id FROM sweeps WHERE erasure = ? LIMIT 1", (erasure,)).fetchone()
+        return None if row is None else Sweep(*row)
+
+    def end_sweep(self, erasure: int, sweep: Sweep) -> None:
+        """Note that an erasure has gone through something."""
+        self.execute("DELETE FROM sweeps WHERE erasure = ? AND kind = ? AND id = ?", (erasure, *sweep))
+
+    def is_swept(self, streams: Iterable[int]) -> bool:
+        """Return whether an erasure has still to go through one of these streams."""
+        query = "SELECT 1 FROM sweeps WHERE kind = 'stream' AND id = ?"
+        return any(self.execute(query, (stream,)).fetchone() for stream in streams)
+
+    def delete_rows(self, stream: int, ends: tuple[int, int, int], erasure: int, most: int) -> int:
+        """Delete some of a stream's rows from so many messages, tokens and segments on; return how many there were.
+
+        Args:
+            ends: where each kind of rows is to end.
+            erasure: what overwrites their content.
+            most: so many are deleted at most; fewer were left if fewer are.
+        """
+        done = 0
+        for (table, place, content), end in zip(_TABLES, ends, strict=True):
+            query = f"SELECT {place}, {content} FROM {table} WHERE stream = ? AND {place} >= ? LIMIT ?"
+            found = self.execute(query, (stream, end, most - done)).fetchall()
+            delete = f"DELETE FROM {table} WHERE stream = ? AND {place} = ?"
+            self._db.executemany(delete, ((stream, at) for at, _ in found))
+            self.release(erasure, [payload for _, payload in found])
+            done += len(found)
+        return done

@@ -1,0 +1,85 @@
+"""The rows of streams: where each begins in its parent and ends, who shows it, which are being written."""
+
+from __future__ import annotations
+
+from ...errors import StoreDamagedError
+from ..rows import StreamRow, checked, crc_of
+from .erasures import Erasures
+
+_STREAM = "id, parent, parent_messages, parent_tokens, parent_segments, messages, tokens, crc"
+_SHOWING = """
+WITH RECURSIVE below (id, shown) AS (
+    SELECT id, messages FROM streams WHERE id = :stream
+    UNION ALL
+    SELECT s.id, min(shown, s.parent_messages) FROM streams s JOIN below ON s.parent = below.id WHERE s.parent_messages > :seq
+)
+SELECT data, name_size FROM collections c JOIN below ON c.stream = below.id JOIN payloads p ON p.id = c.name
+WHERE shown > :seq AND c.id != :besides
+"""
+
+
+class Streams(Erasures):
+    """Streams over one connection."""
+
+    def stream(self, id: int) -> StreamRow:
+        """Return the stream of that id."""
+        row = self.execute(f"SELECT {_STREAM} FROM streams WHERE id = ?", (id,)).fetchone()
+        if row is None:
+            raise StoreDamagedError(f"the record of stream {id} is missing. Restore a backup or an export.")
+        return StreamRow(id, *checked(f"the record of stream {id}", row[1:]))
+
+    def has_stream(self, id: int) -> bool:
+        """Return whether there is a stream of that id."""
+        return self.execute("SELECT 1 FROM streams WHERE id = ?", (id,)).fetchone() is not None
+
+    def children(self, id: int) -> list[StreamRow]:
+        """Return the streams that continue a stream."""
+        rows = self.execute(f"SELECT {_STREAM} FROM streams WHERE parent = ?", (id,)).fetchall()
+        return [StreamRow(row[0], *checked(f"the record of stream {row[0]}", row[1:])) for row in rows]
+
+    def add_stream(self, row: StreamRow) -> int:
+        """Add a stream, whose own id does not count; return the id it has."""
+        columns = "parent, parent_messages, parent_tokens, parent_segments, messages, tokens, crc"
+        values = (*row[1:], crc_of(*row[1:]))
+        return int(self.execute(f"INSERT INTO streams ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid or 0)
+
+    def update_stream(self, row: StreamRow) -> None:
+        """Write a stream back."""
+        columns = "parent = ?, parent_messages = ?, parent_tokens = ?, parent_segments = ?, messages = ?, tokens = ?, crc = ?"
+        self.execute(f"UPDATE streams SET {columns} WHERE id = ?", (*row[1:], crc_of(*row[1:]), row.id))
+
+    def delete_stream(self, id: int) -> None:
+        """Delete the record of a stream that has no rows and that nothing continues."""
+        self.execute("DELETE FROM streams WHERE id = ?", (id,))
+
+    def give_rows(self, stream: int, to: int) -> None:
+        """Give all rows of a stream to another one that has none at their places."""
+        for table in ("messages", "tokens", "segments"):
+            self.execute(f"UPDATE {table} SET stream = ? WHERE stream = ?", (to, stream))
+
+    def is_shown(self, stream: int) -> bool:
+        """Return whether a stream is the whole of a session or document, or is being written to become a session's."""
+        tables = ("collections", "documents", "drafts")
+        query = " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE stream = :id)" for table in tables)
+        return bool(self.execute(f"SELECT {query}", {"id": stream}).fetchone()[0])
+
+    def showing(self, stream: int, seq: int, *, besides: int) -> list[str]:
+        """Return the names of sessions, besides one, that show a stream's own message at `seq`."""
+        found = self.execute(_SHOWING, {"stream": stream, "seq": seq, "besides": besides}).fetchall()
+        return [data[:size].decode() for data, size in found]
+
+    def add_draft(self, stream: int, collection: int) -> None:
+        """Note that a stream is being written to take the place of a session's."""
+        self.execute("INSERT INTO drafts VALUES (?, ?)", (stream, collection))
+
+    def remove_draft(self, stream: int) -> None:
+        """Note that a stream is no draft any more."""
+        self.execute("DELETE FROM drafts WHERE stream = ?", (stream,))
+
+    def drafts(self, collection: int) -> list[int]:
+        """List the streams that are, or were, being written for a session."""
+        return [int(id) for (id,) in self.execute("SELECT stream FROM drafts WHERE collection = ?", (collection,)).fetchall()]
+
+    def drafted(self) -> list[int]:
+        """List the sessions that streams are, or were, being written for."""
+        return [int(id) for (id,) in self.execute("SELECT DISTINCT collection FROM drafts").fetchall()]
