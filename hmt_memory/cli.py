@@ -18,6 +18,7 @@ import typer
 
 from . import __version__
 from .config import DEFAULT_MODEL
+from .documents import open_documents
 from .errors import HMTError
 
 app = typer.Typer(
@@ -138,7 +139,7 @@ def ask(
     _check_question(text, files, corpus or [])
     screen = terminal.Screen.standard()
     terminal.check_text(text)
-    documents = terminal.open_documents(files, screen)
+    documents = open_documents(files, screen)
     decoding = {"max_new_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     if not corpus:
         loaded = terminal.load_model(model, screen, adapter=adapter, dtype=dtype.value, device=device)
@@ -169,7 +170,7 @@ def read(
     from . import manage, terminal
 
     screen = terminal.Screen.standard()
-    documents = terminal.open_documents(files or [], screen)
+    documents = open_documents(files or [], screen)
     if not (documents or rebuild or delete):
         raise typer.BadParameter("name the files to read.")
     with manage.open_store(store, create=not (rebuild or delete)) as opened:

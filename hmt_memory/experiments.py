@@ -235,8 +235,9 @@ def passkey(
     device: str,
 ) -> None:
     """Hide facts in texts of many lengths and ask for them."""
+    from .documents import open_documents
     from .evaluate.passkey import LENGTHS, measure
-    from .terminal import load_model, open_documents
+    from .terminal import load_model
 
     filler = None if text is None else open_documents([text], screen)[0].text
     loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
@@ -303,8 +304,8 @@ def behaviour(
 
 def _tokens_of(name: str, model: HMTModel, tokens: int) -> Tensor:
     """The first `tokens` tokens of a text file."""
+    from .documents import open_documents
     from .reader import token_ids
-    from .terminal import open_documents
 
     (document,) = open_documents([name], Screen.standard())
     # Enough characters for that many tokens, whatever the language; the rest of a long file need not be tokenised.

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .documents import Document
 from .errors import InputError, StoreDamagedError
-from .terminal import Document, Screen, beginning, note_if_untrained, printable, reading_bar, show_recalled, stream
+from .terminal import Screen, beginning, note_if_untrained, printable, reading_bar, show_recalled, stream
 
 if TYPE_CHECKING:
     from .memory_store import MemoryStore

@@ -1,4 +1,4 @@
-"""What the commands show, and `hmt ask`: open text files, read with progress, stream an answer, show passages.
+"""What the commands show, and `hmt ask`: read with progress, stream an answer, show passages.
 
 Knows consoles and text; of a model only its public calls. Answers go to `Screen.out`, everything else to `Screen.notes`.
 torch is imported with the first call that needs it.
@@ -6,7 +6,6 @@ torch is imported with the first call that needs it.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -22,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import places
+from .documents import Document
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ _INTRODUCTION = "Read this text and answer the question after it.\n\n"
 _CHUNK_SEGMENTS = 8  # between two movements of the progress bar; larger reads hardly faster
 _PASSAGE_CHARACTERS = 200
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -60,13 +59,6 @@ class Screen:
         self.notes.print(Text(text, style=style), soft_wrap=not self.notes.is_terminal)
 
 
-class Document(NamedTuple):
-    """A text and the name it was given by."""
-
-    name: str
-    text: str
-
-
 class Reading(NamedTuple):
     """What reading left, and what it took."""
 
@@ -81,50 +73,6 @@ class Passage(NamedTuple):
     segment: int  # counted from 0
     weight: float  # share of the recall softmax
     text: str
-
-
-def open_documents(names: Sequence[str], screen: Screen) -> list[Document]:
-    """The texts of files, in order; `-` is standard input.
-
-    Raises:
-        InputError: a file is missing, unreadable, not text, or empty; the message says which and what to do.
-    """
-    if names.count("-") > 1:
-        raise InputError("standard input can be read once. Name - only once.")
-    return [_document(name, _standard_input(screen) if name == "-" else _file_bytes(name)) for name in names]
-
-
-def _standard_input(screen: Screen) -> bytes:
-    if screen.interactive:
-        screen.note("Type the text; end it with Ctrl-D on a line of its own.")
-    return sys.stdin.buffer.read()
-
-
-def _file_bytes(name: str) -> bytes:
-    try:
-        return Path(name).read_bytes()
-    except IsADirectoryError as error:
-        raise InputError(f"{name} is a folder. Name the files in it, such as {Path(name) / '*.md'}.") from error
-    except FileNotFoundError as error:
-        raise InputError(f"there is no file {name}. Check the path; hmt ask takes its question last, in quotes.") from error
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}. Check its permissions.") from error
-
-
-def _document(name: str, content: bytes) -> Document:
-    shown = "standard input" if name == "-" else os.fsencode(name).decode(errors="replace")
-    encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
-    if b"\0" in content and encoding != "utf-16":
-        raise InputError(f"{shown} is not text (it holds zero bytes). Convert it first, such as with pdftotext or pandoc.")
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{shown} is not UTF-8 text (byte {error.start}). Convert it first: iconv -f LATIN1 -t UTF-8 FILE, or another code."
-        ) from error
-    if not text.strip():
-        raise InputError(f"{shown} is empty. Name a file with text in it.")
-    return Document(shown, text)
 
 
 def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:

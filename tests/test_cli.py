@@ -18,7 +18,7 @@ import torch
 import typer
 from rich.console import Console
 
-from hmt_memory import HMTModel, cli, dialogue, doctor, places, terminal, weights
+from hmt_memory import HMTModel, cli, dialogue, doctor, documents, places, terminal, weights
 from hmt_memory.errors import ModelNotFoundError
 
 FAST = ["--max-tokens", "8", "--dtype", "float32", "--device", "cpu"]
@@ -128,7 +128,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         (None, "there is no file"),
         (b"", "is empty"),
         (b" \n\t", "is empty"),
-        (b"\x7fELF\0\0", "is not text"),
+        (b"\x7fELF\0\0", "is a program, not text"),
         ("café".encode("latin-1"), "is not UTF-8"),
     ],
 )
@@ -278,21 +278,21 @@ def test_the_view_is_one_user_turn_that_ends_with_the_question(model: HMTModel, 
 
 
 def test_several_files_are_headed_by_their_names(model: HMTModel) -> None:
-    ids = terminal.encode_documents(model, [terminal.Document("a.md", "First."), terminal.Document("b.md", "Second.")])
+    ids = terminal.encode_documents(model, [documents.Document("a.md", "First."), documents.Document("b.md", "Second.")])
     assert model.backbone.decode(ids.tolist()) == "File: a.md\n\nFirst.\n\nFile: b.md\n\nSecond.\n\n"
-    alone = terminal.encode_documents(model, [terminal.Document("a.md", "First.")])
+    alone = terminal.encode_documents(model, [documents.Document("a.md", "First.")])
     assert model.backbone.decode(alone.tolist()) == "First."
 
 
 def test_byte_order_marks_are_understood(tmp_path: Path) -> None:
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / encoding).write_bytes("Grüße".encode(encoding))
-        (document,) = terminal.open_documents([str(tmp_path / encoding)], typing_screen())
+        (document,) = documents.open_documents([str(tmp_path / encoding)], typing_screen())
         assert document.text == "Grüße"
 
 
 def test_reading_shows_a_bar_on_a_terminal_only(model: HMTModel) -> None:
-    ids = terminal.encode_documents(model, [terminal.Document("a", TEXT)])
+    ids = terminal.encode_documents(model, [documents.Document("a", TEXT)])
     bright = terminal.Screen(Console(file=io.StringIO(), force_terminal=True, width=120), io.StringIO())
     reading = terminal.read(model, ids, bright)
     assert reading.state.tokens == reading.tokens == len(ids) and reading.seconds > 0
@@ -305,7 +305,7 @@ def test_reading_shows_a_bar_on_a_terminal_only(model: HMTModel) -> None:
 
 
 def test_passages_are_the_text_of_the_recalled_segments(model: HMTModel) -> None:
-    ids = terminal.encode_documents(model, [terminal.Document("a", TEXT)])
+    ids = terminal.encode_documents(model, [documents.Document("a", TEXT)])
     found = terminal.recalled_passages(model, "Friday?", model.read(ids), ids, top_k=2)
     assert len(found) == 2 and found[0].weight >= found[1].weight
     assert all(passage.text == TEXT[passage.segment * 256 : (passage.segment + 1) * 256] for passage in found)

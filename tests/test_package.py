@@ -107,6 +107,7 @@ ORDER = [
     "evaluate.questions",
     "evaluate.behaviour",
     "doctor",
+    "documents",
     "terminal",
     "dialogue",
     "manage",
