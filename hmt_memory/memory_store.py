@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from . import history, words
+from . import archive, history, words
 from .errors import (
     HMTError,
     InputError,
@@ -289,15 +289,21 @@ class MemoryStore:
             name: another name for it. model: the session is opened for this model, and read anew where another made it.
 
         Raises:
-            StoreDamagedError: the file is not whole, or no export; nothing is added. SessionExistsError: the name is taken.
+            StoreDamagedError: the file is not whole, or no export. SessionExistsError: the name is taken. InputError: no such
+            name is possible, or the model's template has no place for a message. Nothing is added then.
         """
-        from . import archive
-
         row = archive.import_session(self, Path(path), name)
-        with self.database.reading() as db:
-            stored = None if row.model is None else Fingerprint.of(db.model(row.model))
         if model is None:
             return StoredSession(self, row)
+        try:
+            return self._imported(row, model, progress)
+        except InputError:  # the model's template has no place for one of its messages
+            self.delete(row.name)
+            raise
+
+    def _imported(self, row: CollectionRow, model: HMTModel, progress: Progress | None) -> Session:
+        with self.database.reading() as db:
+            stored = None if row.model is None else Fingerprint.of(db.model(row.model))
         if stored is None or stored.digest == fingerprint(model).digest:
             return self.session_of(row, model)
         return StoredSession(self, row).rebuild(model, progress=progress)
@@ -331,6 +337,8 @@ class MemoryStore:
                 stored = db.model(row.model)
                 if digest_of(stored.parts) != stored.digest:
                     raise StoreDamagedError("the record of its model does not fit its digest")
+            if row.settings.get(archive.UNVERIFIED):
+                notes.append(f"{row.kind} {row.name!r}: its tokens are compared with its messages when a model opens it")
             if row.kind == "corpus":
                 db.documents(row.id)
             shelf = shelf_of(db, row)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import history, recollection
+from . import archive, history, recollection
 from .answer import Answer, Request
 from .collection import log
 from .corpus import corpus_shard
@@ -61,6 +61,9 @@ class Session(StoredSession):
     def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None = None) -> None:
         super().__init__(store, row, model)
         self._cache: _Snapshot | None = None
+        if model is not None and row.settings.get(archive.UNVERIFIED):
+            with self._reading():
+                archive.settle(self._database, row, model)
 
     # --- adding and answering ---------------------------------------------------------------------------------------
 

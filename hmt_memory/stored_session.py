@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import history, retention
+from . import archive, history, retention
 from .collection import Collection
 from .errors import InputError
 from .fingerprint import Fingerprint, fingerprint, matching
@@ -151,6 +151,9 @@ class StoredSession(Collection):
             The session for that model; this object is then out of date.
         """
         with self._reading():
+            with self._database.reading() as db:
+                row = self._row(db)
+            archive.settle(self._database, row, model)
             moved = history.move(self._database, self._id, Transcript(model.backbone), fingerprint(model))
             self._finish(moved.erasure)
             session = self._store.session_of(moved.row, model)
@@ -197,8 +200,6 @@ class StoredSession(Collection):
         Raises:
             StoreError: the file cannot be written.
         """
-        from . import archive
-
         archive.export_session(self._database, self._id, Path(path))
 
     # --- inside -----------------------------------------------------------------------------------------------------
