@@ -8,16 +8,18 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
+import tempfile
 import threading
 import time
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from . import archive, history, words
+from . import archive, history, lookup, words
 from .errors import (
     HMTError,
     InputError,
@@ -34,7 +36,7 @@ from .store.index import derived
 from .store.index.search import DEFAULT
 from .store.index.vectors import MemoryIndex
 from .store.index.words import WordIndex
-from .store.open import open_backend
+from .store.open import DATABASE, open_backend
 from .store.rows import CollectionRow, Lineage, MessageRow, chain
 from .store.shelf import Shelf, shelf_of
 from .stored_corpus import StoredCorpus
@@ -42,6 +44,7 @@ from .stored_session import StoredSession
 
 if TYPE_CHECKING:
     from .corpus import Corpus
+    from .lookup import FoundText
     from .model import HMTModel
     from .session import Session
     from .store.backend import Transaction
@@ -274,11 +277,38 @@ class MemoryStore:
         Raises:
             SessionNotFoundError: there is none of that name. SessionExistsError: the new name is taken.
         """
+        self._rename("session", name, new)
+
+    def rename_corpus(self, name: str, new: str) -> None:
+        """Give a corpus another name likewise; sessions that it is attached to go on recalling from it."""
+        self._rename("corpus", name, new)
+
+    def _rename(self, kind: str, name: str, new: str) -> None:
         with self.database.writing() as db:
-            row, erasure = self.find(db, "session", name), db.begin_erasure()
-            self.check_new(db, "session", new)
+            row, erasure = self.find(db, kind, name), db.begin_erasure()
+            self.check_new(db, kind, new)
             db.rename_collection(row, normal(new), erasure)
         self.finish_erasing(erasure)
+
+    # --- searching --------------------------------------------------------------------------------------------------
+
+    def search(self, query: str, *, top_k: int = 10, names: Sequence[str] | None = None) -> list[FoundText]:
+        """The messages of all sessions that share most words with a query. Takes no model; reads all of their text.
+
+        Args:
+            top_k: how many. names: of the sessions to search; None: all.
+
+        Raises:
+            InputError: the query has no word. SessionNotFoundError: there is no such session.
+        """
+        chosen = self.sessions() if names is None else names
+        return lookup.best(query, [lookup.messages_as_found(one, self.session(one).messages()) for one in chosen], top_k)
+
+    def search_corpora(self, query: str, *, top_k: int = 10, names: Sequence[str] | None = None) -> list[FoundText]:
+        """The paragraphs of all corpora likewise; `names`: of the corpora to search."""
+        chosen = self.corpora() if names is None else names
+        documents = [(name, document) for name in chosen for document in self.corpus(name).documents()]
+        return lookup.best(query, [lookup.paragraphs_as_found(*one) for one in documents], top_k)
 
     def import_session(
         self, path: str | Path, *, name: str | None = None, model: HMTModel | None = None, progress: Progress | None = None
@@ -309,6 +339,46 @@ class MemoryStore:
         return StoredSession(self, row).rebuild(model, progress=progress)
 
     # --- checking ---------------------------------------------------------------------------------------------------
+
+    def backup(self, folder: str | Path) -> None:
+        """Write a copy of the whole store, as of one moment, into a folder, and verify it. Others may write meanwhile.
+
+        What can be made again is left out. The copy is a store like any other; what is forgotten later is still in it.
+
+        Args:
+            folder: must not be there, or be empty.
+
+        Raises:
+            InputError: the folder holds something. StoreError: it cannot be written. StoreDamagedError: what was copied is not
+            whole. No copy is left then.
+        """
+        place = Path(folder).expanduser()
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise InputError(f"{place} is there already. Name a new folder for the copy.")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
+                self._copy_to(Path(scratch) / "copy")
+                if place.exists():
+                    place.rmdir()
+                (Path(scratch) / "copy").rename(place)
+        except HMTError:
+            raise
+        except OSError as error:
+            raise StoreError(f"{place} cannot be written: {error.strerror}. Choose another folder.") from error
+
+    def _copy_to(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700)
+        self.database.copy_to(folder)
+        with MemoryStore(folder, read_only=True) as copy:
+            problems = copy.verify().problems
+        if problems:
+            raise StoreDamagedError(
+                f"the copy of {self.folder} is not whole: {problems[0].rstrip('.')}. What else is wrong: hmt sessions verify"
+            )
+        for path in folder.iterdir():
+            if path.name != DATABASE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def verify(self, name: str | None = None) -> Verification:
         """Read every row of a session (None: of everything, with SQLite's own check) and follow every digest.

@@ -77,6 +77,7 @@ ORDER = [
     "stored_session",
     "corpus",
     "session",
+    "lookup",
     "archive.layout",
     "archive.manifest",
     "archive.container",

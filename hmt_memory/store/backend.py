@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from enum import Enum
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .rows import CollectionRow, DocumentRow, DocumentStream, Kept, MessageRow, ModelRow, SegmentRow, StreamRow, TokenRow
@@ -154,6 +155,10 @@ class Backend(Protocol):
 
     def rewrite(self) -> None:
         """Give the room of what was dropped back to the disk."""
+        ...
+
+    def copy_to(self, folder: Path) -> None:
+        """Write a copy of everything, as of one moment, into a folder that is there and empty."""
         ...
 
     def size(self) -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from .backend import Backend
 from .sqlite.database import SQLITE, Database
+from .sqlite.files import DATABASE
 
-__all__ = ["SQLITE", "default_folder", "open_backend"]
+__all__ = ["DATABASE", "SQLITE", "default_folder", "open_backend"]
 
 
 def default_folder() -> Path:

@@ -66,6 +66,8 @@ class Database:
         self._path = files.find_store(folder) if read_only else files.make_store(folder)
         self._identity = files.identity(self._path)
         self._migrate()
+        if not read_only:
+            self._drop_unused_locks()
 
     def _migrate(self) -> None:
         with self._connection() as db, self._translated():
@@ -216,6 +218,24 @@ class Database:
     def _lock_path(self, name: str) -> Path:
         return self.folder / "locks" / f"{name}.lock"
 
+    def _drop_unused_locks(self) -> None:
+        """Remove the files of locks that nobody holds; whoever asks for one makes it again."""
+        for path in (self.folder / "locks").glob("*.lock"):
+            if path != self._lock_path("store"):
+                with contextlib.suppress(Timeout, OSError), FileLock(path, timeout=0, mode=0o600):
+                    path.unlink()
+
+    def copy_to(self, folder: Path) -> None:
+        """Write a copy of the database, as of one moment, into a folder. Others may write meanwhile.
+
+        Raises:
+            StoreFullError: there is no room for it.
+        """
+        path = folder / files.DATABASE
+        os.close(files.open_for_owner(path))
+        with self._connection() as db, self._translated(), contextlib.closing(sqlite3.connect(path)) as copy:
+            db.backup(copy)
+
     def size(self) -> int:
         """Return how many bytes the database takes on the disk."""
         return self._path.stat().st_size
@@ -237,6 +257,8 @@ class Database:
                     with contextlib.suppress(sqlite3.Error):
                         db.close()
                 self._idle = []
+        if not self.read_only:
+            self._drop_unused_locks()
 
     # --- connections ------------------------------------------------------------------------------------------------
 
