@@ -18,18 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import __version__, lora, places, trust, weights
+from . import __version__, lora, trust, weights
 from .backbone import Backbone
 from .config import HMTConfig
 from .errors import CheckpointError, MissingDependencyError, ModelNotFoundError
+from .outline import CONFIG_FILE, MEMORY_FILE, read_config, sources
 
 if TYPE_CHECKING:
     from .model import HMTModel
 
-CONFIG_FILE = "hmt_config.json"
-MEMORY_FILE = "hmt_memory.safetensors"
 ADAPTER_FOLDER = "backbone_adapter"
-UNTRAINED = "none"  # asks for no adapter, where there is one by default
 
 
 def save(model: HMTModel, folder: Path) -> None:
@@ -101,27 +99,19 @@ def load_model(
     options: Mapping[str, Any],
 ) -> HMTModel:
     """What `HMTModel.from_pretrained` does; see there."""
-    if adapter is None and (Path(name) / CONFIG_FILE).is_file():
-        adapter, name = name, str(_read_config(Path(name))["backbone"].get("name"))
-    if adapter is None and config is None:
-        adapter = places.bundled_adapter(name)
-    adapter = None if str(adapter) == UNTRAINED else adapter
-    if Path(name).expanduser().exists():
-        name = str(Path(name).expanduser().resolve())  # recorded in checkpoints, which are loaded from anywhere
-    if adapter is not None and not Path(adapter).is_dir():
-        raise ModelNotFoundError(f"there is no adapter folder {adapter}. Check the path.")
-    stored = None if adapter is None else _checked(Path(adapter))
+    name, adapter = sources(name, adapter, config)
+    stored = None if adapter is None else _checked(adapter)
     causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
     causal_lm.requires_grad_(False)
     backbone = Backbone(causal_lm, tokenizer, name=name)
     if adapter is None or stored is None:
         return cls(backbone, config or HMTConfig()).eval()
-    _check_backbone(Path(adapter), stored.backbone, backbone.identity())
-    files = Path(adapter) / ADAPTER_FOLDER
+    _check_backbone(adapter, stored.backbone, backbone.identity())
+    files = adapter / ADAPTER_FOLDER
     if files.is_dir() and not (merge and _merged(backbone, files)):
         backbone = Backbone(_with_peft(causal_lm, files), tokenizer, name=name)
     model = cls(backbone, stored.config)
-    load_memory(model, Path(adapter))
+    load_memory(model, adapter)
     return model.eval()
 
 
@@ -138,7 +128,7 @@ def _checked(folder: Path) -> _Stored:
     Raises:
         CheckpointError, ConfigError: it is damaged, or other than that.
     """
-    content = _read_config(folder)
+    content = read_config(folder)
     config = _known(folder / CONFIG_FILE, content["config"])
     _check_sizes(folder / MEMORY_FILE, config)
     if (files := folder / ADAPTER_FOLDER).is_dir():
@@ -212,20 +202,6 @@ def _compare(path: Path, tensors: Mapping[str, trust.Stored], expected: Mapping[
             )
         if not tensors[name].is_float:
             raise CheckpointError(f"{path}: {name} holds no floating-point numbers. Save the checkpoint again.")
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is not an HMT checkpoint: it has no {CONFIG_FILE}.") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}. Restore the file.") from error
-    parts = [content.get(key) if isinstance(content, dict) else None for key in ("config", "backbone")]
-    if not all(isinstance(part, dict) for part in parts):
-        raise CheckpointError(f"{path} is not an HMT configuration: it lacks 'config' or 'backbone'. Restore the file.")
-    return content
 
 
 def _header(path: Path) -> dict[str, trust.Stored]:

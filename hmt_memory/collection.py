@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
-from .fingerprint import fingerprint, matching
+from .fingerprint import Fingerprint, fingerprint, matching
 from .store.index.derived import RewrittenError
 from .store.rows import CollectionRow
 from .transcript import Transcript
@@ -46,6 +46,12 @@ class Collection:
         with self._database.reading() as db:
             row = self._row(db)
         return row.epoch, row.revision
+
+    def made_by(self) -> Fingerprint | None:
+        """The model that made the memory; None where nothing was added yet."""
+        with self._database.reading() as db:
+            row = self._row(db)
+            return None if row.model is None else Fingerprint.of(db.model(row.model))
 
     def _needs_model(self) -> HMTModel:
         if self._model is None:

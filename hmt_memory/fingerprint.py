@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .config import DEFAULT_MODEL
 from .errors import ModelMismatchError
+from .outline import READING, READING_IF_SET, digest_of_arrays
 from .store.rows import CollectionRow, ModelRow
 
 if TYPE_CHECKING:
@@ -21,16 +24,6 @@ if TYPE_CHECKING:
     from .store.backend import Transaction
 
 _KEPT = "_fingerprint"
-_READING = (
-    "segment_length",
-    "summary_length",
-    "sensory_length",
-    "recall_window",
-    "recall_dim",
-    "memory_tokens",
-    "memory_input",
-)
-_READING_IF_SET = ("recalled_tokens",)  # fields that came later: without them a model is what it was before
 
 
 class Fingerprint(NamedTuple):
@@ -68,7 +61,7 @@ def _compute(model: HMTModel) -> Fingerprint:
         "tokenizer": _tokenizer_digest(model.backbone.tokenizer),
         "memory": _tensors_digest(sorted(model.memory_parameters().items())),
         "adapter": _tensors_digest(model.backbone.adapter_parameters()),
-        "config": {name: config[name] for name in (*_READING, "mode", *filter(config.get, _READING_IF_SET))},
+        "config": {name: config[name] for name in (*READING, *filter(config.get, READING_IF_SET))},
         "start_ids": model.backbone.start_ids(),
     }
     if identity["weights_digest"] is None:
@@ -82,11 +75,22 @@ def matching(db: Transaction, row: CollectionRow, made_by: Fingerprint) -> None:
         return
     stored = Fingerprint.of(db.model(row.model))
     if stored.digest != made_by.digest:
-        command = "hmt sessions rebuild" if row.kind == "session" else "hmt read --rebuild --corpus"
-        raise ModelMismatchError(
-            f"the memory of {row.kind} {row.name!r} was made by {stored}, not by {made_by}, to which it means nothing. Open it "
-            f"with the model that made it, or read its text anew with this one: {command} {row.name}"
-        )
+        command = rebuild_command(row.kind, row.name, model=str(made_by.parts["backbone"]["name"]))
+        raise mismatch(row.kind, row.name, f"was made by {stored}, not by {made_by}", f"rebuild(model), or {command}")
+
+
+def mismatch(kind: str, name: str, what: str, command: str) -> ModelMismatchError:
+    """Make the error for a session or corpus whose memory `what` says another model made; `command` reads it anew."""
+    return ModelMismatchError(
+        f"the memory of {kind} {name!r} {what}, to which it means nothing. Open it with the model that made it, or read its "
+        f"text anew with this one: {command}"
+    )
+
+
+def rebuild_command(kind: str, name: str, **options: str) -> str:
+    """Write the command that reads a session or corpus anew, with options such as `model`, but for the default model."""
+    given = [part for key, value in options.items() if value != DEFAULT_MODEL for part in (f"--{key}", value)]
+    return shlex.join(["hmt", "sessions" if kind == "session" else "corpora", "rebuild", name, *given])
 
 
 def text_parts(parts: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -110,9 +114,4 @@ def _tokenizer_digest(tokenizer: Any) -> str | None:
 
 
 def _tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    digest, found = hashlib.sha256(), False
-    for name, value in tensors:
-        found = True
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16] if found else None
+    return digest_of_arrays((name, value.detach().float().cpu().contiguous().numpy()) for name, value in tensors)

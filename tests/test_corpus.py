@@ -224,7 +224,7 @@ def test_another_model_is_refused_and_may_read_it_anew(store: MemoryStore, corpu
     session.attach("handbook")
     session.add(user("hello"))
     other = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER, seed=1)
-    with pytest.raises(ModelMismatchError, match="hmt read --rebuild --corpus handbook"):
+    with pytest.raises(ModelMismatchError, match="hmt corpora rebuild handbook --model "):
         store.corpus("handbook", other)
     rebuilt = corpus.rebuild(other)
     assert [one.text for one in rebuilt.documents()] == TEXTS and rebuilt.recall("text")

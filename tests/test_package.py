@@ -32,6 +32,7 @@ ORDER = [
     "lora",
     "backbone",
     "places",
+    "outline",
     "weights",
     "chat",
     "transcript",
