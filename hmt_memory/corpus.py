@@ -129,6 +129,7 @@ class Corpus(StoredCorpus):
         """Read and store the next segments of a document; how many tokens they have."""
         tokens = lineage.size(parts)[1]
         with self._database.reading() as db:
+            self._own_row(db)  # it may have been deleted
             before = load_state(db, parts, model)
             at = before.tokens - len(before.open_ids)
             before = replace(before, open_ids=before.open_ids[:0], tokens=at)

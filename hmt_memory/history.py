@@ -65,13 +65,19 @@ class _Plan(NamedTuple):
     sharing: tuple[str, ...] = ()
 
 
-def forget(database: Backend, id: int, ids: Iterable[int]) -> Forgotten:
+def forget(
+    database: Backend, id: int, ids: Iterable[int], *, settle: Callable[[CollectionRow], CollectionRow] = lambda row: row
+) -> Forgotten:
     """Erase messages of a session and every segment that saw them, inside the session's own lock.
+
+    Args:
+        id: of the session. ids: of the messages.
+        settle: makes what else changes of the session's row.
 
     Raises:
         SessionNotFoundError: the session or one of the messages is not there.
     """
-    return _rewrite(database, id, lambda db, row: _forgetting(db, row, set(ids)))
+    return _rewrite(database, id, lambda db, row: _forgetting(db, row, set(ids), settle))
 
 
 def move(
@@ -120,6 +126,8 @@ def _rewrite(database: Backend, id: int, plan_of: Callable[[Transaction, Collect
         draft, done = None, plan.messages
         while lineage.size(parts)[0] - done > _TOGETHER:
             draft = database.erasing(partial(_advance, row=row, parts=parts, plan=plan, draft=draft, done=done))
+            if draft is None:
+                break
             done += _TOGETHER
             database.let_others_write()
         result = database.erasing(partial(_complete, row=row, plan=plan, draft=draft, done=done))
@@ -134,10 +142,11 @@ def _existing(db: Transaction, id: int) -> CollectionRow:
     return row
 
 
-def _advance(db: Transaction, *, row: CollectionRow, parts: Lineage, plan: _Plan, draft: int | None, done: int) -> int:
-    """Write the next messages of a draft; return its stream."""
+def _advance(db: Transaction, *, row: CollectionRow, parts: Lineage, plan: _Plan, draft: int | None, done: int) -> int | None:
+    """Write the next messages of a draft; return its stream, or None: the session was rewritten meanwhile."""
+    if _existing(db, row.id).epoch != row.epoch:
+        return None
     if draft is None:
-        abandon_drafts(db, row.id)
         draft = _begin(db, row, parts, plan)
         db.add_draft(draft, row.id)
     plan.transfer(db, parts, draft, done, done + _TOGETHER)
@@ -153,7 +162,6 @@ def _complete(db: Transaction, *, row: CollectionRow, plan: _Plan, draft: int | 
     """Write what is left, as the session is now, and switch to it; None: it was rewritten meanwhile."""
     now = _existing(db, row.id)
     if now.epoch != row.epoch:
-        abandon_drafts(db, row.id)
         return None
     parts = lineage.of(db, now)
     stream = _begin(db, now, parts, plan) if draft is None else draft
@@ -166,22 +174,21 @@ def _switched(db: Transaction, row: CollectionRow, stream: int, sharing: tuple[s
     new = db.update_collection(replace(row, stream=stream, epoch=row.epoch + 1))
     erasure = db.begin_erasure()
     db.sweep_later(erasure, "stream", row.stream or 0)
+    abandon_drafts(db, row.id, erasure)
     return Forgotten(new, erasure, sharing)
 
 
-def abandon_drafts(db: Transaction, id: int) -> int | None:
-    """Give up what was being written for a session, whose lock is held; return the erasure that sweeps it away, if any."""
-    streams = db.drafts(id)
-    if not streams:
-        return None
-    erasure = db.begin_erasure()
-    for stream in streams:
+def abandon_drafts(db: Transaction, id: int, erasure: int) -> None:
+    """Give up what is, or was, being written for a session; an erasure sweeps it away.
+
+    What a draft holds is the session's content, too: none of that is erased as long as there is the draft.
+    """
+    for stream in db.drafts(id):
         db.remove_draft(stream)
         db.sweep_later(erasure, "stream", stream)
-    return erasure
 
 
-def _forgetting(db: Transaction, row: CollectionRow, ids: set[int]) -> _Plan:
+def _forgetting(db: Transaction, row: CollectionRow, ids: set[int], settle: Callable[[CollectionRow], CollectionRow]) -> _Plan:
     parts = lineage.of(db, row)
     gone = positions(db, row, parts, ids)
     first = min(gone.values())
@@ -196,7 +203,7 @@ def _forgetting(db: Transaction, row: CollectionRow, ids: set[int]) -> _Plan:
             kept = _without_start(db, parts, kept, start)
         lineage.append_kept(db, stream, kept)
 
-    return _Plan(first, tokens, transfer, lambda db, row: row, _sharing(db, row, parts, gone.values()))
+    return _Plan(first, tokens, transfer, lambda db, row: settle(row), _sharing(db, row, parts, gone.values()))
 
 
 def _moving(

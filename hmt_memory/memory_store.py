@@ -15,7 +15,7 @@ import time
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
@@ -109,28 +109,52 @@ class MemoryStore:
             self._take_up()
 
     def _take_up(self) -> None:
-        """Go on with erasures that a crash has left; where that cannot be now, the next opening tries again."""
+        """Go on with what a crash has left; where that cannot be now, the next erasure or opening tries again."""
         try:
-            with self.database.reading() as db:
-                drafted, unfinished = db.drafted(), db.erasures()
-                half_rewritten = db.fact(_REWRITING) is not None
-            for id in drafted:
-                unfinished += self._given_up(id)
-            for erasure in unfinished:
-                sweeping.take_up(self.database, erasure)
-            if half_rewritten:
-                self.compact()
+            self._end(self._unended())
         except (SessionBusyError, StoreError) as error:
             log.warning("what was forgotten in %s is not overwritten yet: %s", self.folder, error)
 
+    def _unended(self) -> _Unended:
+        with self.database.reading() as db:
+            return _Unended(db.drafted(), db.erasures())
+
+    def _end(self, begun: _Unended) -> None:
+        """Bring to an end what was begun and nobody is at any more."""
+        given_up = [erasure for id in begun.drafted for erasure in self._given_up(id)]
+        for erasure in (*begun.erasures, *given_up):
+            sweeping.take_up(self.database, erasure)
+        with self.database.reading() as db:
+            half_rewritten = db.fact(_REWRITING) is not None
+        if half_rewritten:
+            self._end_rewriting()
+
     def _given_up(self, id: int) -> list[int]:
         """The erasure of what was being written for a session, unless somebody is at it."""
-        try:
-            with self.database.lock(f"session-{id}", timeout=0):
-                erasure = self.database.erasing(lambda db: history.abandon_drafts(db, id))
-        except SessionBusyError:
-            return []
-        return [] if erasure is None else [erasure]
+
+        def work(db: Transaction) -> int:
+            erasure = db.begin_erasure()
+            history.abandon_drafts(db, id, erasure)
+            return erasure
+
+        with self._unless_held(f"session-{id}") as free:
+            return [self.database.erasing(work)] if free else []
+
+    def _end_rewriting(self) -> None:
+        with self._unless_held(_REWRITING) as free:
+            if free:
+                self._rewrite()
+
+    @contextmanager
+    def _unless_held(self, lock: str) -> Iterator[bool]:
+        """Hold a lock that nobody holds; False: somebody does."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.database.lock(lock, timeout=0))
+            except SessionBusyError:
+                yield False
+                return
+            yield True
 
     def __enter__(self) -> MemoryStore:
         return self
@@ -240,6 +264,7 @@ class MemoryStore:
     def _delete(self, kind: str, name: str) -> None:
         def work(db: Transaction) -> tuple[int, int]:
             row, erasure = self.find(db, kind, name), db.begin_erasure()
+            history.abandon_drafts(db, row.id, erasure)
             db.delete_collection(row, erasure)
             self.drop_index(row.id)
             return row.id, erasure
@@ -259,12 +284,15 @@ class MemoryStore:
         """
         before = self.database.size()
         with self.database.writing() as db:
-            db.drop_vacant()
             db.set_fact(_REWRITING, "1")
+        with self.database.lock(_REWRITING):
+            self._rewrite()
+        return max(0, before - self.database.size())
+
+    def _rewrite(self) -> None:
         self.database.rewrite()
         with self.database.writing() as db:
             db.set_fact(_REWRITING, None)
-        return max(0, before - self.database.size())
 
     def vacant_bytes(self) -> int:
         """Count the bytes of content that were erased and whose room nothing has taken yet."""
@@ -396,13 +424,16 @@ class MemoryStore:
                     continue
             for row in rows:
                 try:
-                    self._verify(row, notes)
+                    self._verify(row.id, notes)
                 except HMTError as error:
                     problems.append(f"{kind} {row.name!r}: {error}")
         return Verification(problems, notes)
 
-    def _verify(self, row: CollectionRow, notes: list[str]) -> None:
+    def _verify(self, id: int, notes: list[str]) -> None:
         with self.database.reading() as db:
+            row = db.collection(id)
+            if row is None:
+                return  # it was deleted meanwhile
             if row.model is not None:
                 stored = db.model(row.model)
                 if digest_of(stored.parts) != stored.digest:
@@ -518,11 +549,13 @@ class MemoryStore:
 
     def reading_mutex(self, id: int) -> threading.Lock:
         """Threads that read into one session or corpus queue here."""
-        with self._mutex:
+        with self._alone():
             return self._reading.setdefault((os.getpid(), id), threading.Lock())
 
     def finish_erasing(self, erasure: int | None) -> None:
         """Overwrite what was deleted, in steps between which others write: it is then in no file.
+
+        What a crash of another process has left may hold the same content, and is brought to its end as well.
 
         Raises:
             SessionBusyError, StoreError: that could not be done; the message says when it is tried again.
@@ -530,14 +563,23 @@ class MemoryStore:
         if erasure is None:
             return
         try:
+            begun = self._unended()
             sweeping.finish(self.database, erasure)
+            self._end(begun)
         except StoreDamagedError:
             raise
         except (SessionBusyError, StoreError) as error:
             raise type(error)(
                 f"what was forgotten is gone from the record in {self.folder}, but its bytes are not overwritten yet "
-                f"({error.__cause__ or error}). That is tried again whenever the store is opened."
+                f"({error.__cause__ or error}). That is tried again when anything is erased or the store opened."
             ) from error
+
+
+class _Unended(NamedTuple):
+    """What was begun and is not at its end."""
+
+    drafted: list[int]  # sessions that something is being written for
+    erasures: list[int]
 
 
 _REWRITING = "rewriting"  # the fact that room was given up in the database, which has to be rewritten before anything is erased

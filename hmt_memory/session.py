@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from . import archive, history, recollection
 from .answer import Answer, Request
@@ -262,14 +263,23 @@ class Session(StoredSession):
         length, snapshot = model.config.segment_length, self._snapshot()
         first, last = snapshot.state.tokens, snapshot.tokens // length * length
         while snapshot.tokens - snapshot.state.segments * length >= length:
-            at = snapshot.state.tokens
-            with self._database.reading() as db:
-                ids = lineage.tokens(db, snapshot.parts, at, at + CHUNK_SEGMENTS * length)
-            *_, state = read_on(model, torch.from_numpy(ids), snapshot.state)
+            ids = self._unread(snapshot)
+            if ids is None:
+                snapshot = self._snapshot(anew=True)
+                continue
+            *_, state = read_on(model, ids, snapshot.state)
             snapshot = self._store_segments(snapshot, state)
             if progress is not None:
                 progress(snapshot.state.segments * length - first, last - first)
         return snapshot
+
+    def _unread(self, snapshot: _Snapshot) -> Tensor | None:
+        """Return the next tokens to read [t]; None: the session was rewritten, and where they were is out of date."""
+        at, most = snapshot.state.tokens, CHUNK_SEGMENTS * self._needs_model().config.segment_length
+        with self._database.reading() as db:
+            if self._row(db).epoch != snapshot.row.epoch:
+                return None
+            return torch.from_numpy(lineage.tokens(db, snapshot.parts, at, at + most))
 
     def _read_ahead(self, snapshot: _Snapshot, stretches: Sequence[Stretch]) -> HMTState:
         """The state after the first chunk of what will be added: a model that cannot read it stores nothing."""

@@ -130,13 +130,12 @@ class StoredSession(Collection):
 
     def _forget(self, ids: Iterable[int]) -> history.Forgotten:
         """Erase messages, inside `_reading`."""
-        forgotten = history.forget(self._database, self._id, ids)
+        forgotten = history.forget(self._database, self._id, ids, settle=self._without_index)
         self._finish(forgotten.erasure)
         return forgotten
 
     def _finish(self, erasure: int) -> None:
         """Overwrite what was erased, and join what that has split."""
-        self._store.drop_index(self._id)
         self._store.finish_erasing(erasure)
         with self._database.reading() as db:
             row = db.collection(self._id)
@@ -154,7 +153,8 @@ class StoredSession(Collection):
             with self._database.reading() as db:
                 row = self._row(db)
             archive.settle(self._database, row, model)
-            moved = history.move(self._database, self._id, Transcript(model.backbone), fingerprint(model))
+            transcript, made_by = Transcript(model.backbone), fingerprint(model)
+            moved = history.move(self._database, self._id, transcript, made_by, settle=self._without_index)
             self._finish(moved.erasure)
             session = self._store.session_of(moved.row, model)
             session._read_pending(progress)
@@ -203,6 +203,11 @@ class StoredSession(Collection):
         archive.export_session(self._database, self._id, Path(path))
 
     # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _without_index(self, row: CollectionRow) -> CollectionRow:
+        """Delete the index of what is about to change, in the transaction that changes it."""
+        self._store.drop_index(row.id)
+        return row
 
     def _set(self, db: Transaction, **settings: Any) -> CollectionRow:
         row = self._row(db)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from test_laws import memory_of
 from test_session import FAST, bytes_in, user
+from tiny import PlainText
 
-from hmt_memory import MemoryStore, history
-from hmt_memory import session as session_module
+from hmt_memory import MemoryStore, Session, history
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError
 from hmt_memory.store import lineage
+from hmt_memory.store.sqlite.payloads import Payloads
 
 MODEL = crash_worker.MODEL
 
@@ -43,6 +44,19 @@ def beforehand(patch: pytest.MonkeyPatch, owner: Any, name: str, work: Callable[
         if todo:
             todo.pop()()
         return real(*arguments, **options)
+
+    patch.setattr(owner, name, first)
+
+
+def afterwards(patch: pytest.MonkeyPatch, owner: Any, name: str, work: Callable[[], Any]) -> None:
+    """Let `work` be done once, right after something was called for the first time."""
+    real, todo = getattr(owner, name), [work]
+
+    def first(*arguments: Any, **options: Any) -> Any:
+        result = real(*arguments, **options)
+        if todo:
+            todo.pop()()
+        return result
 
     patch.setattr(owner, name, first)
 
@@ -79,7 +93,7 @@ def test_joining_what_rewriting_split_moves_nothing_that_others_show(store: Memo
     assert fork.reply(user("what?"), **FAST).finish().text and store.verify() == ([], [])
 
 
-def test_a_fork_made_before_what_was_split_is_joined(
+def test_a_fork_made_while_what_was_split_is_erased_keeps_its_places(
     store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, forks = store.session("alice", MODEL), []
@@ -89,11 +103,23 @@ def test_a_fork_made_before_what_was_split_is_joined(
         forks.append(other.session("alice", MODEL).fork("fork"))
         forks[0].add(user("said to the fork"))
 
-    beforehand(monkeypatch, history, "compact", work)
+    beforehand(monkeypatch, store, "finish_erasing", work)
     alice.forget(ids[1:2])
     forks[0].recall("turn")
     forks[0].add(user("and again"))
     assert store.verify() == ([], [])
+
+
+def test_a_fork_joins_nothing_of_the_session_it_continues(store: MemoryStore) -> None:
+    alice = store.session("alice", MODEL)
+    ids = alice.add([user(f"turn {turn} " * 4) for turn in range(6)])
+    alice.fork("beside")
+    alice.forget(ids[2:3])
+    fork = alice.fork("fork")
+    store.delete("beside")
+    (more, _) = fork.add([user("said to the fork"), user("and again")])
+    fork.forget([more])
+    assert len(alice.messages()) == 5 and len(fork.messages()) == 6 and store.verify() == ([], [])
 
 
 def test_what_could_not_be_joined_is_joined_once_the_fork_is_gone(store: MemoryStore) -> None:
@@ -111,36 +137,40 @@ def test_what_could_not_be_joined_is_joined_once_the_fork_is_gone(store: MemoryS
     assert store.verify() == ([], [])
 
 
-def test_a_session_deleted_while_something_is_added_is_said_to_be(
-    store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def unread(store: MemoryStore) -> Session:
+    """A session that holds more than was read yet."""
     session = store.session("alice", MODEL)
-    beforehand(monkeypatch, session_module, "read_on", lambda: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "_read_pending", lambda progress=None: session._snapshot())
-        session.add(user("word " * 300))
-    beforehand(monkeypatch, session, "_snapshot", lambda: None)
-    real = session._snapshot
+        session.add([user("one"), user("word " * 300), user("more")])
+    return session
 
-    def snapshot(**options: Any) -> Any:
-        found = real(**options)
-        if "alice" in other.sessions():
-            other.delete("alice")
-        return found
 
-    monkeypatch.setattr(session, "_snapshot", snapshot)
+def test_a_session_deleted_while_it_is_read_is_said_to_be(
+    unread: Session, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    afterwards(monkeypatch, unread, "_snapshot", lambda: other.delete("alice"))
     with pytest.raises(SessionNotFoundError, match="was deleted"):
-        session.add(user("more"))
+        unread.add(user("more"))
 
 
 def test_a_session_replaced_in_while_it_is_read_is_read_as_it_is_now(
-    store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    unread: Session, store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session, mine = store.session("alice", MODEL), other.session("alice", MODEL)
-    ids = session.add([user("word " * 9), user("more " * 9), user("third " * 9)])
-    reply = mine.reply(user("what?"), replacing=ids[1], **FAST)
-    session.rebuild(MODEL)
-    assert reply is not None
+    """Answers are stored without the session's lock."""
+    row = unread._row
+
+    def work() -> None:
+        with other.database.writing() as db:
+            now = row(db)
+            (first,) = lineage.messages(db, lineage.of(db, now), 0, 1)
+            forgotten = history.cut(db, now, 1, first.tokens[1])
+        other.finish_erasing(forgotten.erasure)
+
+    afterwards(monkeypatch, unread, "_snapshot", work)
+    ids = unread.add(user("something else"))
+    assert [message.id for message in unread.messages()] == [1, *ids] and store.verify() == ([], [])
 
 
 def test_a_corpus_deleted_while_it_is_read_is_said_to_be(
@@ -173,7 +203,7 @@ def test_an_answer_that_replaces_what_moves_just_then(
     monkeypatch.setattr(history, "_TOGETHER", 2)
     session, mine = store.session("alice", MODEL), other.session("alice", MODEL)
     ids = session.add([user(f"secret {turn}") for turn in range(12)])
-    reply = mine.reply(user("what?"), replacing=ids[6], **FAST)
+    reply = mine.reply(user("what?"), replacing=ids[6], logits_processors=[PlainText(crash_worker.TOKENIZER)], **FAST)
     beforehand(monkeypatch, store.database, "let_others_write", reply.finish)
     session.forget(ids[:1])
     assert [message.id for message in session.messages()] == [*ids[1:6], *reply.message_ids]
@@ -211,18 +241,89 @@ def test_an_index_that_a_crash_has_left_is_erased_with_what_it_was_made_of(
         embedding = list(lineage.segments(db, parts, 0, lineage.segment_count(db, parts)))[-1].memory
     assert bytes_in(store.folder / "indexes", embedding)
 
-    def crash(*_: Any, **__: Any) -> None:
-        raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "drop_index", crash)
-        patch.setattr(store, "finish_erasing", crash)
-        with pytest.raises(Crash):
-            session.forget([id])
+    crash_after(monkeypatch, history, "forget", lambda: session.forget([id]))
     MemoryStore(store.folder).close()
     with store.database.reading() as db:
         assert not db.erasures()
-    assert [path.name for path in bytes_in(store.folder, embedding)] == []
+    assert bytes_in(store.folder, embedding) == []
+
+
+def crash_after(patch: pytest.MonkeyPatch, owner: Any, name: str, call: Callable[[], Any]) -> None:
+    """Let a call end right after something inside it."""
+
+    def crash() -> None:
+        raise Crash
+
+    with patch.context() as crashing, pytest.raises(Crash):
+        afterwards(crashing, owner, name, crash)
+        call()
+
+
+def crash_while_moving(patch: pytest.MonkeyPatch, store: MemoryStore, ids: list[int]) -> None:
+    patch.setattr(history, "_TOGETHER", 2)
+    crash_after(patch, store.database, "let_others_write", lambda: store.session("alice").forget(ids[:1]))
+
+
+def crash_while_erasing(patch: pytest.MonkeyPatch, store: MemoryStore, ids: list[int]) -> None:
+    crash_after(patch, history, "forget", lambda: store.session("alice").forget(ids[:1]))
+
+
+@pytest.mark.parametrize("crash", [crash_while_moving, crash_while_erasing])
+@pytest.mark.parametrize("erase", ["forget", "replace", "delete"])
+def test_what_a_crash_of_another_process_has_left_is_erased_as_well(
+    store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch, crash: Any, erase: str
+) -> None:
+    """A draft, and rows that are still to be swept, refer to the same content as what takes their place."""
+    ids = store.session("alice", MODEL).add([user(f"secret {turn} of alice") for turn in range(12)])
+    mine = other.session("alice", MODEL)
+    crash(monkeypatch, store, ids)
+    if erase == "forget":
+        mine.forget(ids[11:])
+    elif erase == "replace":
+        mine.add(user("something else"), replacing=ids[11])
+    else:
+        other.delete("alice")
+    assert bytes_in(store.folder, b"secret 11 of alice") == [] and other.verify() == ([], [])
+    assert bool(bytes_in(store.folder, b"secret 4 of alice")) == (erase != "delete")
+    with store.database.reading() as db:
+        assert not db.erasures() and not db.drafted()
+
+
+def test_a_draft_of_a_session_that_shares_the_past_is_given_up(
+    store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = store.session("alice", MODEL)
+    ids = alice.add([user(f"secret {turn} of alice") for turn in range(12)])
+    alice.fork("fork")
+    crash_while_moving(monkeypatch, store, ids)
+    other.delete("fork")
+    other.delete("alice")
+    assert bytes_in(store.folder, b"of alice") == []
+
+
+def test_nothing_is_erased_between_giving_room_up_and_rewriting_the_file(
+    store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows may move in between and leave copies; after a crash there, whoever erases next rewrites the file first."""
+    keep = store.session("keep", MODEL)
+    (id,) = keep.add(user("a secret"))
+    hasty = MemoryStore(store.folder, timeout=0.2)
+    refused: list[str] = []
+
+    def work() -> None:
+        with pytest.raises(SessionBusyError) as error:
+            hasty.session("keep").forget([id])
+        refused.append(str(error.value))
+
+    afterwards(monkeypatch, Payloads, "drop_vacant", work)
+    store.compact()
+    assert len(refused) == 1 and len(keep.messages()) == 1
+    crash_after(monkeypatch, Payloads, "drop_vacant", store.compact)
+    rewritten: list[Path] = []
+    afterwards(monkeypatch, other.database, "rewrite", lambda: rewritten.append(other.folder))
+    other.session("keep").forget([id])
+    assert rewritten == [other.folder]
+    hasty.close()
 
 
 def test_a_process_forked_while_a_thread_takes_its_turn_goes_on(store: MemoryStore) -> None:

@@ -79,10 +79,11 @@ def add_stream(db: Transaction, parent: Lineage = (), *, messages: int = 0, toke
 def compact(db: Transaction, row: CollectionRow) -> CollectionRow:
     """Join short streams of a session with ancestors that only they continue, so that rewriting does not grow a chain.
 
-    Only for a session that is being rewritten: for any other, what it read a moment ago must stay where it was.
+    Only for a session that is being rewritten: for any other, what it read a moment ago must stay where it was. So what a
+    fork continues does not move as long as there is the fork.
     """
     id = row.stream
-    while id is not None and (parent := db.stream(id).parent) is not None:
+    while id is not None and _only_of(db, row, id) and (parent := db.stream(id).parent) is not None:
         child = db.stream(id)
         alone = not db.is_shown(parent) and len(db.children(parent)) == 1 and not db.is_swept((parent, id))
         if alone and child.messages - child.parent_messages <= _FEW:
@@ -92,6 +93,11 @@ def compact(db: Transaction, row: CollectionRow) -> CollectionRow:
             db.delete_stream(id)
         id = parent
     return row
+
+
+def _only_of(db: Transaction, row: CollectionRow, id: int) -> bool:
+    """Return whether a stream of a session's is no other's."""
+    return not db.children(id) if id == row.stream else len(db.children(id)) == 1 and not db.is_shown(id)
 
 
 def _join(db: Transaction, parent: StreamRow, child: StreamRow) -> None:
