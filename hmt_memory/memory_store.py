@@ -565,7 +565,7 @@ class MemoryStore:
         try:
             begun = self._unended()
             sweeping.finish(self.database, erasure)
-            self._end(begun)
+            self._end(begun._replace(erasures=[other for other in begun.erasures if other != erasure]))
         except StoreDamagedError:
             raise
         except (SessionBusyError, StoreError) as error:
