@@ -41,6 +41,11 @@ class Collection:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
 
+    @property
+    def kind(self) -> str:
+        """What it is: "session" or "corpus"."""
+        return self._kind
+
     def version(self) -> tuple[int, int]:
         """Two numbers that change: the first when something is rewritten or erased, the second with anything."""
         with self._database.reading() as db:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from . import keyboard
 from .errors import HMTError, InputError
 from .terminal import Screen, check_text, has_chat_template, note_if_untrained, show_recalled, stream
 
@@ -232,7 +233,7 @@ def _turn(text: str, conversation: _InMemory | _Stored, screen: Screen) -> None:
         check_text(text)
         answer = conversation.answer(text)
         try:
-            stream(answer, screen.out)
+            stream(answer, screen)
         except KeyboardInterrupt:
             if not getattr(answer, "message_ids", None):
                 raise
@@ -243,7 +244,8 @@ def _turn(text: str, conversation: _InMemory | _Stored, screen: Screen) -> None:
         return True
 
     try:
-        _guarded(turn, screen)
+        with keyboard.unechoed() if screen.interactive else contextlib.nullcontext():
+            _guarded(turn, screen)
     except KeyboardInterrupt:
         if not screen.interactive:
             raise

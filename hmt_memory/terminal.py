@@ -6,6 +6,7 @@ torch is imported with the first call that needs it.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import time
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from . import places
+from . import keyboard, places
 from .documents import Document
 from .errors import InputError
 
@@ -77,7 +78,8 @@ class Passage(NamedTuple):
 
 def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:
     """`HMTModel.from_pretrained(name, **options)` under a short status; says so when weights are converted first."""
-    with screen.notes.status(f"loading {name}"):
+    unshown = keyboard.unechoed() if screen.interactive else contextlib.nullcontext()
+    with unshown, screen.notes.status(f"loading {name}"):
         from .model import HMTModel
 
         if _converts_first(name):
@@ -115,7 +117,7 @@ def ask(
     """Read the documents as one stream, stream the answer to a question about them, then show passages and usage.
 
     Args:
-        passages: how many recalled passages to show. decoding: options of `HMTModel.generate`.
+        passages: how many recalled passages to show. decoding: options of `HMTModel.generate`, and `system`.
     """
     ids = encode_documents(model, documents)
     reading = read(model, ids, screen)
@@ -123,7 +125,7 @@ def ask(
     started = time.perf_counter()
     memory = remembering(model, question, ids)
     answer = ask_about(model, question, reading.state, recollection=memory, **decoding)
-    stream(answer, screen.out)
+    stream(answer, screen)
     seconds = time.perf_counter() - started
     if passages and memory.recalled:
         rows = [(f"segment {one.segment}", f"{one.weight:.2f}", one.text) for one in memory.recalled[:passages]]
@@ -168,7 +170,7 @@ def reading_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
 
 
-def ask_about(model: HMTModel, question: str, state: HMTState, **decoding: Any) -> Generation:
+def ask_about(model: HMTModel, question: str, state: HMTState, *, system: str | None = None, **decoding: Any) -> Generation:
     """The answer to a question about the text that `state` has read.
 
     Every view is one user turn that holds the recent text and then the question; a model without a chat template gets
@@ -179,8 +181,9 @@ def ask_about(model: HMTModel, question: str, state: HMTState, **decoding: Any) 
     asked = f"\n\nQuestion: {question}"
     if not has_chat_template(model):
         script = f"{asked}\nAnswer:"
-        return model.generate(script, state=state, pinned=_INTRODUCTION, stop="\nQuestion:", **decoding)
-    before, after = around_user_text(model.backbone)
+        pinned = f"{system}\n\n{_INTRODUCTION}" if system else _INTRODUCTION
+        return model.generate(script, state=state, pinned=pinned, stop="\nQuestion:", **decoding)
+    before, after = around_user_text(model.backbone, system)
     return model.generate(asked + after, state=state, pinned=before + _INTRODUCTION, **decoding)
 
 
@@ -198,8 +201,13 @@ def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection
     return ViewRecollection(model, aside, alone(shard), own=True, question=question)
 
 
-def stream(pieces: Iterable[str], out: TextIO) -> None:
+def stream(pieces: Iterable[str], screen: Screen) -> None:
     """Write pieces as they come and end the line; on a terminal without control characters, which could be commands."""
+    with keyboard.unechoed() if screen.interactive else contextlib.nullcontext():
+        _write(pieces, screen.out)
+
+
+def _write(pieces: Iterable[str], out: TextIO) -> None:
     terminal = out.isatty()
     last = ""
     try:

@@ -19,6 +19,8 @@ import typer
 from rich.console import Console
 
 from hmt_memory import HMTModel, cli, dialogue, doctor, documents, places, terminal, weights
+from hmt_memory.cli import command
+from hmt_memory.config import DEFAULT_MODEL
 from hmt_memory.errors import ModelNotFoundError
 
 FAST = ["--max-tokens", "8", "--dtype", "float32", "--device", "cpu"]
@@ -84,7 +86,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_default_model_is_the_bundled_one() -> None:
-    assert cli.DEFAULT_MODEL in places.BUNDLED
+    assert DEFAULT_MODEL in places.BUNDLED
 
 
 @pytest.mark.parametrize("arguments", [[], ["ask"]])
@@ -100,7 +102,7 @@ def test_no_arguments_show_the_help(arguments: list[str], capsys: pytest.Capture
         (["summon"], "summon"),
         (["ask", "what is this?"], "name files before the question, or a --corpus"),
         (["ask", "FILE", "what?", "--corpus", "book"], "not both"),
-        (["read", "--corpus", "book"], "name the files to read"),
+        (["read", "--corpus", "book"], "Missing argument 'FILE...'"),
         (["chat", "--corpus", "book"], "needs a --session"),
         (["ask", "FILE", "FILE"], "FILE is a file. End with the question"),
         (["ask", "FILE"], "End with the question"),
@@ -209,7 +211,7 @@ def test_ctrl_c_is_130_whatever_typer_makes_of_it(raised: type[BaseException], m
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(command, "app", fail)
     assert run("doctor") == 130
 
 
@@ -317,7 +319,7 @@ def test_a_terminal_gets_no_control_characters_and_a_pipe_gets_all() -> None:
             return True
 
     for out, expected in ((Terminal(), "a[2Jb\n"), (io.StringIO(), "a\x1b[2Jb\n")):
-        terminal.stream(["a\x1b", "[2J", "b"], out)
+        terminal.stream(["a\x1b", "[2J", "b"], terminal.Screen(Console(file=io.StringIO()), out))
         assert out.getvalue() == expected
 
 

@@ -110,11 +110,21 @@ ORDER = [
     "evaluate.behaviour",
     "doctor",
     "documents",
+    "keyboard",
     "terminal",
     "dialogue",
-    "manage",
     "experiments",
-    "cli",
+    "cli.options",
+    "cli.output",
+    "cli.searching",
+    "cli.models",
+    "cli.stores",
+    "cli.sessions",
+    "cli.corpora",
+    "cli.talking",
+    "cli.training",
+    "cli.evaluation",
+    "cli.command",
 ]
 
 

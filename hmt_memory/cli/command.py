@@ -1,0 +1,111 @@
+"""The `hmt` command itself: which commands there are, exit codes and one-line errors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from .. import __version__
+from ..errors import HMTError
+from . import corpora, evaluation, options, sessions, stores, talking, training
+
+app = typer.Typer(
+    name="hmt",
+    help="A memory without end for local language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_UsageError: Any = typer.BadParameter.__base__  # typer's base of all usage errors; it has no public name there
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hmt-memory {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def hmt(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    context.ensure_object(dict)["debug"] = debug
+
+
+def doctor(as_json: options.Json = False) -> None:
+    """Check what is installed and whether the default model can run."""
+    from .. import doctor as diagnosis
+
+    findings = diagnosis.examine()
+    (diagnosis.print_json if as_json else diagnosis.print_table)(findings)
+    raise typer.Exit(0 if findings.ok else 1)
+
+
+app.command(
+    no_args_is_help=True, epilog="Examples: hmt ask notes.md 'When is the meeting?'; hmt ask --corpus handbook 'How long?'"
+)(talking.ask)
+app.command()(talking.chat)
+app.command(no_args_is_help=True, epilog="Example: hmt read --corpus handbook docs/*.md lease.pdf")(corpora.read)
+app.add_typer(sessions.app, name="sessions")
+app.add_typer(corpora.app, name="corpora")
+app.command(no_args_is_help=True)(stores.backup)
+app.command()(doctor)
+app.command(
+    no_args_is_help=True,
+    epilog="Example: hmt train books/ notes.jsonl --recipe paper-lora --out run; the same command resumes.",
+)(training.train)
+app.add_typer(evaluation.app, name="eval")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command with `arguments` (None: the process's own) and exit with its code."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine torch's default is many times slower: docs/LOG.md
+    options: dict[str, Any] = {"debug": False}
+    try:
+        code = app(arguments, prog_name="hmt", standalone_mode=False, obj=options)
+    except _UsageError as error:
+        code = _complain(_usage_message(error), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except HMTError as error:
+        code = _complain(str(error), 1, debug=options["debug"])
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {error} (hmt --debug shows where)"
+        code = _complain(message, 1, debug=options["debug"])
+    _flush_stdout()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_message(error: Any) -> str:
+    """What is wrong and where help is; empty where the help itself was shown."""
+    message = error.format_message().strip()
+    command = error.ctx.command_path if error.ctx else "hmt"
+    return f"{message} (help: {command} --help)" if message else ""
+
+
+def _complain(message: str, code: int, *, debug: bool = False) -> int:
+    """Report the exception being handled in one line, or in `debug` with its traceback; the exit code."""
+    if debug:
+        traceback.print_exc()
+    elif message:
+        print("hmt:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _flush_stdout() -> None:
+    """Flush now, and drop what a reader that has gone (`hmt ask ... | head`) will never take."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,61 @@
+"""The model that a command was asked to run: refused at once where it leads nowhere or made another memory, then loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import outline, places, terminal
+from ..fingerprint import fingerprint, mismatch, rebuild_command
+from ..store.open import default_folder
+
+if TYPE_CHECKING:
+    from ..collection import Collection
+    from ..fingerprint import Fingerprint
+    from ..model import HMTModel
+    from ..outline import Sources
+    from ..terminal import Screen
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model as the command line names it."""
+
+    name: str
+    adapter: Path | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    store: Path | None = None  # folder of the store that it is wanted for
+
+    def load(self, screen: Screen, *readings: Collection) -> HMTModel:
+        """Load it for the sessions and corpora that it is to read on in.
+
+        Raises:
+            ModelNotFoundError: nothing of that name. ModelMismatchError: another model made one of their memories; what the
+            files tell of that is said before anything is loaded.
+        """
+        places.check(self.name)
+        chosen = outline.sources(self.name, self.adapter)
+        made = [(one, by) for one in readings if (by := one.made_by()) is not None]
+        for one, by in made:
+            self._foresee(one, by, chosen, screen)
+        model = terminal.load_model(self.name, screen, adapter=self.adapter, dtype=self.dtype, device=self.device)
+        for one, by in made:
+            if fingerprint(model).digest != by.digest:
+                raise self._mismatch(one, by, str(fingerprint(model)))
+        return model
+
+    def _foresee(self, reading: Collection, by: Fingerprint, chosen: Sources, screen: Screen) -> None:
+        difference = outline.difference(chosen, by.parts)
+        if difference is not None:
+            raise self._mismatch(reading, by, f"{self.name} ({difference})")
+        if chosen.name != by.parts["backbone"]["name"]:
+            screen.note(f"{reading.name!r} was made by {by.parts['backbone']['name']}: is {self.name} the same? Loading tells.")
+
+    def _mismatch(self, reading: Collection, by: Fingerprint, other: str) -> Exception:
+        options = {"model": self.name} | ({"adapter": str(self.adapter)} if self.adapter else {})
+        if self.store not in (None, default_folder()):
+            options["store"] = str(self.store)
+        command = rebuild_command(reading.kind, reading.name, **options)
+        return mismatch(reading.kind, reading.name, f"was made by {by}, not by {other}", command)

@@ -1,0 +1,105 @@
+"""The arguments that several commands take, and what a shell completes them with."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import places
+from ..config import DEFAULT_MODEL
+from ..errors import HMTError
+
+__all__ = ["DEFAULT_MODEL"]
+
+
+class Dtype(str, Enum):
+    """What --dtype takes."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+def session_names(context: typer.Context, incomplete: str) -> list[str]:
+    """The sessions whose names begin so."""
+    return _names(context, "session", incomplete)
+
+
+def corpus_names(context: typer.Context, incomplete: str) -> list[str]:
+    """The corpora whose names begin so."""
+    return _names(context, "corpus", incomplete)
+
+
+def model_names(incomplete: str) -> list[str]:
+    """The bundled models whose names begin so."""
+    return [name for name in places.BUNDLED if name.startswith(incomplete)]
+
+
+def _names(context: typer.Context, kind: str, incomplete: str) -> list[str]:
+    """Names in the store of the command line; none where it cannot be opened: a shell that completes shows no error."""
+    from ..memory_store import MemoryStore
+    from ..store.open import default_folder
+
+    try:
+        with MemoryStore(context.params.get("store") or default_folder(), read_only=True) as store:
+            known = store.sessions() if kind == "session" else store.corpora()
+    except (HMTError, OSError):
+        return []
+    return [name for name in known if name.startswith(incomplete)]
+
+
+Name = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="HMT_MODEL",
+        help="Bundled name, hub id, model folder or .gguf file.",
+        autocompletion=model_names,
+    ),
+]
+Adapter = Annotated[
+    Path | None, typer.Option(help="Folder with trained memory parameters; none: untrained.", show_default=False)
+]
+Precision = Annotated[Dtype, typer.Option(help="Precision of the backbone; auto: what this hardware multiplies natively.")]
+Device = Annotated[str, typer.Option(help="auto (CUDA, else MPS, else CPU), or a torch device such as cuda:1.")]
+
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token; higher varies more.")]
+TopP = Annotated[float, typer.Option(min=0.01, max=1.0, help="Sample from the likeliest tokens with this much probability.")]
+Penalty = Annotated[
+    float,
+    typer.Option("--repetition-penalty", min=0.01, help="Above 1 makes what was said already less likely; 1 is none."),
+]
+Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default=False)]
+System = Annotated[str | None, typer.Option(help="System prompt; it never scrolls away.", show_default=False)]
+
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        envvar="HMT_STORE",
+        help="Folder of sessions and corpora; by default in your data folder.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Top = Annotated[int, typer.Option(min=1, help="How many at most.")]
+Query = Annotated[list[str], typer.Argument(metavar="WORDS...", help="What to search for.")]
+
+Session = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A session; hmt sessions list shows them.", autocompletion=session_names),
+]
+Corpus = Annotated[
+    str, typer.Argument(metavar="NAME", help="A corpus; hmt corpora list shows them.", autocompletion=corpus_names)
+]
+Corpora = Annotated[
+    list[str],
+    typer.Argument(metavar="CORPUS...", help="What hmt read has read.", autocompletion=corpus_names),
+]

@@ -1,0 +1,55 @@
+"""Opening a store, and `hmt backup`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InputError, StoreDamagedError
+from ..store.open import DATABASE, default_folder
+from ..terminal import Screen
+from . import options
+from .output import counted, done
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..memory_store import MemoryStore
+    from ..stored_corpus import StoredCorpus
+    from ..stored_session import StoredSession
+
+
+def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
+    """Open the store in `folder` (None: the default). Raises InputError where there is none and none is to be made."""
+    from ..memory_store import MemoryStore
+
+    chosen = default_folder() if folder is None else folder.expanduser()
+    if not create and not (chosen / DATABASE).exists():
+        raise InputError(f"there is no store in {chosen}. hmt chat --session NAME begins one; --store names another folder.")
+    return MemoryStore(chosen)
+
+
+def stats_of(name: str, opened: Callable[[str], StoredSession | StoredCorpus]) -> dict[str, Any]:
+    """Counts and times of a session or corpus; of a damaged one its name and what is wrong."""
+    try:
+        return opened(name).stats()
+    except StoreDamagedError as error:
+        return {"name": name, "problem": str(error)}
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(help="A new folder for the copy, or an empty one.")],
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """Copy all sessions and corpora, as of one moment, into a folder, and check the copy. Others may write meanwhile."""
+    screen = Screen.standard()
+    with open_store(store) as opened:
+        opened.backup(folder)
+        sessions, corpora = len(opened.sessions()), len(opened.corpora())
+    size = (folder.expanduser() / DATABASE).stat().st_size
+    held = f"{counted(sessions, 'session')} and {corpora} {'corpus' if corpora == 1 else 'corpora'}"
+    said = f"{held} are copied to {folder} and checked ({size / 1e6:,.1f} MB). It is a store of its own: --store {folder}"
+    done(said, {"folder": str(folder), "sessions": sessions, "corpora": corpora, "bytes": size}, screen, as_json=as_json)

@@ -1,0 +1,163 @@
+"""`hmt ask` and `hmt chat`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import dialogue, terminal
+from ..documents import open_documents
+from ..terminal import Screen
+from . import options
+from .models import ModelChoice
+from .options import DEFAULT_MODEL, Dtype
+from .stores import open_store
+
+if TYPE_CHECKING:
+    from ..corpus import Corpus
+    from ..memory_store import MemoryStore
+    from ..model import HMTModel
+
+CorpusOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--corpus",
+        help="Recall from what hmt read has read; may be repeated.",
+        autocompletion=options.corpus_names,
+        show_default=False,
+    ),
+]
+
+
+def ask(
+    question: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[FILE]... QUESTION", help="Text, PDF, Word or HTML files (- is standard input), then the question."
+        ),
+    ],
+    corpus: CorpusOption = None,
+    system: options.System = None,
+    store: options.Store = None,
+    model: options.Name = DEFAULT_MODEL,
+    adapter: options.Adapter = None,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    repetition_penalty: options.Penalty = 1.0,
+    seed: options.Seed = None,
+    passages: Annotated[int, typer.Option(min=0, help="How many recalled passages to show.")] = 3,
+    dtype: options.Precision = Dtype.auto,
+    device: options.Device = "auto",
+) -> None:
+    """Read files of any length, or recall what was read before, and answer a question."""
+    *files, text = question
+    _check_question(text, files, corpus or [])
+    screen = Screen.standard()
+    for given in (text, system or ""):
+        terminal.check_text(given)
+    documents = open_documents(files, screen)
+    decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed) | {"system": system}
+    if not corpus:
+        loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
+        return terminal.ask(loaded, documents, text, screen, passages=passages, decoding=decoding)
+    with open_store(store) as opened:
+        choice = ModelChoice(model, adapter, dtype.value, device, opened.folder)
+        loaded = choice.load(screen, *(opened.corpus(name) for name in corpus))
+        first, *others = (opened.corpus(name, loaded) for name in corpus)
+        _ask_corpora(first, others, text, screen, model=loaded, passages=passages, decoding=decoding)
+
+
+def _check_question(text: str, files: Sequence[str], corpora: Sequence[str]) -> None:
+    if text == "-" or _is_file(text):
+        raise typer.BadParameter(f"{text} is a file. End with the question: hmt ask {text} 'What is this about?'")
+    if not text.strip():
+        raise typer.BadParameter("the question is empty. End with the question, in quotes.")
+    if bool(files) == bool(corpora):
+        wanted = "name files or a --corpus, not both." if files else "name files before the question, or a --corpus."
+        raise typer.BadParameter(wanted)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a file name can be
+        return False
+
+
+def _decoding(max_tokens: int, temperature: float, top_p: float, penalty: float, seed: int | None) -> dict[str, Any]:
+    """Options of `HMTModel.generate`."""
+    sampling = {"temperature": temperature, "top_p": top_p, "repetition_penalty": penalty, "seed": seed}
+    return {"max_new_tokens": max_tokens, **sampling}
+
+
+def _ask_corpora(
+    first: Corpus,
+    others: Sequence[Corpus],
+    question: str,
+    screen: Screen,
+    *,
+    model: HMTModel,
+    passages: int,
+    decoding: dict[str, Any],
+) -> None:
+    """Stream the answer to a question about corpora, then show the passages it was given."""
+    terminal.note_if_untrained(model, screen)
+    answer = first.ask(question, *others, **decoding)
+    terminal.stream(answer, screen)
+    if answer.finish_reason == "length":
+        screen.note("(cut at --max-tokens)")
+    if passages:
+        terminal.show_recalled(answer.recalled[:passages], screen)
+
+
+def chat(
+    session: Annotated[
+        str | None,
+        typer.Option(
+            "--session",
+            "-s",
+            help="Keep the conversation under this name, or go on with it.",
+            autocompletion=options.session_names,
+            show_default=False,
+        ),
+    ] = None,
+    corpus: CorpusOption = None,
+    system: options.System = None,
+    store: options.Store = None,
+    model: options.Name = DEFAULT_MODEL,
+    adapter: options.Adapter = None,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
+    repetition_penalty: options.Penalty = 1.0,
+    seed: options.Seed = None,
+    dtype: options.Precision = Dtype.auto,
+    device: options.Device = "auto",
+) -> None:
+    """Talk with the model; /help inside lists the commands. Without --session nothing is stored."""
+    if corpus and session is None:
+        raise typer.BadParameter("--corpus needs a --session to attach it to; hmt ask --corpus answers a single question.")
+    screen = Screen.standard()
+    terminal.check_text(system or "")
+    decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed)
+    if session is None:
+        loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
+        dialogue.chat(loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
+        return
+    with open_store(store, create=True) as opened:
+        choice = ModelChoice(model, adapter, dtype.value, device, opened.folder)
+        loaded = _load(opened, session, corpus or [], choice, screen)
+        kept = opened.session(session, loaded)
+        kept.attach(*corpus or [])
+        dialogue.resume(kept, loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
+
+
+def _load(store: MemoryStore, session: str, corpora: Sequence[str], choice: ModelChoice, screen: Screen) -> HMTModel:
+    """Load the model for a session, which may be new, and for the corpora that it recalls from."""
+    known = [store.session(session)] if store.has("session", session) else []
+    attached = [name for one in known for name in one.stats()["corpora"]]
+    return choice.load(screen, *known, *(store.corpus(name) for name in dict.fromkeys([*attached, *corpora])))

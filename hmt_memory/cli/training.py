@@ -1,0 +1,68 @@
+"""`hmt train`."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..terminal import Screen
+from . import options
+from .options import DEFAULT_MODEL, Dtype
+
+
+class TrainMode(str, Enum):
+    """What --mode takes."""
+
+    hmt = "hmt"
+    rmt = "rmt"
+    plain = "plain"
+
+
+def train(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TEXT]...", help="Text files, .jsonl files, folders of them, or one hf:NAME[:SPLIT[:COLUMN]]."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run: log, checkpoints and, at the end, the adapter.")] = Path(
+        "hmt-run"
+    ),
+    recipe: Annotated[str, typer.Option(help="A preset (paper, paper-lora, compact) or a JSON file.")] = "compact",
+    mode: Annotated[
+        TrainMode, typer.Option(help="rmt, plain: the twin without recall or memory, to compare with.")
+    ] = TrainMode.hmt,
+    scale: Annotated[float, typer.Option(min=0.0001, help="This share of the recipe's steps.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.", show_default=False)] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="An adapter to go on from, instead of untrained memory.", show_default=False)
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the model first: a slow first step, then about twice as fast on a CPU.")
+    ] = False,
+    show_recipe: Annotated[bool, typer.Option("--show-recipe", help="Print the recipe as JSON and stop.")] = False,
+    model: options.Name = DEFAULT_MODEL,
+    dtype: options.Precision = Dtype.auto,
+    device: options.Device = "auto",
+) -> None:
+    """Train memory for a model; LoRA or full fine-tune. Killed at any moment, the same command goes on."""
+    from .. import experiments
+
+    chosen = experiments.changed(experiments.find_recipe(recipe), mode=mode.value, seed=seed, scale=scale)
+    if show_recipe:
+        print(chosen.to_json())
+        return
+    experiments.check_sources(sources or [])
+    screen = Screen.standard()
+    experiments.train(
+        sources or [],
+        out,
+        screen,
+        recipe=chosen,
+        start=start,
+        compiled=compiled,
+        model=model,
+        dtype=dtype.value,
+        device=device,
+    )
