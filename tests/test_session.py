@@ -676,9 +676,7 @@ def test_a_memory_of_another_model_is_refused_by_name_and_can_be_rebuilt(store: 
     session.add([user("hello " * 20), {"role": "assistant", "content": "yes"}])
     other = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER, seed=1)
     other.backbone.name, MODEL.backbone.name = "other-model", "first-model"
-    with pytest.raises(
-        ModelMismatchError, match=r"made by .*, not by other-model .*rebuild alice --model other-model$"
-    ):
+    with pytest.raises(ModelMismatchError, match=r"made by .*, not by other-model .*rebuild alice --model other-model$"):
         store.session("alice", other)
     fork = session.fork("fork")
     rebuilt = store.session("alice").rebuild(other)
