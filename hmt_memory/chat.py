@@ -1,12 +1,15 @@
-"""Chat messages as text: what is pinned (system prompt) and what joins the stream (turns). Knows templates by their output.
+"""What a message may be: its role, and values that a template is given without what reads like a special token in them.
 
-No template is parsed: what belongs to which part is found by rendering short conversations and comparing.
+Knows no template; `transcript` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 
@@ -14,91 +17,52 @@ if TYPE_CHECKING:
     from .backbone import Backbone
 
 SYSTEM_ROLES = ("system", "developer")
-_USER, _ANSWER = "hmt-user-mark", "hmt-answer-mark"
-_PROBE = {"role": "user", "content": _USER}
-_PROBE_SYSTEM = {"role": "system", "content": "hmt-system-mark"}
+ROLES = ("user", "assistant", *SYSTEM_ROLES, "tool", "function", "ipython")
+_ROLE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
-class Rendered(NamedTuple):
-    """A conversation as text for the two parts of a context."""
+def check_role(role: str) -> None:
+    """Raise InputError unless `role` is a short word: a template writes it where a turn opens, so markup in it would count."""
+    if not _ROLE.fullmatch(role):
+        known = ", ".join(ROLES[:-1])
+        raise InputError(
+            f"a role is one of {known} and {ROLES[-1]}, or another short word of letters, digits, - and _ that the chat "
+            f"template knows, not {role[:200]!r}."
+        )
 
-    pinned: str  # the system part, never scrolled away
-    text: str  # the turns, ending where the answer begins
 
+class Quoted:
+    """Values for a template in which texts that hold special tokens are hidden behind marks, and the ids of what it writes.
 
-def render(backbone: Backbone, messages: Sequence[Mapping[str, Any]], *, continues: bool = False) -> Rendered:
-    """Render `messages` through the model's chat template.
-
-    Leading system messages are pinned; without any, what the template itself puts first is.
-
-    Args:
-        messages: dicts with "role" and "content" (str); at least one that is not a system message.
-        continues: the stream already holds a conversation whose last turn is an answer; the text then begins with what
-            the template writes between an answer and the next turn.
-
-    Raises:
-        InputError: malformed messages, or the template refuses them.
+    A mark has a backslash: every time a template writes a text as JSON it doubles them, which tells how to write the text.
     """
-    system, turns = _split(messages)
-    first = lead(backbone)
-    pinned = system_text(backbone, system) if system else default_system_text(backbone)
-    if not continues:
-        return Rendered(pinned, _after(backbone, first, turns))
-    whole = backbone.render([*first, _PROBE, {"role": "assistant", "content": _ANSWER}, *turns], add_generation_prompt=True)
-    return Rendered(pinned, whole.partition(_ANSWER)[2])
 
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._secret = str(secrets.randbits(64))  # digits, which no template writes otherwise, and no text can know
+        self._texts: list[str] = []
 
-def around_user_text(backbone: Backbone, system: str | None = None) -> tuple[str, str]:
-    """What the template writes before and after the text of a user turn that an answer follows, system part included."""
-    messages = ([{"role": "system", "content": system}] if system else []) + [_PROBE]
-    rendered = render(backbone, messages)
-    before, _, after = rendered.text.partition(_USER)
-    return rendered.pinned + before, after
+    def hide(self, value: Any) -> Any:
+        """Return the value with a mark in place of each text in it that holds special tokens."""
+        if isinstance(value, str):
+            return self._marked(value) if self._backbone.holds_special(value) else value
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(held) for key, held in value.items()}
+        return [self.hide(held) for held in value] if isinstance(value, (list, tuple)) else value
 
+    def encode(self, written: str) -> list[int]:
+        """Return the token ids of what the template wrote, where hidden texts are plain text."""
+        opening, *rest = re.split(rf"{self._secret}-(\d+)(\\+)\.", written)
+        ids = self._backbone.encode(opening) if opening or not rest else []
+        for number, slashes, after in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+            text = self._texts[int(number)]
+            for _ in range(len(slashes).bit_length() - 1):
+                text = json.dumps(text, ensure_ascii=False)[1:-1]
+            ids += self._backbone.encode(text, literal=True) + (self._backbone.encode(after) if after else [])
+        return ids
 
-def _split(messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    for message in messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str) or "role" not in message:
-            raise InputError(f"a message needs a 'role' and a 'content' string, not {message!r}.")
-    turns = [dict(message) for message in messages]
-    system: list[str] = []
-    while turns and turns[0]["role"] in SYSTEM_ROLES:
-        system.append(turns.pop(0)["content"])
-    if not turns:
-        raise InputError("there is nothing to answer: add a user message.")
-    return "\n\n".join(system), turns
-
-
-def lead(backbone: Backbone) -> list[dict[str, str]]:
-    """A system message to render before the turns, so that the template adds no default of its own; none if refused."""
-    return [_PROBE_SYSTEM] if renders_system(backbone) else []
-
-
-def renders_system(backbone: Backbone) -> bool:
-    """Whether the template writes a system message, and nothing else of its own before the turns that follow."""
-    try:
-        alone = backbone.render([_PROBE_SYSTEM], add_generation_prompt=False)
-        followed = backbone.render([_PROBE_SYSTEM, _PROBE], add_generation_prompt=False)
-    except InputError:
-        return False
-    return _PROBE_SYSTEM["content"] in alone and followed.startswith(alone)
-
-
-def _after(backbone: Backbone, first: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]]) -> str:
-    whole = backbone.render([*first, *turns], add_generation_prompt=True)
-    return whole[len(backbone.render(first, add_generation_prompt=False)) :] if first else whole
-
-
-def system_text(backbone: Backbone, system: str) -> str:
-    """A system message as the template writes it."""
-    role = "system" if renders_system(backbone) else "user"  # Gemma's template has no system turn
-    return backbone.render([{"role": role, "content": system}], add_generation_prompt=False)
-
-
-def default_system_text(backbone: Backbone) -> str:
-    """What the template itself puts before the first turn of a conversation without a system message."""
-    if not renders_system(backbone):
-        return ""
-    turn = _after(backbone, [_PROBE_SYSTEM], [_PROBE])
-    whole = backbone.render([_PROBE], add_generation_prompt=True)
-    return whole.removesuffix(turn) if whole.endswith(turn) else ""
+    def _marked(self, text: str) -> str:
+        """Return a mark with the white space around it that `text` has: some templates strip it."""
+        said = text.strip() or text
+        self._texts.append(said)
+        return text.replace(said, f"{self._secret}-{len(self._texts) - 1}\\.", 1)

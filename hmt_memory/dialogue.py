@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import keyboard
 from .errors import HMTError, InputError
-from .terminal import Screen, check_text, has_chat_template, note_if_untrained, show_recalled, stream
+from .terminal import Screen, check_text, note_if_untrained, show_recalled, stream
 
 if TYPE_CHECKING:
     from .generate import Generation
@@ -188,13 +188,9 @@ def typed_lines(screen: Screen) -> Iterator[str]:
 
 
 def reply(model: HMTModel, text: str, state: HMTState | None, *, system: str | None = None, **decoding: Any) -> Generation:
-    """The model's answer to the user's `text`; without a chat template, in a plain User/Assistant script."""
-    if has_chat_template(model):
-        turns = [{"role": "system", "content": system}] if system else []
-        return model.generate([*turns, {"role": "user", "content": text}], state=state, **decoding)
-    pinned = f"{system}\n\n" if system else ""
-    script = f"{chr(10) if state else ''}User: {text}\nAssistant:"
-    return model.generate(script, state=state, pinned=pinned, stop="\nUser:", **decoding)
+    """Answer the user's `text` in a conversation, of which `state` is what was said before."""
+    turns = [{"role": "system", "content": system}] if system else []
+    return model.generate([*turns, {"role": "user", "content": text}], state=state, **decoding)
 
 
 def _greet(model: HMTModel, screen: Screen) -> None:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from . import chat
 from .backbone import eval_mode
 from .decoding import Detokenizer, Sampler, StopStrings, align
 from .errors import BudgetError, InputError
 from .reader import read, token_ids
 from .recall import segment_weights
 from .state import HMTState
+from .transcript import Transcript
 
 if TYPE_CHECKING:
     from .model import HMTModel
@@ -101,6 +101,7 @@ def generate(
     state: HMTState | None = None,
     pinned: Any = None,
     replayed: Any = (),
+    literal: bool = True,
     recollection: Recollection | None = None,
     max_new_tokens: int = 256,
     min_new_tokens: int = 0,
@@ -115,13 +116,15 @@ def generate(
     """Continue a stream with `prompt` and an answer of any length.
 
     Args:
-        prompt: text or token ids as they are, or chat messages (dicts with role and content) for the chat template,
-            whose leading system messages are pinned. Messages continue a stream as its next turn: whatever it ends with is
-            closed by the template's end of an answer first.
+        prompt: text or token ids as they are, or chat messages (dicts with role and content) for the chat template, whose
+            system messages are pinned. Messages continue a stream as its next turn: whatever it ends with is closed by the
+            template's end of an answer first. Without a template they are a plain script: `User: ...`, `Assistant: ...`.
         state: the stream so far; None: a fresh one. It is not changed.
         pinned: text or token ids at the head of every view, instead of the messages' system part. The tokenizer's start
             token, in families that have one, always comes first.
         replayed: text or token ids shown between the pinned part and the recent tokens, never added to the stream.
+        literal: whether what looks like a special token in a given text is plain text; False for a text that a chat template
+            has written. What messages say always is.
         recollection: what P recalls from, and what is replayed, instead of the state's own memory and `replayed`.
         max_new_tokens: at most so many tokens, end token included. min_new_tokens: no end token before so many.
         temperature, top_p, top_k, repetition_penalty, seed, logits_processors: see `decoding.Sampler`.
@@ -136,10 +139,11 @@ def generate(
         raise InputError("stop strings need text, and this model was wrapped without a tokenizer. Wrap it with one.")
     start = model.states(state, 1)[0]
     first = torch.tensor(model.backbone.start_ids(), dtype=torch.long)
-    rendered, head = _prompt_ids(model, prompt, start, pinned)
-    rendered = rendered if start.tokens else _without(first, rendered)
-    context = _Context(model, torch.cat([first, _without(first, head)]), token_ids(model, replayed), len(first), recollection)
-    if not (start.tokens or len(rendered) or len(context.pinned)):
+    added, head, ends = _given(model, prompt, start, pinned, literal=literal)
+    added = added if start.tokens else _without(first, added)
+    shown = token_ids(model, replayed, literal=literal)
+    context = _Context(model, torch.cat([first, _without(first, head)]), shown, len(first), recollection)
+    if not (start.tokens or len(added) or len(context.pinned)):
         raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
     sampler = Sampler(
         temperature=temperature,
@@ -149,9 +153,9 @@ def generate(
         seed=seed,
         processors=logits_processors,
     )
-    stops = StopStrings(stop)
-    generation = Generation(iter(()), len(rendered))
-    pieces = _pieces(generation, context, sampler, stops, start, rendered, range(min_new_tokens, max_new_tokens))
+    stops = StopStrings([*([stop] if isinstance(stop, str) else stop or ()), *ends])
+    generation = Generation(iter(()), len(added))
+    pieces = _pieces(generation, context, sampler, stops, start, added, range(min_new_tokens, max_new_tokens))
     generation._pieces = _in_eval_mode(model, pieces)
     return generation
 
@@ -330,23 +334,40 @@ def _close(generation: Generation, context: _Context, marks: list[tuple[int, HMT
     backbone = context.model.backbone
     kept = len(generation.ids)
     if generation.stop_string is not None:
-        generation.ids, kept = align(generation.ids, text, backbone.decode, backbone.encode)
+        generation.ids, kept = align(generation.ids, text, backbone.decode, partial(backbone.encode, literal=True))
     count, state = generation.closed = next(mark for mark in reversed(marks) if mark[0] <= kept)
     generation._rest = cache(lambda: read(context.model, generation.ids[count:], state))
     generation.usage = Usage(prompt, len(generation.ids), generation.usage.view_tokens)
 
 
-def _prompt_ids(model: HMTModel, prompt: Any, state: HMTState, pinned: Any) -> tuple[Tensor, Tensor]:
-    """Token ids of the prompt, and of what is pinned."""
-    messages = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) and prompt[0]
-    if not isinstance(messages, Mapping):
-        return token_ids(model, prompt), token_ids(model, () if pinned is None else pinned)
-    rendered = chat.render(model.backbone, prompt, continues=state.tokens > 0)
-    ids = token_ids(model, rendered.text)
-    last = torch.cat([state.recent_ids, state.open_ids])[-1:].tolist()
-    if last and last[0] in model.backbone.end_ids and ids[:1].tolist() == last:
-        ids = ids[1:]  # the answer has ended itself; the template would end it again
-    return ids, token_ids(model, rendered.pinned if pinned is None else pinned)
+class _Given(NamedTuple):
+    """What a call adds to the stream and pins, as token ids [t], and what ends its answer."""
+
+    ids: Tensor
+    pinned: Tensor
+    stop: Sequence[str] = ()
+
+
+def _given(model: HMTModel, prompt: Any, state: HMTState, pinned: Any, *, literal: bool) -> _Given:
+    """Turn messages or text into the token ids of a call.
+
+    Args:
+        state: the stream that goes on. prompt, pinned, literal: see `generate`.
+    """
+    if not _are_messages(prompt):
+        ids = token_ids(model, prompt, literal=literal)
+        return _Given(ids, token_ids(model, () if pinned is None else pinned, literal=literal))
+    transcript = Transcript(model.backbone)
+    latest = torch.cat([state.recent_ids, state.open_ids])[-1:].tolist()
+    asked = transcript.asked(prompt, before=latest if state.tokens else None)
+    head = asked.pinned if pinned is None else pinned
+    return _Given(token_ids(model, asked.ids), token_ids(model, head, literal=literal), transcript.stop)
+
+
+def _are_messages(prompt: Any) -> bool:
+    """Tell messages, or one, from text and token ids."""
+    several = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0
+    return isinstance(prompt[0] if several else prompt, Mapping)
 
 
 def _without(start: Tensor, ids: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def read(model: HMTModel, ids_or_text: Any, state: HMTState | None = None) -> HM
     Args:
         ids_or_text: a string, a sequence of token ids, or a 1-D tensor of them. Text is tokenised as it is; cut a long
             text between words, or tokenise it once, for the same tokens in any chunks. What looks like a special token in
-            a string is read as plain text.
+            a string is plain text; a text that is meant to hold them is passed as the tokenizer's ids.
         state: what to continue; None: a fresh stream. It is not changed.
 
     Returns:
@@ -33,7 +33,7 @@ def read(model: HMTModel, ids_or_text: Any, state: HMTState | None = None) -> HM
     Raises:
         InputError: not text and not token ids of this model.
     """
-    ids = token_ids(model, ids_or_text, literal=True)
+    ids = token_ids(model, ids_or_text)
     with eval_mode(model):
         (after,), _ = unroll(model, model.states(state, 1), [ids], keep_hidden=False)
     return after
@@ -46,8 +46,11 @@ def read_in_chunks(model: HMTModel, ids: Tensor, state: HMTState | None = None, 
         yield state
 
 
-def token_ids(model: HMTModel, ids_or_text: Any, *, literal: bool = False) -> Tensor:
-    """[t] int64 on the CPU from a string (special tokens as plain text if `literal`), a sequence of ids or a 1-D tensor.
+def token_ids(model: HMTModel, ids_or_text: Any, *, literal: bool = True) -> Tensor:
+    """Return [t] int64 on the CPU for a string, a sequence of ids or a 1-D tensor.
+
+    Args:
+        literal: whether what looks like a special token in a string is plain text.
 
     Raises:
         InputError: none of these, or not token ids of this model.

@@ -171,20 +171,23 @@ def reading_bar(console: Console) -> Progress:
 
 
 def ask_about(model: HMTModel, question: str, state: HMTState, *, system: str | None = None, **decoding: Any) -> Generation:
-    """The answer to a question about the text that `state` has read.
+    """Answer a question about the text that `state` has read.
 
     Every view is one user turn that holds the recent text and then the question; a model without a chat template gets
     a plain prompt.
-    """
-    from .chat import around_user_text
 
-    asked = f"\n\nQuestion: {question}"
-    if not has_chat_template(model):
+    Args:
+        system: pinned in front. decoding: options of `HMTModel.generate`.
+    """
+    from .transcript import Transcript
+
+    transcript, asked = Transcript(model.backbone), f"\n\nQuestion: {question}"
+    if not transcript.has_template:
         script = f"{asked}\nAnswer:"
         pinned = f"{system}\n\n{_INTRODUCTION}" if system else _INTRODUCTION
         return model.generate(script, state=state, pinned=pinned, stop="\nQuestion:", **decoding)
-    before, after = around_user_text(model.backbone, system)
-    return model.generate(asked + after, state=state, pinned=before + _INTRODUCTION, **decoding)
+    before, after = transcript.around(_INTRODUCTION, asked, system=system)
+    return model.generate(after, state=state, pinned=before, **decoding)
 
 
 def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection:
@@ -284,15 +287,6 @@ def show_usage(reading: Reading, answer: Generation, seconds: float, screen: Scr
 def visible_tokens(model: HMTModel, state: HMTState) -> int:
     """How many tokens of a stream stand verbatim in a view of it: the recent ones and the open segment."""
     return min(len(state.recent_ids), model.config.recent_tokens or 0) + len(state.open_ids)
-
-
-def has_chat_template(model: HMTModel) -> bool:
-    """Whether the model's tokenizer can write a user turn."""
-    try:
-        model.backbone.render([{"role": "user", "content": "text"}], add_generation_prompt=True)
-    except InputError:
-        return False
-    return True
 
 
 def check_text(text: str) -> None:

@@ -1,7 +1,8 @@
 """Messages as stretches of a token stream, each rendered alone, so that any of them can be forgotten.
 
 One after the other, the stretches are what the chat template writes for the whole conversation. Knows templates by their
-output (`chat`); what a message says is read as plain text, so that no message can end its own turn.
+output: no template is parsed, short conversations are rendered and compared. Messages become tokens here and nowhere else;
+what a message says is read as plain text, so that none can end its own turn.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import chat
+from .chat import ROLES, SYSTEM_ROLES, Quoted, check_role
 from .errors import InputError
 
 if TYPE_CHECKING:
     from .backbone import Backbone
 
 _MARK = "hmt-content-mark"
+_SYSTEM: dict[str, Any] = {"role": "system", "content": "hmt-system-mark"}
 _USER: dict[str, Any] = {"role": "user", "content": "hmt-user-mark"}
 _ASSISTANT: dict[str, Any] = {"role": "assistant", "content": "hmt-answer-mark"}
 
@@ -42,6 +44,13 @@ class Stretch(NamedTuple):
     content: tuple[int, int]  # [start, stop) of what the message itself says, in `ids`
 
 
+class Asked(NamedTuple):
+    """Messages up to where their answer begins."""
+
+    pinned: list[int]  # the system part
+    ids: list[int]  # the turns, and what opens the answer
+
+
 class _Frame(NamedTuple):
     """What a template writes around the text of a message."""
 
@@ -61,10 +70,10 @@ class Transcript:
         self._frames: dict[str, _Frame] = {}
         self._tools_known: bool | None = None
         self._start = backbone.start_ids()
-        self._lead: list[dict[str, str]] = []
+        self._lead: list[dict[str, str]] = []  # rendered before the turns, so that the template adds no default of its own
         self.has_template = bool(getattr(backbone.tokenizer, "chat_template", None))
         if self.has_template:
-            self._lead = chat.lead(backbone)
+            self._lead = [_SYSTEM] if self._renders_system() else []
             self._asked, self._prompted = (self._render([_USER], prompt=prompt) for prompt in (False, True))
         self.stop = () if self.has_template else ("\nUser:",)  # what ends an answer that does not end itself
 
@@ -79,10 +88,44 @@ class Transcript:
             frame = self._frame(message["role"])
             text = message["content"].strip() if frame.trims else message["content"]
             found = self._encode(frame, text)
-        else:
-            ids = self._backbone.encode(self._with_fields(message))
+        elif self.has_template:
+            ids = self._with_fields(message)
             found = Stretch(ids, (0, len(ids)))
+        else:
+            found = self._encode(self._frame(message["role"]), _as_text(message))
         return self.without_start(found) if first else found
+
+    def asked(self, messages: Messages, *, before: Sequence[int] | None = None) -> Asked:
+        """Write a conversation that is to be answered, or what follows in one; its system messages are pinned.
+
+        Args:
+            before: the latest token ids of the stream so far, in which an answer is closed first. None: there is no stream.
+
+        Raises:
+            InputError: malformed messages, none to answer, or the template has no place for one.
+        """
+        batch = validated(messages)
+        turns = [message for message in batch if message["role"] not in SYSTEM_ROLES]
+        if not turns:
+            raise InputError("there is nothing to answer: add a user message.")
+        ids = [] if before is None else self._closing(before)
+        for message in turns:
+            ids += self.stretch(message, first=before is None and not ids).ids
+        return Asked(self.pinned("\n\n".join(system_texts(batch)) or None), [*ids, *self.answer_opening()])
+
+    def around(self, before: str, after: str, *, system: str | None = None) -> tuple[list[int], list[int]]:
+        """Write a conversation of one user turn, cut in two where the rest of its text is to stand.
+
+        Args:
+            before: how the turn's text begins. after: how it ends. system: the system prompt.
+
+        Returns:
+            Token ids from the system part to `before`, and from `after` to where the answer begins.
+        """
+        frame = self._frame("user")
+        opening = self._encode(_Frame(frame.opening, "", False), before).ids
+        closing = self._encode(_Frame("", frame.closing, False), after).ids
+        return [*self.pinned(system), *opening], [*closing, *self.answer_opening()]
 
     def answer_opening(self) -> list[int]:
         """Token ids after which the model answers."""
@@ -110,14 +153,15 @@ class Transcript:
                 for them.
         """
         if tools:
-            written = self._native_tools(system, tools)
+            quoted = Quoted(self._backbone)
+            written = self._native_tools(quoted.hide(system), quoted.hide(tools))
             if written is not None:
-                return self._backbone.encode(written)
+                return quoted.encode(written)
             listed = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
             system = f"{system}\n\n" * bool(system) + _TOOLS.format(listed=listed, call=CALL, call_end=CALL_END)
         if system:
             return self.aside(system)
-        return self._backbone.encode(chat.default_system_text(self._backbone)) if self.has_template else []
+        return self._backbone.encode(self._beginning()) if self.has_template else []
 
     def aside(self, text: str) -> list[int]:
         """Token ids of a text that is no turn of the conversation: a system message, where the template knows them."""
@@ -128,13 +172,40 @@ class Transcript:
         if not self.has_template:
             ids = self._backbone.encode(f"{text}\n\n", literal=True)
             return Stretch(ids, (0, len(ids)))
-        role = "system" if chat.renders_system(self._backbone) else "user"
+        role = "system" if self._lead else "user"  # Gemma's template has no system turn
         opening, _, closing = self._render([{"role": role, "content": _MARK}], lead=False).partition(_MARK)
         return self.without_start(self._encode(_Frame(opening, closing, False), text))
 
     # --- what the template writes -----------------------------------------------------------------------------------
 
+    def _renders_system(self) -> bool:
+        """Tell whether the template writes a system message, and nothing else of its own before the turns that follow."""
+        try:
+            alone, followed = (self._render(messages, lead=False) for messages in ([_SYSTEM], [_SYSTEM, _USER]))
+        except InputError:
+            return False
+        return _SYSTEM["content"] in alone and followed.startswith(alone)
+
+    def _beginning(self) -> str:
+        """Return what the template itself puts before the first turn of a conversation without a system message."""
+        frame = self._frame("user")
+        whole, turn = self._render([_USER], lead=False), f"{frame.opening}{_USER['content']}{frame.closing}"
+        return whole.removesuffix(turn) if whole.endswith(turn) else ""
+
+    def _closing(self, answer: Sequence[int]) -> list[int]:
+        """Return the token ids that close `answer`, of which the latest are given; one that ended itself is not ended again."""
+        ids = self._backbone.encode(self._frame("assistant").closing)
+        ended = len(answer) > 0 and answer[-1] in self._backbone.end_ids and ids[:1] == [answer[-1]]
+        return ids[1:] if ended else ids
+
+    def _check_role(self, role: str) -> None:
+        """Raise InputError for a role that is no short word, or a word that is one of the tokenizer's special tokens."""
+        check_role(role)
+        if role not in ROLES and self._backbone.holds_special(role):
+            raise InputError(f"the role {role!r} reads like a special token of {self._backbone.name}. Use user or assistant.")
+
     def _frame(self, role: str) -> _Frame:
+        self._check_role(role)
         if role not in self._frames:
             self._frames[role] = self._probe(role) if self.has_template else _Frame(f"{role.capitalize()}: ", "\n", False)
         return self._frames[role]
@@ -169,15 +240,14 @@ class Transcript:
             self._tools_known = self._native_tools(None, [_TOOL]) is not None
         return self._tools_known
 
-    def _with_fields(self, message: Mapping[str, Any]) -> str:
-        """A message with more than text, such as tool calls, as the template writes it."""
-        if not self.has_template:
-            rest = {key: value for key, value in message.items() if key not in ("role", "content")}
-            text = f"{message.get('content') or ''} {json.dumps(rest, ensure_ascii=False)}".strip()
-            return f"{str(message['role']).capitalize()}: {text}\n"
+    def _with_fields(self, message: Mapping[str, Any]) -> list[int]:
+        """Write a message with more than text, such as tool calls, as the template does: its token ids."""
+        self._check_role(message["role"])
+        quoted = Quoted(self._backbone)
+        hidden = quoted.hide(message)
         for context in ([_USER], [_USER, _ASSISTANT], []):
             try:
-                return self._after(self._render(context), [*context, message])
+                return quoted.encode(self._after(self._render(context), [*context, hidden]))
             except InputError:
                 continue
         raise InputError(f"the chat template of {self._backbone.name} has no place for the message {dict(message)!r}.")
@@ -225,6 +295,12 @@ class Transcript:
         return Stretch([*opening, *said, *closing], (len(opening), len(opening) + len(said)))
 
 
+def _as_text(message: Mapping[str, Any]) -> str:
+    """Write a message with more than text where there is no template."""
+    rest = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return f"{message.get('content') or ''} {json.dumps(rest, ensure_ascii=False)}".strip()
+
+
 def _call_text(call: Mapping[str, Any]) -> str:
     """A call of OpenAI's form as a model writes it."""
     name, arguments = called(call)
@@ -246,13 +322,14 @@ def validated(messages: Messages) -> list[Mapping[str, Any]]:
     """Messages as plain dicts.
 
     Raises:
-        InputError: a message lacks its role or content, is not JSON, or is not Unicode text.
+        InputError: a message lacks its role or content, its role is no short word, it is not JSON, or not Unicode text.
     """
     found: list[Mapping[str, Any]] = []
     for message in [messages] if isinstance(messages, Mapping) else messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
             raise InputError(f"a message is a dict with a 'role' and a 'content' string, not {str(message)[:200]!r}.")
-        plain = set(message) == {"role", "content"} or message["role"] in chat.SYSTEM_ROLES
+        check_role(message["role"])
+        plain = set(message) == {"role", "content"} or message["role"] in SYSTEM_ROLES
         if not isinstance(message["content"], str) and (plain or message["content"] is not None):
             raise InputError(
                 f"the content of a message is a string, not {type(message['content']).__name__}. Join its text parts."
@@ -267,4 +344,4 @@ def validated(messages: Messages) -> list[Mapping[str, Any]]:
 
 def system_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the system messages among these say."""
-    return [message["content"] for message in messages if message["role"] in chat.SYSTEM_ROLES]
+    return [message["content"] for message in messages if message["role"] in SYSTEM_ROLES]

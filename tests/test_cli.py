@@ -275,7 +275,7 @@ def test_the_view_is_one_user_turn_that_ends_with_the_question(model: HMTModel, 
     given: dict[str, Any] = {}
     monkeypatch.setattr(model, "generate", lambda prompt, **options: given.update(options, prompt=prompt))
     terminal.ask_about(model, "When?", model.empty_state())
-    whole = given["pinned"] + given["prompt"]
+    whole = model.backbone.tokenizer.decode([*given["pinned"], *given["prompt"]])
     assert whole.startswith("user: ") and whole.endswith("Question: When?</s>\nassistant: ") and whole.count("</s>") == 1
 
 

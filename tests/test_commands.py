@@ -250,7 +250,8 @@ def test_answers_take_a_system_prompt_and_a_penalty(
     for folder, head in ((chatty, "system: Be brief.</s>\nuser: Read this"), (plain, "Be brief.\n\nRead this")):
         command = ("ask", str(tmp_path / "notes.txt"), "When?", "-m", folder, *FAST)
         assert run(*command, "--system", "Be brief.", "--repetition-penalty", "1.5") == 0
-        assert given["pinned"].startswith(head) and given["repetition_penalty"] == 1.5
+        pinned = given["pinned"] if folder == plain else byte_tokenizer().decode(given["pinned"])
+        assert pinned.startswith(head) and given["repetition_penalty"] == 1.5
     type_in(monkeypatch, b"hello\n")
     assert run("chat", "-m", chatty, "--repetition-penalty", "1.3", *FAST) == 0 and given["repetition_penalty"] == 1.3
     assert run("chat", "-m", chatty, "--repetition-penalty", "0") == 2

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from test_reading import counting_tokens, same
 from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
 
-from hmt_memory import HMTModel, HMTState, chat, generate
+from hmt_memory import HMTModel, HMTState, generate
 from hmt_memory.backbone import _cache_argument
 from hmt_memory.decoding import Detokenizer, StopStrings, align
 from hmt_memory.errors import BackboneError, BudgetError, InputError
 from hmt_memory.generate import _Context, generate_batch, recall_segments
+from hmt_memory.transcript import Transcript
 
 TOKENIZER = byte_tokenizer()
 
@@ -441,14 +442,27 @@ def turns(*contents: str) -> list[dict[str, str]]:
     return [{"role": ("user", "assistant")[at % 2], "content": content} for at, content in enumerate(contents)]
 
 
-def test_rendered_parts_are_the_template(model: HMTModel) -> None:
-    backbone = model.backbone
+def asked(model: HMTModel, *contents: str, system: str | None = None) -> tuple[list[int], list[int]]:
+    """Token ids of the system part and of the turns."""
+    pinned = [{"role": "system", "content": system}] if system else []
+    return Transcript(model.backbone).asked([*pinned, *turns(*contents)])
+
+
+def test_messages_are_what_the_template_writes(model: HMTModel) -> None:
     system = [{"role": "system", "content": "Be kind."}]
-    whole = backbone.render(system + turns("a", "b", "c"), add_generation_prompt=True)
-    assert "".join(chat.render(backbone, system + turns("a", "b", "c"))) == whole
-    assert chat.render(backbone, system + turns("a")).pinned == "<s>system\nBe kind.</s>\n"
-    assert "".join(chat.render(backbone, turns("a"))) == backbone.render(turns("a"), add_generation_prompt=True)
-    assert chat.render(backbone, turns("a")).pinned == "<s>system\nDefault.</s>\n"
+    whole = model.backbone.render(system + turns("a", "b", "c"), add_generation_prompt=True)
+    pinned, ids = asked(model, "a", "b", "c", system="Be kind.")
+    assert pinned == encode("<s>system\nBe kind.</s>\n") and [*pinned, *ids] == encode(whole)
+    pinned, ids = asked(model, "a")
+    assert pinned == encode("<s>system\nDefault.</s>\n")
+    assert [*pinned, *ids] == encode(model.backbone.render(turns("a"), add_generation_prompt=True))
+
+
+def test_system_messages_are_pinned_wherever_they_stand(model: HMTModel) -> None:
+    first, second = ({"role": role, "content": text} for role, text in (("system", "Be kind."), ("developer", "Be brief.")))
+    found = Transcript(model.backbone).asked([*turns("a"), first, *turns("b"), second])
+    assert found.pinned == encode("<s>system\nBe kind.\n\nBe brief.</s>\n")
+    assert decode(found.ids) == "user\na\nuser\nb\nassistant\n"
 
 
 def test_turn_by_turn_the_stream_is_the_whole_conversations_template(model: HMTModel) -> None:
@@ -456,8 +470,8 @@ def test_turn_by_turn_the_stream_is_the_whole_conversations_template(model: HMTM
     first = model.generate(turns("Hi"), logits_processors=[Script([*encode("Hello!"), end])]).finish()
     second = model.generate(turns("And?"), state=first.state, logits_processors=[Script(encode("cut"))], max_new_tokens=3)
     third = model.generate(turns("More"), state=second.finish().state, logits_processors=[Script([end])]).finish()
-    rendered = chat.render(model.backbone, turns("Hi", "Hello!", "And?", "cut", "More"))
-    assert same(third.state, model.read([*encode(rendered.text), end]))
+    _, ids = asked(model, "Hi", "Hello!", "And?", "cut", "More")
+    assert same(third.state, model.read([*ids, end]))
 
 
 def test_any_end_token_ends_a_turn_and_the_template_does_not_end_it_again() -> None:
@@ -469,8 +483,8 @@ def test_any_end_token_ends_a_turn_and_the_template_does_not_end_it_again() -> N
     first = model.generate(turns("Hi"), logits_processors=[Script([*encode("Yes"), turn_end])]).finish()
     assert first.finish_reason == "stop"
     second = model.generate(turns("And?"), state=first.state, max_new_tokens=1, min_new_tokens=1).finish()
-    rendered = chat.render(model.backbone, turns("Hi", "Yes", "And?"))
-    assert same(second.state, model.read([*encode(rendered.text), *second.ids]))
+    _, ids = asked(model, "Hi", "Yes", "And?")
+    assert same(second.state, model.read([*ids, *second.ids]))
 
 
 def test_a_start_token_never_enters_the_stream_by_the_template() -> None:
@@ -483,14 +497,15 @@ def test_a_start_token_never_enters_the_stream_by_the_template() -> None:
 
 def test_a_template_without_system_turns_pins_it_as_a_user_turn() -> None:
     model = tiny_model(tokenizer=byte_tokenizer(NO_SYSTEM))
-    rendered = chat.render(model.backbone, [{"role": "system", "content": "Be kind."}, *turns("a")])
-    assert rendered.pinned == "<s><t>user\nBe kind.</s>\n" and rendered.text == "<s><t>user\na</s>\n<t>model\n"
-    assert chat.render(model.backbone, turns("a")).pinned == ""
+    pinned, ids = asked(model, "a", system="Be kind.")
+    assert pinned == encode("<s><t>user\nBe kind.</s>\n") and ids == encode("<t>user\na</s>\n<t>model\n")
+    assert asked(model, "a") == (encode("<s>"), ids), "what the template begins with stays in view"
 
 
-def test_around_user_text_frames_a_document(model: HMTModel) -> None:
-    before, after = chat.around_user_text(model.backbone, "Sys")
-    assert before + "text" + after == "<s>system\nSys</s>\n<s>user\ntext</s>\n<s>assistant\n"
+def test_a_turn_is_cut_in_two_around_a_document(model: HMTModel) -> None:
+    before, after = Transcript(model.backbone).around("te", "xt")
+    assert [*before, *after] == encode("<s>system\nDefault.</s>\n<s>user\ntext</s>\n<s>assistant\n")
+    assert Transcript(model.backbone).around("te", "xt", system="Be.")[0] == encode("<s>system\nBe.</s>\n<s>user\nte")
 
 
 @pytest.mark.parametrize(
@@ -501,10 +516,13 @@ def test_malformed_messages_are_refused(model: HMTModel, messages: Any) -> None:
         model.generate(messages)
 
 
-def test_a_model_without_a_chat_template_says_so() -> None:
+def test_messages_without_a_chat_template_are_a_script() -> None:
     model = tiny_model(tokenizer=byte_tokenizer(None))
-    with pytest.raises(InputError, match="no chat template"):
-        model.generate(turns("Hi"))
+    script = Script(encode(" Hello!\nUser: me"))
+    first = model.generate([{"role": "system", "content": "Be."}, *turns("Hi")], logits_processors=[script]).finish()
+    assert first.text == " Hello!" and first.stop_string == "\nUser:"
+    second = model.generate(turns("And?"), state=first.state, stop="x", logits_processors=[Script(encode("no x"))]).finish()
+    assert same(second.state, model.read("User: Hi\nAssistant: Hello!\nUser: And?\nAssistant:no "))
 
 
 def test_an_untrained_model_answers_behind_its_initial_prompt(tokenizer: Any) -> None:

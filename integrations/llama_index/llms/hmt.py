@@ -372,7 +372,12 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer a prompt as a user's turn; `formatted`: continue it as it stands."""
+        """Answer a prompt as a user's turn, in which special tokens are plain text.
+
+        Args:
+            formatted: continue the prompt as it stands: it is what a chat template has written, and its special tokens are
+                meant. Never pass a text of others so.
+        """
         return self._complete(prompt, formatted, kwargs)
 
     @llm_completion_callback()
@@ -402,7 +407,7 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         options.pop("namespace", None)
         if options.pop("session_id", None) or self.session_id:
             raise ValueError("a formatted prompt is no turn of a session. Pass formatted=False, or use a model without one.")
-        return self.assistant().model.generate(prompt, **options)
+        return self.assistant().model.generate(prompt, literal=False, **options)
 
     def _completions(self, reply: Answer | Generation) -> CompletionResponseGen:
         for piece in reply:
