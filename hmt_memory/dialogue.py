@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HELP_HEAD = "/help            this list"
 _HELP_TAIL = """\
-/stats           tokens and segments so far
+/stats           how much there is so far
 /quit            leave; Ctrl-D and, at the prompt, Ctrl-C do the same
 Ctrl-C while the model answers stops the answer and forgets that turn. To send a leading /, begin with a space."""
 
@@ -45,7 +45,7 @@ class _InMemory:
     def stats(self) -> str:
         now = self.state or self.model.empty_state()
         size = now.memory.numel() * now.memory.element_size()
-        return f"{now.tokens:,} tokens, {now.segments:,} segments in memory ({size:,} bytes)"
+        return f"{now.tokens:,} tokens read, {size:,} bytes of memory"
 
     def command(self, name: str, rest: str, screen: Screen) -> bool:
         """Carry out a command of this kind of conversation; False: there is no such command."""
@@ -75,8 +75,7 @@ class _Stored:
 
     def stats(self) -> str:
         found = self._session.stats()
-        counts = f"{found['messages']:,} messages, {found['tokens']:,} tokens, {found['segments']:,} segments"
-        return f"{counts} in session {self._session.name!r}"
+        return f"{found['messages']:,} messages, {found['tokens']:,} tokens in session {self._session.name!r}"
 
     def command(self, name: str, rest: str, screen: Screen) -> bool:
         """Carry out a command of this kind of conversation; False: there is no such command."""

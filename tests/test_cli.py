@@ -340,11 +340,11 @@ def test_a_piped_chat(chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert run("chat", "--model", chatty, "--system", "Be brief.", *FAST) == 0
     captured = capsys.readouterr()
     model = HMTModel.from_pretrained(chatty, dtype="float32", device="cpu")
-    answer = dialogue.reply(model, "Hello", None, system="Be brief.", max_new_tokens=8).finish()
+    answer = dialogue.reply(model, "Hello", None, system="Be brief.", max_new_tokens=8, repetition_penalty=1.1).finish()
     assert captured.out == answer.text + "\n" * (not answer.text.endswith("\n"))
     assert ">" not in captured.err
     lines = captured.err.splitlines()
-    counts = [line for line in lines if "segments in memory" in line]
+    counts = [line for line in lines if "bytes of memory" in line]
     assert counts[0].startswith(f"{answer.state.tokens} tokens") and counts[1].startswith("0 tokens")
     assert sum("no command /nonsense" in line for line in lines) == 1 and any("/reset" in line for line in lines)
 

@@ -148,7 +148,7 @@ def test_erasing_shows_what_and_needs_a_yes(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("sessions", "forget", "alice", "2") == 1
-    assert capsys.readouterr().err == ("hmt: Erase this 1 message of 'alice' for good? Nobody can be asked here: add --yes.\n")
+    assert capsys.readouterr().err == ("hmt: Erase this message of 'alice' for good? Nobody can be asked here: add --yes.\n")
     assert run("sessions", "forget", "alice", "2", "77") == 1 and "no message 77" in capsys.readouterr().err
     screen = typing_screen()
     monkeypatch.setattr(terminal.Screen, "standard", lambda: screen)

@@ -14,9 +14,9 @@ from ..terminal import Screen, printable
 from . import options
 from .models import ModelChoice
 from .options import DEFAULT_MODEL, Dtype
-from .output import confirmed, counted, done, print_json, print_table, progress_of, when
+from .output import confirmed, counted, done, print_json, print_table, progress_of, these
 from .searching import show_found, show_recalled
-from .stores import open_store, stats_of
+from .stores import open_store, print_stats, stats_of
 
 if TYPE_CHECKING:
     from ..corpus import Corpus
@@ -83,19 +83,7 @@ def list_corpora(store: options.Store = None, as_json: options.Json = False) -> 
         return print_json({"corpora": found}, screen)
     if not found:
         return screen.note(f"{opened.folder} holds no corpora yet. hmt read --corpus NAME FILE... begins one.")
-    rows = [
-        (
-            one["name"],
-            one.get("documents", "?"),
-            one.get("tokens", "?"),
-            when(one.get("updated_at", "?")),
-            one.get("model") or "",
-        )
-        for one in found
-    ]
-    print_table(("corpus", "documents", "tokens", "updated (UTC)", "model"), rows, screen)
-    for damaged in (one for one in found if "problem" in one):
-        screen.note(f"{damaged['name']!r}: {damaged['problem']}", style="")
+    print_stats("corpus", "documents", found, screen)
 
 
 @app.command()
@@ -116,7 +104,8 @@ def show(
         (one,) = _chosen(name, documents, [document])
         if as_json:
             return print_json(_as_dict(one) | {"text": one.text}, screen)
-        return print(printable(one.text) if screen.out.isatty() else one.text, file=screen.out)
+        text = printable(one.text) if screen.out.isatty() else one.text
+        return print(text.removesuffix("\n"), file=screen.out)
     if as_json:
         return print_json(stats | {"documents": [_as_dict(one) for one in documents]}, screen)
     if not documents:
@@ -200,8 +189,7 @@ def remove(
         chosen = _chosen(name, corpus.documents(), documents)
         for one in chosen if screen.interactive and not yes else ():
             screen.note(f"{one.id} {one.name}", style="")
-        these = f"{'this' if len(chosen) == 1 else 'these'} {counted(len(chosen), 'document')}"
-        if not (yes or confirmed(f"Erase {these} of {name!r} for good?", screen)):
+        if not (yes or confirmed(f"Erase {these(len(chosen), 'document')} of {name!r} for good?", screen)):
             return screen.note("Nothing was erased.")
         corpus.remove([one.id for one in chosen])
     said = f"{counted(len(chosen), 'document')} of {name!r} {'is' if len(chosen) == 1 else 'are'} erased."

@@ -61,6 +61,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def these(number: int, noun: str) -> str:
+    """Write that something is about these things, such as "this message" or "these 2 messages"."""
+    return f"this {noun}" if number == 1 else f"these {counted(number, noun)}"
+
+
 def when(time: str) -> str:
     """Write an ISO time to the minute."""
     return time[:16].replace("T", " ")

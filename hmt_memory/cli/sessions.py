@@ -13,9 +13,9 @@ from ..terminal import Screen, beginning, printable
 from . import options
 from .models import ModelChoice
 from .options import DEFAULT_MODEL, Dtype
-from .output import confirmed, counted, done, print_json, print_lines, print_table, progress_of, when
+from .output import confirmed, counted, done, print_json, print_lines, print_table, progress_of, these
 from .searching import show_found, show_recalled
-from .stores import open_store, stats_of
+from .stores import open_store, print_stats, stats_of
 
 if TYPE_CHECKING:
     from ..shards import Message
@@ -39,16 +39,7 @@ def list_sessions(store: options.Store = None, as_json: options.Json = False) ->
     if not found:
         also = f" It has corpora: hmt corpora list shows {'it' if corpora == 1 else 'them'}." if corpora else ""
         return screen.note(f"{opened.folder} holds no sessions yet. hmt chat --session NAME begins one.{also}")
-    columns = ("messages", "tokens", "updated_at", "model")
-    rows = [(one["name"], *(_cell(one, column) for column in columns)) for one in found]
-    print_table(("session", "messages", "tokens", "updated (UTC)", "model"), rows, screen)
-    for damaged in (one for one in found if "problem" in one):
-        screen.note(f"{damaged['name']!r}: {damaged['problem']}", style="")
-
-
-def _cell(stats: dict[str, Any], column: str) -> object:
-    value = stats.get(column, "?")
-    return when(value) if column.endswith("_at") else value or (0 if column != "model" else "")
+    print_stats("session", "messages", found, screen)
 
 
 @app.command()
@@ -192,8 +183,7 @@ def _may_forget(session: StoredSession, ids: Sequence[int], screen: Screen) -> b
         return True
     for one in chosen if screen.interactive else ():
         screen.note(f"{one.id} {one.role}: {beginning(one.content)}", style="")
-    these = counted(len(chosen), "message")
-    return confirmed(f"Erase {'this' if len(chosen) == 1 else 'these'} {these} of {session.name!r} for good?", screen)
+    return confirmed(f"Erase {these(len(chosen), 'message')} of {session.name!r} for good?", screen)
 
 
 @app.command()

@@ -11,10 +11,10 @@ from ..errors import InputError, StoreDamagedError
 from ..store.open import DATABASE, default_folder
 from ..terminal import Screen
 from . import options
-from .output import counted, done
+from .output import counted, done, print_table, when
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ..memory_store import MemoryStore
     from ..stored_corpus import StoredCorpus
@@ -27,7 +27,10 @@ def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
 
     chosen = default_folder() if folder is None else folder.expanduser()
     if not create and not (chosen / DATABASE).exists():
-        raise InputError(f"there is no store in {chosen}. hmt chat --session NAME begins one; --store names another folder.")
+        raise InputError(
+            f"there is no store in {chosen}. hmt chat --session NAME begins one, and so does hmt read; --store names another "
+            "folder."
+        )
     return MemoryStore(chosen)
 
 
@@ -37,6 +40,25 @@ def stats_of(name: str, opened: Callable[[str], StoredSession | StoredCorpus]) -
         return opened(name).stats()
     except StoreDamagedError as error:
         return {"name": name, "problem": str(error)}
+
+
+def print_stats(kind: str, content: str, found: Sequence[dict[str, Any]], screen: Screen) -> None:
+    """Print what `stats_of` says of sessions or corpora, then what is wrong with damaged ones.
+
+    Args:
+        kind: the head of the names. content: what is counted in them beside tokens.
+    """
+    rows = [
+        (one["name"], one.get(content, "?"), one.get("tokens", "?"), when(one.get("updated_at", "?")), _model_name(one))
+        for one in found
+    ]
+    print_table((kind, content, "tokens", "updated (UTC)", "model"), rows, screen)
+    for damaged in (one for one in found if "problem" in one):
+        screen.note(f"{damaged['name']!r}: {damaged['problem']}", style="")
+
+
+def _model_name(stats: dict[str, Any]) -> str:
+    return str(stats.get("model") or "").partition(" (")[0]
 
 
 def backup(

@@ -133,7 +133,7 @@ def chat(
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
-    repetition_penalty: options.Penalty = 1.0,
+    repetition_penalty: options.Penalty = 1.1,  # small models repeat themselves otherwise
     seed: options.Seed = None,
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
