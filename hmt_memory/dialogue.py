@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from . import keyboard
 from .errors import HMTError, InputError
 from .terminal import Screen, check_text, note_if_untrained, show_recalled, stream
 
@@ -239,7 +238,7 @@ def _turn(text: str, conversation: _InMemory | _Stored, screen: Screen) -> None:
         return True
 
     try:
-        with keyboard.unechoed() if screen.interactive else contextlib.nullcontext():
+        with screen.unechoed():
             _guarded(turn, screen)
     except KeyboardInterrupt:
         if not screen.interactive:

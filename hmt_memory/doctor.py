@@ -35,6 +35,9 @@ _ADVICE = {
     "peft": "for adapters in the backbone: pip install 'hmt-memory[train]'",
     "triton": "for recall kernels on a GPU: pip install 'hmt-memory[gpu]'",
     "llguidance": "for tool calls and structured output: pip install llguidance",
+    "pypdf": "for PDF files: pip install 'hmt-memory[documents]'",
+    "python-docx": "for Word files: pip install 'hmt-memory[documents]'",
+    "beautifulsoup4": "for web pages: pip install 'hmt-memory[documents]'",
     "langchain-core": "for the LangChain classes: pip install 'hmt-memory[langchain]'",
     "llama-index-core": "for the LlamaIndex classes: pip install 'hmt-memory[llama-index]'",
 }

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -55,6 +56,10 @@ class Screen:
         width = None if sys.stderr.isatty() else 240
         return cls(Console(stderr=True, highlight=False, width=width), sys.stdout, sys.stdin.isatty())
 
+    def unechoed(self) -> AbstractContextManager[None]:
+        """Keep what a person types meanwhile from being shown; it is there for the next prompt."""
+        return keyboard.unechoed() if self.interactive else contextlib.nullcontext()
+
     def note(self, text: str, style: str = "dim") -> None:
         """A line for the person, its characters taken literally; only a terminal's is wrapped."""
         self.notes.print(Text(text, style=style), soft_wrap=not self.notes.is_terminal)
@@ -78,8 +83,7 @@ class Passage(NamedTuple):
 
 def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:
     """`HMTModel.from_pretrained(name, **options)` under a short status; says so when weights are converted first."""
-    unshown = keyboard.unechoed() if screen.interactive else contextlib.nullcontext()
-    with unshown, screen.notes.status(f"loading {name}"):
+    with screen.unechoed(), screen.notes.status(f"loading {name}"):
         from .model import HMTModel
 
         if _converts_first(name):
@@ -120,7 +124,8 @@ def ask(
         passages: how many recalled passages to show. decoding: options of `HMTModel.generate`, and `system`.
     """
     ids = encode_documents(model, documents)
-    reading = read(model, ids, screen)
+    with screen.unechoed():
+        reading = read(model, ids, screen)
     note_if_untrained(model, screen, reading.state)
     started = time.perf_counter()
     memory = remembering(model, question, ids)
@@ -206,7 +211,7 @@ def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection
 
 def stream(pieces: Iterable[str], screen: Screen) -> None:
     """Write pieces as they come and end the line; on a terminal without control characters, which could be commands."""
-    with keyboard.unechoed() if screen.interactive else contextlib.nullcontext():
+    with screen.unechoed():
         _write(pieces, screen.out)
 
 
