@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -324,14 +322,3 @@ def test_nothing_is_erased_between_giving_room_up_and_rewriting_the_file(
     other.session("keep").forget([id])
     assert rewritten == [other.folder]
     hasty.close()
-
-
-def test_a_process_forked_while_a_thread_takes_its_turn_goes_on(store: MemoryStore) -> None:
-    """A mutex that another thread held in that moment would never be released in the child."""
-    with store._mutex:
-        child = os.fork()
-        if not child:
-            signal.alarm(10)
-            store.reading_mutex(1)
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from ...errors import SessionBusyError, StoreDamagedError, StoreError, StoreFullError
 from ..backend import Capability, Transaction
 from . import files, migrations
+from .forking import GATE
 from .transaction import SqliteTransaction
 
 T = TypeVar("T")
@@ -57,12 +58,11 @@ class Database:
 
     def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
         self.folder, self.timeout, self.read_only = folder, timeout, read_only
-        self._pid = os.getpid()
         self._idle: list[sqlite3.Connection] = []
-        self._inherited: list[list[sqlite3.Connection]] = []  # a parent process's: never used, never closed
         self._mutex, self._write_mutex = threading.Lock(), threading.Lock()  # of the pool; of writers, who queue here
         self._views = threading.local()
         self._closed = False
+        GATE.add(self)
         self._path = files.find_store(folder) if read_only else files.make_store(folder)
         self._identity = files.identity(self._path)
         self._migrate()
@@ -246,43 +246,52 @@ class Database:
 
     def close(self) -> None:
         """Close all connections. The store must not be used afterwards."""
-        with self._mutex:
-            self._closed = True
-            if self._pid == os.getpid():
-                for db in self._idle:
-                    with contextlib.suppress(sqlite3.Error):
-                        db.close()
-                self._idle = []
+        self._closed = True
+        self.close_idle()
         if not self.read_only:
             self._drop_unused_locks()
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        with self._mutex:
+            idle, self._idle = self._idle, []
+        for db in idle:
+            with contextlib.suppress(sqlite3.Error):
+                db.close()
+
+    def begin_anew(self) -> None:
+        """Leave behind what other threads of the process that this one was forked from may hold."""
+        self._mutex, self._write_mutex = threading.Lock(), threading.Lock()
 
     # --- connections ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection that no other thread uses meanwhile, and that no other process ever used."""
-        self._leave_parent()
+        with GATE.connection(), self._pooled() as db:
+            yield db
+
+    @contextlib.contextmanager
+    def _pooled(self) -> Iterator[sqlite3.Connection]:
         self._check_identity()
         with self._mutex:
             if self._closed:
                 raise StoreError("the store is closed. Open it again: MemoryStore(folder).")
             db = self._idle.pop() if self._idle else None
         db = db or self._connect()
+        pid = os.getpid()
         try:
             yield db
         finally:
-            with self._mutex:
-                reuse = not self._closed and self._pid == os.getpid()
-                if reuse:
-                    self._idle.append(db)
-            if not reuse:
-                db.close()
+            if pid == os.getpid():  # a connection of another process is left alone
+                self._give_back(db)
 
-    def _leave_parent(self) -> None:
-        if self._pid != os.getpid():
-            self._inherited.append(self._idle)
-            self._mutex, self._write_mutex = threading.Lock(), threading.Lock()
-            self._idle, self._pid = [], os.getpid()
+    def _give_back(self, db: sqlite3.Connection) -> None:
+        with self._mutex:
+            if not self._closed:
+                self._idle.append(db)
+                return
+        db.close()
 
     def _connect(self) -> sqlite3.Connection:
         mode = "ro" if self.read_only else "rw"
@@ -318,7 +327,6 @@ class Database:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """No other thread or process writes or checkpoints inside; the block itself would wait for itself."""
-        self._leave_parent()
         self._check_identity()
         with self._write_mutex:
             lock = FileLock(self._lock_path("store"), timeout=self.timeout, poll_interval=_POLL_SECONDS, mode=0o600)
