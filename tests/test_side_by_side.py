@@ -322,3 +322,27 @@ def test_nothing_is_erased_between_giving_room_up_and_rewriting_the_file(
     other.session("keep").forget([id])
     assert rewritten == [other.folder]
     hasty.close()
+
+
+@pytest.mark.parametrize("change", ["forget", "delete"])
+def test_an_import_that_is_changed_while_it_is_opened_is_opened_as_it_is_now(
+    store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Its tokens are compared with its messages then."""
+    ids = store.session("alice", MODEL).add([user("one"), user("two"), user("three")])
+    store.session("alice").export(store.folder.parent / "export")
+    other.import_session(store.folder.parent / "export", name="imported")
+
+    def work() -> None:
+        if change == "forget":
+            other.session("imported").forget(ids[:1])
+        else:
+            other.delete("imported")
+
+    afterwards(monkeypatch, store, "_open", work)
+    if change == "forget":
+        assert [message.id for message in store.session("imported", MODEL).messages()] == ids[1:]
+        assert store.session("imported", MODEL).recall("two") is not None and store.verify() == ([], [])
+    else:
+        with pytest.raises(SessionNotFoundError, match="was deleted"):
+            store.session("imported", MODEL)

@@ -47,13 +47,18 @@ def settle(database: Backend, row: CollectionRow, model: HMTModel) -> Collection
         if database.read_only:
             return row
         with database.writing() as db:
-            now = db.collection(row.id)
-            if now is None:
-                raise SessionNotFoundError(f"session {row.name!r} was deleted.")
+            now = _as_it_is(db, row)
             if now == row:
                 return db.update_collection(_verified(now))
         row = now
     return row
+
+
+def _as_it_is(db: Transaction, row: CollectionRow) -> CollectionRow:
+    now = db.collection(row.id)
+    if now is None:
+        raise SessionNotFoundError(f"session {row.name!r} was deleted.")
+    return now
 
 
 def _verified(row: CollectionRow) -> CollectionRow:
@@ -71,6 +76,7 @@ def _written_anew(database: Backend, row: CollectionRow, model: HMTModel) -> Col
 
 def _agrees(database: Backend, row: CollectionRow, model: HMTModel) -> bool:
     with database.reading() as db:
+        row = _as_it_is(db, row)
         stored = None if row.model is None else db.model(row.model).parts
         if stored is None or text_parts(stored) != text_parts(fingerprint(model).parts):
             return False
