@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from sqlite_pages import Pages
 from test_durability import start
-from test_laws import memory_of
-from test_session import FAST, bytes_in, user
+from test_laws import DECODING, memory_of
+from test_session import bytes_in, user
 from tiny import LONG
 
 from hmt_memory import MemoryStore, history
@@ -519,7 +519,7 @@ def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemorySt
     ids = [id for turn in range(30) for id in session.add(user(f"turn {turn} " * 4))]
     for _ in range(12):
         session.forget([ids.pop(chance.randrange(len(ids)))])
-        session.reply(user("and?"), **FAST).finish()
+        session.reply(user("and?"), **DECODING).finish()
     with store.database.reading() as db:
         assert len(lineage.of(db, session._row(db))) == 1
     session.export(store.folder.parent / "export")
