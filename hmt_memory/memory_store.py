@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
-import tempfile
 import threading
 import time
 import unicodedata
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 from . import archive, history, lookup, words
+from .backup import back_up
 from .errors import (
     HMTError,
     InputError,
@@ -36,7 +35,7 @@ from .store.index import derived
 from .store.index.search import DEFAULT
 from .store.index.vectors import MemoryIndex
 from .store.index.words import WordIndex
-from .store.open import DATABASE, open_backend
+from .store.open import open_backend
 from .store.rows import CollectionRow, Lineage, MessageRow, chain
 from .store.shelf import Shelf, shelf_of
 from .stored_corpus import StoredCorpus
@@ -380,33 +379,7 @@ class MemoryStore:
             InputError: the folder holds something. StoreError: it cannot be written. StoreDamagedError: what was copied is not
             whole. No copy is left then.
         """
-        place = Path(folder).expanduser()
-        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
-            raise InputError(f"{place} is there already. Name a new folder for the copy.")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as scratch:
-                self._copy_to(Path(scratch) / "copy")
-                if place.exists():
-                    place.rmdir()
-                (Path(scratch) / "copy").rename(place)
-        except HMTError:
-            raise
-        except OSError as error:
-            raise StoreError(f"{place} cannot be written: {error.strerror}. Choose another folder.") from error
-
-    def _copy_to(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700)
-        self.database.copy_to(folder)
-        with MemoryStore(folder, read_only=True) as copy:
-            problems = copy.verify().problems
-        if problems:
-            raise StoreDamagedError(
-                f"the copy of {self.folder} is not whole: {problems[0].rstrip('.')}. What else is wrong: hmt sessions verify"
-            )
-        for path in folder.iterdir():
-            if path.name != DATABASE:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        back_up(self, Path(folder).expanduser())
 
     def verify(self, name: str | None = None) -> Verification:
         """Read every row of a session (None: of everything, with SQLite's own check) and follow every digest.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,16 @@ class RecordStoreConformance:
             with backend.reading() as inner:
                 assert [one.id for one in lineage.messages(inner, lineage.of(inner, row))] == before == [1, 2, 3]
         assert said(backend, row) == [1, 2, 3, 4]
+
+    def test_a_copy_holds_what_was_there_and_goes_its_own_way(self, backend: Backend, tmp_path: Path) -> None:
+        row = session(backend, "alice", 3)
+        (tmp_path / "copy").mkdir()
+        backend.copy_to(tmp_path / "copy")
+        with backend.writing() as db:
+            talk(db, row.stream or 0, range(4, 6))
+        copy = type(backend)(tmp_path / "copy", timeout=1.0, read_only=True)  # type: ignore[call-arg]
+        assert copy.problems() == [] and len(said(copy, row)) == 3 and len(said(backend, row)) == 5
+        copy.close()
 
     def _add(self, backend: Backend, row: CollectionRow) -> None:
         with backend.writing() as db:

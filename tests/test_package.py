@@ -86,6 +86,7 @@ ORDER = [
     "archive.agreement",
     "archive.exporting",
     "archive.importing",
+    "backup",
     "memory_store",
     "stateless",
     "reconcile",
