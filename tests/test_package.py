@@ -54,6 +54,7 @@ ORDER = [
     "store.sqlite.transaction",
     "store.sqlite.migrations",
     "store.sqlite.files",
+    "store.sqlite.forking",
     "store.sqlite.database",
     "store.open",
     "store.lineage",
