@@ -64,7 +64,7 @@ def test_a_session_is_the_conversation_that_transformers_would_have(tmp_path: Pa
     question = {"role": USER, "content": "What is my name?"}
     tokenizer, plain = exact.backbone.tokenizer, exact.with_config(mode="plain")
     whole = tokenizer.apply_chat_template([*said, question], tokenize=False, add_generation_prompt=True)
-    expected = plain.generate(whole, max_new_tokens=12).finish().text
+    expected = plain.generate(whole, literal=False, max_new_tokens=12).finish().text
     with MemoryStore(tmp_path) as store:
         store.session("ada", plain).add(said)
     with MemoryStore(tmp_path) as store:
