@@ -22,12 +22,33 @@ from hmt_memory import HMTConfig, HMTModel, MemoryStore, terminal
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 HEAVY = ("torch", "transformers", "faiss", "langchain_core")
-RUN = (
-    "import sys, hmt_memory.cli\n"
-    "try:\n    hmt_memory.cli.main(sys.argv[1:])\n"
-    "except SystemExit as stop:\n"
-    f"    print('code', stop.code, *(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
+LIGHT = (  # commands that run no model, in an order in which each has what it needs
+    *("--help", "--version", "sessions list", "sessions show alice", "sessions search door code", "sessions export alice FILE"),
+    *(
+        "sessions import FILE --name carol",
+        "sessions rename carol dan",
+        "sessions fork dan emil",
+        "sessions attach emil book",
+    ),
+    *("sessions forget emil 2 --yes", "sessions retention emil --messages 1 --yes", "sessions delete emil --yes"),
+    *("sessions verify", "sessions compact", "backup COPY", "corpora list", "corpora show book", "corpora search notice"),
+    *("corpora remove book 1 --yes", "corpora rename book handbook", "corpora delete handbook --yes"),
 )
+RUN = f"""
+import json, sys
+from hmt_memory.cli import main
+for command in json.loads(sys.argv[1]):
+    try:
+        main(command)
+    except SystemExit as stop:
+        print('code', stop.code, *(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)
+"""
+
+
+def outcome(*commands: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """What commands print in one process, each followed by a line with its exit code and what heavy packages are loaded."""
+    call, given = [sys.executable, "-c", RUN, json.dumps(commands)], {**os.environ, **(environment or {})}
+    return subprocess.run(call, capture_output=True, text=True, timeout=90, env=given)
 
 
 HELLO = {"role": "user", "content": "hello"}
@@ -48,39 +69,10 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "--help",
-        "--version",
-        "sessions list",
-        "sessions show alice",
-        "sessions rename alice carol",
-        "sessions fork alice carol",
-        "sessions forget alice 2 --yes",
-        "sessions attach alice book",
-        "sessions export alice FILE",
-        "sessions delete alice --yes",
-        "sessions search door code",
-        "sessions retention alice --messages 3 --yes",
-        "sessions import FILE --name carol",
-        "sessions verify",
-        "sessions compact",
-        "corpora list",
-        "corpora show book",
-        "corpora search notice",
-        "corpora remove book 1 --yes",
-        "corpora rename book handbook",
-        "corpora delete book --yes",
-        "backup COPY",
-    ],
-)
-def test_what_runs_no_model_loads_none(command: str, store: Path, tmp_path: Path) -> None:
-    with MemoryStore(store) as opened:
-        opened.session("alice").export(tmp_path / "FILE")
-    arguments = [str(tmp_path / part) if part in ("FILE", "COPY") else part for part in command.split()]
-    ran = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True, timeout=60)
-    assert ran.stderr.splitlines()[-1] == "code 0", ran.stderr
+def test_what_runs_no_model_loads_none(store: Path, tmp_path: Path) -> None:
+    split = [[str(tmp_path / part) if part in ("FILE", "COPY") else part for part in command.split()] for command in LIGHT]
+    codes = [line for line in outcome(*split).stderr.splitlines() if line.startswith("code ")]
+    assert dict(zip(LIGHT, codes, strict=True)) == dict.fromkeys(LIGHT, "code 0")
 
 
 def test_what_somebody_else_is_reading_is_no_warning(store: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -96,42 +88,46 @@ def test_what_somebody_else_is_reading_is_no_warning(store: Path, caplog: pytest
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
-def refused(*arguments: str, environment: dict[str, str] | None = None) -> str:
-    """The one line by which a command fails, which loads nothing before."""
-    command, given = [sys.executable, "-c", RUN, *arguments], {**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})}
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, env=given)
-    *said, code = ran.stderr.splitlines()
-    assert code == "code 1", ran.stderr
-    return said[-1]
+def refused(*commands: tuple[str, ...], environment: dict[str, str] | None = None) -> list[str]:
+    """The lines by which commands fail, which load nothing before."""
+    ran = outcome(*map(list, commands), environment={"HF_HUB_OFFLINE": "1", **(environment or {})})
+    lines = ran.stderr.splitlines()
+    assert lines[1::2] == ["code 1"] * len(commands), ran.stderr
+    return lines[::2]
 
 
 def test_a_wrong_model_name_is_refused_before_anything_is_loaded(store: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Some text.")
-    for command in (
+    commands = (
         ("ask", str(tmp_path / "notes.txt"), "What?"),
         ("chat", "--session", "alice"),
         ("sessions", "recall", "alice", "door"),
         ("read", "--corpus", "book", str(tmp_path / "notes.txt")),
         ("corpora", "rebuild", "book"),
-    ):
-        assert refused(*command, "-m", "smolm2-135m").startswith("hmt: no model 'smolm2-135m': not a bundled name")
-    assert refused("chat", "-m", "./no/folder") == "hmt: there is no folder no/folder. Check the path."
+    )
+    for said in refused(*((*command, "-m", "smolm2-135m") for command in commands)):
+        assert said.startswith("hmt: no model 'smolm2-135m': not a bundled name") and "Did you mean smollm2" in said
+    assert refused(("chat", "-m", "./no/folder")) == ["hmt: there is no folder no/folder. Check the path."]
 
 
 def test_another_model_is_refused_before_it_is_loaded_and_the_way_out_names_it(
     store: Path, chatty: str, tmp_path: Path
 ) -> None:
-    for kind, command in (("session", ("chat", "-s", "alice")), ("corpus", ("ask", "--corpus", "book", "How long?"))):
-        name = command[-1] if kind == "session" else "book"
-        said = refused(*command, "-m", chatty)
-        assert f"the memory of {kind} {name!r} was made by" in said and "its segment_length is 256, not 16" in said
-        assert said.endswith(f"hmt {'sessions' if kind == 'session' else 'corpora'} rebuild {name} --model {chatty}")
-    said = refused("chat", "-s", "alice", "-m", chatty, "--store", str(store), environment={"HMT_STORE": "/elsewhere"})
-    assert said.endswith(f"rebuild alice --model {chatty} --store {store}")
     model = HMTModel.from_pretrained(chatty, config=HMTConfig(segment_length=32, sensory_length=4), dtype="float32")
     model.save_pretrained(tmp_path / "adapter")
-    said = refused("chat", "-s", "alice", "-m", chatty, "--adapter", str(tmp_path / "adapter"))
-    assert said.endswith(f"rebuild alice --model {chatty} --adapter {tmp_path / 'adapter'}")
+    adapter = ("-m", chatty, "--adapter", str(tmp_path / "adapter"))
+    session, corpus, adapted = refused(
+        ("chat", "-s", "alice", "-m", chatty),
+        ("ask", "--corpus", "book", "Why?", "-m", chatty),
+        ("chat", "-s", "alice", *adapter),
+    )
+    assert "the memory of session 'alice' was made by" in session and "its segment_length is 256, not 16" in session
+    assert session.endswith(f": hmt sessions rebuild alice --model {chatty}")
+    assert "the memory of corpus 'book'" in corpus and corpus.endswith(f": hmt corpora rebuild book --model {chatty}")
+    assert adapted.endswith(f"rebuild alice --model {chatty} --adapter {tmp_path / 'adapter'}")
+    elsewhere = ("chat", "-s", "alice", "-m", chatty, "--store", str(store))
+    (said,) = refused(elsewhere, environment={"HMT_STORE": "/elsewhere"})
+    assert said.endswith(f"rebuild alice --model {chatty} --store {store}")
 
 
 def test_what_only_loading_tells_is_refused_then(store: Path, chatty: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,8 +270,8 @@ def test_answers_take_a_system_prompt_and_a_penalty(
 )
 def test_the_shell_completes_names(typed: str, offered: str, store: Path) -> None:
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
-    environment = {**os.environ, "_HMT_COMPLETE": "complete_bash", **words}
-    ran = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, timeout=60, env=environment)
+    environment = {"_HMT_COMPLETE": "complete_bash", **words}
+    ran = outcome([], environment=environment)
     assert ran.stdout.split() == offered.split() and "torch" not in ran.stderr and "Traceback" not in ran.stderr
 
 
