@@ -15,7 +15,7 @@ import time
 from measure import default_model, english, in_fresh_process, interleaved, machine, peak_megabytes, ratio, reset_peak
 
 from hmt_memory import HMTState
-from hmt_memory.reader import read_in_chunks
+from hmt_memory.engine.reader import read_in_chunks
 
 QUESTION = "\n\nQuestion: What is this text about?\nAnswer:"
 

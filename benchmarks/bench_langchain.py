@@ -20,7 +20,7 @@ from measure import cpu_name, interleaved
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hmt_memory import Assistant, HMTConfig, HMTModel
-from hmt_memory.weights import load
+from hmt_memory.engine.weights import load
 from langchain_hmt import HMTChatModel
 
 SHORT, LONG = 8, 108

@@ -24,8 +24,8 @@ import torch
 from measure import default_model, english, in_fresh_process, interleaved, machine, ratio, seconds
 
 from hmt_memory import HMTModel, MemoryStore, Session
-from hmt_memory.fingerprint import fingerprint
-from hmt_memory.recollection import preselect, weigh
+from hmt_memory.engine.fingerprint import fingerprint
+from hmt_memory.retrieval.ranking import preselect, weigh
 from hmt_memory.store import lineage
 from hmt_memory.store.rows import CollectionRow, MessageRow, SegmentRow, chain
 

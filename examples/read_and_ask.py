@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from hmt_memory import HMTModel, HMTState
-from hmt_memory.terminal import (
+from hmt_memory.cli.terminal import (
     Document,
     Reading,
     Screen,

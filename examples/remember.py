@@ -15,8 +15,8 @@ import time
 from rich.console import Console
 
 from hmt_memory import HMTModel, MemoryStore
-from hmt_memory.session import Reply, Session
-from hmt_memory.terminal import Screen, beginning, show_recalled, stream
+from hmt_memory.cli.terminal import Screen, beginning, show_recalled, stream
+from hmt_memory.sessions.session import Reply, Session
 
 SESSION = "demo"
 RECENT_TOKENS, REPLAY_TOKENS = 128, 160

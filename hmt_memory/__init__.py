@@ -14,15 +14,15 @@ from .config import HMTConfig
 from .errors import HMTError
 
 if TYPE_CHECKING:
-    from .assistant import Assistant
-    from .calls import ToolCall
-    from .corpus import Corpus
-    from .generate import Generation, Usage
-    from .memory_store import MemoryStore
+    from .assistant.assistant import Assistant
+    from .chat.tools import ToolCall
+    from .engine.generate import Generation, Usage
+    from .engine.state import HMTState
     from .model import HMTModel, HMTOutput
-    from .recollection import RecalledSegment
-    from .session import Session
-    from .state import HMTState
+    from .retrieval.ranking import RecalledSegment
+    from .sessions.corpus import Corpus
+    from .sessions.memory_store import MemoryStore
+    from .sessions.session import Session
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,17 +42,17 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Assistant": "assistant",
-    "Corpus": "corpus",
-    "Generation": "generate",
+    "Assistant": "assistant.assistant",
+    "Corpus": "sessions.corpus",
+    "Generation": "engine.generate",
     "HMTModel": "model",
     "HMTOutput": "model",
-    "HMTState": "state",
-    "MemoryStore": "memory_store",
-    "RecalledSegment": "recollection",
-    "Session": "session",
-    "ToolCall": "calls",
-    "Usage": "generate",
+    "HMTState": "engine.state",
+    "MemoryStore": "sessions.memory_store",
+    "RecalledSegment": "retrieval.ranking",
+    "Session": "sessions.session",
+    "ToolCall": "chat.tools",
+    "Usage": "engine.generate",
 }
 
 

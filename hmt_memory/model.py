@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils.rnn import pad_sequence
 
-from .backbone import Backbone
 from .config import HMTConfig
+from .engine.backbone import Backbone
+from .engine.recall import Recall
+from .engine.state import HMTState
+from .engine.unroll import unroll
 from .errors import ConfigError, InputError
-from .recall import Recall
-from .segments import unroll
-from .state import HMTState
 
 if TYPE_CHECKING:
-    from .generate import Generation
+    from .engine.generate import Generation
 
 
 class HMTOutput(NamedTuple):
@@ -168,7 +168,7 @@ class HMTModel(nn.Module):
         Raises:
             ModelNotFoundError, BackboneError, CheckpointError, ConfigError: each says what to do.
         """
-        from . import checkpoint
+        from .engine import checkpoint
 
         return checkpoint.load_model(
             cls, str(name), adapter=adapter, config=config, dtype=dtype, device=device, merge=merge, options=options
@@ -176,7 +176,7 @@ class HMTModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the memory parameters, the configuration and a PEFT adapter if the backbone has one; never its weights."""
-        from . import checkpoint
+        from .engine import checkpoint
 
         checkpoint.save(self, Path(folder))
 
@@ -354,14 +354,14 @@ class HMTModel(nn.Module):
         return HMTOutput(loss, logits, states_after)
 
     def read(self, ids_or_text: Any, state: HMTState | None = None) -> HMTState:
-        """Read tokens or text into memory; any length, any chunk size. See `hmt_memory.reader.read`."""
-        from . import reader
+        """Read tokens or text into memory; any length, any chunk size. See `hmt_memory.engine.reader.read`."""
+        from .engine import reader
 
         return reader.read(self, ids_or_text, state)
 
     def generate(self, prompt: Any, *, state: HMTState | None = None, **options: Any) -> Generation:
-        """Answer `prompt` as an iterator of text pieces. See `hmt_memory.generate.Generation`."""
-        from . import generate
+        """Answer `prompt` as an iterator of text pieces. See `hmt_memory.engine.generate.Generation`."""
+        from .engine import generate
 
         return generate.generate(self, prompt, state=state, **options)
 

@@ -21,10 +21,10 @@ from crash_worker import MODEL, TOKENIZER, Journal
 from stress_ledger import Entry, Owner, Said, said_equal
 from tiny import PlainText
 
-from hmt_memory import MemoryStore, Session, history
-from hmt_memory.corpus import Corpus
+from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import SessionBusyError, SessionExistsError, SessionNotFoundError
-from hmt_memory.store import sweeping
+from hmt_memory.sessions.corpus import Corpus
+from hmt_memory.store import rewriting, sweeping
 from hmt_memory.store.sqlite import database
 
 HANDS = 4  # threads of a process
@@ -46,7 +46,7 @@ def user(text: str) -> dict[str, str]:
 
 def take_short_steps() -> None:
     """Let erasures take many transactions, although there is little to erase, so that a kill falls between two of them."""
-    history._TOGETHER = 3
+    rewriting._TOGETHER = 3
     sweeping._ROWS_PER_STEP, sweeping._BYTES_PER_STEP = 4, 1000
     database._CHECKPOINT_BYTES, database._LARGEST_LOG = 200_000, 400_000
 

@@ -18,9 +18,9 @@ from test_session import FAST, user
 from tiny import LONG, REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import HMTConfig, MemoryStore
-from hmt_memory.archive import container, importing
+from hmt_memory.engine.fingerprint import digest_of, fingerprint
 from hmt_memory.errors import InputError, SessionExistsError, StoreDamagedError, StoreError
-from hmt_memory.fingerprint import digest_of, fingerprint
+from hmt_memory.sessions.archive import container, importing
 
 TOKENIZER = byte_tokenizer()
 MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)

@@ -17,11 +17,11 @@ from tiny import CHATML, NO_SYSTEM, REMEMBERING, byte_tokenizer, tiny_model
 from tokenizers.processors import TemplateProcessing
 
 from hmt_memory import HMTModel, MemoryStore
-from hmt_memory.archive import UNVERIFIED, settle
+from hmt_memory.chat.transcript import Stretch, Transcript
 from hmt_memory.errors import InputError, StoreError
+from hmt_memory.sessions.archive import UNVERIFIED, settle
 from hmt_memory.store import lineage
 from hmt_memory.store.rows import CollectionRow
-from hmt_memory.transcript import Stretch, Transcript
 
 TRANSCRIPT = Transcript(MODEL.backbone)
 PLAIN = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer(None))

@@ -14,8 +14,8 @@ from test_archive import MODEL, parts_of
 from test_session import user
 
 from hmt_memory import MemoryStore
-from hmt_memory.archive import exporting
 from hmt_memory.errors import StoreDamagedError, StoreError
+from hmt_memory.sessions.archive import exporting
 from hmt_memory.store import lineage
 from hmt_memory.store.sqlite.transaction import SqliteTransaction
 

@@ -20,9 +20,9 @@ from test_session import user
 from tiny import LONG
 
 from hmt_memory import MemoryStore
-from hmt_memory.archive import settle
+from hmt_memory.engine.fingerprint import digest_of
 from hmt_memory.errors import HMTError, InputError, StoreError
-from hmt_memory.fingerprint import digest_of
+from hmt_memory.sessions.archive import settle
 
 FUZZ = settings(
     max_examples=5000 if LONG else 150,

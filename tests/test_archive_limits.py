@@ -19,9 +19,9 @@ from test_archive import MODEL, pack, parts_of
 from tiny import LONG
 
 from hmt_memory import MemoryStore
-from hmt_memory.archive import layout
+from hmt_memory.engine.fingerprint import fingerprint
 from hmt_memory.errors import StoreDamagedError, StoreError
-from hmt_memory.fingerprint import fingerprint
+from hmt_memory.sessions.archive import layout
 from hmt_memory.store import lineage, rows
 
 MADE_BY = fingerprint(MODEL)

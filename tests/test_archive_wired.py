@@ -14,9 +14,9 @@ from test_session import user
 from tiny import NO_SYSTEM, REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import MemoryStore, Session
-from hmt_memory.archive import UNVERIFIED
+from hmt_memory.chat.transcript import Transcript
 from hmt_memory.errors import InputError
-from hmt_memory.transcript import Transcript
+from hmt_memory.sessions.archive import UNVERIFIED
 
 OTHER = tiny_model(config=REMEMBERING, tokenizer=MODEL.backbone.tokenizer, seed=1)
 

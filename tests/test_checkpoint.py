@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from test_reading import same
 from tiny import SMALL, byte_tokenizer, random_ids, randomize, tiny_causal_lm
 
-from hmt_memory import HMTConfig, HMTModel, places, weights
-from hmt_memory.backbone import Backbone
+from hmt_memory import HMTConfig, HMTModel
+from hmt_memory.engine import places, weights
+from hmt_memory.engine.backbone import Backbone
+from hmt_memory.engine.fingerprint import fingerprint
 from hmt_memory.errors import BackboneError, CheckpointError, ConfigError, MissingDependencyError, ModelNotFoundError
-from hmt_memory.fingerprint import fingerprint
 
 
 @pytest.fixture(scope="module")

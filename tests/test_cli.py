@@ -18,9 +18,10 @@ import torch
 import typer
 from rich.console import Console
 
-from hmt_memory import HMTModel, cli, dialogue, doctor, documents, places, terminal, weights
-from hmt_memory.cli import command
+from hmt_memory import HMTModel, cli
+from hmt_memory.cli import command, dialogue, doctor, documents, terminal
 from hmt_memory.config import DEFAULT_MODEL
+from hmt_memory.engine import places, weights
 from hmt_memory.errors import ModelNotFoundError
 
 FAST = ["--max-tokens", "8", "--dtype", "float32", "--device", "cpu"]

@@ -18,7 +18,8 @@ import pytest
 from test_cli import FAST, run, type_in, typing_screen
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
-from hmt_memory import HMTConfig, HMTModel, MemoryStore, terminal
+from hmt_memory import HMTConfig, HMTModel, MemoryStore
+from hmt_memory.cli import terminal
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 HEAVY = ("torch", "transformers", "faiss", "langchain_core")
@@ -278,7 +279,7 @@ def test_the_shell_completes_names(typed: str, offered: str, store: Path) -> Non
 SLOW = """
 import sys, time
 from rich.console import Console
-from hmt_memory.terminal import Screen, stream
+from hmt_memory.cli.terminal import Screen, stream
 
 def pieces():
     for number in range(8):

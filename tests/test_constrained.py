@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import byte_tokenizer, tiny_model
 
-from hmt_memory.calls import parse_calls
-from hmt_memory.constrained import Constraint, Form, Speech, form_of, json_form, strict, tool_choice_of
+from hmt_memory.chat.grammar import Constraint, Form, Speech, form_of, json_form, strict, tool_choice_of
+from hmt_memory.chat.tools import parse_calls
 from hmt_memory.errors import InputError
 
 MODEL = tiny_model(tokenizer=byte_tokenizer())
@@ -173,7 +173,7 @@ def test_an_object_of_several_parts_can_be_answered() -> None:
 
 
 def test_a_call_that_may_not_be_made_is_text() -> None:
-    from hmt_memory.stateless import reply
+    from hmt_memory.assistant.stateless import reply
 
     text = '<tool_call>{"name": "magic", "arguments": {}}</tool_call>'
     answer = reply(

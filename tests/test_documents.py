@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hmt_memory.documents import text_of
+from hmt_memory.cli.documents import text_of
 from hmt_memory.errors import InputError, MissingDependencyError
 
 LINES = ("The notice period is three months.", "It ends with a quarter.")
@@ -119,7 +119,7 @@ def test_without_its_reader_the_extra_is_named(package: str, content: bytes, mon
 def test_commands_read_documents(tmp_path: Path) -> None:
     from test_cli import typing_screen
 
-    from hmt_memory.documents import open_documents
+    from hmt_memory.cli.documents import open_documents
 
     (tmp_path / "lease.pdf").write_bytes(pdf(*LINES))
     (document,) = open_documents([str(tmp_path / "lease.pdf")], typing_screen())

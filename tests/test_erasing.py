@@ -18,9 +18,9 @@ from test_laws import DECODING, memory_of
 from test_session import bytes_in, user
 from tiny import LONG
 
-from hmt_memory import MemoryStore, history
+from hmt_memory import MemoryStore
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError, StoreError, StoreFullError
-from hmt_memory.store import lineage, sweeping
+from hmt_memory.store import lineage, rewriting, sweeping
 from hmt_memory.store.sqlite import database, files
 from hmt_memory.store.sqlite.database import Database
 from hmt_memory.store.sqlite.transaction import SqliteTransaction
@@ -232,7 +232,7 @@ def test_forgetting_early_in_a_long_session_moves_the_rest_in_short_transactions
 def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer is stored between two of the transactions that forgetting takes."""
     ids = told(store, "long", 1100)
-    session, real, added = store.session("long", MODEL), history._advance, []
+    session, real, added = store.session("long", MODEL), rewriting._advance, []
 
     def advance(db: SqliteTransaction, **options: Any) -> int:
         stream = real(db, **options)
@@ -241,7 +241,7 @@ def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypa
             added.extend(session._append(db, row, [user("said meanwhile")])[1])
         return stream
 
-    monkeypatch.setattr(history, "_advance", advance)
+    monkeypatch.setattr(rewriting, "_advance", advance)
     store.session("long").forget(ids[:1])
     said = session.messages()
     assert said[-1].content == "said meanwhile" and len(said) == 1100 and store.verify() == ([], [])
@@ -251,18 +251,18 @@ def test_a_session_that_is_rewritten_while_the_rest_moves_is_planned_anew(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = told(store, "long", 1100)
-    real, times = history._advance, []
+    real, times = rewriting._advance, []
 
     def advance(db: SqliteTransaction, **options: Any) -> int:
         stream = real(db, **options)
         if not times:
             row = db.collection(options["row"].id)
             assert row is not None
-            history.cut(db, row, 1050, lineage.messages(db, lineage.of(db, row), 1049, 1050)[0].tokens[1])
+            rewriting.cut(db, row, 1050, lineage.messages(db, lineage.of(db, row), 1049, 1050)[0].tokens[1])
         times.append(stream)
         return stream
 
-    monkeypatch.setattr(history, "_advance", advance)
+    monkeypatch.setattr(rewriting, "_advance", advance)
     store.session("long").forget(ids[:1])
     assert [message.id for message in store.session("long").messages()] == ids[1:1050]
     with store.database.reading() as db:
@@ -503,7 +503,9 @@ def test_forgetting_costs_no_more_with_many_forks_of_others(store: MemoryStore) 
         with store.database.writing() as db:
             row, parts = session._row(db), lineage.of(db, session._row(db))
             seq = lineage.size(parts)[0] - 1
-            counted[session.name] = steps_of(db, lambda row=row, parts=parts, seq=seq: history._sharing(db, row, parts, [seq]))
+            counted[session.name] = steps_of(
+                db, lambda row=row, parts=parts, seq=seq: rewriting._sharing(db, row, parts, [seq])
+            )
     assert counted["shared"] <= counted["alone"] + 60
     assert shared.forget(ids["shared"][:1])[1] == tuple(sorted(f"fork {number}" for number in range(60)))
     for number in range(60):

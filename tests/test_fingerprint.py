@@ -10,7 +10,7 @@ import torch
 from tiny import REMEMBERING, byte_tokenizer, tiny_causal_lm, tiny_model
 
 from hmt_memory import HMTConfig, HMTModel
-from hmt_memory.fingerprint import digest_of, fingerprint, text_parts
+from hmt_memory.engine.fingerprint import digest_of, fingerprint, text_parts
 
 TOKENIZER = byte_tokenizer()
 

@@ -28,15 +28,16 @@ from rich.console import Console
 from tiny import CHATML, NO_SYSTEM, byte_tokenizer, randomize
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hmt_memory import Assistant, HMTConfig, HMTModel, MemoryStore, cli, terminal
-from hmt_memory.backbone import Backbone
+from hmt_memory import Assistant, HMTConfig, HMTModel, MemoryStore, cli
+from hmt_memory.assistant.stateless import reply
+from hmt_memory.chat.transcript import Transcript
+from hmt_memory.cli import terminal
+from hmt_memory.cli.documents import Document as TextFile
 from hmt_memory.cli.models import ModelChoice
-from hmt_memory.decoding import Sampler
-from hmt_memory.documents import Document as TextFile
+from hmt_memory.engine.backbone import Backbone
+from hmt_memory.engine.decoding import Sampler
+from hmt_memory.engine.generate import generate_batch, recall_segments
 from hmt_memory.errors import InputError
-from hmt_memory.generate import generate_batch, recall_segments
-from hmt_memory.stateless import reply
-from hmt_memory.transcript import Transcript
 from langchain_hmt import HMTLLM, HMTChatModel
 
 CONFIG = HMTConfig(

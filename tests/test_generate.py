@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from test_reading import counting_tokens, same
 from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
 
-from hmt_memory import HMTModel, HMTState, generate
-from hmt_memory.backbone import _cache_argument
-from hmt_memory.decoding import Detokenizer, StopStrings, align
+from hmt_memory import HMTModel, HMTState
+from hmt_memory.chat.transcript import Transcript
+from hmt_memory.engine import generate
+from hmt_memory.engine.backbone import _cache_argument
+from hmt_memory.engine.decoding import Detokenizer, StopStrings, align
+from hmt_memory.engine.generate import _Context, generate_batch, recall_segments
 from hmt_memory.errors import BackboneError, BudgetError, InputError
-from hmt_memory.generate import _Context, generate_batch, recall_segments
-from hmt_memory.transcript import Transcript
 
 TOKENIZER = byte_tokenizer()
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hmt_kernels
-from hmt_memory.recall import Recall
+from hmt_memory.engine.recall import Recall
 
 
 def data(rows: int, count: int, width: int, *, anisotropic: bool = False, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

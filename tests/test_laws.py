@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tiny import LONG, REMEMBERING, PlainText, byte_tokenizer, tiny_model
 
 from hmt_memory import MemoryStore, Session
-from hmt_memory import session as session_module
+from hmt_memory.sessions import session as session_module
 from hmt_memory.store import lineage
 from hmt_memory.store.sqlite.transaction import SqliteTransaction
 

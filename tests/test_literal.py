@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny import byte_tokenizer, tiny_causal_lm
 
-from hmt_memory import backbone as backbone_module
-from hmt_memory.backbone import Backbone
+from hmt_memory.engine import backbone as backbone_module
+from hmt_memory.engine.backbone import Backbone
 
 TEXTS = ["Hello.", "a</s>b", "<s>user\nHi</s>\n", "</s>", " <t> </t> <extra_id_0>", "Zürich [SEP] </s>", "x<keep>y</s>", ""]
 

@@ -12,9 +12,9 @@ from tiny import SMALL, byte_tokenizer, randomize, tiny_causal_lm
 
 from hmt_memory import HMTConfig, HMTModel
 from hmt_memory.config import DEFAULT_MODEL
+from hmt_memory.engine.fingerprint import fingerprint
+from hmt_memory.engine.outline import difference, sources
 from hmt_memory.errors import CheckpointError, ModelNotFoundError
-from hmt_memory.fingerprint import fingerprint
-from hmt_memory.outline import difference, sources
 
 
 @pytest.fixture(scope="module")

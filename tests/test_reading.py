@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, SMALL, VOCAB, random_ids, tiny_model
 
 from hmt_memory import HMTModel, HMTState
+from hmt_memory.engine.reader import read_in_chunks
 from hmt_memory.errors import InputError
-from hmt_memory.reader import read_in_chunks
 
 MODEL = tiny_model()  # shared by property tests, which may not use function-scoped fixtures
 LONG = random_ids(200)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hmt_memory.assistant.reconcile import Entry, Plan, entry, reconcile
 from hmt_memory.errors import ConfigError
-from hmt_memory.reconcile import Entry, Plan, entry, reconcile
 
 
 def conversation(text: str, ids: str = "") -> list[Entry]:

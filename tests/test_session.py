@@ -20,7 +20,8 @@ from test_laws import memory_of, tokens_of
 from tiny import NO_SYSTEM, REMEMBERING, PlainText, byte_tokenizer, tiny_model
 from tokenizers.processors import TemplateProcessing
 
-from hmt_memory import HMTModel, MemoryStore, Session, generate
+from hmt_memory import HMTModel, MemoryStore, Session
+from hmt_memory.engine import generate
 from hmt_memory.errors import (
     BudgetError,
     InputError,
@@ -30,7 +31,7 @@ from hmt_memory.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from hmt_memory.recollection import ViewRecollection
+from hmt_memory.retrieval.ranking import ViewRecollection
 from hmt_memory.store.sqlite.database import Database
 
 TOKENIZER = byte_tokenizer()

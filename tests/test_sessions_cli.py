@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from test_cli import FAST, TEXT, run, type_in, typing_screen
 
-from hmt_memory import HMTConfig, HMTModel, MemoryStore, terminal
+from hmt_memory import HMTConfig, HMTModel, MemoryStore
+from hmt_memory.cli import terminal
 from hmt_memory.store.open import default_folder
 
 

@@ -13,9 +13,9 @@ from test_laws import memory_of
 from test_session import FAST, bytes_in, user
 from tiny import PlainText
 
-from hmt_memory import MemoryStore, Session, history
+from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError
-from hmt_memory.store import lineage
+from hmt_memory.store import lineage, rewriting
 from hmt_memory.store.sqlite.payloads import Payloads
 
 MODEL = crash_worker.MODEL
@@ -163,7 +163,7 @@ def test_a_session_replaced_in_while_it_is_read_is_read_as_it_is_now(
         with other.database.writing() as db:
             now = row(db)
             (first,) = lineage.messages(db, lineage.of(db, now), 0, 1)
-            forgotten = history.cut(db, now, 1, first.tokens[1])
+            forgotten = rewriting.cut(db, now, 1, first.tokens[1])
         other.finish_erasing(forgotten.erasure)
 
     afterwards(monkeypatch, unread, "_snapshot", work)
@@ -183,7 +183,7 @@ def test_a_corpus_deleted_while_it_is_read_is_said_to_be(
 def test_a_session_deleted_while_its_rest_moves_is_said_to_be(
     store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "_TOGETHER", 2)
+    monkeypatch.setattr(rewriting, "_TOGETHER", 2)
     session = store.session("alice", MODEL)
     ids = session.add([user(f"secret {turn}") for turn in range(9)])
     beforehand(monkeypatch, store.database, "let_others_write", lambda: other.delete("alice"))
@@ -198,7 +198,7 @@ def test_an_answer_that_replaces_what_moves_just_then(
     store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Answers are stored without the session's lock."""
-    monkeypatch.setattr(history, "_TOGETHER", 2)
+    monkeypatch.setattr(rewriting, "_TOGETHER", 2)
     session, mine = store.session("alice", MODEL), other.session("alice", MODEL)
     ids = session.add([user(f"secret {turn}") for turn in range(12)])
     reply = mine.reply(user("what?"), replacing=ids[6], logits_processors=[PlainText(crash_worker.TOKENIZER)], **FAST)
@@ -239,7 +239,7 @@ def test_an_index_that_a_crash_has_left_is_erased_with_what_it_was_made_of(
         embedding = list(lineage.segments(db, parts, 0, lineage.segment_count(db, parts)))[-1].memory
     assert bytes_in(store.folder / "indexes", embedding)
 
-    crash_after(monkeypatch, history, "forget", lambda: session.forget([id]))
+    crash_after(monkeypatch, rewriting, "forget", lambda: session.forget([id]))
     MemoryStore(store.folder).close()
     with store.database.reading() as db:
         assert not db.erasures()
@@ -258,12 +258,12 @@ def crash_after(patch: pytest.MonkeyPatch, owner: Any, name: str, call: Callable
 
 
 def crash_while_moving(patch: pytest.MonkeyPatch, store: MemoryStore, ids: list[int]) -> None:
-    patch.setattr(history, "_TOGETHER", 2)
+    patch.setattr(rewriting, "_TOGETHER", 2)
     crash_after(patch, store.database, "let_others_write", lambda: store.session("alice").forget(ids[:1]))
 
 
 def crash_while_erasing(patch: pytest.MonkeyPatch, store: MemoryStore, ids: list[int]) -> None:
-    crash_after(patch, history, "forget", lambda: store.session("alice").forget(ids[:1]))
+    crash_after(patch, rewriting, "forget", lambda: store.session("alice").forget(ids[:1]))
 
 
 @pytest.mark.parametrize("crash", [crash_while_moving, crash_while_erasing])

@@ -17,12 +17,12 @@ from rich.console import Console
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant, MemoryStore, Session
-from hmt_memory import assistant as assistant_module
-from hmt_memory.assistant import ModelSettings
+from hmt_memory.assistant import assistant as assistant_module
+from hmt_memory.assistant.assistant import ModelSettings
+from hmt_memory.assistant.stateless import PrefixCache, prompt_of, reply
+from hmt_memory.chat.transcript import Transcript
+from hmt_memory.cli.terminal import Document, Screen, ask, ask_about, remembering
 from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
-from hmt_memory.stateless import PrefixCache, prompt_of, reply
-from hmt_memory.terminal import Document, Screen, ask, ask_about, remembering
-from hmt_memory.transcript import Transcript
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 FAST: dict[str, Any] = {"max_new_tokens": 8}

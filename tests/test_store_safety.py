@@ -17,8 +17,10 @@ import pytest
 from test_durability import journal_of, start
 from test_session import FAST, user
 
-from hmt_memory import MemoryStore, recollection, retention
+from hmt_memory import MemoryStore
 from hmt_memory.errors import InputError, SessionExistsError, StoreError
+from hmt_memory.retrieval import ranking
+from hmt_memory.sessions import retention
 from hmt_memory.store.index.words import WordIndex
 
 MODEL = crash_worker.MODEL
@@ -41,7 +43,7 @@ def test_a_corpus_that_changes_while_it_is_recalled_from_is_no_damage(
     corpus = store.corpus("papers", MODEL)
     corpus.add_documents([(f"paper {n}", f"the old text of paper {n} " * 6) for n in range(3)])
     other = MemoryStore(store.folder)
-    real = recollection.choose
+    real = ranking.choose
 
     def choose(*arguments: Any) -> Any:
         chosen = real(*arguments)
@@ -50,7 +52,7 @@ def test_a_corpus_that_changes_while_it_is_recalled_from_is_no_damage(
         return chosen
 
     monkeypatch.setattr(other.database, "empty_log", lambda: None)  # which would wait for the recall, here in one thread
-    monkeypatch.setattr(recollection, "choose", choose)
+    monkeypatch.setattr(ranking, "choose", choose)
     session = store.session("alice", MODEL)
     session.attach("papers")
     found = [*corpus.recall("text of paper", 9), *session.recall("text of paper", 9)]
@@ -242,7 +244,7 @@ def test_a_huge_top_k_is_bounded(store: MemoryStore, monkeypatch: pytest.MonkeyP
     session.add(user("word " * 200))
     everything = session.recall("word", 10**9)
     assert len(everything) == session.stats()["segments"]
-    monkeypatch.setattr(recollection, "MOST_RECALLED", 5)
+    monkeypatch.setattr(ranking, "MOST_RECALLED", 5)
     assert len(session.recall("word", 10**9)) == 5
 
 

@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hmt_memory import HMTConfig, HMTError, HMTModel
+from hmt_memory.engine.recall import Recall
 from hmt_memory.errors import ConfigError, InputError
-from hmt_memory.recall import Recall
 from hmt_memory.train import PRESETS, Recipe, Stage, Trainer, open_sources, prepare, projections
 from hmt_memory.train.examples import IGNORED, Example
 from hmt_memory.train.losses import Weights, recall_loss, token_losses

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm
 
-from hmt_memory import HMTModel, trust, weights
-from hmt_memory.backbone import Backbone
+from hmt_memory import HMTModel
+from hmt_memory.engine import trust, weights
+from hmt_memory.engine.backbone import Backbone
 from hmt_memory.errors import BackboneError, InputError, ModelNotFoundError
 
 CODE = """

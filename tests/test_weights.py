@@ -14,9 +14,11 @@ import pytest
 import torch
 from tiny import FAMILIES, SMALL, byte_tokenizer, tiny_causal_lm
 
-from hmt_memory import HMTModel, doctor, places, weights
-from hmt_memory.backbone import Backbone
+from hmt_memory import HMTModel
+from hmt_memory.cli import doctor
 from hmt_memory.config import DEFAULT_MODEL
+from hmt_memory.engine import places, weights
+from hmt_memory.engine.backbone import Backbone
 from hmt_memory.errors import BackboneError, ConfigError, InputError, ModelNotFoundError
 
 

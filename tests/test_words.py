@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
-from hmt_memory import HMTModel, MemoryStore, words
+from hmt_memory import HMTModel, MemoryStore
+from hmt_memory.retrieval import lexical
 from hmt_memory.store.index.words import WordIndex
 
 TOKENIZER = byte_tokenizer()
@@ -31,12 +32,12 @@ def store(tmp_path: Path) -> Any:
 
 def by_hand(texts: list[str], query: str) -> np.ndarray[Any, Any]:
     """BM25 with squared rarity, and a quarter to each neighbour, from the definition."""
-    counted = [words.terms(text) for text in texts]
+    counted = [lexical.terms(text) for text in texts]
     usual = sum(map(len, counted)) / len(counted)
     values = []
     for held in counted:
         value = 0.0
-        for word in set(words.terms(query)):
+        for word in set(lexical.terms(query)):
             holding = sum(word in other for other in counted)
             rarity = np.log(1 + (len(texts) - holding + 0.5) / (holding + 0.5)) ** 2
             value += rarity * held.count(word) * 2.2 / (held.count(word) + 1.2 * (0.25 + 0.75 * len(held) / usual))
@@ -57,7 +58,7 @@ def texts_of(session: Any) -> list[str]:
 
 def scores_of(session: Any, query: str) -> np.ndarray[Any, Any]:
     shard = session._own_shard(session._snapshot())
-    return words.scores([shard.find(words.distinct_terms(query))])[0]
+    return lexical.scores([shard.find(lexical.distinct_terms(query))])[0]
 
 
 def test_scores_are_those_of_the_definition_however_the_session_grew(store: MemoryStore) -> None:
@@ -91,7 +92,7 @@ def test_documents_are_no_neighbours(store: MemoryStore) -> None:
     corpus = store.corpus("both", MODEL)
     corpus.add_documents([{"name": "one", "text": "zebra " * 20}, {"name": "two", "text": "quagga " * 20}])
     shard = corpus._shard()
-    values = words.scores([shard.find(["quagg"])])[0]
+    values = lexical.scores([shard.find(["quagg"])])[0]
     first = shard.shelf.volumes[0][1]
     assert (values[:first] == 0).all() and (values[first:] > 0).all()
 
@@ -148,9 +149,9 @@ def test_without_words_in_common_recall_decides(store: MemoryStore) -> None:
 
 
 def test_terms_of_many_scripts() -> None:
-    assert words.terms("Straße, naïve ÉCOLE") == ["stras", "naïve", "école"]
-    assert words.terms("") == [] and words.terms("!?") == []
-    assert words.distinct_terms("a b a") == ["a", "b"]
+    assert lexical.terms("Straße, naïve ÉCOLE") == ["stras", "naïve", "école"]
+    assert lexical.terms("") == [] and lexical.terms("!?") == []
+    assert lexical.distinct_terms("a b a") == ["a", "b"]
 
 
 def test_blocks_stay_few(tmp_path: Path) -> None:

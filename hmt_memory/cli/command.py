@@ -44,7 +44,7 @@ def hmt(
 
 def doctor(as_json: options.Json = False) -> None:
     """Check what is installed and whether the default model can run."""
-    from .. import doctor as diagnosis
+    from . import doctor as diagnosis
 
     findings = diagnosis.examine()
     (diagnosis.print_json if as_json else diagnosis.print_table)(findings)

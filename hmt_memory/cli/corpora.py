@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..documents import open_documents
 from ..errors import SessionNotFoundError
-from ..terminal import Screen, printable
 from . import options
+from .documents import open_documents
 from .models import ModelChoice
 from .options import DEFAULT_MODEL, Dtype
 from .output import confirmed, counted, done, print_json, print_table, progress_of, these
 from .searching import show_found, show_recalled
 from .stores import open_store, print_stats, stats_of
+from .terminal import Screen, printable
 
 if TYPE_CHECKING:
-    from ..corpus import Corpus
-    from ..documents import Document
-    from ..stored_corpus import Document as StoredDocument
+    from ..sessions.corpus import Corpus
+    from ..sessions.stored_corpus import Document as StoredDocument
+    from .documents import Document
 
 app = typer.Typer(no_args_is_help=True, help="Look at what hmt read has read and change it.", pretty_exceptions_enable=False)
 Documents = Annotated[list[str], typer.Argument(metavar="DOCUMENT...", help="Names or ids, as hmt corpora show lists them.")]

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..terminal import Screen
 from . import options
 from .options import DEFAULT_MODEL, Dtype
+from .terminal import Screen
 
 app = typer.Typer(no_args_is_help=True, help="Measure what memory gains; each writes JSON, Markdown and a picture.")
 Results = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
@@ -38,7 +38,7 @@ def perplexity(
     device: options.Device = "auto",
 ) -> None:
     """Perplexity against length for each kind of memory, with the same visible tokens."""
-    from .. import experiments
+    from . import experiments
 
     experiments.perplexity(
         text,
@@ -68,7 +68,7 @@ def evaluate_recall(
     device: options.Device = "auto",
 ) -> None:
     """How much of the evidence for a question lies inside what is recalled, beside BM25 and the most recent turns."""
-    from .. import experiments
+    from . import experiments
 
     experiments.recall(
         conversations,
@@ -100,7 +100,7 @@ def passkey(
     device: options.Device = "auto",
 ) -> None:
     """Hide facts at every depth of texts from 1,000 to 1,000,000 tokens, and ask for each."""
-    from .. import experiments
+    from . import experiments
 
     experiments.passkey(
         text,
@@ -128,7 +128,7 @@ def questions(
     device: options.Device = "auto",
 ) -> None:
     """Questions over 2 to 10 abstracts: perplexity of the long answer, accuracy of yes, no, maybe."""
-    from .. import experiments
+    from . import experiments
 
     screen = Screen.standard()
     chosen: dict[str, Any] = {"adapter": adapter, "model": model, "dtype": dtype.value, "device": device}
@@ -147,7 +147,7 @@ def behaviour(
     device: options.Device = "auto",
 ) -> None:
     """How far back memory recalls, interleaved and diluted texts, sensory memory, memories kept."""
-    from .. import experiments
+    from . import experiments
 
     screen = Screen.standard()
     chosen: dict[str, Any] = {"adapter": adapter, "model": model, "dtype": dtype.value, "device": device}

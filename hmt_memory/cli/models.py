@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import outline, places, terminal
-from ..fingerprint import fingerprint, mismatch, rebuild_command
+from ..engine import outline, places
+from ..engine.fingerprint import fingerprint, mismatch, rebuild_command
 from ..store.open import default_folder
+from . import terminal
 
 if TYPE_CHECKING:
-    from ..collection import Collection
-    from ..fingerprint import Fingerprint
+    from ..engine.fingerprint import Fingerprint
+    from ..engine.outline import Sources
     from ..model import HMTModel
-    from ..outline import Sources
-    from ..terminal import Screen
+    from ..sessions.collection import Collection
+    from .terminal import Screen
 
 
 @dataclass(frozen=True)

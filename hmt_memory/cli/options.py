@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .. import places
 from ..config import DEFAULT_MODEL
+from ..engine import places
 from ..errors import HMTError
 
 __all__ = ["DEFAULT_MODEL"]
@@ -41,7 +41,7 @@ def model_names(incomplete: str) -> list[str]:
 
 def _names(context: typer.Context, kind: str, incomplete: str) -> list[str]:
     """Names in the store of the command line; none where it cannot be opened: a shell that completes shows no error."""
-    from ..memory_store import MemoryStore
+    from ..sessions.memory_store import MemoryStore
     from ..store.open import default_folder
 
     try:

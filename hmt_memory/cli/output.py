@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
-from ..terminal import Screen, printable, reading_bar
+from .terminal import Screen, printable, reading_bar
 
 if TYPE_CHECKING:
-    from ..streams import Progress
+    from ..sessions.reading import Progress
 
 
 def done(what: str, content: Mapping[str, Any], screen: Screen, *, as_json: bool) -> None:

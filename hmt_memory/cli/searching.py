@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import lookup
-from ..terminal import Screen, beginning
+from ..sessions import lookup
 from .output import print_json, print_table
+from .terminal import Screen, beginning
 
 if TYPE_CHECKING:
-    from ..lookup import FoundText
-    from ..recollection import RecalledSegment
+    from ..retrieval.ranking import RecalledSegment
+    from ..sessions.lookup import FoundText
 
 _CHARACTERS = 200  # of a text that are shown
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..terminal import Screen, beginning, printable
 from . import options
 from .models import ModelChoice
 from .options import DEFAULT_MODEL, Dtype
 from .output import confirmed, counted, done, print_json, print_lines, print_table, progress_of, these
 from .searching import show_found, show_recalled
 from .stores import open_store, print_stats, stats_of
+from .terminal import Screen, beginning, printable
 
 if TYPE_CHECKING:
-    from ..shards import Message
-    from ..stored_session import StoredSession
+    from ..retrieval.sources import Message
+    from ..sessions.stored_session import StoredSession
 
 app = typer.Typer(no_args_is_help=True, help="Look at stored sessions and change them.", pretty_exceptions_enable=False)
 

@@ -9,21 +9,21 @@ import typer
 
 from ..errors import InputError, StoreDamagedError
 from ..store.open import DATABASE, default_folder
-from ..terminal import Screen
 from . import options
 from .output import counted, done, print_table, when
+from .terminal import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..memory_store import MemoryStore
-    from ..stored_corpus import StoredCorpus
-    from ..stored_session import StoredSession
+    from ..sessions.memory_store import MemoryStore
+    from ..sessions.stored_corpus import StoredCorpus
+    from ..sessions.stored_session import StoredSession
 
 
 def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
     """Open the store in `folder` (None: the default). Raises InputError where there is none and none is to be made."""
-    from ..memory_store import MemoryStore
+    from ..sessions.memory_store import MemoryStore
 
     chosen = default_folder() if folder is None else folder.expanduser()
     if not create and not (chosen / DATABASE).exists():

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import dialogue, terminal
-from ..documents import open_documents
-from ..terminal import Screen
-from . import options
+from . import dialogue, options, terminal
+from .documents import open_documents
 from .models import ModelChoice
 from .options import DEFAULT_MODEL, Dtype
 from .stores import open_store
+from .terminal import Screen
 
 if TYPE_CHECKING:
-    from ..corpus import Corpus
-    from ..memory_store import MemoryStore
     from ..model import HMTModel
+    from ..sessions.corpus import Corpus
+    from ..sessions.memory_store import MemoryStore
 
 CorpusOption = Annotated[
     list[str] | None,

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from ..terminal import Screen
 from . import options
 from .options import DEFAULT_MODEL, Dtype
+from .terminal import Screen
 
 
 class TrainMode(str, Enum):
@@ -47,7 +47,7 @@ def train(
     device: options.Device = "auto",
 ) -> None:
     """Train memory for a model; LoRA or full fine-tune. Killed at any moment, the same command goes on."""
-    from .. import experiments
+    from . import experiments
 
     chosen = experiments.changed(experiments.find_recipe(recipe), mode=mode.value, seed=seed, scale=scale)
     if show_recipe:

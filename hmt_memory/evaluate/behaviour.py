@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbone import eval_mode
+from ..engine.backbone import eval_mode
+from ..engine.unroll import Steps, Turn, unroll
 from ..errors import InputError
-from ..segments import Steps, Turn, unroll
 from .perplexity import token_losses
 from .report import Figure, Report, Table
 from .statistics import Interval, perplexity_interval

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..memory_store import MemoryStore
+from ..sessions.memory_store import MemoryStore
 from .conversations import Conversation, Span
 from .report import Figure, Report, Table
 from .statistics import mean_interval

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..memory_store import MemoryStore
+from ..sessions.memory_store import MemoryStore
 from .report import Figure, Report, Table
 from .statistics import mean_interval
 
 if TYPE_CHECKING:
-    from ..corpus import Corpus
     from ..model import HMTModel
+    from ..sessions.corpus import Corpus
 
 LENGTHS = tuple(1 << power for power in range(10, 21, 2))  # 1,024 to 1,048,576 tokens
 _THINGS = (

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..backbone import eval_mode
+from ..engine.backbone import eval_mode
+from ..engine.state import HMTState
+from ..engine.unroll import Steps, Turn, unroll
 from ..errors import InputError
-from ..segments import Steps, Turn, unroll
-from ..state import HMTState
 from .report import Figure, Report, Table
 from .statistics import gain_interval, perplexity_interval
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backbone import eval_mode
-from ..segments import unroll
+from ..engine.backbone import eval_mode
+from ..engine.unroll import unroll
 from .sources import Document, Encode
 from .tasks import Shape, draw
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .. import weights
-from ..backbone import Backbone
-from ..checkpoint import without_advice
+from ..engine import weights
+from ..engine.backbone import Backbone
+from ..engine.checkpoint import without_advice
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..model import HMTModel
 from .examples import IGNORED, Example

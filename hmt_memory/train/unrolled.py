@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-from ..backbone import eval_mode
+from ..engine.backbone import eval_mode
+from ..engine.unroll import Steps, Turn, unroll
 from ..errors import InputError
-from ..segments import Steps, Turn, unroll
 from .examples import IGNORED, Example
 from .losses import Weights, recall_loss, token_losses
 

@@ -30,7 +30,7 @@ from .messages import call_chunks, is_summary, to_dicts
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from hmt_memory.reconcile import HistoryMode
+    from hmt_memory.assistant.reconcile import HistoryMode
 
 
 class HMTChatModel(Decoder, BaseChatModel):
@@ -47,7 +47,7 @@ class HMTChatModel(Decoder, BaseChatModel):
     streaming: bool = False
     """Whether `invoke` tells callbacks of each piece of text as it is written."""
     history_mode: Literal["auto", "incremental", "full"] = "auto"
-    """How the messages of a call are compared with what its session holds: `hmt_memory.reconcile`."""
+    """How the messages of a call are compared with what its session holds: `hmt_memory.assistant.reconcile`."""
 
     @model_validator(mode="after")
     def _set_hmt_memory_version(self) -> Self:
@@ -208,7 +208,7 @@ class HMTChatModel(Decoder, BaseChatModel):
         Raises:
             HMTInvalidRequestError: the choice names no tool.
         """
-        from hmt_memory.constrained import tool_choice_of
+        from hmt_memory.chat.grammar import tool_choice_of
 
         for name in ("strict", "parallel_tool_calls"):  # calls are always strict, and one at a time
             kwargs.pop(name, None)

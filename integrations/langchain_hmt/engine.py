@@ -13,8 +13,8 @@ from langchain_core.load.serializable import Serializable, SerializedConstructor
 from langchain_core.runnables import ensure_config
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from hmt_memory.assistant.namespace import Namespace
 from hmt_memory.config import DEFAULT_MODEL, Selection
-from hmt_memory.namespace import Namespace
 
 from .checks import as_list, check_names, reasons, session_name
 from .errors import HMTInvalidRequestError, as_langchain
@@ -96,7 +96,7 @@ class Engine(Serializable):
         return {} if self.selection is None else {"selection": self.selection}
 
     def _made(self, model: str, adapter: str | None) -> Assistant:
-        from hmt_memory.assistant import Assistant, ModelSettings
+        from hmt_memory.assistant.assistant import Assistant, ModelSettings
 
         return Assistant.shared(ModelSettings(model, adapter, self.dtype, self.device), self.store)
 

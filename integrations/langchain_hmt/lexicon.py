@@ -6,7 +6,7 @@ import math
 import sys
 from collections import defaultdict
 
-from hmt_memory.words import distinct_terms, terms
+from hmt_memory.retrieval.lexical import distinct_terms, terms
 
 _PASSAGE = 200  # words of a long text that count as standing together
 
@@ -38,8 +38,8 @@ class Lexicon:
     def shares(self, query: str) -> dict[int, float]:
         """Return how much of a query's words each text holds that holds any: 1 is all of them, in one passage.
 
-        A word counts by how rare it is, as in `hmt_memory.words`; one that no text holds counts most, so that a query about
-        something else gives low shares.
+        A word counts by how rare it is, as in `hmt_memory.retrieval.lexical`; one that no text holds counts most, so that a
+        query about something else gives low shares.
         """
         asked = {word: self._rarity(word) for word in distinct_terms(query)}
         holding = set().union(*(self._holding[word] for word in asked if word in self._holding))

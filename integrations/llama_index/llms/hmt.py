@@ -42,17 +42,17 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
+from hmt_memory.assistant.namespace import Namespace
 from hmt_memory.config import DEFAULT_MODEL
 from hmt_memory.errors import BudgetError
-from hmt_memory.namespace import Namespace
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
     from typing_extensions import Self
 
     from hmt_memory import Assistant, Generation
-    from hmt_memory.answer import Answer
-    from hmt_memory.shards import Message
+    from hmt_memory.retrieval.sources import Message
+    from hmt_memory.sessions.answer import Answer
 
 _T = TypeVar("_T")
 _ROLES = {"developer": "system", "chatbot": "assistant", "model": "assistant", "function": "tool"}
@@ -107,7 +107,7 @@ class HMTEngine(BaseModel):
         return ours == (known.model, known.adapter, known.dtype, known.device, engine.folder)
 
     def _made(self) -> Assistant:
-        from hmt_memory.assistant import Assistant, ModelSettings
+        from hmt_memory.assistant.assistant import Assistant, ModelSettings
 
         return Assistant.shared(ModelSettings(self.model_name, self.adapter, self.dtype, self.device), self.store)
 
@@ -201,7 +201,7 @@ def from_stored(message: Message) -> ChatMessage:
 
 
 def _stored_calls(message: Message) -> Iterator[tuple[str | None, str, Any]]:
-    from hmt_memory.transcript import called
+    from hmt_memory.chat.transcript import called
 
     for call in message.fields.get("tool_calls") or ():
         name, arguments = called(call)
@@ -224,7 +224,7 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
     session_id: str | None = None
     """The session that remembers the calls; a call's own `session_id=` goes before it."""
     history_mode: Literal["auto", "incremental", "full"] = "auto"
-    """How the messages of a call are compared with what its session holds: `hmt_memory.reconcile`."""
+    """How the messages of a call are compared with what its session holds: `hmt_memory.assistant.reconcile`."""
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0

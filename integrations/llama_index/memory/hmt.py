@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hmt_memory import RecalledSegment
-    from hmt_memory.shards import Message
+    from hmt_memory.retrieval.sources import Message
 
 _SESSION = "session_id"  # in a message's additional_kwargs: where Memory says whose it is
 _AT_ONCE = 64  # messages looked at together, from the latest back
@@ -121,7 +121,7 @@ class HMTMemory(HMTEngine, BaseMemory):
         They begin with a user's turn: a call is not parted from its result, nor an answer from its question; the last turn is
         there at any length.
         """
-        from hmt_memory.chat import SYSTEM_ROLES
+        from hmt_memory.chat.message import SYSTEM_ROLES
 
         session = self.assistant().session(self.session_id)
         first, used = session.stats()["messages"], 0
@@ -252,6 +252,6 @@ _BETWEEN = "\n\n["  # passages: each begins with its time or source
 
 def _block(recalled: Sequence[RecalledSegment]) -> str:
     """What was recalled as it is shown to a model."""
-    from hmt_memory.recollection import quoted
+    from hmt_memory.retrieval.ranking import quoted
 
     return quoted([one.quote() for one in recalled])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from llama_index.core.callbacks import CallbackManager
 
     from hmt_memory import Corpus, RecalledSegment
-    from hmt_memory.answer import Answer
+    from hmt_memory.sessions.answer import Answer
 
 _T = TypeVar("_T")
 log = logging.getLogger("llama_index.hmt")
@@ -223,7 +223,7 @@ def _nodes(recalled: Sequence[RecalledSegment]) -> dict[str, Any]:
 
 def _body(document: Document) -> dict[str, Any]:
     """A document as `Corpus.add_documents` takes it."""
-    from hmt_memory.corpus import name_of
+    from hmt_memory.sessions.corpus import name_of
 
     about = document.metadata
     text = document.get_content(metadata_mode=MetadataMode.NONE)

@@ -1,0 +1,184 @@
+"""Answering a whole message list without a session: nothing is stored, and what an earlier call read is not read again.
+
+A call whose tokens begin with those of an earlier one continues from the state that call left. Memory is a function of the
+tokens, so an answer is the same whether or not something was kept.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..chat.message import SYSTEM_ROLES
+from ..chat.transcript import Messages, Stretch, Transcript, system_texts, validated
+from ..errors import InputError
+from ..retrieval.ranking import ViewRecollection, alone
+from ..retrieval.sources import StreamShard
+from ..sessions.answer import Answer, Request
+from ..store import rewriting
+from ..store.rows import as_array
+
+if TYPE_CHECKING:
+    from ..engine.generate import Generation, Usage
+    from ..engine.state import HMTState
+    from ..model import HMTModel
+
+
+class PrefixCache:
+    """States by the tokens they were read from, the least recently used let go first. Safe to use from several threads.
+
+    How long an answer takes tells whether its prompt was met before: each namespace therefore meets its own only.
+    """
+
+    def __init__(self, entries: int = 16) -> None:
+        self._entries = entries  # of all namespaces together
+        self._kept: OrderedDict[tuple[Hashable, bytes], tuple[NDArray[np.uint32], HMTState]] = OrderedDict()
+        self._mutex = threading.Lock()
+
+    def longest(self, ids: NDArray[np.uint32], namespace: Hashable = None) -> HMTState | None:
+        """The state of the longest stream kept in a namespace that `ids` [t] begins with."""
+        with self._mutex:
+            fitting = {
+                len(known): key
+                for key, (known, _) in self._kept.items()
+                if key[0] == namespace and len(known) <= len(ids) and np.array_equal(known, ids[: len(known)])
+            }
+            if not fitting:
+                return None
+            key = fitting[max(fitting)]
+            self._kept.move_to_end(key)
+            return self._kept[key][1]
+
+    def keep(self, ids: NDArray[np.uint32], state: HMTState, namespace: Hashable = None) -> None:
+        """Keep the state that reading `ids` [t] left, for a namespace."""
+        with self._mutex:
+            key = (namespace, ids.tobytes())
+            self._kept[key] = (ids, state)
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._entries:
+                self._kept.popitem(last=False)
+
+
+class Prompt(NamedTuple):
+    """A conversation as tokens."""
+
+    messages: Sequence[Mapping[str, Any]]
+    stretches: Sequence[Stretch]  # of each message
+    pinned: list[int]
+    opening: list[int]  # after which the answer comes
+
+    @property
+    def ids(self) -> list[int]:
+        """Of the messages, one after the other."""
+        return [token for stretch in self.stretches for token in stretch.ids]
+
+    @property
+    def tokens(self) -> int:
+        """How many they are altogether."""
+        return len(self.pinned) + len(self.ids) + len(self.opening)
+
+
+def prompt_of(
+    transcript: Transcript,
+    messages: Messages,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    limit: int | None = None,
+) -> Prompt:
+    """Messages as the chat template writes them, with what is pinned.
+
+    Args:
+        limit: system messages of more tokens are not pinned but read, before what the user said last: chains and engines put
+            whole documents there.
+    """
+    batch = validated(messages)
+    system = "\n\n".join(system_texts(batch))
+    pinned, opening = transcript.pinned(system or None, tools), transcript.answer_opening()
+    said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
+    if limit is None or len(pinned) <= limit or not system or not said:
+        return Prompt(batch, rewriting.rendered(transcript, batch), pinned, opening)
+    last = max((at for at, message in enumerate(said) if message["role"] == "user"), default=len(said))
+    before = rewriting.rendered(transcript, said[:last])
+    after = rewriting.rendered(transcript, said[last:], first=False)
+    whole = [*said[:last], {"role": "system", "content": system}, *said[last:]]
+    return Prompt(whole, [*before, transcript.aside_stretch(system), *after], transcript.pinned(None, tools), opening)
+
+
+def reply(
+    model: HMTModel,
+    messages: Messages,
+    *,
+    cache: PrefixCache | None = None,
+    namespace: Hashable = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> StatelessAnswer:
+    """Answer a conversation, as an iterator of text pieces.
+
+    Args:
+        messages: the whole conversation; system messages, wherever they stand, are pinned, or read if they are too long.
+        cache: of what earlier calls read. namespace: whose calls those were; others' are not looked at.
+        tools, options: see `answer.Request`.
+
+    Raises:
+        InputError: malformed messages, or none to answer.
+    """
+    transcript = Transcript(model.backbone)
+    request = Request(model, tools=tools, **options)
+    prompt = prompt_of(transcript, messages, tools, limit=model.config.pinned_tokens)
+    ids = prompt.ids
+    if not ids:
+        raise InputError("there is nothing to answer: add a user message.")
+    rows = rewriting.placed(
+        0, 0, rewriting.new_rows(prompt.messages, 0, [time.time()] * len(prompt.messages)), prompt.stretches
+    )
+    asked = next((row for row in reversed(rows) if row.body["role"] == "user"), rows[-1])
+    shard = StreamShard(
+        "conversation",
+        ids,
+        model.backbone.decode,
+        length=model.config.segment_length,
+        slots=model.recalled_slots,
+        until=asked.tokens[0],
+        rows=rows,
+    )
+    memory = ViewRecollection(model, transcript.aside, alone(shard), own=True, question=str(asked.body["content"] or ""))
+    generation = model.generate(
+        prompt.opening,
+        state=_read(model, ids, cache, namespace),
+        pinned=prompt.pinned,
+        recollection=memory,
+        **request.options(transcript.stop),
+    )
+    return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)
+
+
+def _read(model: HMTModel, ids: list[int], cache: PrefixCache | None, namespace: Hashable) -> HMTState:
+    """The state after `ids`; what an earlier call has read of them is not read again."""
+    if cache is None:
+        return model.read(ids)
+    whole = as_array(ids)
+    known = cache.longest(whole, namespace)
+    state = model.read(ids[known.tokens if known else 0 :], known)
+    cache.keep(whole, state, namespace)
+    return state
+
+
+class StatelessAnswer(Answer):
+    """An answer to a whole conversation."""
+
+    def __init__(self, generation: Generation, memory: ViewRecollection, asked: int, *, may_call: bool) -> None:
+        super().__init__(generation, memory, may_call=may_call)
+        self._asked = asked
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of the conversation, of the answer and of the view; the same whether or not some were read before."""
+        return replace(self._generation.usage, prompt_tokens=self._asked)

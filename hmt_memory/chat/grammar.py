@@ -1,0 +1,277 @@
+"""Answers that have a form: JSON of a schema, or calls of functions, by llguidance. Knows tokens and grammars; no memory.
+
+A `Constraint` is a logits processor: what does not fit the grammar cannot be said. Calls have the form that `calls` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engine.decoding import StopStrings
+from ..errors import InputError, MissingDependencyError
+from .tools import ToolCall, parse_calls
+from .transcript import CALL, CALL_END
+
+if TYPE_CHECKING:
+    from ..engine.backbone import Backbone
+
+_TAIL = 16  # tokens in which the beginning of a call is looked for
+RESERVE = 40  # tokens before the limit, or a third of it, from which on values are brought to an end
+_JSON_OPTIONS = {"whitespace_flexible": False, "lenient": True, "json_allowed_escapes": 'nrtbf\\"'}
+_CLOSING = ("}", "]", '"')
+_tokenizers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer must look like."""
+
+    grammar: str  # Lark, as llguidance reads it
+    trigger: str | None = None  # the grammar begins with this text, and what comes before it is free; None: at once
+
+
+def json_form(schema: Mapping[str, Any]) -> Form:
+    """JSON of a schema, and nothing else."""
+    return Form(f"start: {_json(strict(schema))}")
+
+
+def form_of(
+    tools: Sequence[Mapping[str, Any]] | None, choice: str | None = None, schema: Mapping[str, Any] | None = None
+) -> Form | None:
+    """What an answer to a request looks like; None: free text.
+
+    Args:
+        tools: functions in OpenAI's form ({"type": "function", "function": {"name", "description", "parameters"}}).
+        choice: None or "auto": the model may call one; "none": it may not; "required": it must; a name: it must call that.
+        schema: of JSON that is to be answered, if no function is called.
+
+    Raises:
+        InputError: a tool is not of that form, or `choice` names none of them.
+    """
+    calls = _call_rules(tools or (), choice)
+    if not calls:
+        return None if schema is None else json_form(schema)
+    names = " | ".join(f"call{at}" for at in range(len(calls)))
+    rules = [f'call: "{CALL}" gap ({names}) gap "{CALL_END}"', r"gap: /[ \n]?/"]
+    rules += [f"call{at}: {rule}" for at, rule in enumerate(calls)]
+    if choice not in (None, "auto"):
+        return Form("\n".join(["start: call", *rules]))
+    if schema is not None:
+        return Form("\n".join(["start: call | answer", f"answer: {_json(strict(schema))}", *rules]))
+    return Form("\n".join(["start: call", *rules]), trigger=CALL)
+
+
+def tool_choice_of(given: Any, tools: Sequence[Mapping[str, Any]] | None) -> str | None:
+    """A tool choice in any form that frameworks have for it, as `form_of` takes it.
+
+    Args:
+        given: as there, or False: the model decides; "any" or True: it must call one; {"type": "function", "function":
+            {"name": ...}}: it must call that.
+
+    Raises:
+        InputError: of no known form, or it names no tool.
+
+    >>> tool_choice_of("any", [])
+    'required'
+    """
+    if given in (None, False, "auto", "none"):
+        return given or None
+    if given in (True, "any", "required"):
+        return "required"
+    name = given.get("function", given).get("name") if isinstance(given, Mapping) else given
+    known = [tool["function"]["name"] for tool in tools or () if "function" in tool]
+    if name not in known:
+        raise InputError(f"tool_choice={given!r} names no tool of this call. Tools: {', '.join(known) or 'none'}.")
+    return str(name)
+
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SCHEMAS = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_JOINED = ("allOf", "anyOf", "oneOf", "$ref", "if")  # beside which an object may have properties that it does not name
+
+
+def strict(schema: Any, *, closed: bool = True) -> Any:
+    """A JSON schema whose objects have no properties but those they name, where they name some and nothing else adds any.
+
+    >>> strict({"type": "object", "properties": {"n": {"type": "integer"}}})["additionalProperties"]
+    False
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    joined = any(key in schema for key in _JOINED)
+    found = dict(schema)
+    for key, value in schema.items():
+        if key in _MAPS and isinstance(value, Mapping):
+            found[key] = {name: strict(one) for name, one in value.items()}
+        elif key in _LISTS and isinstance(value, (list, tuple)):
+            # What is one of several wholes is closed; what is a part of one is not.
+            found[key] = [strict(one, closed=key == "anyOf" and "properties" not in schema) for one in value]
+        elif key in _SCHEMAS:
+            found[key] = strict(value)
+    if closed and not joined and isinstance(schema.get("properties"), Mapping) and "additionalProperties" not in schema:
+        found["additionalProperties"] = False
+    return found
+
+
+class Speech:
+    """The free text of an answer as it is written, without the calls in it; without tools, everything is text."""
+
+    def __init__(self, *, tools: bool) -> None:
+        self._tools = tools
+        self._calls = StopStrings(CALL if tools else None)
+        self._written = self._given = ""
+        self.text = ""  # the free text, once it is finished
+        self.tool_calls: list[ToolCall] = []
+
+    def push(self, piece: str) -> str:
+        """What of a piece, and of what was held back before, is free text."""
+        self._written += piece
+        free = self._calls.push(piece) if self._calls.found is None else ""
+        self._given += free
+        return free
+
+    def finish(self) -> str:
+        """The free text still held, when the answer is whole."""
+        self.text, self.tool_calls = parse_calls(self._written) if self._tools else (self._written, [])
+        return self.text[len(self._given) :]
+
+
+class Constraint:
+    """A logits processor for one answer: `__call__(ids [1, t], scores [1, v])`, as transformers calls it.
+
+    Args:
+        limit: tokens the answer may have. Near it, strings, lists and objects are brought to an end, so that what was begun
+            can be parsed.
+
+    Raises:
+        MissingDependencyError: llguidance is not installed. InputError: the form's schema is not supported.
+    """
+
+    def __init__(self, backbone: Backbone, form: Form, *, limit: int) -> None:
+        self._backbone, self._form, self._limit = backbone, form, limit
+        tokenizer, self._marks = _tokenizer_of(backbone)
+        self._matcher = _matcher(tokenizer, form.grammar)
+        self._active = form.trigger is None
+        self._ids: list[int] = []
+        self._begun = False
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        if self._begun:
+            self._push(int(ids[0, -1]))
+        self._begun = True
+        if not self._active or self._matcher.is_error():
+            return scores
+        allowed = np.zeros(scores.shape[-1], bool)
+        if not self._matcher.is_stopped():
+            mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+            bits = np.unpackbits(mask, bitorder="little")[: len(allowed)].astype(bool)
+            allowed[: len(bits)] = bits
+        whole = self._matcher.is_accepting() or not allowed.any()
+        allowed[sorted(self._backbone.end_ids)] = whole
+        if not whole:
+            allowed = self._closing(allowed)
+        return scores.masked_fill(~torch.from_numpy(allowed).to(scores.device), float("-inf"))
+
+    def _push(self, token: int) -> None:
+        self._ids.append(token)
+        if self._active:
+            self._matcher.consume_token(token)
+        elif self._form.trigger is not None:
+            text = self._backbone.decode(self._ids[-_TAIL:])
+            at = text.find(self._form.trigger)
+            if at >= 0:
+                self._active = bool(self._matcher.consume_tokens(self._backbone.encode(text[at:], literal=True)))
+
+    def _closing(self, allowed: np.ndarray) -> np.ndarray:
+        """Near the limit, only what ends a value, where something does."""
+        if self._limit - len(self._ids) > min(RESERVE, self._limit // 3):
+            return allowed
+        can = {mark: token for mark, token in self._marks.items() if allowed[token]}
+        in_string = "x" in can
+        order = ('"',) if in_string else _CLOSING
+        chosen = next((can[mark] for mark in order if mark in can), None)
+        if chosen is None:
+            return allowed
+        only = np.zeros_like(allowed)
+        only[chosen] = True
+        return only
+
+
+def _json(schema: Any) -> str:
+    return "%json " + json.dumps({**_as_object(schema), "x-guidance": _JSON_OPTIONS}, ensure_ascii=False)
+
+
+def _as_object(schema: Any) -> Mapping[str, Any]:
+    if not isinstance(schema, Mapping):
+        raise InputError(f"a JSON schema is an object, not {type(schema).__name__}.")
+    return schema
+
+
+def _call_rules(tools: Sequence[Mapping[str, Any]], choice: str | None) -> list[str]:
+    functions = [_function(tool) for tool in tools]
+    if choice == "none":
+        return []
+    if choice not in (None, "auto", "required"):
+        functions = [one for one in functions if one["name"] == choice]
+        if not functions:
+            known = ", ".join(repr(_function(tool)["name"]) for tool in tools) or "none"
+            raise InputError(f"there is no tool {choice!r} to choose. Tools of this call: {known}.")
+    if choice == "required" and not functions:
+        raise InputError("a tool call is required, and there are no tools.")
+    return [_json(_call_schema(one)) for one in functions]
+
+
+def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InputError(f'a tool is {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}, not {tool!r}.')
+    return function
+
+
+def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = dict(strict(function.get("parameters") or {"type": "object", "properties": {}}))
+    definitions = {name: parameters.pop(name) for name in ("$defs", "definitions") if name in parameters}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+        **definitions,  # references in the parameters are from the root
+    }
+
+
+def _tokenizer_of(backbone: Backbone) -> tuple[Any, dict[str, int]]:
+    """llguidance's form of a tokenizer, made once, and the tokens that are one closing mark or the letter x."""
+    if backbone.tokenizer is None:
+        raise InputError("answers with a form need text, and this model was wrapped without a tokenizer. Wrap it with one.")
+    known = _tokenizers.get(backbone.tokenizer)
+    if known is None:
+        try:
+            from llguidance.hf import from_tokenizer
+        except ImportError as error:
+            raise MissingDependencyError(
+                "tool calls and structured output need llguidance. Run: pip install llguidance"
+            ) from error
+        ends = sorted(backbone.end_ids)
+        made = from_tokenizer(backbone.tokenizer, n_vocab=max(backbone.vocab_size, len(backbone.tokenizer)), eos_token=ends)
+        marks = {mark: ids[0] for mark in (*_CLOSING, "x") if len(ids := backbone.encode(mark, literal=True)) == 1}
+        known = _tokenizers[backbone.tokenizer] = (made, marks)
+    return known
+
+
+def _matcher(tokenizer: Any, grammar: str) -> Any:
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0)
+    if matcher.is_error():
+        raise InputError(f"this schema is not supported: {matcher.get_error().splitlines()[0]}")
+    return matcher

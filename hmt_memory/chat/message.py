@@ -1,0 +1,68 @@
+"""What a message may be: its role, and values that a template is given without what reads like a special token in them.
+
+Knows no template; `transcript` does.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..engine.backbone import Backbone
+
+SYSTEM_ROLES = ("system", "developer")
+ROLES = ("user", "assistant", *SYSTEM_ROLES, "tool", "function", "ipython")
+_ROLE = re.compile(r"[A-Za-z0-9_-]{1,32}")
+
+
+def check_role(role: str) -> None:
+    """Raise InputError unless `role` is a short word: a template writes it where a turn opens, so markup in it would count."""
+    if not _ROLE.fullmatch(role):
+        known = ", ".join(ROLES[:-1])
+        raise InputError(
+            f"a role is one of {known} and {ROLES[-1]}, or another short word of letters, digits, - and _ that the chat "
+            f"template knows, not {role[:200]!r}."
+        )
+
+
+class Quoted:
+    """Values for a template in which texts that hold special tokens are hidden behind marks, and the ids of what it writes.
+
+    A mark has a backslash: every time a template writes a text as JSON it doubles them, which tells how to write the text.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._secret = str(secrets.randbits(64))  # digits, which no template writes otherwise, and no text can know
+        self._texts: list[str] = []
+
+    def hide(self, value: Any) -> Any:
+        """Return the value with a mark in place of each text in it that holds special tokens."""
+        if isinstance(value, str):
+            return self._marked(value) if self._backbone.holds_special(value) else value
+        if isinstance(value, Mapping):
+            return {self.hide(key): self.hide(held) for key, held in value.items()}
+        return [self.hide(held) for held in value] if isinstance(value, (list, tuple)) else value
+
+    def encode(self, written: str) -> list[int]:
+        """Return the token ids of what the template wrote, where hidden texts are plain text."""
+        opening, *rest = re.split(rf"{self._secret}-(\d+)(\\+)\.", written)
+        ids = self._backbone.encode(opening) if opening or not rest else []
+        for number, slashes, after in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+            text = self._texts[int(number)]
+            for _ in range(len(slashes).bit_length() - 1):
+                text = json.dumps(text, ensure_ascii=False)[1:-1]
+            ids += self._backbone.encode(text, literal=True) + (self._backbone.encode(after) if after else [])
+        return ids
+
+    def _marked(self, text: str) -> str:
+        """Return a mark with the white space around it that `text` has: some templates strip it."""
+        said = text.strip() or text
+        self._texts.append(said)
+        return text.replace(said, f"{self._secret}-{len(self._texts) - 1}\\.", 1)

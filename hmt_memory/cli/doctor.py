@@ -1,0 +1,220 @@
+"""`hmt doctor`: what is installed, what this machine can do, and whether the default model can run. Loads no weights.
+
+`examine` only looks; showing what it found is separate. A package that does not import is a finding, never an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .. import __version__
+from ..config import DEFAULT_MODEL
+from ..engine import places
+from ..errors import HMTError
+from ..store.open import SQLITE, default_folder
+
+if TYPE_CHECKING:
+    import torch
+
+_BROKEN = (ImportError, RuntimeError, OSError)  # what a missing, mismatched or half-installed package raises
+_ADVICE = {
+    "torch": "needed: pip install torch",
+    "transformers": "needed: pip install 'transformers>=5,<6'",
+    "faiss": "for an index over long memories: pip install 'hmt-memory[cpu]', or [gpu]",
+    "peft": "for adapters in the backbone: pip install 'hmt-memory[train]'",
+    "triton": "for recall kernels on a GPU: pip install 'hmt-memory[gpu]'",
+    "llguidance": "for tool calls and structured output: pip install llguidance",
+    "pypdf": "for PDF files: pip install 'hmt-memory[documents]'",
+    "python-docx": "for Word files: pip install 'hmt-memory[documents]'",
+    "beautifulsoup4": "for web pages: pip install 'hmt-memory[documents]'",
+    "langchain-core": "for the LangChain classes: pip install 'hmt-memory[langchain]'",
+    "llama-index-core": "for the LlamaIndex classes: pip install 'hmt-memory[llama-index]'",
+}
+_NEEDED = ("torch", "transformers")
+_IMPORTED = ("torch", "transformers", "faiss")  # have to load; of others, some of which take seconds, the version is looked up
+_MODEL_FILES = ("config.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Package:
+    """One package; `version` is None where it is missing or does not import, `advice` then says what to do."""
+
+    name: str
+    version: str | None
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What torch chooses here when it is left to."""
+
+    cpu: str  # torch's name of the instruction set
+    bf16_native: bool  # whether this CPU multiplies bf16 itself
+    device: str
+    dtype: str | None  # what dtype="auto" means; None where HMT_DTYPE names no precision
+    dtype_from: str  # who says so: "HMT_DTYPE" or "hardware"
+    threads: int
+    advice: str = ""  # what to do about HMT_DTYPE
+
+
+@dataclass(frozen=True)
+class DefaultModel:
+    """The bundled model's file and its converted copy; `advice` says what to do where something is wrong."""
+
+    name: str
+    file: str | None
+    cache: str | None  # folder of the converted weights, there or to come
+    cache_bytes: int  # 0: not converted yet
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything `hmt doctor` shows. `problems`: what keeps the default model from running; empty when `ok`."""
+
+    packages: tuple[Package, ...]
+    hardware: Hardware | None
+    model: DefaultModel | None
+    sessions: str  # folder where sessions are kept
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def examine() -> Findings:
+    """Look at this installation; takes the time of importing torch and transformers."""
+    packages = {name: _package(name, advice) for name, advice in _ADVICE.items()}
+    problems = [f"{name}: {packages[name].advice}" for name in _NEEDED if packages[name].version is None]
+    has_torch = packages["torch"].version is not None
+    model = _default_model() if has_torch else None
+    if model is not None and model.advice:
+        problems.append(model.advice)
+    hardware = _hardware() if has_torch else None
+    if hardware is not None and hardware.advice:
+        problems.append(hardware.advice)
+    here = (Package("hmt-memory", __version__), Package("python", platform.python_version()), Package("sqlite", SQLITE))
+    return Findings((*here, *packages.values()), hardware, model, str(default_folder()), tuple(problems))
+
+
+def print_json(findings: Findings) -> None:
+    """One JSON object on stdout: the fields of `Findings`, and `ok`."""
+    print(json.dumps({"ok": findings.ok, **asdict(findings)}, indent=2))
+
+
+def print_table(findings: Findings) -> None:
+    """A table on stdout, then a sentence for each problem. Lines are folded for a terminal only."""
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 240)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(findings):
+        table.add_row(name, Text(value))
+    console.print(table)
+    for problem in findings.problems:
+        console.print(Text(f"Problem: {problem}", style="red"), soft_wrap=True)
+    if findings.ok:
+        console.print(Text("The default model can run.", style="green"))
+
+
+def _rows(findings: Findings) -> list[tuple[str, str]]:
+    rows = [(package.name, package.version or package.advice) for package in findings.packages]
+    if (hardware := findings.hardware) is not None:
+        native = "native" if hardware.bf16_native else "not native"
+        rows += [
+            ("CPU", f"{hardware.cpu}, bf16 {native}, {hardware.threads} threads"),
+            ("device", hardware.device),
+            ("precision", _precision(hardware)),
+        ]
+    if (model := findings.model) is not None:
+        converted = _megabytes(model.cache_bytes) if model.cache_bytes else "will be converted on first use, about 20 s"
+        rows += [
+            ("default model", f"{model.name}: {model.file or 'not installed'}"),
+            ("converted to", f"{model.cache} ({converted})" if model.cache else "-"),
+        ]
+    return [*rows, ("sessions in", findings.sessions)]
+
+
+def _precision(hardware: Hardware) -> str:
+    if hardware.dtype is None:
+        return hardware.advice
+    reason = "set by HMT_DTYPE" if hardware.dtype_from == "HMT_DTYPE" else "fastest here; HMT_DTYPE chooses another"
+    return f"{hardware.dtype} ({reason})"
+
+
+def _package(name: str, advice: str) -> Package:
+    try:
+        version = str(importlib.import_module(name).__version__) if name in _IMPORTED else metadata.version(name)
+    except (ModuleNotFoundError, metadata.PackageNotFoundError) as error:
+        whole = error.name == name  # else something that the package itself imports is missing
+        return Package(name, None, f"not installed; {advice}" if whole else f"does not load ({error}); {advice}")
+    except _BROKEN as error:
+        return Package(name, None, f"does not load ({error}); {advice}")
+    return Package(name, version)
+
+
+def _hardware() -> Hardware:
+    import torch
+
+    from ..engine import weights
+
+    device = weights.auto_device()
+    dtype, advice = _auto_dtype(device)
+    return Hardware(
+        cpu=torch.backends.cpu.get_cpu_capability(),
+        bf16_native=weights.fast_dtype(torch.device("cpu")) == torch.bfloat16,
+        device=f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
+        dtype=dtype,
+        dtype_from="HMT_DTYPE" if os.environ.get("HMT_DTYPE") else "hardware",
+        threads=torch.get_num_threads(),
+        advice=advice,
+    )
+
+
+def _auto_dtype(device: torch.device) -> tuple[str | None, str]:
+    """The name of what dtype="auto" means, and what to do where HMT_DTYPE names none."""
+    from ..engine import weights
+
+    try:
+        return str(weights.auto_dtype(device)).removeprefix("torch."), ""
+    except HMTError as error:
+        return None, str(error)
+
+
+def _default_model() -> DefaultModel:
+    try:
+        file = places.bundled_file()
+    except HMTError as error:
+        return DefaultModel(DEFAULT_MODEL, None, None, 0, str(error))
+    cache = places.converted_folder(file)
+    return DefaultModel(DEFAULT_MODEL, str(file), str(cache), _size(cache), _cache_advice(cache))
+
+
+def _cache_advice(cache: Path) -> str:
+    if cache.is_dir():
+        lacking = [name for name in _MODEL_FILES if not (cache / name).is_file()]
+        return f"{cache} lacks {' and '.join(lacking)}: delete that folder, it is made anew." if lacking else ""
+    existing = next(folder for folder in cache.parents if folder.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    return "" if writable else f"{existing} cannot be written: point HMT_CACHE to a folder that can."
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

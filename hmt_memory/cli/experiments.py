@@ -1,0 +1,338 @@
+"""`hmt train` and `hmt eval` on a terminal: progress, results, files. Knows consoles; the work is in train/ and evaluate/."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ..errors import ConfigError, InputError, MissingDependencyError
+from .terminal import Screen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..evaluate.report import Report
+    from ..model import HMTModel
+    from ..train import Recipe, StepReport, Trainer
+
+
+def find_recipe(name: str) -> Recipe:
+    """A preset by name, or a recipe from a JSON file.
+
+    Raises:
+        ConfigError: neither; the message lists the presets.
+    """
+    from ..train import PRESETS, Recipe
+
+    if name in PRESETS:
+        return PRESETS[name]
+    try:
+        content = json.loads(Path(name).expanduser().read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no recipe {name!r}. Choose {', '.join(PRESETS)}, or name a JSON file.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{name} is not a JSON file: {error}. hmt train --show-recipe prints a recipe.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name} is not a recipe. hmt train --show-recipe prints one.")
+    return Recipe.from_dict(content)
+
+
+def changed(recipe: Recipe, *, mode: str, seed: int | None, scale: float) -> Recipe:
+    """The recipe with what the command line changes: the kind of memory, the seed, and how many of its steps are taken."""
+    stages = tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in recipe.stages)
+    found = replace(recipe, stages=stages, seed=recipe.seed if seed is None else seed)
+    return found.in_mode(mode)  # type: ignore[arg-type]
+
+
+def train(
+    sources: Sequence[str],
+    folder: Path,
+    screen: Screen,
+    *,
+    recipe: Recipe,
+    start: Path | None,
+    compiled: bool,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Begin or resume a run, show it, and say what it left."""
+    from ..train import Trainer, open_sources, prepare
+    from ..train.plot import plot_run
+
+    accelerator = _accelerator(device)
+    if accelerator is not None and not accelerator.is_main_process:
+        screen = Screen(Console(quiet=True), StringIO())  # one of them speaks
+    with screen.notes.status(f"loading {model} and the training text"):
+        place = str(accelerator.device) if accelerator else device
+        loaded = prepare(model, recipe, start=start, dtype=dtype, device=place)
+        if compiled:
+            loaded.backbone.compile_blocks()
+        documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
+        trainer = Trainer(loaded, recipe, documents, folder, sources=sources, start=start, accelerator=accelerator)
+    if trainer.step:
+        screen.note(f"Resumed at step {trainer.step} of {recipe.steps}.")
+    screen.note(f"{trainer.trainable:,} parameters learn, in {recipe.steps} steps.")
+    last = _show(trainer, screen)
+    if accelerator is None or accelerator.is_main_process:
+        with contextlib.suppress(MissingDependencyError):
+            plot_run(folder)
+    if last is not None:
+        shown = "" if last.perplexity is None else f", perplexity {last.perplexity:.2f} on the last step"
+        screen.note(f"{last.tokens:,} tokens in {timedelta(seconds=round(last.seconds))}{shown}.")
+    screen.out.write(f"{folder / 'adapter'}\n")
+
+
+def _accelerator(device: str) -> Any:
+    """For several devices, as `accelerate launch` starts one process for each; None where this is the only process."""
+    import os
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingDependencyError("several devices need accelerate. Run: pip install 'hmt-memory[train]'") from error
+    return Accelerator(cpu=device == "cpu")
+
+
+def _show(trainer: Trainer, screen: Screen) -> StepReport | None:
+    last = None
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
+    with Progress(*columns, console=screen.notes, transient=True) as progress:
+        task = progress.add_task("training", total=trainer.recipe.steps, completed=trainer.step, shown="")
+        for last in trainer.run():
+            progress.update(task, completed=last.step, shown=_line(last, trainer.recipe))
+    return last
+
+
+def _line(report: StepReport, recipe: Recipe) -> str:
+    parts = [f"loss {report.loss:.3f}"]
+    if report.perplexity is not None:
+        parts.append(f"PPL {report.perplexity:.2f}")
+    left = report.seconds / report.step * (recipe.steps - report.step)
+    return " · ".join([*parts, f"{report.tokens_per_second:.0f} tokens/s", f"{timedelta(seconds=round(left))} left"])
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Raises InputError for no sources."""
+    if not sources:
+        raise InputError("name the training text: files, folders, .jsonl files, or hf:NAME.")
+
+
+def perplexity(
+    text: str,
+    out: Path,
+    screen: Screen,
+    *,
+    adapters: dict[str, Path | None],
+    other: str | None,
+    visible: Sequence[int],
+    tokens: int,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Compare kinds of memory on one text; adapters by what they were trained as: hmt, rmt, plain."""
+    from ..evaluate.perplexity import Contender, compare
+    from .terminal import load_model
+
+    if visible and adapters.get("plain") is None:
+        raise InputError("--visible compares with the twin trained without memory: name it with --plain.")
+    loaded = {
+        kind: load_model(model, screen, adapter=folder, dtype=dtype, device=device)
+        for kind, folder in adapters.items()
+        if folder is not None or kind == "hmt"
+    }
+    hmt = loaded["hmt"]
+    config = replace(hmt.stored_config(), mode="plain")
+    bare = load_model(model, screen, config=config, adapter=None, dtype=dtype, device=device)
+    contenders = [Contender("HMT", hmt, "recalled"), Contender("HMT without recall", hmt, "previous")]
+    contenders.append(Contender("HMT, P_0 alone", hmt, "initial"))
+    if other is not None:
+        contenders.append(Contender("HMT, another text's memories", hmt, "exchanged"))
+        if hmt.config.recalled_tokens:
+            contenders.append(Contender("HMT, recalled from another text", hmt, "misrecalled"))
+    if "rmt" in loaded:
+        contenders.append(Contender("RMT, equally trained", loaded["rmt"], "previous"))
+    if "plain" in loaded:
+        plain = loaded["plain"]
+        contenders.append(Contender("no context, equally trained", plain.with_config(sensory_length=0), "none"))
+        contenders.append(Contender("sliding window, equally trained", plain, "none"))
+        wider = [(count, plain.with_config(sensory_length=count)) for count in visible]
+        contenders += [Contender(f"sliding window of {count}, equally trained", one, "none") for count, one in wider]
+    contenders.append(Contender("no context, backbone as it is", bare.with_config(sensory_length=0), "none"))
+    contenders.append(Contender("sliding window, backbone as it is", bare, "none"))
+    reference = next((one.name for one in contenders if one.name == "sliding window, equally trained"), contenders[-1].name)
+    ids = _tokens_of(text, hmt, tokens)
+    another = None if other is None else _tokens_of(other, hmt, len(ids))
+    with Progress(TextColumn("reading"), BarColumn(), console=screen.notes, transient=True) as progress:
+        task = progress.add_task("reading", total=len(contenders) * len(ids))
+        report = compare(
+            contenders,
+            ids,
+            other=another,
+            reference=reference,
+            settings={"text": Path(text).name, "other text": other and Path(other).name, **_described(hmt, adapters)},
+            progress=lambda done: progress.advance(task, done),
+        )
+    _publish(report, out, screen)
+
+
+def recall(
+    conversations: str,
+    out: Path,
+    screen: Screen,
+    *,
+    encoder: Path | None,
+    adapter: Path | None,
+    limit: int | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Measure how much evidence is recalled, beside BM25 and a sentence encoder."""
+    from ..evaluate.conversations import load_conversations
+    from ..evaluate.evidence import measure, sentence_encoder
+    from .terminal import load_model
+
+    chosen = load_conversations(conversations)[:limit]
+    compared = None if encoder is None else sentence_encoder(encoder)
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    with Progress(TextColumn("reading"), BarColumn(), console=screen.notes, transient=True) as progress:
+        task = progress.add_task("reading", total=sum(len(loaded.backbone.encode(one.text)) for one in chosen))
+        settings = {
+            "conversations of": Path(conversations).name,
+            "encoder": encoder and encoder.resolve().parent.name,
+            **_described(loaded, {"hmt": adapter}),
+        }
+        report = measure(
+            loaded, chosen, encoder=compared, settings=settings, progress=lambda done: progress.advance(task, done)
+        )
+    _publish(report, out, screen)
+
+
+def passkey(
+    text: str | None,
+    out: Path,
+    screen: Screen,
+    *,
+    lengths: Sequence[int],
+    depths: int,
+    seed: int,
+    adapter: Path | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Hide facts in texts of many lengths and ask for them."""
+    from ..evaluate.passkey import LENGTHS, measure
+    from .documents import open_documents
+    from .terminal import load_model
+
+    filler = None if text is None else open_documents([text], screen)[0].text
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    settings = {"text": text and Path(text).name, **_described(loaded, {"hmt": adapter})}
+    with screen.notes.status("hiding passkeys") as status:
+        report = measure(
+            loaded, lengths or LENGTHS, depths=depths, filler=filler, seed=seed, settings=settings, progress=status.update
+        )
+    _publish(report, out, screen)
+
+
+def questions(
+    samples: str, out: Path, screen: Screen, *, limit: int, seed: int, adapter: Path | None, model: str, dtype: str, device: str
+) -> None:
+    """Ask over several contexts, with recall, without it, and with the sliding window alone."""
+    from ..evaluate.questions import COUNTS, load_samples, measure
+    from .terminal import load_model
+
+    found = load_samples(samples)
+    counts = [count for count in COUNTS if count <= len(found)]
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    contenders = {
+        "HMT": loaded,
+        "HMT without recall": loaded.with_config(mode="rmt"),
+        "sliding window": loaded.with_config(mode="plain"),
+    }
+    with Progress(TextColumn("asking"), BarColumn(), console=screen.notes, transient=True) as progress:
+        task = progress.add_task("asking", total=len(contenders) * len(counts) * min(limit, len(found)))
+        report = measure(
+            contenders,
+            found,
+            counts=counts,
+            limit=limit,
+            seed=seed,
+            settings={"samples of": Path(samples).name, **_described(loaded, {"hmt": adapter})},
+            progress=lambda done: progress.advance(task, done),
+        )
+    _publish(report, out, screen)
+
+
+def behaviour(
+    text: str,
+    other: str,
+    out: Path,
+    screen: Screen,
+    *,
+    tokens: int,
+    adapter: Path | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """The paper's behaviour studies."""
+    from ..evaluate.behaviour import measure
+    from .terminal import load_model
+
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    ids, another = _tokens_of(text, loaded, tokens), _tokens_of(other, loaded, tokens)
+    settings = {"text": Path(text).name, "other text": Path(other).name, **_described(loaded, {"hmt": adapter})}
+    with screen.notes.status("reading") as status:
+        report = measure(loaded, ids, another, settings=settings, progress=status.update)
+    _publish(report, out, screen)
+
+
+def _tokens_of(name: str, model: HMTModel, tokens: int) -> Tensor:
+    """The first `tokens` tokens of a text file."""
+    from ..engine.reader import token_ids
+    from .documents import open_documents
+
+    (document,) = open_documents([name], Screen.standard())
+    # Enough characters for that many tokens, whatever the language; the rest of a long file need not be tokenised.
+    return token_ids(model, document.text[: 16 * tokens], literal=True)[:tokens]
+
+
+def _described(model: HMTModel, adapters: Mapping[str, Path | None]) -> dict[str, Any]:
+    named = {f"{kind} adapter": folder for kind, folder in adapters.items() if folder is not None}
+    config = model.config
+    sizes = ("segment_length", "summary_length", "sensory_length", "recall_window")
+    kinds = ("memory_tokens", "recalled_tokens", "memory_input")
+    dtype = str(model.backbone.dtype).removeprefix("torch.")
+    return {"model": model.backbone.name, "dtype": dtype, **named, **{name: getattr(config, name) for name in (*sizes, *kinds)}}
+
+
+def _publish(report: Report, out: Path, screen: Screen) -> None:
+    """The tables on the screen, everything in files."""
+    from rich.table import Table
+
+    from ..evaluate.report import shown
+
+    for table in report.tables:
+        grid = Table(title=table.title, title_justify="left", title_style="bold")
+        for at, column in enumerate(table.columns):
+            grid.add_column(column, justify="right" if at else "left")
+        for row in table.rows:
+            grid.add_row(*map(shown, row))
+        screen.notes.print(grid)
+    for path in report.write(out):
+        screen.out.write(f"{path}\n")

@@ -1,0 +1,385 @@
+"""A Hugging Face causal decoder seen as three functions: embed, body, head. The only file that knows its attribute names.
+
+Knows no HMT: token ids in, hidden states after the final norm and logits out, plus the tokenizer's text functions.
+Sequences are right-padded, never masked: a causal decoder cannot see what stands to the right, so padding is invisible to
+every family alike, the state-space ones included.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BackboneError, InputError
+from .adapter import Merged, merge
+
+_STATE_SPACE = ("cache_params", "state")  # Mamba, RWKV
+_CACHE_ARGUMENTS = ("cache", "past_key_values", *_STATE_SPACE)  # attention families since transformers 5.24, and before
+# Relative differences that rounding explains: of one row computed twice, and of logits computed in two ways.
+_SAME_ROW = {torch.float32: 1e-5, torch.float64: 1e-5}
+_SAME_ROW_HALF, _SAME_LOGITS = 1e-3, 1e-2
+_copying = threading.Lock()  # tokenizers, one at a time
+
+
+class Backbone(nn.Module):
+    """Wraps `causal_lm` (a `PreTrainedModel` with a language-model head, or a PEFT model around one) and its tokenizer.
+
+    Checks by two tiny forward passes that the model is causal, that its body takes and returns the same width, and that
+    its head is understood.
+
+    Raises:
+        BackboneError: encoder-only, encoder-decoder, or a head this class cannot reproduce.
+    """
+
+    def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
+        super().__init__()
+        self.merged: Merged | None = None  # a LoRA adapter that is in the weights
+        self._before_merging: str | None = None
+        plain: Any = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
+        self.name = name or str(getattr(plain, "name_or_path", "") or "unnamed")
+        config = getattr(plain, "config", None)
+        if config is None or not hasattr(plain, "get_input_embeddings"):
+            raise BackboneError(f"{type(causal_lm).__name__} is not a Hugging Face model. Pass a causal language model.")
+        self.causal_lm: Any = causal_lm
+        if any(one.is_prompt_learning for one in self._peft_configs()):
+            raise BackboneError(
+                f"{self.name} has a prompt-learning adapter, whose virtual tokens have no place in a segment. Use LoRA, or "
+                "another adapter that changes the weights."
+            )
+        if getattr(config, "is_encoder_decoder", False):
+            raise BackboneError(
+                f"{self.name} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model."
+            )
+        if plain.get_output_embeddings() is None:
+            raise BackboneError(
+                f"{self.name} ({type(plain).__name__}) has no language-model head. Load it with AutoModelForCausalLM."
+            )
+        self.tokenizer = tokenizer  # stays as it is
+        self._literal: Any = None  # its twin, see `encode`
+        self.config = config.get_text_config()
+        self._plain = (plain,)  # in a tuple, so that the module is registered once
+        self.cache_argument = _cache_argument(self._body)  # what its forward pass calls the cache
+        self._compiled = False
+        self._head_scale = _head_scale(self.config)
+        self._probe()
+
+    @property
+    def _body(self) -> Any:
+        return self._plain[0].base_model
+
+    @property
+    def embedding(self) -> Any:
+        """The input embedding module; calling it applies what the family applies (Gemma scales)."""
+        return self._plain[0].get_input_embeddings()
+
+    @property
+    def hidden_size(self) -> int:
+        """d: width of an input embedding and of a hidden state after the final norm (and projection, in OPT-350m)."""
+        return int(self.embedding.weight.shape[1])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.embedding.weight.shape[0])
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the backbone was built for; None for state-space families."""
+        if self.cache_argument in _STATE_SPACE:
+            return None
+        found = getattr(self.config, "max_position_embeddings", None)
+        return None if found is None else int(found)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Every token id that ends an answer, by the tokenizer, the model's and the generation configuration."""
+        generation = getattr(self._plain[0], "generation_config", None)
+        found: set[int] = set()
+        for owner in (self.tokenizer, self.config, generation):
+            value = getattr(owner, "eos_token_id", None)
+            found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+        return frozenset(token for token in found if token < self.vocab_size)
+
+    # --- tensors ----------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """[..., T] token ids to input embeddings [..., T, d]."""
+        return self.embedding(ids)
+
+    def body(self, embeddings: Tensor) -> Tensor:
+        """[B, T, d] input embeddings to hidden states [B, T, d] after the final norm; no cache, no head."""
+        if self._compiled:
+            self._choose_attention(learning=torch.is_grad_enabled())
+        return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.embedding.weight)
+
+    def compile_blocks(self) -> None:
+        """Compile the decoder's repeated blocks with `torch.compile`, for training: results differ by rounding only.
+
+        The first step then takes a minute; on a CPU each one after it takes about half the time.
+
+        Raises:
+            BackboneError: no blocks repeat, or there is no C++ compiler for a CPU.
+        """
+        if self.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise BackboneError("compiling for a CPU needs a C++ compiler. Install g++, or train without --compile.")
+        lists = [one for one in self._body.modules() if isinstance(one, nn.ModuleList)]
+        if not lists:
+            raise BackboneError(f"{self.name} ({self.config.model_type}) has no repeated blocks. Train without --compile.")
+        for block in max(lists, key=lambda one: sum(value.numel() for value in one.parameters())):
+            block.compile(dynamic=True)
+        self._compiled = True
+
+    def _choose_attention(self, *, learning: bool) -> None:
+        """On a CPU the backward pass of fused attention takes ten times as long as that of the plain one."""
+        if self.device.type == "cpu" and self.config._attn_implementation in ("sdpa", "eager"):
+            self.config._attn_implementation = "eager" if learning else "sdpa"
+
+    def advance(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Append [1, T, d] to what `cache` holds: the last hidden state [1, d] and the new cache (the old is spent)."""
+        output = self._body(inputs_embeds=embeddings, use_cache=True, **{self.cache_argument: cache})
+        kept = getattr(output, self.cache_argument, None)
+        if kept is None:
+            raise BackboneError(
+                f"{self.name} ({self.config.model_type}) keeps no cache in this mode: it cannot answer. Put it in eval mode; "
+                "if it is, choose another model."
+            )
+        return output.last_hidden_state[:, -1].to(self.embedding.weight), kept
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., d] to logits [..., vocab], with the family's scaling and soft cap."""
+        project = self._plain[0].get_output_embeddings()
+        logits: Tensor = project(hidden.to(project.weight.dtype)) * self._head_scale
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @torch.no_grad()
+    def embedding_sample(self) -> Tensor:
+        """[v, d] fp32: input embeddings of up to 4096 tokens spread over the vocabulary, as they enter the body."""
+        ids = torch.arange(0, self.vocab_size, -(-self.vocab_size // 4096), device=self.device)
+        return self.embed(ids).float()
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint remembers of its backbone: architecture and a digest of its weights, adapters left out."""
+        return {
+            "name": self.name,
+            "model_type": str(self.config.model_type),
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": int(self.config.num_hidden_layers),
+            "vocab_size": self.vocab_size,
+            "weights_digest": self._digest(),
+        }
+
+    def merge_lora(self, folder: Path) -> bool:
+        """Merge the LoRA adapter in `folder` into the weights; False, and nothing changed, where PEFT is needed for it."""
+        digest = self._digest()
+        self.merged = merge(self.causal_lm, folder)
+        if self.merged is not None:
+            self._before_merging = digest
+        return self.merged is not None
+
+    def _digest(self) -> str | None:
+        """Of 64 values of every weight, rounded to bf16: the same for fp32 and bf16, None in other precisions.
+
+        RWKV rescales its weights when it turns from training to eval mode, so there only the embeddings count.
+        """
+        if self.merged is not None:
+            return self._before_merging
+        if self.dtype not in (torch.float32, torch.bfloat16):
+            return None
+        embeddings = getattr(self.embedding, "original_module", self.embedding).weight
+        weights = [value for name, value in self.causal_lm.named_parameters() if not self._of_adapter(name)]
+        chosen = [embeddings] if self.config.model_type == "rwkv" else weights
+        values = [value.detach().flatten()[:: max(1, value.numel() // 64)][:64].to(torch.bfloat16) for value in chosen]
+        return hashlib.sha256(torch.cat(values).cpu().view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> None:
+        """Write the whole backbone and its tokenizer as a Hugging Face model folder."""
+        self._plain[0].save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def adapter_parameters(self) -> list[tuple[str, Tensor]]:
+        """The parameters of an adapter by name, merged or not; none without one."""
+        if self.merged is not None:
+            return sorted(self.merged.tensors.items())
+        active = f".{getattr(self.causal_lm, 'active_adapter', '')}."
+        found = (
+            (name.replace(active, "."), value) for name, value in self.causal_lm.named_parameters() if self._of_adapter(name)
+        )
+        return sorted(found, key=lambda one: one[0])
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a PEFT adapter is around the backbone."""
+        return bool(self._peft_configs())
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The backbone as it was before its PEFT adapter, in eval mode; as it is where it has none."""
+        with eval_mode(self), self.causal_lm.disable_adapter() if self.has_adapter else nullcontext():
+            yield
+
+    def _of_adapter(self, name: str) -> bool:
+        prefix = getattr(getattr(self.causal_lm, "base_model", None), "prefix", None)  # PEFT's mark of its own weights
+        return prefix is not None and (prefix in name or "modules_to_save" in name)
+
+    def _peft_configs(self) -> list[Any]:
+        return list(getattr(self.causal_lm, "peft_config", {}).values())
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        top = self.vocab_size - 1
+        ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=self.device).clamp(max=top)
+        try:
+            with eval_mode(self):
+                hidden = self.body(self.embed(ids))
+                logits = self._plain[0](input_ids=ids, use_cache=False).logits
+        except Exception as error:  # whatever a model that is no decoder meets
+            raise BackboneError(
+                f"{self.name} ({type(self._plain[0]).__name__}) does not run on input embeddings: {error}. "
+                "Choose a decoder-only model."
+            ) from error
+        if hidden.shape[-1] != self.hidden_size:
+            raise BackboneError(
+                f"{self.name}: hidden states are {hidden.shape[-1]} wide and input embeddings {self.hidden_size}; a memory "
+                "embedding must fit both. Choose a model whose two widths are equal."
+            )
+        if _relative_difference(hidden[0, :-1], hidden[1, :-1]) > _SAME_ROW.get(hidden.dtype, _SAME_ROW_HALF):
+            raise BackboneError(
+                f"{self.name} ({self.config.model_type}) looks ahead: it is an encoder, not a causal decoder. "
+                "Choose a decoder-only model."
+            )
+        if _relative_difference(self.head(hidden), logits) > _SAME_LOGITS:
+            raise BackboneError(
+                f"{self.name} ({self.config.model_type}) does more to its logits than this package knows. "
+                "Please report the model type."
+            )
+
+    # --- text -------------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, literal: bool = False) -> list[int]:
+        """Token ids of `text`, without start or end tokens.
+
+        With `literal`, what looks like a special token is text like any other: a document cannot end its own turn.
+
+        Raises:
+            InputError: there is no tokenizer, or `text` is not Unicode text (lone surrogates).
+        """
+        tokenizer = self._tokenizer()
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is not valid Unicode: {error}. Decode it with errors='replace'.") from error
+        options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        if literal and self.holds_special(text):
+            tokenizer, options = self._literal_tokenizer(), options | {"split_special_tokens": True}
+        return list(tokenizer(text, **options)["input_ids"])
+
+    def holds_special(self, text: str) -> bool:
+        """Whether part of `text` reads like one of the tokenizer's special tokens."""
+        return any(special in text for special in self._special_texts)
+
+    @cached_property
+    def _special_texts(self) -> frozenset[str]:
+        tokenizer = self._tokenizer()
+        marked = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        return frozenset(marked.union(tokenizer.all_special_tokens))  # ByT5 does not mark its end token
+
+    def _literal_tokenizer(self) -> Any:
+        """A copy, made once, because the setting is the tokenizer's own and other threads may be using it."""
+        with _copying:
+            if self._literal is None:
+                self._literal = copy.deepcopy(self._tokenizer())
+            return self._literal
+
+    def start_ids(self) -> list[int]:
+        """What the tokenizer itself puts before a text: the start token in families that depend on one, else nothing."""
+        if self.tokenizer is None:
+            return []
+        whole, bare = list(self._tokenizer()("a", verbose=False)["input_ids"]), self.encode("a")
+        at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        return whole[:at]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out; incomplete UTF-8 decodes to U+FFFD."""
+        return str(self._tokenizer().decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The tokenizer's chat template applied to `messages` (role, content) and `tools` (JSON schemas).
+
+        Raises:
+            InputError: the model has no chat template, or the template refuses these messages.
+        """
+        tokenizer = self._tokenizer()
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError(f"{self.name} has no chat template. Pass a plain text prompt, or choose an instruct model.")
+        try:
+            return str(
+                tokenizer.apply_chat_template(
+                    list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+                )
+            )
+        except Exception as error:  # jinja2's own errors, and whatever a template raises
+            raise InputError(f"the chat template of {self.name} refused the messages: {error}") from error
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise InputError(f"{self.name} was wrapped without a tokenizer. Pass token ids, or wrap it with a tokenizer.")
+        return self.tokenizer
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """No dropout inside: memory is a function of the text. Every submodule's own training flag is put back."""
+    training = [part for part in module.modules() if part.training]
+    if training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _cache_argument(body: Any) -> str:
+    parameters = inspect.signature(body.forward).parameters
+    named = next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
+    if named is None:
+        raise BackboneError(f"{type(body).__name__} takes no cache of a kind this package knows. Choose another model.")
+    return named
+
+
+def _head_scale(config: Any) -> float:
+    """Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`."""
+    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return (factor if isinstance(factor, (int, float)) else 1.0) / (divisor if isinstance(divisor, (int, float)) else 1.0)
+
+
+def _relative_difference(found: Tensor, expected: Tensor) -> float:
+    difference = (found.float() - expected.float()).norm()
+    return float(difference / expected.float().norm().clamp(min=1e-12))

@@ -1,0 +1,275 @@
+"""The checkpoint folder: `hmt_config.json`, `hmt_memory.safetensors`, optional `backbone_adapter/` (PEFT). Never a pickle.
+
+Knows files and the names in them; the backbone's own weights are never part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..config import HMTConfig
+from ..errors import CheckpointError, MissingDependencyError, ModelNotFoundError
+from . import adapter, trust, weights
+from .backbone import Backbone
+from .outline import CONFIG_FILE, MEMORY_FILE, read_config, sources
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+
+ADAPTER_FOLDER = "backbone_adapter"
+
+
+def save(model: HMTModel, folder: Path) -> None:
+    """Write `folder`: each file of ours and the adapter's folder replaced whole, the configuration last.
+
+    Raises:
+        CheckpointError: `folder` is a file.
+    """
+    from safetensors.torch import save as to_bytes
+
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file. Name a folder for the checkpoint.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_adapter(model.backbone, folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.memory_parameters().items()}
+    _replace(folder / MEMORY_FILE, to_bytes(tensors))
+    content = {
+        "hmt_memory_version": __version__,
+        "config": model.stored_config().to_dict(),
+        "backbone": model.backbone.identity(),
+    }
+    _replace(folder / CONFIG_FILE, json.dumps(content, indent=2).encode())
+
+
+def _save_adapter(backbone: Backbone, folder: Path) -> None:
+    """Replace the adapter folder by the backbone's adapter, merged or active in PEFT, or by nothing where there is none."""
+    target = folder / ADAPTER_FOLDER
+    with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as scratch:
+        source = _written_adapter(backbone, Path(scratch) / "new")
+        if target.exists():
+            target.rename(Path(scratch) / "old")
+        if source is not None:
+            source.rename(target)
+
+
+def _written_adapter(backbone: Backbone, folder: Path) -> Path | None:
+    if backbone.merged is not None:
+        folder.mkdir()
+        for name, content in backbone.merged.files.items():
+            (folder / name).write_bytes(content)
+        return folder
+    if not backbone.has_adapter:
+        return None
+    name = backbone.causal_lm.active_adapter
+    backbone.causal_lm.save_pretrained(folder, selected_adapters=[name])
+    written = folder / name if (folder / name).is_dir() else folder  # PEFT nests every adapter but the one called "default"
+    _without_paths(written, backbone.name)
+    return written
+
+
+def _without_paths(folder: Path, backbone: str) -> None:
+    """PEFT records where the weights lay on this machine, in a template of a model card too: name the backbone instead."""
+    (folder / "README.md").unlink(missing_ok=True)
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text())
+    content["base_model_name_or_path"] = backbone
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def load_model(
+    cls: type[HMTModel],
+    name: str,
+    *,
+    adapter: str | Path | None,
+    config: HMTConfig | None,
+    dtype: str | torch.dtype,
+    device: str,
+    merge: bool,
+    options: Mapping[str, Any],
+) -> HMTModel:
+    """What `HMTModel.from_pretrained` does; see there."""
+    name, adapter = sources(name, adapter, config)
+    stored = None if adapter is None else _checked(adapter)
+    causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
+    causal_lm.requires_grad_(False)
+    backbone = Backbone(causal_lm, tokenizer, name=name)
+    if adapter is None or stored is None:
+        return cls(backbone, config or HMTConfig()).eval()
+    _check_backbone(adapter, stored.backbone, backbone.identity())
+    files = adapter / ADAPTER_FOLDER
+    if files.is_dir() and not (merge and _merged(backbone, files)):
+        backbone = Backbone(_with_peft(causal_lm, files), tokenizer, name=name)
+    model = cls(backbone, stored.config)
+    load_memory(model, adapter)
+    return model.eval()
+
+
+class _Stored(NamedTuple):
+    """What a checkpoint says of itself, as far as it can be believed before a model is made of it."""
+
+    config: HMTConfig
+    backbone: Mapping[str, Any]
+
+
+def _checked(folder: Path) -> _Stored:
+    """A checkpoint's configuration, whose sizes are those of its tensors, and whose adapter is no more than tensors.
+
+    Raises:
+        CheckpointError, ConfigError: it is damaged, or other than that.
+    """
+    content = read_config(folder)
+    config = _known(folder / CONFIG_FILE, content["config"])
+    _check_sizes(folder / MEMORY_FILE, config)
+    if (files := folder / ADAPTER_FOLDER).is_dir():
+        try:
+            adapter.check(files)
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"the adapter in {files} does not load: {error}") from error
+    return _Stored(config, content["backbone"])
+
+
+def _known(path: Path, values: Mapping[str, Any]) -> HMTConfig:
+    """The configuration in a file; what another version has added to it is named and left out."""
+    fields = {field.name for field in dataclasses.fields(HMTConfig)}
+    if unknown := sorted(set(values) - fields):
+        warnings.warn(
+            f"{path}: hmt-memory {__version__} does not know {', '.join(unknown)} and loads without. Update hmt-memory.",
+            stacklevel=2,
+        )
+    return HMTConfig.from_dict({name: value for name, value in values.items() if name in fields})
+
+
+def _check_sizes(path: Path, config: HMTConfig) -> None:
+    """Raises CheckpointError where the configuration would make larger parameters than the file holds."""
+    tensors = _header(path)
+    width = tensors["summary_prompt"].shape[-1:] if "summary_prompt" in tensors else (0,)
+    rows = (config.recall_dim or width[0],) if width else (0,)
+    expected = {"summary_prompt": (1,), "initial_memory": (config.memory_tokens,)}
+    expected |= {f"recall.{name}.weight": rows for name in ("query", "key")}
+    _compare(path, tensors, {name: (*shape, *width) for name, shape in expected.items()})
+
+
+def _load_backbone(name: str, adapter: str | Path | None, **options: Any) -> tuple[Any, Any]:
+    try:
+        return weights.load(name, **options)
+    except ModelNotFoundError as error:
+        if adapter is None:
+            raise
+        hint = f"If {adapter} was made for a model that lies elsewhere, name it: from_pretrained(model, adapter=folder)."
+        raise ModelNotFoundError(f"{error} {hint}") from error
+
+
+def load_memory(model: HMTModel, folder: Path) -> None:
+    """Fill the memory parameters from `folder`.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds other tensors than this configuration has.
+    """
+    path, parameters = folder / MEMORY_FILE, model.memory_parameters()
+    header = _header(path)
+    _compare(path, header, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
+    if foreign := sorted(set(header) - set(parameters)):
+        raise CheckpointError(f"{path} holds unknown tensors {', '.join(foreign)}. Is it an HMT checkpoint?")
+    tensors = _read_tensors(path)
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity. Use an earlier checkpoint.")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def _compare(path: Path, tensors: Mapping[str, trust.Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError unless the tensors of a file are these, by name and shape; it may hold others."""
+    if missing := sorted(set(expected) - set(tensors)):
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}. Save the checkpoint again.")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{path}: {name} is {tensors[name].shape}, the configuration says {shape}. The two files do not belong "
+                "together."
+            )
+        if not tensors[name].is_float:
+            raise CheckpointError(f"{path}: {name} holds no floating-point numbers. Save the checkpoint again.")
+
+
+def _header(path: Path) -> dict[str, trust.Stored]:
+    try:
+        return trust.header(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {MEMORY_FILE}. Save the checkpoint again.") from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}. Restore the file.") from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Restore the file.") from error
+
+
+def _check_backbone(folder: Path, stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "weights_digest"):
+        if stored.get(key) != found[key] and None not in (stored.get(key), found[key]):
+            raise CheckpointError(
+                f"{folder} was made for {stored.get('name')}: its {key} is {stored.get(key)}, that of {found['name']} is "
+                f"{found[key]}. Load the backbone it was made for."
+            )
+
+
+def _merged(backbone: Backbone, files: Path) -> bool:
+    try:
+        return backbone.merge_lora(files)
+    except (ValueError, OSError, KeyError, AttributeError, TypeError, ArithmeticError) as error:
+        raise CheckpointError(f"the LoRA adapter in {files} does not load: {error}") from error
+
+
+def _with_peft(causal_lm: Any, folder: Path) -> Any:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingDependencyError(
+            "this checkpoint has a PEFT adapter for its backbone. Run: pip install 'hmt-memory[train]'"
+        ) from error
+    try:
+        # in the backbone's own precision: PEFT would compute bf16 adapters in fp32, at a fifth of the speed more
+        with without_advice():
+            return PeftModel.from_pretrained(causal_lm, str(folder), autocast_adapter_dtype=False)
+    except Exception as error:  # ValueError, KeyError, RuntimeError, TypeError, whatever PEFT meets in a damaged file
+        raise CheckpointError(f"the PEFT adapter in {folder} does not load: {error}") from error
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Hide the FutureWarning that PEFT raises by asking transformers for a renamed attribute."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def _replace(path: Path, content: bytes) -> None:
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with scratch.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""Which model made a memory: a fingerprint of everything memory is a function of, and the same in words.
+
+Backbone weights, adapter, memory parameters, tokenizer and the sizes that reading depends on; not the view's budgets, the
+precision or the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..config import DEFAULT_MODEL
+from ..errors import ModelMismatchError
+from ..store.rows import CollectionRow, ModelRow
+from .outline import READING, READING_IF_SET, digest_of_arrays
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..model import HMTModel
+    from ..store.backend import Transaction
+
+_KEPT = "_fingerprint"
+
+
+class Fingerprint(NamedTuple):
+    """A model as far as its memory goes."""
+
+    digest: str  # 32 hex digits; memories of equal digests may meet
+    parts: Mapping[str, Any]  # what the digest is made of, and the backbone's name
+
+    @classmethod
+    def of(cls, row: ModelRow) -> Fingerprint:
+        """That of a stored model."""
+        return cls(row.digest, row.parts)
+
+    def __str__(self) -> str:
+        config = self.parts["config"]
+        name = self.parts["backbone"]["name"]
+        return f"{name} (segment_length={config['segment_length']}, mode={config['mode']}, fingerprint {self.digest[:12]})"
+
+
+def fingerprint(model: HMTModel) -> Fingerprint:
+    """The fingerprint of `model` as it is now; kept on the model until a parameter is written to."""
+    state = (model.config, model.backbone.name, [(id(value), value._version) for value in model.parameters()])
+    known = model.__dict__.get(_KEPT)
+    if known is None or known[0] != state:
+        known = model.__dict__[_KEPT] = (state, _compute(model))
+    found: Fingerprint = known[1]
+    return found
+
+
+def _compute(model: HMTModel) -> Fingerprint:
+    identity = model.backbone.identity()
+    config = model.config.to_dict()
+    parts: dict[str, Any] = {
+        "backbone": identity,
+        "tokenizer": _tokenizer_digest(model.backbone.tokenizer),
+        "memory": _tensors_digest(sorted(model.memory_parameters().items())),
+        "adapter": _tensors_digest(model.backbone.adapter_parameters()),
+        "config": {name: config[name] for name in (*READING, *filter(config.get, READING_IF_SET))},
+        "start_ids": model.backbone.start_ids(),
+    }
+    if identity["weights_digest"] is None:
+        parts["dtype"] = str(model.backbone.dtype)  # no digest holds in this precision: at least it must be the same one
+    return Fingerprint(digest_of(parts), parts)
+
+
+def matching(db: Transaction, row: CollectionRow, made_by: Fingerprint) -> None:
+    """Raises ModelMismatchError if another model made the memory of a session or corpus."""
+    if row.model is None:
+        return
+    stored = Fingerprint.of(db.model(row.model))
+    if stored.digest != made_by.digest:
+        command = rebuild_command(row.kind, row.name, model=str(made_by.parts["backbone"]["name"]))
+        raise mismatch(row.kind, row.name, f"was made by {stored}, not by {made_by}", f"rebuild(model), or {command}")
+
+
+def mismatch(kind: str, name: str, what: str, command: str) -> ModelMismatchError:
+    """Make the error for a session or corpus whose memory `what` says another model made; `command` reads it anew."""
+    return ModelMismatchError(
+        f"the memory of {kind} {name!r} {what}, to which it means nothing. Open it with the model that made it, or read its "
+        f"text anew with this one: {command}"
+    )
+
+
+def rebuild_command(kind: str, name: str, **options: str) -> str:
+    """Write the command that reads a session or corpus anew, with options such as `model`, but for the default model."""
+    given = [part for key, value in options.items() if value != DEFAULT_MODEL for part in (f"--{key}", value)]
+    return shlex.join(["hmt", "sessions" if kind == "session" else "corpora", "rebuild", name, *given])
+
+
+def text_parts(parts: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What the token stream depends on: two models that agree here can re-read each other's tokens."""
+    return parts["tokenizer"], parts["backbone"]["vocab_size"], parts["start_ids"]
+
+
+def digest_of(parts: Mapping[str, Any]) -> str:
+    """The digest of a fingerprint's parts; the backbone's name, which may be a path, does not count."""
+    counted = {**parts, "backbone": {key: value for key, value in parts["backbone"].items() if key != "name"}}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _tokenizer_digest(tokenizer: Any) -> str | None:
+    if tokenizer is None:
+        return None
+    rules = getattr(tokenizer, "backend_tokenizer", None)  # of fast ones: merges and normalisation as well
+    known = sorted(tokenizer.get_vocab().items()) if rules is None else rules.to_str()
+    content = json.dumps([known, str(getattr(tokenizer, "chat_template", None))], ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _tensors_digest(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    return digest_of_arrays((name, value.detach().float().cpu().contiguous().numpy()) for name, value in tensors)

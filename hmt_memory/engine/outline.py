@@ -1,0 +1,149 @@
+"""What a model will be, from the files that it is loaded from. Knows names and files; imports no torch, so it takes no time.
+
+What differs from a stored fingerprint here is another model for certain; what does not may still be one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import HMTConfig
+from ..errors import CheckpointError, ModelNotFoundError
+from . import places
+
+CONFIG_FILE = "hmt_config.json"
+MEMORY_FILE = "hmt_memory.safetensors"
+UNTRAINED = "none"  # asks for no adapter, where there is one by default
+READING = (  # fields of the configuration that memory depends on
+    "segment_length",
+    "summary_length",
+    "sensory_length",
+    "recall_window",
+    "recall_dim",
+    "memory_tokens",
+    "memory_input",
+    "mode",
+)
+READING_IF_SET = ("recalled_tokens",)  # fields that came later: without them a model is what it was before
+_BACKBONE = ("model_type", "num_hidden_layers")  # what a backbone's configuration says in the same words
+
+
+class Sources(NamedTuple):
+    """Where a model is loaded from."""
+
+    name: str  # of the backbone, as it is recorded
+    adapter: Path | None  # folder of a checkpoint; None: untrained memory
+
+
+def sources(name: str, adapter: str | Path | None, config: HMTConfig | None = None) -> Sources:
+    """Resolve what `HMTModel.from_pretrained` is given.
+
+    Args:
+        name: of a backbone, or the folder of a checkpoint, which names its backbone.
+        adapter: folder of a checkpoint, or "none". config: given, a bundled adapter is not taken by default.
+
+    Raises:
+        ModelNotFoundError: there is no such folder. CheckpointError: it is no checkpoint.
+    """
+    if adapter is None and (Path(name) / CONFIG_FILE).is_file():
+        adapter, name = name, str(read_config(Path(name))["backbone"].get("name"))
+    if adapter is None and config is None:
+        adapter = places.bundled_adapter(name)
+    adapter = None if str(adapter) == UNTRAINED else adapter
+    if Path(name).expanduser().exists():
+        name = str(Path(name).expanduser().resolve())  # recorded in checkpoints, which are loaded from anywhere
+    if adapter is not None and not Path(adapter).is_dir():
+        raise ModelNotFoundError(f"there is no adapter folder {adapter}. Check the path.")
+    return Sources(name, None if adapter is None else Path(adapter))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's configuration, with its "config" and its "backbone".
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not an HMT checkpoint: it has no {CONFIG_FILE}.") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}. Restore the file.") from error
+    parts = [content.get(key) if isinstance(content, dict) else None for key in ("config", "backbone")]
+    if not all(isinstance(part, dict) for part in parts):
+        raise CheckpointError(f"{path} is not an HMT configuration: it lacks 'config' or 'backbone'. Restore the file.")
+    return content
+
+
+def difference(chosen: Sources, stored: Mapping[str, Any]) -> str | None:
+    """Say in what a model cannot be the one of a stored fingerprint; None: it may be that one.
+
+    Args:
+        stored: `Fingerprint.parts`.
+
+    Raises:
+        CheckpointError: the adapter is no checkpoint, or damaged.
+    """
+    return next(_differences(chosen, stored), None)
+
+
+def _differences(chosen: Sources, stored: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in _backbone(chosen.name).items():
+        if value != stored["backbone"].get(key):
+            yield f"its {key} is {value}, not {stored['backbone'].get(key)}"
+    config = HMTConfig().to_dict() if chosen.adapter is None else read_config(chosen.adapter)["config"]
+    for key in (*READING, *READING_IF_SET):
+        if config.get(key) is not None and config[key] != stored["config"].get(key):
+            yield f"its {key} is {config[key]}, not {stored['config'].get(key)}"
+    if chosen.adapter is not None and (digest := _memory(chosen.adapter / MEMORY_FILE)) not in (None, stored["memory"]):
+        yield f"its memory was trained otherwise ({digest}, not {stored['memory']})"
+
+
+def _backbone(name: str) -> dict[str, Any]:
+    """What the configuration of the backbone's weights says, where that is on this machine in plain words."""
+    folder = _folder(name)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    plain = isinstance(config, dict) and "text_config" not in config
+    return {key: config[key] for key in _BACKBONE if config.get(key) is not None} if plain else {}
+
+
+def _folder(name: str) -> Path | None:
+    path = places.bundled_file(name) if name.lower() in places.BUNDLED else places.local(name)
+    if path is None:
+        return places.hub_folder(name)
+    return places.converted_folder(path) if path.suffix.lower() == ".gguf" else path
+
+
+def _memory(path: Path) -> str | None:
+    """The digest of a checkpoint's memory parameters; None where it cannot be told from the file alone."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):  # damaged, which loading says, or of no numpy type
+        return None
+    if any(value.dtype != np.float32 for value in tensors.values()):
+        return None
+    return digest_of_arrays(sorted(tensors.items()))
+
+
+def digest_of_arrays(arrays: Iterable[tuple[str, NDArray[np.float32]]]) -> str | None:
+    """Compute a digest of named numbers; None where there are none."""
+    digest, found = hashlib.sha256(), False
+    for name, values in arrays:
+        found = True
+        digest.update(name.encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()[:16] if found else None

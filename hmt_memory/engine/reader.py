@@ -1,0 +1,70 @@
+"""Streaming reading: any length, any chunk size, no gradient, no language-model head, only position -1 kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .backbone import eval_mode
+from .state import HMTState
+from .unroll import unroll
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+
+
+@torch.no_grad()
+def read(model: HMTModel, ids_or_text: Any, state: HMTState | None = None) -> HMTState:
+    """Append tokens to a stream: each segment they fill is read (Eq. 1-5) and leaves its memory embeddings.
+
+    Args:
+        ids_or_text: a string, a sequence of token ids, or a 1-D tensor of them. Text is tokenised as it is; cut a long
+            text between words, or tokenise it once, for the same tokens in any chunks. What looks like a special token in
+            a string is plain text; a text that is meant to hold them is passed as the tokenizer's ids.
+        state: what to continue; None: a fresh stream. It is not changed.
+
+    Returns:
+        The state afterwards: `memory` [n * m, d], `open_ids` the tokens of the segment that is not full yet.
+
+    Raises:
+        InputError: not text and not token ids of this model.
+    """
+    ids = token_ids(model, ids_or_text)
+    with eval_mode(model):
+        (after,), _ = unroll(model, model.states(state, 1), [ids], keep_hidden=False)
+    return after
+
+
+def read_in_chunks(model: HMTModel, ids: Tensor, state: HMTState | None = None, *, segments: int = 16) -> Iterator[HMTState]:
+    """Read `ids` [t] some `segments` at a time and yield the state after each chunk: for progress, and to stop between."""
+    for chunk in ids.split(segments * model.config.segment_length) if len(ids) else [ids]:
+        state = read(model, chunk, state)
+        yield state
+
+
+def token_ids(model: HMTModel, ids_or_text: Any, *, literal: bool = True) -> Tensor:
+    """Return [t] int64 on the CPU for a string, a sequence of ids or a 1-D tensor.
+
+    Args:
+        literal: whether what looks like a special token in a string is plain text.
+
+    Raises:
+        InputError: none of these, or not token ids of this model.
+    """
+    if isinstance(ids_or_text, str):
+        ids_or_text = model.backbone.encode(ids_or_text, literal=literal)
+    if not isinstance(ids_or_text, (Tensor, Sequence)):
+        raise InputError(f"expected text or token ids, not {type(ids_or_text).__name__}.")
+    try:
+        ids = torch.as_tensor(ids_or_text)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"expected text or a flat sequence of token ids: {error}") from error
+    if ids.dim() != 1:
+        raise InputError(f"expected one stream of token ids [tokens], not shape {tuple(ids.shape)}. Pass one row.")
+    if len(ids):
+        model.check_ids(ids)
+    return ids.detach().long().cpu()

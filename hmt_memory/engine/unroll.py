@@ -1,0 +1,145 @@
+"""The loop over segments that training, reading and answering share. Knows the model as summarize, prompt and augment.
+
+Reading is canonical: memory is a function of the token stream, the weights and the configuration, never of how the stream
+was cut into calls or of what else was in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import HMTConfig
+from .state import HMTState
+
+if TYPE_CHECKING:
+    from ..model import HMTModel, Step
+
+# Summaries do not depend on memory, so those of many segments run in one batch of about this many tokens.
+SUMMARY_BATCH_TOKENS = 2048
+
+
+class Turn(NamedTuple):
+    """What Eq. 3-5 take for the next segment of those streams that have one."""
+
+    number: int  # of the segment, counted from the first one unrolled
+    rows: list[int]  # which streams have it
+    summaries: list[Tensor | None]  # S_n [d] of each, None where nothing is recalled
+    windows: list[Tensor]  # [n, m, d], the memory that each may recall
+    tails: list[Tensor]  # [s] token ids, its sensory memory
+    segments: list[Tensor]  # [t] token ids
+
+
+class Steps:
+    """How the loop takes its steps; training takes them with other care for what backward needs."""
+
+    summary_tokens = SUMMARY_BATCH_TOKENS
+
+    def __init__(self, model: HMTModel) -> None:
+        self.model = model
+
+    def summarize(self, segments: Sequence[Tensor]) -> Tensor:
+        """Eq. 1 for S segments: [S, d]."""
+        return self.model.summarize(segments)
+
+    def read(self, turn: Turn) -> Step:
+        """Eq. 2-5 for one turn."""
+        return self.model.augment(self.model.prompt(turn.summaries, turn.windows), turn.tails, turn.segments)
+
+
+def unroll(
+    model: HMTModel,
+    states: Sequence[HMTState],
+    streams: Sequence[Tensor],
+    *,
+    keep_hidden: bool,
+    final: bool = False,
+    steps: Steps | None = None,
+) -> tuple[list[HMTState], list[Tensor]]:
+    """Eq. 1-5 over every segment of B streams: the states afterwards and, if asked, hidden states of every new token.
+
+    With `keep_hidden` the open segment is run too (it leaves no memory); without, closed segments only. With `final` the
+    streams end here: a last segment that is not full is closed as it is. Memory is kept in the precision of each state.
+    `steps` takes the steps; None: plainly.
+    """
+    steps = steps or Steps(model)
+    length = model.config.segment_length
+    texts = [torch.cat([state.open_ids, ids.cpu()]) for state, ids in zip(states, streams, strict=True)]
+    cuts = [list(text.split(length)) if len(text) else [] for text in texts]
+    if not (keep_hidden or final):
+        cuts = [[ids for ids in cut if len(ids) == length] for cut in cuts]
+    memories = [model.by_segment(state) for state in states]
+    windows = [memory[-model.config.recall_window :] for memory in memories]
+    made: list[list[Tensor]] = [[] for _ in states]
+    tails = [_last(state.recent_ids, model.config.sensory_length) for state in states]
+    hidden: list[list[Tensor]] = [[] for _ in states]
+    summary_of = _Summaries(steps, cuts, [len(window) > 0 for window in windows])
+    for index in range(max(map(len, cuts), default=0)):
+        rows = [row for row, cut in enumerate(cuts) if index < len(cut)]
+        turn = Turn(
+            index,
+            rows,
+            [summary_of(row, index) for row in rows],
+            [windows[row] for row in rows],
+            [tails[row] for row in rows],
+            [cuts[row][index] for row in rows],
+        )
+        step = steps.read(turn)
+        for at, row in enumerate(rows):
+            if keep_hidden:
+                hidden[row].append(step.hidden[at])
+            if final or len(cuts[row][index]) == length:
+                made[row].append(step.memory[at].to(memories[row].dtype))
+                windows[row] = torch.cat([windows[row], made[row][-1][None]])[-model.config.recall_window :]
+                tails[row] = _last(cuts[row][index], model.config.sensory_length)
+    after = [_advance(model.config, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)]
+    none = torch.zeros(0, model.backbone.hidden_size, dtype=model.backbone.dtype, device=model.backbone.device)
+    return after, [torch.cat([none, *parts])[len(state.open_ids) :] for parts, state in zip(hidden, states, strict=True)]
+
+
+class _Summaries:
+    """Eq. 1 for all segments that will recall, computed in batches ahead of the recurrence and handed out once."""
+
+    def __init__(self, steps: Steps, cuts: Sequence[Sequence[Tensor]], has_memory: Sequence[bool]) -> None:
+        self._steps, self._cuts, config = steps, cuts, steps.model.config
+        self._size = max(1, steps.summary_tokens // ((config.summary_length or 0) + 2))
+        self._ahead: Iterator[tuple[int, int]] = iter(
+            (row, index)
+            for index in range(max(map(len, cuts), default=0))
+            for row, cut in enumerate(cuts)
+            if index < len(cut) and (index or has_memory[row]) and config.mode == "hmt"
+        )
+        self._known: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, row: int, index: int) -> Tensor | None:
+        if (row, index) not in self._known:
+            self._next_batch()
+        return self._known.pop((row, index), None)
+
+    def _next_batch(self) -> None:
+        keys = [key for _, key in zip(range(self._size), self._ahead, strict=False)]
+        if keys:
+            summaries = self._steps.summarize([self._cuts[row][index] for row, index in keys])
+            self._known.update(zip(keys, summaries, strict=True))
+
+
+def _advance(config: HMTConfig, state: HMTState, memory: Tensor, made: list[Tensor], text: Tensor, new: int) -> HMTState:
+    closed = min(len(made) * config.segment_length, len(text))
+    keep = max(config.recent_tokens or 0, config.sensory_length)
+    recent = torch.cat([state.recent_ids, text[max(0, closed - keep) : closed]])
+    grown = torch.cat([memory, torch.stack(made)]) if made else memory
+    return HMTState(
+        memory=grown.flatten(0, 1),
+        recent_ids=_last(recent, keep).clone(),
+        open_ids=text[closed:].clone(),
+        segments=state.segments + len(made),
+        tokens=state.tokens + new,
+        held=len(grown),
+    )
+
+
+def _last(ids: Tensor, count: int) -> Tensor:
+    return ids[max(0, len(ids) - count) :]

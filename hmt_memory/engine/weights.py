@@ -1,0 +1,281 @@
+"""How a backbone's weights are loaded from where they lie (`places`), and in which precision.
+
+Knows transformers' loaders; nothing of the network once the weights are there. A GGUF file is converted once to safetensors in
+fp32 (lossless), under a folder named by its hash, moved into place atomically.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BackboneError, ConfigError, HMTError, ModelNotFoundError
+from . import places, trust
+
+DTYPES = ("float32", "bfloat16", "float16")  # what $HMT_DTYPE may name
+_STALE_SECONDS = 24 * 3600
+_PLACE_OPTIONS = ("revision", "cache_dir", "token")
+_SOURCE_OPTIONS = (*_PLACE_OPTIONS, "trust_remote_code")  # what configuration and tokenizer share
+_log = logging.getLogger(__name__)
+
+
+def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", **options: Any) -> tuple[Any, Any]:
+    """A causal language model in eval mode and its tokenizer.
+
+    Args:
+        name: `smollm2-135m-instruct`, a `.gguf` file, a local folder, or a hub id (local copy first, then the network).
+        dtype: "auto" (see `auto_dtype`), or a torch dtype or its name.
+        device: "auto" (see `auto_device`), or a torch device.
+        options: passed to transformers' `from_pretrained`. `trust_remote_code=True` allows a model to run code of its own,
+            `use_safetensors=False` to be a pickle; nothing in a file does.
+
+    Raises:
+        ModelNotFoundError: nothing of that name; the message says what to install or download.
+        BackboneError: the model is not a decoder, or would run code.
+    """
+    options["trust_remote_code"] = options.get("trust_remote_code") is True
+    options.setdefault("use_safetensors", True)
+    place = auto_device() if device == "auto" else named_device(device)
+    options["dtype"] = auto_dtype(place) if dtype == "auto" else named_dtype(dtype)
+    with _quiet(), contextlib.nullcontext() if options["trust_remote_code"] else trust.nothing_asked():
+        folder = local_folder(name)
+        model, tokenizer = _from_hub(name, **options) if folder is None else _from_transformers(folder, **options)
+    return (model if "device_map" in options else model.to(place)).eval(), tokenizer
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder with safetensors for a bundled name, a `.gguf` file or a folder; None: `name` may be a hub id.
+
+    Converts a GGUF file that has not been seen before (about 15 s for 135M parameters).
+    """
+    if name.lower() in places.BUNDLED:
+        return convert_gguf(places.bundled_file(name))
+    path = places.local(name)
+    return convert_gguf(path) if path is not None and path.suffix.lower() == ".gguf" else path
+
+
+def convert_gguf(gguf: Path) -> Path:
+    """Convert once, atomically. Two processes may race: both convert, the first to finish wins, the other's is dropped."""
+    target = places.converted_folder(gguf)
+    if target.is_dir():
+        return target
+    _log.info("converting %s once to %s", gguf.name, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target.parent)
+        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    except OSError as error:
+        raise ConfigError(f"{target.parent} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
+    try:
+        _write_safetensors(gguf, scratch)
+        with contextlib.suppress(OSError):  # another process was first
+            scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if not target.is_dir():
+        raise ModelNotFoundError(f"{target} could not be written. Free disk space, or point HMT_CACHE elsewhere.")
+    return target
+
+
+def _write_safetensors(gguf: Path, folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
+            model, tokenizer = _from_gguf(_alone(gguf, Path(scratch)))
+    except Exception as error:  # whatever a parser meets in a damaged file: struct.error, KeyError, ValueError, ...
+        raise BackboneError(f"{gguf} could not be read as a GGUF model: {error}. Check that it downloaded whole.") from error
+    try:
+        with _quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        for file in folder.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{folder.parent} cannot be written: {error}. Free disk space, or set HMT_CACHE.") from error
+
+
+def _alone(gguf: Path, folder: Path) -> Path:
+    """The file in an empty folder: transformers would also read what lies beside it, a tokenizer's or an adapter's settings."""
+    alone = folder / gguf.name
+    try:
+        alone.symlink_to(gguf.resolve())
+    except OSError:  # Windows allows links to some users only
+        shutil.copyfile(gguf, alone)
+    return alone
+
+
+def _from_gguf(gguf: Path) -> tuple[Any, Any]:
+    import transformers
+
+    # transformers releases that can keep GGUF blocks need to be told to unpack them; earlier ones always do.
+    keep = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
+    source = {"gguf_file": gguf.name, "trust_remote_code": False}
+    with _quiet(), trust.nothing_asked(), contextlib.redirect_stderr(io.StringIO()):
+        load_model = transformers.AutoModelForCausalLM.from_pretrained
+        model = load_model(gguf.parent, dtype=torch.float32, **source, **keep)
+        return model, transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what conversions killed more than a day ago have left."""
+    for left in folder.glob(".converting-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _from_hub(name: str, **options: Any) -> tuple[Any, Any]:
+    """The local copy of a hub id, as a folder: transformers asks the network about an id even when it has the files."""
+    where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
+    folder = places.hub_folder(name, **where)
+    if folder is not None:
+        with contextlib.suppress(ModelNotFoundError):  # only part of it is there
+            return _from_transformers(folder, **options)
+    places.check_hub(name, **{key: options[key] for key in ("revision", "token") if key in options})
+    return _from_transformers(name, **options)
+
+
+def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where = {key: options[key] for key in _SOURCE_OPTIONS if key in options}
+    try:
+        config = AutoConfig.from_pretrained(source, **where)
+    except Exception as error:  # OSError, ValueError, and whatever a damaged configuration leads to
+        raise _refusal(source, error) or ModelNotFoundError(_nothing_there(source)) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
+    _check_files(source, config, **options)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except ValueError as error:
+        otherwise: HMTError = BackboneError(f"{source} ({config.model_type}) is not a decoder-only model: {error}")
+        raise _refusal(source, error) or otherwise from error
+    except Exception as error:  # OSError, RuntimeError, SafetensorError, and whatever a damaged file leads to
+        otherwise = ModelNotFoundError(f"the weights of {source} are incomplete or damaged: {error}. Get them again.")
+        raise _refusal(source, error) or otherwise from error
+    try:
+        return model, AutoTokenizer.from_pretrained(source, **where)
+    except Exception as error:  # OSError, ValueError, and whatever the tokenizers library makes of a damaged file
+        otherwise = ModelNotFoundError(f"the tokenizer of {source} is missing or damaged: {error}. Get it again.")
+        raise _refusal(source, error) or otherwise from error
+
+
+def _refusal(source: str | Path, error: Exception) -> BackboneError | None:
+    said = trust.needs_code(source, error)
+    if "use_safetensors=True" in str(error):  # a hub id without any
+        said = trust.a_pickle(source, "pytorch_model.bin")
+    return None if said is None else BackboneError(said)
+
+
+def _check_files(source: str | Path, config: Any, *, use_safetensors: bool | None, **options: Any) -> None:
+    """Raises BackboneError where transformers would load a pickle, or an adapter that brings another model with it."""
+    from transformers.utils import find_adapter_config_file
+
+    where = {key: options[key] for key in _PLACE_OPTIONS if key in options}
+    if find_adapter_config_file(str(source), **where) is not None:
+        raise BackboneError(
+            f"{source} has a PEFT adapter beside its weights (adapter_config.json), which is not loaded. Load the adapter in "
+            "PEFT, and save what merge_and_unload() returns, or pass it to HMTModel.wrap."
+        )
+    named = str(getattr(config, "transformers_weights", None) or ".safetensors")
+    said = trust.pickled(source) if isinstance(source, Path) else None
+    if said is None and not named.endswith((".safetensors", ".safetensors.index.json")):
+        said = trust.a_pickle(source, named)
+    if use_safetensors is not False and said is not None:
+        raise BackboneError(said)
+
+
+def _nothing_there(source: str | Path) -> str:
+    if isinstance(source, Path):
+        return f"{source} has no readable config.json: it is not a Hugging Face model folder. Check the path."
+    return places.nothing_of(source, "it has no readable config.json")
+
+
+def auto_device() -> torch.device:
+    """CUDA, else Apple's MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def auto_dtype(device: torch.device) -> torch.dtype:
+    """What dtype="auto" means: the precision that $HMT_DTYPE names, else what is fast on `device` (see `fast_dtype`).
+
+    Raises:
+        ConfigError: $HMT_DTYPE names none that a model can be loaded in.
+    """
+    chosen = os.environ.get("HMT_DTYPE")
+    if not chosen:
+        return fast_dtype(device)
+    if chosen not in DTYPES:
+        raise ConfigError(f"HMT_DTYPE={chosen!r} is not a precision. Set it to float32, bfloat16 or float16, or unset it.")
+    return named_dtype(chosen)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it natively (on a CPU: AVX512-BF16 or AMX), fp16 on older GPUs, else fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu":
+        checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        return torch.bfloat16 if any(getattr(torch.cpu, check, bool)() for check in checks) else torch.float32
+    return torch.float32
+
+
+def named_device(device: str) -> torch.device:
+    """A torch device from its name: "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        ConfigError: no such device, or none of this machine's.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device={device!r} cannot be used here. Choose auto, or one that torch finds.") from error
+    return found
+
+
+def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A torch dtype from itself or its name: "float32", "bfloat16", "float16".
+
+    Raises:
+        ConfigError: no floating-point dtype of that name.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(f"dtype={dtype!r} is unknown. Choose auto, float32, bfloat16 or float16.")
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide transformers' progress bars and advice while a model loads; what fails is raised all the same."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as hf_logging
+
+    hub_level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
+        if bars:
+            hf_logging.enable_progress_bar()

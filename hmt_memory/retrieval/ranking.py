@@ -1,0 +1,372 @@
+"""Recall over stored memories: preselect through the index, attend exactly, cite the source, quote it for a view.
+
+Knows collections as shards: numbered segments with an index and with words. One shard is a session's own past, others are
+attached corpora; all of them compete in one softmax. P is recalled as the paper says. Which segments are listed and replayed
+may also depend on the words they share with the query (`selection` in the configuration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engine.backbone import eval_mode
+from ..engine.state import HMTState
+from ..errors import InputError
+from . import lexical
+from .sources import Citation, Message, Shard, quote
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RecalledSegment:
+    """A segment that a query remembers, with its source."""
+
+    segment: int  # counted from 0 in its session or document
+    weight: float  # share of the softmax over what was preselected
+    text: str  # verbatim
+    messages: tuple[Message, ...]  # those it is cut from; none in a corpus
+    token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
+    created_at: datetime  # of the first message, or of the document; UTC
+    coverage: float  # at least this share of the softmax over all segments fell on the preselected ones
+    source: str  # name of the session, or "corpus/document"
+    document: int | None = None  # its id, in a corpus
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # the document's
+
+    @property
+    def id(self) -> str:
+        """Names the segment in its store, as long as it is there."""
+        return f"{self.source}:{self.segment}" if self.document is None else f"{self.source}:{self.document}:{self.segment}"
+
+    def quote(self) -> str:
+        """The text as it is shown to a model, behind its time or source."""
+        return quote(self.text, self.created_at if self.document is None else self.source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it is in short, ready for JSON."""
+        return {"segment": self.segment, "weight": self.weight, "text": self.text, "source": self.source}
+
+
+def quoted(passages: Sequence[str]) -> str:
+    """Passages as they are shown to a model."""
+    return "\n\n".join(["Recalled from earlier:", *passages])
+
+
+_MOST_MISFITS = 3  # passages too long for what is left of the budget, before no more are tried
+
+
+class RecalledSegments(list[RecalledSegment]):
+    """Recalled segments by falling weight."""
+
+    coverage: float = 1.0  # at least this share of the softmax over all segments fell on the preselected ones
+
+
+class Candidates(NamedTuple):
+    """What preselection left of all shards."""
+
+    query: Tensor  # [d] the folded query
+    places: list[tuple[int, int]]  # (shard, position) of each
+    memory: Tensor  # [k, m, d]; here and below, m counts only what may be recalled
+    dropped: int
+    ceiling: float  # no memory embedding left out scores higher
+
+
+def segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment:
+    """A citation with its weight."""
+    return RecalledSegment(
+        segment=cited.segment,
+        weight=weight,
+        text=cited.text,
+        messages=cited.messages,
+        token_span=cited.token_span,
+        created_at=cited.created_at,
+        coverage=coverage,
+        source=cited.source,
+        document=cited.document,
+        metadata=cited.metadata or {},
+    )
+
+
+def preselect(model: HMTModel, shards: Sequence[Shard], summary: Tensor, k: int, extra: Tensor | None = None) -> Candidates:
+    """The k segments of each shard that a summary [d] asks for most; `extra` [e, m, d] are segments that follow the first's."""
+    with torch.no_grad():
+        query = model.recall.fold(summary[None])[0].float()
+    found = Candidates(
+        query, [], torch.zeros(0, model.recalled_slots, model.backbone.hidden_size, device=query.device), 0, float("-inf")
+    )
+    for at, shard in enumerate(shards):
+        hits = shard.search(query.cpu().numpy(), k)
+        memory = torch.from_numpy(hits.memory).to(query.device)
+        places = [(at, int(position)) for position in hits.positions]
+        one = Candidates(query, places, memory, shard.total - len(places), hits.ceiling)
+        if at == 0 and extra is not None:
+            latest = [(at, shard.total + offset) for offset in range(len(extra))]
+            one = _best(one._replace(places=places + latest, memory=torch.cat([memory, extra.to(memory)])), k)
+        found = Candidates(
+            query,
+            found.places + one.places,
+            torch.cat([found.memory.to(one.memory.dtype), one.memory]),
+            found.dropped + one.dropped,
+            max(found.ceiling, one.ceiling),
+        )
+    return found
+
+
+def _best(found: Candidates, k: int) -> Candidates:
+    """The candidates with the k best embeddings (times m, where a segment has m), as an index over all would choose them."""
+    scores = (found.memory.float() @ found.query).flatten()
+    best = scores.topk(min(k * found.memory.shape[1], len(scores)))
+    kept = list(dict.fromkeys((best.indices // max(1, found.memory.shape[1])).tolist()))
+    left_out = len(found.places) - len(kept)
+    ceiling = found.ceiling
+    if left_out:
+        lowest = float(best.values[-1])
+        ceiling = max(ceiling, lowest + 1e-5 * abs(lowest))  # scores may differ by rounding
+    places = [found.places[at] for at in kept]
+    return Candidates(found.query, places, found.memory[kept], found.dropped + left_out, ceiling)
+
+
+def weigh(model: HMTModel, found: Candidates) -> tuple[Tensor, float]:
+    """Eq. 2-3 over candidates: weights [k] that sum to 1, and the covered share of the softmax over everything."""
+    if not len(found.memory):
+        return torch.zeros(0), 1.0
+    with torch.no_grad():
+        ceiling = torch.tensor([found.ceiling], device=found.memory.device)
+        recalled = model.recall(found.query[None], found.memory[None], dropped=found.dropped, ceiling=ceiling, folded=True)
+    return recalled.weights[0].cpu(), float(recalled.coverage.min())
+
+
+class Choice(NamedTuple):
+    """Segments by falling weight."""
+
+    places: list[tuple[int, int]]  # (shard, position) of each
+    weights: list[float]  # sum to 1
+    coverage: float  # at least this share of the softmax over all segments fell on these
+
+
+# How much a segment's recall score counts beside its words' score, both in standard deviations.
+_RECALL_SHARE = 1.0
+
+
+def choose(
+    model: HMTModel, shards: Sequence[Shard], found: Candidates, query: str, k: int, extra: Tensor | None = None
+) -> Choice:
+    """The segments to list or replay for a query: by recall over the candidates, by its words, or by both.
+
+    With both, the logits are the sum of the two scores, each in standard deviations: of the words over all segments, of
+    recall over those preselected. Untrained recall says nothing and is left out; so are words that stand nowhere.
+    """
+    method = model.config.selection
+    by_recall = method != "words" and model.config.mode == "hmt" and bool(found.places)
+    values = (
+        [np.zeros(0)] if method == "recall" else lexical.scores([shard.find(lexical.distinct_terms(query)) for shard in shards])
+    )
+    every = np.concatenate(values)
+    if not every.any():
+        return _by_recall(model, found) if by_recall else Choice([], [], 1.0)
+    every = (every - every.mean()) / (every.std() + 1e-9)
+    first = np.cumsum([0, *map(len, values)])
+    best = np.argsort(-every, kind="stable")[:k]
+    places = [(int(shard), int(at - first[shard])) for at in best for shard in [np.searchsorted(first, at, side="right") - 1]]
+    logits, beyond = every[best], float("-inf")
+    if by_recall and model.is_trained:
+        memory, embedded = _with_embeddings(shards, found, places, extra)
+        scores = (memory.float() @ found.query).mean(dim=1).cpu().numpy()
+        spread, middle = scores.std() + 1e-9, scores.mean()
+        recalled = dict(zip(embedded, (scores - middle) / spread, strict=True))
+        places = [*embedded, *(place for place in places if place not in recalled)]  # a draft's segments are in no index
+        known = [every[first[shard] + at] if at < len(values[shard]) else 0.0 for shard, at in places]
+        logits = np.array(known) + _RECALL_SHARE * np.array([recalled.get(place, 0.0) for place in places])
+        beyond = _RECALL_SHARE * (found.ceiling - middle) / spread
+    elif len(best) < len(every):
+        beyond = 0.0
+    dropped = len(every) - sum(at < len(values[shard]) for shard, at in places)
+    # No segment left out has words that are worth more than the last of the best.
+    return _weighed(places, logits, dropped, float(every[best[-1]]) + beyond)
+
+
+def _by_recall(model: HMTModel, found: Candidates) -> Choice:
+    weights, coverage = weigh(model, found)
+    order = weights.argsort(descending=True, stable=True).tolist()
+    return Choice([found.places[at] for at in order], [float(weights[at]) for at in order], coverage)
+
+
+def _with_embeddings(
+    shards: Sequence[Shard], found: Candidates, places: list[tuple[int, int]], extra: Tensor | None
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The memory of the candidates and of those `places` that are none: [k, m, d], and all of their places."""
+    known = set(found.places)
+    memory, all_places = [found.memory.float()], list(found.places)
+    for number, shard in enumerate(shards):
+        missing = [at for one, at in places if one == number and at < shard.total and (one, at) not in known]
+        if missing:
+            memory.append(torch.from_numpy(shard.embeddings(missing)).to(found.memory.device).float())
+            all_places += [(number, at) for at in missing]
+    if extra is not None:
+        first = shards[0].total
+        missing = [at - first for one, at in places if one == 0 and first <= at < first + len(extra) and (one, at) not in known]
+        memory.append(extra[missing].to(found.memory.device).float())
+        all_places += [(0, first + at) for at in missing]
+    return torch.cat(memory), all_places
+
+
+def _weighed(places: list[tuple[int, int]], logits: np.ndarray, dropped: int, ceiling: float) -> Choice:
+    order = np.argsort(-logits, kind="stable")
+    mass = np.exp(logits - logits.max())
+    covered = mass.sum() / (mass.sum() + dropped * np.exp(min(ceiling - logits.max(), 50.0))) if dropped else 1.0
+    weights = mass / mass.sum()
+    return Choice([places[at] for at in order], [float(weights[at]) for at in order], float(covered))
+
+
+MOST_RECALLED = 1000  # passages of one call
+Sources = Callable[[Callable[[Sequence[Shard]], T]], T]  # lets a function work over shards that belong to one view of the rows
+
+
+def alone(shard: Shard) -> Sources[Any]:
+    """The sources of a stream that nothing is stored of."""
+    return lambda work: work([shard])
+
+
+def recall(model: HMTModel, sources: Sources[RecalledSegments], query: str, top_k: int) -> RecalledSegments:
+    """The segments of all shards that a text remembers most.
+
+    Args:
+        top_k: how many; `MOST_RECALLED` at most are given.
+
+    Raises:
+        InputError: the query is empty or `top_k` below 1.
+    """
+    ids = torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long)
+    if not len(ids) or top_k < 1:
+        raise InputError(
+            "the query is empty: say what to recall for." if not len(ids) else f"top_k={top_k} must be at least 1."
+        )
+    summary = _summary(model, ids)
+    return sources(lambda shards: _listed(model, shards, summary, query, min(top_k, MOST_RECALLED)))
+
+
+def _summary(model: HMTModel, ids: Tensor) -> Tensor | None:
+    """Eq. 1 for the end of a query; None where the model recalls nothing."""
+    if model.config.mode != "hmt":
+        return None
+    with torch.no_grad(), eval_mode(model):
+        (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
+    return summary
+
+
+def _listed(model: HMTModel, shards: Sequence[Shard], summary: Tensor | None, query: str, top_k: int) -> RecalledSegments:
+    result = RecalledSegments()
+    if not any(shard.total for shard in shards):
+        return result
+    k = max(model.config.recall_window, top_k)
+    found = _nothing(model) if summary is None else preselect(model, shards, summary, k)
+    chosen = choose(model, shards, found, query, k)
+    result.coverage = chosen.coverage
+    for (shard, position), weight in zip(chosen.places, chosen.weights, strict=True):
+        if len(result) < top_k and not shards[shard].is_asked(position):
+            result.append(segment(shards[shard].cite(position), weight, result.coverage))
+    return result
+
+
+def _nothing(model: HMTModel) -> Candidates:
+    none = torch.zeros(0, model.recalled_slots, model.backbone.hidden_size)
+    return Candidates(none.new_zeros(model.backbone.hidden_size), [], none, 0, float("-inf"))
+
+
+class ViewRecollection:
+    """What one answer remembers: P recalls from all shards, and the best passages that are not visible are replayed.
+
+    Args:
+        aside: token ids of the block of quotes as it stands in the view, such as `Transcript.aside`.
+        sources: lets this work over all shards, as of one view of the rows.
+        own: whether the first shard is the answering stream's own. What the view shows of it is then not replayed, and
+            segments that the state has beyond it are recalled too.
+        question: what is answered, for the words in it.
+        replay: whether to replay at all.
+    """
+
+    def __init__(
+        self,
+        model: HMTModel,
+        aside: Callable[[str], list[int]],
+        sources: Sources[Any],
+        *,
+        own: bool,
+        question: str,
+        replay: bool = True,
+    ) -> None:
+        self._model, self._aside, self._sources = model, aside, sources
+        self._own, self._replay, self._question = own, replay, question
+        self._chosen: Tensor | None = None
+        self.recalled = RecalledSegments()  # what is replayed, once that is chosen
+
+    def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
+        """[k, m, d] what P recalls from, where the view shows the latest `visible` tokens of the state's."""
+        memory: Tensor = self._sources(lambda shards: self._recall(shards, summary, state, state.tokens - visible))
+        return memory
+
+    def passages(self) -> Tensor:
+        """[t] token ids of the quoted passages: the heaviest that fit into `replay_tokens`, in the order they were said.
+
+        They are chosen for the first view, where the question stands.
+        """
+        return torch.zeros(0, dtype=torch.long) if self._chosen is None else self._chosen
+
+    def _recall(self, shards: Sequence[Shard], summary: Tensor, state: HMTState, visible_from: int) -> Tensor:
+        beyond = self._beyond(shards, state)
+        found = preselect(self._model, shards, summary, self._model.config.recall_window, beyond)
+        if self._chosen is None:
+            chosen = choose(self._model, shards, found, self._question, self._model.config.recall_window, beyond)
+            ids, recalled = self._quoted(shards, chosen, visible_from)
+            self._chosen = torch.tensor(ids, dtype=torch.long)
+            self.recalled.coverage = chosen.coverage
+            self.recalled.extend(recalled)
+        return found.memory
+
+    def _quoted(self, shards: Sequence[Shard], chosen: Choice, visible_from: int) -> tuple[list[int], list[RecalledSegment]]:
+        """Token ids of the heaviest passages that fit, and these by falling weight."""
+        quotes: dict[tuple[int, int], str] = {}
+        recalled: list[RecalledSegment] = []
+        ids: list[int] = []
+        misfits = 0
+        for place, weight in zip(chosen.places, chosen.weights, strict=True) if self._replay else ():
+            cited = self._hidden(shards, place, visible_from)
+            if cited is None:
+                continue
+            longer = quotes | {place: cited.quote()}
+            block = self._aside(quoted([longer[one] for one in sorted(longer)]))
+            if len(block) > (self._model.config.replay_tokens or 0):
+                misfits += 1
+                if misfits == _MOST_MISFITS:
+                    break
+                continue
+            quotes, ids = longer, block
+            recalled.append(segment(cited, weight, chosen.coverage))
+        return ids, recalled
+
+    def _hidden(self, shards: Sequence[Shard], place: tuple[int, int], visible_from: int) -> Citation | None:
+        """The part of a segment that the view does not show anyway, if there is any."""
+        shard, position = place
+        if not (self._own and shard == 0):
+            return shards[shard].cite(position)
+        if position * self._model.config.segment_length >= visible_from:
+            return None
+        cited = shards[shard].cite(position, before=visible_from)
+        return cited if cited.text.strip() else None
+
+    def _beyond(self, shards: Sequence[Shard], state: HMTState) -> Tensor | None:
+        """[e, m, d] the memory of segments that are in no row yet, if there are any."""
+        beyond = state.segments - shards[0].total if self._own else 0
+        if beyond <= 0:
+            return None
+        return self._model.recallable(self._model.by_segment(state)[state.held - beyond :])

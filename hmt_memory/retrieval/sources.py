@@ -1,0 +1,285 @@
+"""What recall searches and cites: a session's own past, and corpora. Knows rows, index and words; runs no model.
+
+A shard is a collection's closed segments as one numbered sequence with an index over their keys.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreDamagedError
+from ..store import lineage
+from ..store.backend import Backend
+from ..store.index.search import Halves
+from ..store.index.vectors import Hits, MemoryIndex
+from ..store.index.words import Postings, WordIndex
+from ..store.rows import DocumentRow, MessageRow
+from ..store.shelf import Shelf
+from . import lexical
+
+if TYPE_CHECKING:
+    from ..store.backend import Transaction
+
+Decode = Callable[[Sequence[int]], str]
+_BROKEN = "\ufffd"  # what half a character decodes to, where a segment's edge cuts it
+
+
+@dataclass(frozen=True)
+class Message:
+    """One stored message."""
+
+    id: int  # what `forget` and `fork` take; never given twice in a session
+    role: str
+    content: str
+    created_at: datetime  # UTC
+    fields: dict[str, Any] = field(default_factory=dict)  # whatever else the message had, such as tool_calls
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as it was added."""
+        return {"role": self.role, "content": self.content, **self.fields}
+
+
+class Citation(NamedTuple):
+    """What a shard says of one of its segments."""
+
+    segment: int  # counted from 0 in its session or document
+    text: str  # verbatim
+    messages: tuple[Message, ...]  # those it is cut from; none in a corpus
+    token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
+    created_at: datetime
+    source: str  # name of the session, or "corpus/document"
+    timed: bool = True  # whether the time says when it was said
+    document: int | None = None  # its id, in a corpus
+    metadata: dict[str, Any] | None = None  # the document's
+
+    def quote(self) -> str:
+        """The citation as it stands in a view."""
+        return quote(self.text, self.created_at if self.messages else self.source) if self.timed else self.text
+
+
+def quote(text: str, origin: datetime | str) -> str:
+    """A text behind the time when it was said, or where it stands."""
+    return f"[{origin:%Y-%m-%d %H:%M}]\n{text}" if isinstance(origin, datetime) else f"[{origin}]\n{text}"
+
+
+class Indexes(NamedTuple):
+    """What a collection's segments are searched by."""
+
+    memory: MemoryIndex
+    words: WordIndex
+
+
+class Shard:
+    """A collection's closed segments, as of when it was made."""
+
+    def __init__(self, database: Backend, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
+        self.database, self.indexes, self.shelf, self.name, self._decode = database, indexes, shelf, name, decode
+        self.total = shelf.total
+
+    def search(self, query: NDArray[np.float32], k: int) -> Hits:
+        """The best segments for a folded query [d]."""
+        with self.database.reading() as db:
+            return self.indexes.memory.search(db, self.shelf, query, k)
+
+    def is_asked(self, position: int) -> bool:
+        """Whether a segment belongs to the question itself."""
+        return False
+
+    def find(self, query: Sequence[str]) -> Postings:
+        """Where distinct words (`words.distinct_terms`) stand."""
+        with self.database.reading() as db:
+            return self.indexes.words.find(db, self.shelf, query)
+
+    def embeddings(self, positions: Sequence[int]) -> Halves:
+        """[k, m, d] the memory embeddings of segments."""
+        with self.database.reading() as db:
+            return self.indexes.memory.embeddings(db, self.shelf, np.array(positions, np.int64))
+
+    def cite(self, position: int, *, before: int | None = None) -> Citation:
+        """A segment's words; only of its tokens before `before`, where that is given."""
+        volume, seq = self.shelf.locate(position)
+        parts = self.shelf.volumes[volume].parts
+        with self.database.reading() as db:
+            (row,) = lineage.segments(db, parts, seq, seq + 1)
+            start, stop = row.tokens
+            span = (start, stop if before is None else max(start, min(stop, before)))
+            return self._cite(db, volume, seq, span)
+
+    def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+        raise NotImplementedError
+
+
+class Draft(NamedTuple):
+    """Messages that are being answered and not stored yet; they follow the last stored token."""
+
+    rows: Sequence[MessageRow] = ()
+    ids: Sequence[int] = ()
+
+
+class SessionShard(Shard):
+    """A session's own past, and segments that a draft fills behind it."""
+
+    length = 0  # L
+    draft = Draft()
+    asked_at: int | None = None  # the token where the question begins, which shares every word with itself
+
+    def cite(self, position: int, *, before: int | None = None) -> Citation:
+        """A segment's words; only of its tokens before `before`, where that is given."""
+        if position < self.total:
+            return super().cite(position, before=before)
+        start, stop = position * self.length, (position + 1) * self.length
+        with self.database.reading() as db:
+            return self._cite(db, 0, position, (start, stop if before is None else max(start, min(stop, before))))
+
+    def cite_open(self, tokens: int) -> Citation:
+        """What of so many tokens was said last and fills no segment yet."""
+        return self.cite(self.total, before=tokens)
+
+    def is_asked(self, position: int) -> bool:
+        """Whether a segment belongs to the question itself."""
+        return self.asked_at is not None and position * self.length >= self.asked_at
+
+    def find(self, query: Sequence[str]) -> Postings:
+        """Where distinct words stand before the question that they are of."""
+        if self.asked_at is None:
+            return super().find(query)
+        until = min(self.total, self.asked_at // self.length)
+        with self.database.reading() as db:
+            return self.indexes.words.find(db, self.shelf, query, until)
+
+    def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+        parts = self.shelf.volumes[volume].parts
+        stored = lineage.size(parts)[1]
+        rows = lineage.messages_in(db, parts, min(span[0], stored), min(span[1], stored))
+        rows += [row for row in self.draft.rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
+
+        def ids(row: MessageRow, start: int, stop: int) -> Sequence[int]:
+            drafted = row.tokens[0] >= stored
+            return (
+                self.draft.ids[start - stored : stop - stored] if drafted else lineage.tokens(db, parts, start, stop).tolist()
+            )
+
+        text = "\n".join(_lines(rows, span, ids, self._decode))
+        return Citation(seq, text, tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name)
+
+
+class StreamShard(Shard):
+    """A stream that is in memory only, with nothing stored: all of its segments follow `total`, like those of a draft.
+
+    Args:
+        ids: tokens of the stream. rows: its messages, none if it is plain text. length: L.
+        slots: memory embeddings of a segment that may be recalled.
+        until: the token where the question begins; segments from there on are not found by their words.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ids: Sequence[int],
+        decode: Decode,
+        *,
+        length: int,
+        slots: int,
+        until: int,
+        rows: Sequence[MessageRow] = (),
+    ) -> None:
+        self.name, self.total, self._decode = name, 0, decode
+        self._ids, self._rows, self._length, self._slots, self._until = ids, rows, length, slots, until
+        self._now = time.time()
+
+    def search(self, query: NDArray[np.float32], k: int) -> Hits:
+        """Nothing is stored."""
+        return Hits(np.zeros(0, np.int64), np.zeros((0, self._slots, len(query)), np.float16), float("-inf"))
+
+    def find(self, query: Sequence[str]) -> Postings:
+        """Where distinct words stand before the question that they are of."""
+        segments = range(0, self._until // self._length * self._length, self._length)
+        counted = [Counter(lexical.terms(self._decode(self._ids[at : at + self._length]))) for at in segments]
+        found = []
+        for word in query:
+            holding = [(at, count[word]) for at, count in enumerate(counted) if word in count]
+            found.append((np.array([at for at, _ in holding], np.int64), np.array([often for _, often in holding], np.int64)))
+        lengths = np.array([sum(count.values()) for count in counted], np.int64)
+        return Postings(lengths, found, np.zeros(min(1, len(lengths)), np.int64))
+
+    def cite(self, position: int, *, before: int | None = None) -> Citation:
+        """A segment's words; only of its tokens before `before`, where that is given."""
+        start, stop = position * self._length, min((position + 1) * self._length, len(self._ids))
+        span = (start, stop if before is None else max(start, min(stop, before)))
+        rows = [row for row in self._rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
+        if self._rows:
+            lines = list(_lines(rows, span, lambda row, low, high: self._ids[low:high], self._decode))
+            text, messages = "\n".join(lines), tuple(map(as_message, rows))
+        else:
+            text, messages = _trimmed(self._decode(self._ids[slice(*span)]), span, (0, len(self._ids))), ()
+        return Citation(position, text, messages, span, utc(self._now), self.name, timed=False)
+
+
+class CorpusShard(Shard):
+    """A corpus: a volume for each document."""
+
+    def __init__(self, database: Backend, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
+        super().__init__(database, indexes, shelf, name, decode)
+        self._known: dict[int, DocumentRow] = {}  # those that were cited, without their texts
+
+    def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+        document = self._document(db, self.shelf.documents[volume])
+        parts = self.shelf.volumes[volume].parts
+        text = _trimmed(self._decode(lineage.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
+        source = f"{self.name}/{document.body['name']}"
+        return Citation(
+            seq, text, (), span, utc(document.created_at), source, document=document.id, metadata=document.body["metadata"]
+        )
+
+    def _document(self, db: Transaction, id: int) -> DocumentRow:
+        if id not in self._known:
+            (collection, _, _) = self.shelf.version or (0, 0, 0)
+            row = db.find_document(collection, id)
+            if row is None:
+                raise StoreDamagedError(f"document {id} is missing from the store. Restore a backup.")
+            self._known[id] = row._replace(body={**row.body, "text": ""})
+        return self._known[id]
+
+
+def _lines(
+    rows: Sequence[MessageRow],
+    span: tuple[int, int],
+    ids: Callable[[MessageRow, int, int], Sequence[int]],
+    decode: Decode,
+) -> Iterator[str]:
+    """What each message says within a span; `ids` gives the tokens [start, stop) of one."""
+    for row in rows:
+        start, stop = _overlap(span, row.content)
+        said = _trimmed(decode(ids(row, start, stop)), (start, stop), row.content)
+        if said.strip():
+            yield f"{row.body['role']}: {said}"
+
+
+def _overlap(span: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
+    start = max(span[0], whole[0])
+    return start, max(start, min(span[1], whole[1]))
+
+
+def _trimmed(text: str, span: tuple[int, int], whole: tuple[int, int]) -> str:
+    """The text of a span without the halves of characters that its edges cut out of the whole."""
+    text = text.lstrip(_BROKEN) if span[0] > whole[0] else text
+    return text.rstrip(_BROKEN) if span[1] < whole[1] else text
+
+
+def as_message(row: MessageRow) -> Message:
+    """A message as users see it."""
+    fields = {name: value for name, value in row.body.items() if name not in ("role", "content")}
+    return Message(row.id, row.body["role"], row.body["content"] or "", utc(row.created_at), fields)
+
+
+def utc(seconds: float) -> datetime:
+    """A stored time."""
+    return datetime.fromtimestamp(seconds, timezone.utc)

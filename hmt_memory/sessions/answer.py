@@ -1,0 +1,111 @@
+"""An answer being written from a view: its text piece by piece, the calls in it, and what came back for it.
+
+Knows a generation and what it was asked in; what is stored of it is the session's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..chat.grammar import Constraint, Speech, form_of, tool_choice_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..chat.tools import ToolCall
+    from ..engine.generate import Generation, Usage
+    from ..model import HMTModel
+    from ..retrieval.ranking import RecalledSegments, ViewRecollection
+
+
+class Request:
+    """What an answer is asked in: which functions it may call, what form it has, what ends it.
+
+    Args:
+        tools, schema: see `constrained.form_of`. tool_choice: see `constrained.tool_choice_of`.
+        decoding: other options of `HMTModel.generate`.
+    """
+
+    def __init__(
+        self,
+        model: HMTModel,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        schema: Mapping[str, Any] | None = None,
+        stop: str | Sequence[str] | None = None,
+        **decoding: Any,
+    ) -> None:
+        choice = tool_choice_of(tool_choice, tools)
+        self.may_call = bool(tools) and choice != "none"
+        self._stop = [stop] if isinstance(stop, str) else list(stop or ())
+        self._decoding = decoding
+        form = form_of(tools, choice, schema)
+        if form is not None:
+            limit = decoding.setdefault("max_new_tokens", 256)
+            constraint = Constraint(model.backbone, form, limit=limit)
+            decoding["logits_processors"] = [constraint, *decoding.get("logits_processors", ())]
+
+    def options(self, stop: Sequence[str]) -> dict[str, Any]:
+        """For `HMTModel.generate`; `stop`: what ends an answer anyway."""
+        return {**self._decoding, "stop": [*self._stop, *stop]}
+
+
+class Answer(Iterator[str]):
+    """An answer being written: iterate for pieces of its text. Functions that it calls are no text: `tool_calls` has them.
+
+    When it is finished, `text`, `tool_calls`, `finish_reason` and `usage` are set.
+    """
+
+    def __init__(self, generation: Generation, memory: ViewRecollection, *, may_call: bool = False) -> None:
+        self._generation, self._memory = generation, memory
+        self._speech = Speech(tools=may_call)
+        self.text = ""  # the answer so far
+
+    def __next__(self) -> str:
+        while (free := self._advance()) is not None:
+            if free:
+                return free
+        raise StopIteration
+
+    def _advance(self) -> str | None:
+        """The next free text, which may be none yet; None after the last."""
+        if self._ended:
+            return None
+        piece = next(self._generation, None)
+        if piece is None and not self._ended:
+            return None  # it failed before
+        free = self._speech.push(piece or "") + (self._speech.finish() if self._ended else "")
+        self.text += free
+        return free
+
+    @property
+    def _ended(self) -> bool:
+        return self._generation.finish_reason is not None
+
+    def finish(self) -> Self:
+        """Run to the end without looking at the pieces."""
+        for _ in self:
+            pass
+        return self
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The functions that the model wants called."""
+        return self._speech.tool_calls
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`stop`, `length` or `tool_calls` once it is finished."""
+        return "tool_calls" if self.tool_calls else self._generation.finish_reason
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of what was asked, of the answer and of the view."""
+        return self._generation.usage
+
+    @property
+    def recalled(self) -> RecalledSegments:
+        """The passages that were replayed to the model, by falling weight; chosen with the first piece."""
+        return self._memory.recalled

@@ -1,0 +1,166 @@
+"""Writing a session into one file: row by row, in one view of the store, so that its length does not matter.
+
+Knows the rows and the file; what may stand in it is `layout`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from ... import __version__
+from ...errors import HMTError, SessionNotFoundError, StoreError
+from ...store import lineage
+from ...store.backend import Backend
+from ...store.rows import CollectionRow, Lineage, ModelRow
+from . import layout, messages
+from .container import fair
+
+if TYPE_CHECKING:
+    from ...store.backend import Transaction
+
+_MESSAGES, _TOKENS, _SEGMENTS = 32, 1 << 16, 64  # rows fetched at once
+_TIME = (1980, 1, 1, 0, 0, 0)  # ZIP's own: the same session gives the same file
+_LARGE = 1 << 30  # bytes from which on a file in a ZIP may need 64-bit sizes
+
+Content = Mapping[str, Callable[[], Iterator[bytes]]]  # what each file holds, to be gone through as often as needed
+
+
+class _Measured(NamedTuple):
+    bytes: int
+    sha256: str
+    packed: int  # bytes after deflation
+
+
+def export_session(database: Backend, id: int, path: Path) -> None:
+    """Write the session of that id to `path`, replacing it whole or not at all. Only its owner can read the file.
+
+    A link at `path` is replaced, not followed.
+
+    Raises:
+        SessionNotFoundError: it was deleted. StoreError: the file cannot be written, or the session is beyond a limit of the
+        format.
+    """
+    with database.reading() as db:
+        row = db.collection(id)
+        if row is None:
+            raise SessionNotFoundError("the session was deleted.")
+        parts = lineage.of(db, row)
+        content = _content(db, parts)
+        try:
+            measured = {name: _measured(blocks()) for name, blocks in content.items()}
+            for name, found in measured.items():
+                layout.check(found.bytes <= layout.MOST_BYTES, f"{name} would be over {layout.MOST_BYTES >> 30} GiB")
+            manifest = json.dumps(_manifest(db, row, parts, measured), indent=2, ensure_ascii=False).encode()
+            layout.check(len(manifest) <= layout.MOST_MANIFEST_BYTES, "its manifest would be too large")
+        except layout.Unfit as error:
+            raise StoreError(f"session {row.name!r} cannot be exported: {error}. Forget that part of it first.") from error
+        with _replacing(path) as file:
+            _write(file, manifest, content, measured)
+
+
+def _content(db: Transaction, parts: Lineage) -> Content:
+    count, tokens = lineage.size(parts)
+    segments = lineage.segment_count(db, parts)
+
+    def lines() -> Iterator[bytes]:
+        for at in range(0, count, _MESSAGES):
+            block = lineage.messages(db, parts, at, min(at + _MESSAGES, count))
+            yield b"".join(messages.written(message) for message in block)
+
+    def ids() -> Iterator[bytes]:
+        for at in range(0, tokens, _TOKENS):
+            yield lineage.tokens(db, parts, at, min(at + _TOKENS, tokens)).astype("<u4").tobytes()
+
+    def memory() -> Iterator[bytes]:
+        for at in range(0, segments, _SEGMENTS):
+            yield b"".join(row.memory for row in lineage.segments(db, parts, at, min(at + _SEGMENTS, segments)))
+
+    return {layout.MESSAGES: lines, layout.TOKENS: ids, layout.MEMORY: memory}
+
+
+def _measured(blocks: Iterator[bytes]) -> _Measured:
+    digest, packer = hashlib.sha256(), zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    size = packed = 0
+    for block in blocks:
+        digest.update(block)
+        size += len(block)
+        packed += len(packer.compress(block))
+    return _Measured(size, digest.hexdigest(), packed + len(packer.flush()))
+
+
+def _manifest(db: Transaction, row: CollectionRow, parts: Lineage, measured: Mapping[str, _Measured]) -> dict[str, Any]:
+    count, tokens = lineage.size(parts)
+    return {
+        "format": layout.FORMAT,
+        "version": layout.VERSION,
+        "written_by": f"hmt-memory {__version__}",
+        "name": row.name,
+        "created_at": row.created_at,
+        "updated_at": row.updated_at,
+        "next_id": row.next_id,
+        "retention": row.settings.get("retention", {}),
+        "model": None if row.model is None else _model(db.model(row.model)),
+        "messages": count,
+        "tokens": tokens,
+        "segments": lineage.segment_count(db, parts),
+        "files": {name: {"bytes": found.bytes, "sha256": found.sha256} for name, found in measured.items()},
+    }
+
+
+def _model(row: ModelRow) -> dict[str, Any]:
+    """What made the memory; its name, which may be any path and is no part of the digest, in printable characters."""
+    name = "".join(char if char.isprintable() else "?" for char in row.parts["backbone"]["name"])
+    return {"digest": row.digest, "parts": {**row.parts, "backbone": {**row.parts["backbone"], "name": name}}}
+
+
+def _write(file: IO[bytes], manifest: bytes, content: Content, measured: Mapping[str, _Measured]) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(layout.MANIFEST, _TIME), manifest, compress_type=zipfile.ZIP_DEFLATED)
+        for name, blocks in content.items():
+            size, _, packed = measured[name]
+            info = zipfile.ZipInfo(name, _TIME)
+            deflate = name != layout.MEMORY and fair(packed, size)
+            info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+            with archive.open(info, "w", force_zip64=size > _LARGE) as member:
+                for block in blocks():
+                    member.write(block)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of `path` when the block ends, and none if it raises."""
+    scratch = None
+    try:
+        handle, scratch = tempfile.mkstemp(prefix=".hmt-export-", dir=path.parent)  # a name and a file of our own, mode 0600
+        with open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+        _sync(path.parent)
+    except HMTError:
+        raise
+    except OSError as error:
+        raise StoreError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
+    finally:
+        if scratch is not None:
+            with suppress(OSError):
+                os.unlink(scratch)
+
+
+def _sync(folder: Path) -> None:
+    with suppress(OSError):  # not every system syncs folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

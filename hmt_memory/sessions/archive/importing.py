@@ -1,0 +1,117 @@
+"""Adding an exported session to a store: a pass that checks all of the file, then one that copies it into rows.
+
+The first needs no lock. The second is one transaction, and hashes again what it reads: a file that changes in between leaves
+nothing behind. Neither holds more than a block or the largest message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...store import lineage
+from ...store.rows import CollectionRow, MessageRow, SegmentRow, chain
+from . import layout
+from .agreement import UNVERIFIED
+from .container import BLOCK_BYTES, Archive, opened
+from .layout import check
+from .manifest import Manifest, Model
+from .messages import read_messages
+
+if TYPE_CHECKING:
+    from ...store.backend import Transaction
+    from ..memory_store import MemoryStore
+
+_BATCH_BYTES = 1 << 16  # of messages and their tokens that are stored together
+
+
+def import_session(store: MemoryStore, path: Path, name: str | None) -> CollectionRow:
+    """Add the session of an exported file under `name` (None: its own); its row.
+
+    Its tokens are not compared with its messages here, which takes the model: `settle` does it before a model uses them.
+
+    Raises:
+        StoreError: the file cannot be read. StoreDamagedError: it is not whole. SessionExistsError: the name is taken.
+        InputError: nothing can be called so. Nothing is stored then.
+    """
+    from ..memory_store import normal
+
+    with opened(path) as archive:
+        wanted = normal(archive.manifest.name if name is None else name)
+        with store.database.reading() as db:
+            store.check_new(db, "session", wanted)
+        _check(archive)
+        with store.database.writing() as db:
+            store.check_new(db, "session", wanted)
+            return _copy(db, archive, wanted)
+
+
+def _check(archive: Archive) -> None:
+    """Raises Unfit unless every file is what the manifest says, and can be stored."""
+    model = archive.manifest.model
+    with archive.part(layout.MESSAGES) as part:
+        for _ in read_messages(part.lines(), archive.manifest):
+            pass
+    with archive.part(layout.TOKENS) as part:
+        for block in part.blocks():
+            known = model is not None and int(np.frombuffer(block, "<u4").max()) < model.vocabulary
+            check(known, "it holds tokens that its model does not know")
+    with archive.part(layout.MEMORY) as part:
+        for block in part.blocks():
+            check(bool(np.isfinite(np.frombuffer(block, "<f2")).all()), "a memory embedding is not finite")
+
+
+def _copy(db: Transaction, archive: Archive, name: str) -> CollectionRow:
+    manifest = archive.manifest
+    stream = lineage.add_stream(db)
+    _copy_messages(db, archive, stream)
+    number = None
+    if manifest.model is not None:
+        _copy_memory(db, archive, stream, manifest.model)
+        number = db.add_model(manifest.model.digest, manifest.model.parts)
+    new = db.add_collection("session", name, stream=stream, now=manifest.created_at)
+    row = replace(new, model=number, next_id=manifest.next_id, updated_at=manifest.updated_at, settings=_settings(manifest))
+    return db.update_collection(row)
+
+
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    unverified = {UNVERIFIED: True} if manifest.tokens else {}
+    return {"retention": dict(manifest.retention), **unverified}
+
+
+def _copy_messages(db: Transaction, archive: Archive, stream: int) -> None:
+    with archive.part(layout.MESSAGES) as lines, archive.part(layout.TOKENS) as tokens:
+        for batch in _batches(read_messages(lines.lines(), archive.manifest)):
+            data = tokens.read(4 * (batch[-1].tokens[1] - batch[0].tokens[0]))
+            lineage.append_messages(db, stream, batch, np.frombuffer(data, "<u4").astype(np.uint32))
+
+
+def _batches(messages: Iterable[tuple[MessageRow, int]]) -> Iterator[list[MessageRow]]:
+    batch: list[MessageRow] = []
+    size = 0
+    for message, weight in messages:
+        batch.append(message)
+        size += weight
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _copy_memory(db: Transaction, archive: Archive, stream: int, model: Model) -> None:
+    parts, size, digest = lineage.of_stream(db, stream), model.segment_bytes, b""
+    together = max(1, BLOCK_BYTES // max(size, lineage.TOKENS_PER_ROW))
+    with archive.part(layout.MEMORY) as part:
+        for first in range(0, archive.manifest.segments, together):
+            numbers = range(first, min(first + together, archive.manifest.segments))
+            rows = []
+            for at in numbers:
+                span, memory = (at * model.segment_length, (at + 1) * model.segment_length), part.read(size)
+                digest = chain(digest, span, memory, None)
+                rows.append(SegmentRow(at, span, memory, None, digest))
+            lineage.append_segments(db, parts, rows)

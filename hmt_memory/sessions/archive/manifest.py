@@ -1,0 +1,215 @@
+"""The manifest of an exported session: what is in the file, and which model made its memory. Every field is checked.
+
+Knows JSON and what a fingerprint's parts are; opens no file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from ...config import HMTConfig
+from ...engine.fingerprint import digest_of
+from ...errors import ConfigError, StoreError
+from . import layout
+from .layout import check, record, whole
+
+_KEYS = (
+    *("format", "version", "written_by", "name", "created_at", "updated_at", "next_id"),
+    *("retention", "model", "messages", "tokens", "segments", "files"),
+)
+_PARTS = ("backbone", "tokenizer", "memory", "adapter", "config", "start_ids")
+_BACKBONE = ("name", "model_type", "hidden_size", "num_hidden_layers", "vocab_size", "weights_digest")
+_CONFIG = (
+    *("segment_length", "summary_length", "sensory_length", "recall_window", "recall_dim"),
+    *("memory_tokens", "memory_input", "mode"),
+)
+_SHORTEN = "Forget some of the session, and export it again."
+_LONGEST_NAME = 4096  # of a backbone, which may be a path
+_MOST_START_IDS = 64
+_FIRST_TIME, _LAST_TIME = -62_135_510_400.0, 253_402_128_000.0  # a day inside what a datetime holds, for every time zone
+
+
+class Stated(NamedTuple):
+    """What the manifest says of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Model(NamedTuple):
+    """The model that made a memory."""
+
+    digest: str
+    parts: Mapping[str, Any]
+
+    @property
+    def segment_length(self) -> int:
+        """Tokens of a segment."""
+        return int(self.parts["config"]["segment_length"])
+
+    @property
+    def segment_bytes(self) -> int:
+        """Size of the memory of one segment: m embeddings of width d in float16."""
+        config = self.parts["config"]
+        slots = 0 if config["mode"] == "plain" else config["memory_tokens"]
+        return 2 * int(slots) * int(self.parts["backbone"]["hidden_size"])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it knows."""
+        return int(self.parts["backbone"]["vocab_size"])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an exported session says of itself; its numbers fit one another."""
+
+    name: str
+    created_at: float
+    updated_at: float
+    next_id: int
+    retention: Mapping[str, float]
+    model: Model | None
+    messages: int
+    tokens: int
+    segments: int
+    files: Mapping[str, Stated]
+
+    @classmethod
+    def read(cls, text: bytes) -> Manifest:
+        """The manifest of a file.
+
+        Raises:
+            Unfit: a field is missing, unknown, or of another type or range, or the counts do not fit the sizes. StoreError: a
+            newer version wrote it.
+        """
+        found = layout.parsed(text, "the manifest")
+        check(isinstance(found, dict) and found.get("format") == layout.FORMAT, "it is not an exported session")
+        if found.get("version") != layout.VERSION:
+            raise StoreError(
+                f"the exported session is of version {str(found.get('version'))[:20]!r} of its format, and this program reads "
+                f"{layout.VERSION}. Upgrade hmt-memory."
+            )
+        record(found, _KEYS, "the manifest")
+        made = cls(
+            name=_text(found["name"], _LONGEST_NAME, "the name of the session"),
+            created_at=time(found["created_at"], "created_at"),
+            updated_at=time(found["updated_at"], "updated_at"),
+            next_id=whole(found["next_id"], 1, layout.LARGEST_ID, "next_id"),
+            retention=_retention(found["retention"]),
+            model=None if found["model"] is None else _model(found["model"]),
+            messages=whole(found["messages"], 0, layout.MOST_BYTES, "the number of messages"),
+            tokens=whole(found["tokens"], 0, layout.MOST_BYTES, "the number of tokens"),
+            segments=whole(found["segments"], 0, layout.MOST_BYTES, "the number of segments"),
+            files=_files(found["files"]),
+        )
+        made._check_counts()
+        return made
+
+    def _check_counts(self) -> None:
+        length, size = (1, 0) if self.model is None else (self.model.segment_length, self.model.segment_bytes)
+        content = self.messages or self.tokens or self.segments
+        check(self.model is not None or not content, "it holds a conversation of no model")
+        check(self.segments * length <= self.tokens, "it holds more segments than tokens for them")
+        check(self.files[layout.TOKENS].bytes == 4 * self.tokens, "its tokens are not as many as it says")
+        check(self.files[layout.MEMORY].bytes == size * self.segments, "its memories are not as many as it says")
+        least, most = self.messages, self.messages * layout.MOST_MESSAGE_BYTES
+        check(least <= self.files[layout.MESSAGES].bytes <= most, "its messages are not as many as it says")
+
+
+def time(value: Any, what: str) -> float:
+    """Seconds since 1970, if a datetime can show them."""
+    check(type(value) in (int, float) and _FIRST_TIME <= value <= _LAST_TIME, f"{what} is no time that can be shown")
+    return float(value)
+
+
+def _retention(value: Any) -> dict[str, float]:
+    check(isinstance(value, dict) and set(value) <= {"messages", "seconds"}, "its retention is no object of limits")
+    found: dict[str, float] = {}
+    if "messages" in value:
+        found["messages"] = whole(value["messages"], 1, layout.LARGEST_ID, "the retention's number of messages")
+    if "seconds" in value:
+        seconds = value["seconds"]
+        holds = type(seconds) in (int, float) and math.isfinite(seconds) and 0 < seconds <= timedelta.max.total_seconds()
+        check(holds, "the retention's age is no positive number of seconds")
+        found["seconds"] = seconds
+    return found
+
+
+def _files(value: Any) -> dict[str, Stated]:
+    found = {}
+    for name, stated in record(value, layout.CONTENT, "the list of files").items():
+        record(stated, ("bytes", "sha256"), f"what it says of {name}")
+        size = whole(stated["bytes"], 0, 1 << 63, f"the size of {name}")
+        check(size <= layout.MOST_BYTES, f"{name} is over {layout.MOST_BYTES >> 30} GiB, the most that it may be", _SHORTEN)
+        found[name] = Stated(size, _hex(stated["sha256"], 64, f"the digest of {name}"))
+    return found
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+def _model(value: Any) -> Model:
+    """What `fingerprint` writes, and nothing else: whatever reads it may rely on every field."""
+    record(value, ("digest", "parts"), "its model")
+    parts = value["parts"]
+    check(isinstance(parts, dict) and isinstance(parts.get("backbone"), dict), "the parts of its model are no object")
+    nameless = parts["backbone"].get("weights_digest") is None  # by its digest: then the precision is a part
+    record(parts, (*_PARTS, "dtype") if nameless else _PARTS, "the parts of its model")
+    _backbone(parts["backbone"])
+    for name in ("tokenizer", "memory", "adapter"):
+        if parts[name] is not None:
+            _hex(parts[name], 16, f"the {name} of its model")
+    if nameless:
+        check(isinstance(parts["dtype"], str) and parts["dtype"].startswith("torch."), "the precision of its model is unknown")
+        _text(parts["dtype"], 40, "the precision of its model")
+    _config(parts["config"])
+    _start_ids(parts["start_ids"], parts["backbone"]["vocab_size"])
+    check(digest_of(parts) == value["digest"], "the digest of its model does not fit the parts")
+    made = Model(value["digest"], parts)
+    check(made.segment_bytes <= layout.MOST_SEGMENT_BYTES, "the memory of one of its segments is over 16 MiB")
+    return made
+
+
+def _backbone(value: Any) -> None:
+    record(value, _BACKBONE, "the backbone of its model")
+    _text(value["name"], _LONGEST_NAME, "the name of its model")
+    _text(value["model_type"], 200, "the type of its model")
+    whole(value["hidden_size"], 1, 1 << 20, "the width of its model")
+    whole(value["num_hidden_layers"], 0, 1 << 20, "the number of layers of its model")
+    whole(value["vocab_size"], 1, 1 << 32, "the vocabulary of its model")
+    if value["weights_digest"] is not None:
+        _hex(value["weights_digest"], 16, "the digest of its model's weights")
+
+
+def _config(value: Any) -> None:
+    check(isinstance(value, dict), "the config of its model is no object")
+    record(value, (*_CONFIG, *(["recalled_tokens"] if "recalled_tokens" in value else [])), "the config of its model")
+    for name in set(value) - {"memory_input", "mode"}:
+        whole(value[name], 0, 1 << 31, f"{name} of its model")
+    try:
+        HMTConfig.from_dict(value)
+    except ConfigError as error:
+        raise layout.Unfit(f"the config of its model is impossible: {error}") from error
+
+
+def _start_ids(value: Any, vocabulary: int) -> None:
+    check(isinstance(value, list) and len(value) <= _MOST_START_IDS, "the start tokens of its model are no short list")
+    for token in value:
+        whole(token, 0, vocabulary - 1, "a start token of its model")
+
+
+def _text(value: Any, longest: int, what: str) -> str:
+    holds = isinstance(value, str) and 0 < len(value) <= longest and value.isprintable()
+    check(holds, f"{what} is no printable text of 1 to {longest} characters")
+    return str(value)
+
+
+def _hex(value: Any, digits: int, what: str) -> str:
+    check(isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None, f"{what} is no digest")
+    return str(value)

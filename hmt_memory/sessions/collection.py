@@ -1,0 +1,116 @@
+"""What sessions and corpora share: a row in a store, the model that reads into it, one reader at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from ..chat.transcript import Transcript
+from ..engine.fingerprint import Fingerprint, fingerprint, matching
+from ..errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
+from ..store.index.derived import RewrittenError
+from ..store.rows import CollectionRow
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+    from ..store.backend import Transaction
+    from .memory_store import MemoryStore
+
+T = TypeVar("T")
+log = logging.getLogger("hmt_memory")
+
+
+class Collection:
+    """A session or a corpus in a store.
+
+    Raises:
+        ModelMismatchError: another model made its memory.
+    """
+
+    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None = None) -> None:
+        self._store, self._database, self._model = store, store.database, model
+        self._id, self._kind, self.name = row.id, row.kind, row.name
+        if model is not None:
+            self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
+            with self._database.reading() as db:
+                matching(db, row, self._made_by)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    @property
+    def kind(self) -> str:
+        """What it is: "session" or "corpus"."""
+        return self._kind
+
+    def version(self) -> tuple[int, int]:
+        """Two numbers that change: the first when something is rewritten or erased, the second with anything."""
+        with self._database.reading() as db:
+            row = self._row(db)
+        return row.epoch, row.revision
+
+    def made_by(self) -> Fingerprint | None:
+        """The model that made the memory; None where nothing was added yet."""
+        with self._database.reading() as db:
+            row = self._row(db)
+            return None if row.model is None else Fingerprint.of(db.model(row.model))
+
+    def _needs_model(self) -> HMTModel:
+        if self._model is None:
+            kind = self._kind
+            raise InputError(f"{kind} {self.name!r} was opened without a model. Open it with one: store.{kind}(name, model)")
+        return self._model
+
+    def _row(self, db: Transaction) -> CollectionRow:
+        row = db.collection(self._id)
+        if row is None:
+            raise SessionNotFoundError(f"{self._kind} {self.name!r} was deleted.")
+        return row
+
+    def _own_row(self, db: Transaction) -> CollectionRow:
+        """The row, if it is this model's."""
+        row = self._row(db)
+        matching(db, row, self._made_by)
+        return row
+
+    def _in_one_view(self, work: Callable[[], T]) -> T:
+        """Work on one view of the rows; where an index is ahead of it, on another one."""
+        deadline = time.monotonic() + self._database.timeout
+        while True:
+            try:
+                with self._database.reading():
+                    return work()
+            except RewrittenError:
+                if time.monotonic() > deadline:
+                    raise
+
+    @contextmanager
+    def _stored_already(self) -> Iterator[None]:
+        """What fails to be written here is derived from what is on disk already, and made by the next call instead."""
+        try:
+            yield
+        except StoreDamagedError:
+            raise
+        except (StoreError, SessionBusyError) as error:
+            level = logging.DEBUG if isinstance(error, SessionBusyError) else logging.WARNING  # whoever is at it reads it
+            log.log(level, "%s %r is stored, but reading it into memory waits: %s", self._kind, self.name, error)
+
+    @contextmanager
+    def _reading(self, *, wait: bool = True) -> Iterator[None]:
+        """One reader at a time: threads queue, another process waits briefly. Raises SessionBusyError where it gives up."""
+        mutex = self._store.reading_mutex(self._id)
+        if not mutex.acquire(blocking=wait):
+            raise SessionBusyError(f"another thread is reading into {self._kind} {self.name!r}. Try again.")
+        with ExitStack() as held:
+            held.callback(mutex.release)
+            try:
+                held.enter_context(self._database.lock(f"{self._kind}-{self._id}", timeout=None if wait else 0))
+            except SessionBusyError as error:
+                raise SessionBusyError(
+                    f"another process has been writing {self._kind} {self.name!r} for {self._database.timeout:g} s. Nothing "
+                    "was stored; try again, or open the store with a longer timeout."
+                ) from error
+            yield

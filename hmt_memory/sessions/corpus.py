@@ -1,0 +1,184 @@
+"""A corpus: documents read once, each a stream of its own, to recall from in any session.
+
+Knows the model and the records; what takes no model is `stored_corpus`'s. A document is on disk before it is read; what a crash
+left unread is read by the next call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import InputError
+from ..retrieval import ranking
+from ..retrieval.ranking import RecalledSegments, Sources, ViewRecollection
+from ..retrieval.sources import CorpusShard
+from ..store import lineage
+from ..store.rows import CollectionRow, DocumentRow, Lineage, as_array
+from .answer import Answer, Request
+from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
+from .stored_corpus import StoredCorpus
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+    from ..store.backend import Transaction
+    from .memory_store import MemoryStore
+
+
+class Corpus(StoredCorpus):
+    """Documents in a store, and the model that reads and answers; `MemoryStore.corpus` makes it."""
+
+    def add_documents(
+        self,
+        documents: Iterable[Any],
+        *,
+        replace_named: bool = False,
+        replacing: Sequence[int] = (),
+        progress: Progress | None = None,
+    ) -> list[int]:
+        """Add documents and read them into memory. They are on disk when it returns.
+
+        Args:
+            documents: strings, dicts with "text" and optionally "name" and "metadata" (JSON), or (name, text) pairs.
+            replace_named: whether they take the place of documents of the same names, which are erased.
+            replacing: ids of documents that they take the place of; what is not there any more is no fault.
+            progress: called with the tokens read so far and the tokens to read.
+
+        Returns:
+            The documents' ids, for `remove`.
+
+        Raises:
+            InputError: a document has no text. SessionBusyError: another process is reading into this corpus. StoreError: the
+            disk is full or failing. Nothing is stored then.
+        """
+        model = self._needs_model()
+        bodies = [_body(document) for document in documents]
+        ids = [as_array(model.backbone.encode(body["text"], literal=True)) for body in bodies]
+        if not bodies:
+            return []
+        with self._reading():
+            with self._database.writing() as db:
+                row = self._own_row(db)
+                now = self._store.now()
+                given_up = self._replaced(db, row, {body["name"] for body in bodies} if replace_named else (), replacing)
+                row, erasure = self._erase(db, row, given_up)
+                for offset, (body, tokens) in enumerate(zip(bodies, ids, strict=True)):
+                    stream = lineage.add_stream(db)
+                    lineage.append_messages(db, stream, [], tokens)
+                    db.add_document(row.id, DocumentRow(row.next_id + offset, stream, body, now))
+                number = db.add_model(self._made_by.digest, self._made_by.parts)
+                changed = replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now)
+                db.update_collection(changed)
+            with self._stored_already():
+                self._store.finish_erasing(erasure)
+            with self._stored_already():
+                self._read_pending(progress)
+        return [row.next_id + offset for offset in range(len(bodies))]
+
+    def _replaced(self, db: Transaction, row: CollectionRow, names: Iterable[str], ids: Iterable[int]) -> list[DocumentRow]:
+        """The documents of these names, and those of these ids that are there."""
+        named = [document for name in names for document in db.documents_named(row.id, name)]
+        known = [db.find_document(row.id, id) for id in set(ids)]
+        return list({document.id: document for document in [*named, *known] if document is not None}.values())
+
+    def recall(self, query: str, top_k: int = 5, *, others: Sequence[Corpus] = ()) -> RecalledSegments:
+        """The segments a text remembers most; as `Session.recall`. `others`: corpora to recall from as well."""
+        return ranking.recall(self._needs_model(), self._sources(others), query, top_k)
+
+    def ask(self, question: str, *others: Corpus, system: str | None = None, **decoding: Any) -> Answer:
+        """Answer one question from this corpus: an iterator of text pieces, with `.recalled`. Nothing is stored.
+
+        Args:
+            others: corpora of the same model to recall from as well.
+            system: pinned instead of the template's own system text. decoding: see `answer.Request`.
+        """
+        model = self._needs_model()
+        request = Request(model, **decoding)
+        memory = ViewRecollection(model, self._transcript.aside, self._sources(others), own=False, question=question)
+        turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
+        generation = model.generate(
+            [*turn.ids, *self._transcript.answer_opening()],
+            pinned=self._transcript.pinned(system),
+            recollection=memory,
+            **request.options(self._transcript.stop),
+        )
+        return Answer(generation, memory)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _read_pending(self, progress: Progress | None = None) -> None:
+        """Read what is stored and not read yet, each document to its end."""
+        model = self._needs_model()
+        with self._database.reading() as db:
+            volumes = self._store.shelf(self._own_row(db)).volumes
+        length = model.config.segment_length
+        unread = [max(0, lineage.size(volume.parts)[1] - volume.segments * length) for volume in volumes]
+        done = 0
+        for volume, left in zip(volumes, unread, strict=True):
+            while left > 0:
+                read = self._read_chunk(model, volume.parts)
+                left, done = left - read, done + read
+                if progress is not None:
+                    progress(done, sum(unread))
+
+    def _read_chunk(self, model: HMTModel, parts: Lineage) -> int:
+        """Read and store the next segments of a document; how many tokens they have."""
+        tokens = lineage.size(parts)[1]
+        with self._database.reading() as db:
+            self._own_row(db)  # it may have been deleted
+            before = load_state(db, parts, model)
+            at = before.tokens - len(before.open_ids)
+            before = replace(before, open_ids=before.open_ids[:0], tokens=at)
+            ids = torch.from_numpy(lineage.tokens(db, parts, at, at + CHUNK_SEGMENTS * model.config.segment_length))
+            digest = lineage.digest_at(db, parts, before.segments)
+        *_, after = read_on(model, ids, before, final=at + len(ids) == tokens)
+        with self._database.writing() as db:
+            row = self._own_row(db)
+            if lineage.segment_count(db, parts) == before.segments:
+                lineage.append_segments(db, parts, segment_rows(model, before, after, digest))
+                db.update_collection(row)
+        return len(ids)
+
+    def _sources(self, others: Sequence[Corpus]) -> Sources[Any]:
+        """This corpus and others, each once, whatever was left unread."""
+        corpora = {corpus._id: corpus for corpus in (self, *others)}
+        for corpus in corpora.values():
+            with corpus._reading():
+                corpus._read_pending()
+        return lambda work: self._in_one_view(lambda: work([corpus._shard() for corpus in corpora.values()]))
+
+    def _shard(self) -> CorpusShard:
+        with self._database.reading() as db:
+            return corpus_shard(self._store, self._own_row(db), self._needs_model(), self._made_by.digest)
+
+
+def corpus_shard(store: MemoryStore, row: CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:
+    """A corpus as recall sees it, as of one view of the rows; `made_by` is the model's digest."""
+    indexes = store.indexes(row, model, made_by)
+    return CorpusShard(store.database, indexes, store.shelf(row), row.name, model.backbone.decode)
+
+
+def _body(document: Any) -> dict[str, Any]:
+    if isinstance(document, str):
+        document = {"text": document}
+    elif isinstance(document, tuple) and len(document) == 2:
+        document = {"name": document[0], "text": document[1]}
+    if not isinstance(document, Mapping) or not isinstance(document.get("text"), str) or not document["text"].strip():
+        raise InputError(f"a document is a text, a (name, text) pair or a dict with a 'text', not {str(document)[:100]!r}.")
+    text, metadata = document["text"], dict(document.get("metadata") or {})
+    body = {"name": str(document.get("name") or name_of(text)), "text": text, "metadata": metadata}
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"document {body['name']!r} cannot be stored: {error}. Use JSON types and valid Unicode.") from error
+    return body
+
+
+def name_of(text: str) -> str:
+    """What a document without a name is called: its first words."""
+    words = " ".join(text.split())
+    return words if len(words) <= 40 else f"{words[:39]}…"

@@ -1,0 +1,238 @@
+"""A session as it is stored: what can be looked at, forked, forgotten and exported without a model. `session` adds the model.
+
+Knows rows and the stored history; imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..chat.transcript import Transcript
+from ..engine.fingerprint import Fingerprint, fingerprint, matching
+from ..errors import InputError
+from ..retrieval.sources import Message, as_message, utc
+from ..store import lineage, rewriting
+from ..store.rows import CollectionRow
+from . import archive, retention
+from .collection import Collection
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..model import HMTModel
+    from ..store.backend import Transaction
+    from .memory_store import MemoryStore
+    from .reading import Progress
+    from .session import Session
+
+
+class Forgotten(NamedTuple):
+    """What `Session.forget` did."""
+
+    messages: int
+    also_in: tuple[str, ...]  # sessions that share a forgotten message and keep it: forget it there too
+
+
+class StoredSession(Collection):
+    """One conversation in a store, without a model; `MemoryStore.session` makes it.
+
+    Nothing can be added to it, answered or recalled: `Session` does that, which has a model.
+    """
+
+    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None = None) -> None:
+        super().__init__(store, row, model)
+        self._oldest: retention.Oldest | None = None
+
+    def add(self, *_: Any, **__: Any) -> Any:
+        """Add nothing: that takes a model. Raises InputError."""
+        self._needs_model()
+
+    def reply(self, *_: Any, **__: Any) -> Any:
+        """Answer nothing: that takes a model. Raises InputError."""
+        self._needs_model()
+
+    def recall(self, *_: Any, **__: Any) -> Any:
+        """Recall nothing: that takes a model. Raises InputError."""
+        self._needs_model()
+
+    def _read_pending(self, progress: Progress | None = None) -> object:
+        """Leave what is not read yet to the next call that has a model."""
+        return None
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
+        """The conversation in order, system messages included; [start, stop) as in a slice."""
+        with self._database.reading() as db:
+            return [as_message(row) for row in lineage.messages(db, lineage.of(db, self._row(db)), start, stop)]
+
+    def system(self) -> str:
+        """The system prompt in force; empty where the template's own is."""
+        with self._database.reading() as db:
+            return "\n\n".join(rewriting.system_in_force(db, lineage.of(db, self._row(db))))
+
+    def stats(self) -> dict[str, Any]:
+        """Counts, times and settings, ready for JSON."""
+        with self._database.reading() as db:
+            row = self._row(db)
+            parts = lineage.of(db, row)
+            messages, tokens = lineage.size(parts)
+            corpora = (db.collection(id) for id in row.settings.get("corpora", []))
+            return {
+                "name": row.name,
+                "messages": messages,
+                "tokens": tokens,
+                "segments": lineage.segment_count(db, parts),
+                "created_at": utc(row.created_at).isoformat(timespec="seconds"),
+                "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
+                "model": None if row.model is None else str(Fingerprint.of(db.model(row.model))),
+                "corpora": [corpus.name for corpus in corpora if corpus is not None],
+                "retention": row.settings.get("retention", {}),
+            }
+
+    # --- rewriting --------------------------------------------------------------------------------------------------
+
+    def fork(self, name: str, *, upto: int | None = None) -> Self:
+        """A new session that shares this one's past and goes its own way from here.
+
+        Args:
+            upto: id of the last message to share; None: all.
+
+        Raises:
+            SessionExistsError: the name is taken. SessionNotFoundError: there is no such message.
+        """
+        with self._database.writing() as db:
+            self._store.check_new(db, "session", name)
+            new = rewriting.fork(db, self._row(db), name, upto, now=self._store.now())
+        return type(self)(self._store, new, self._model)
+
+    def forget(self, message_ids: Sequence[int], *, progress: Progress | None = None) -> Forgotten:
+        """Erase messages for good: rows, every embedding that saw them, index entries, and the bytes in all files.
+
+        What came after is kept and read again, as if they had never been said; without a model, by the next call that has one.
+        The erasure comes first and is durable before the reading begins.
+
+        Raises:
+            SessionNotFoundError: an id is not in this session; nothing is forgotten then. SessionBusyError: another process is
+            writing.
+        """
+        ids = set(message_ids)
+        if not ids:
+            return Forgotten(0, ())
+        with self._reading():
+            forgotten = self._forget(ids)
+            self._read_pending(progress)
+        return Forgotten(len(ids), forgotten.sharing)
+
+    def _forget(self, ids: Iterable[int]) -> rewriting.Forgotten:
+        """Erase messages, inside `_reading`."""
+        forgotten = rewriting.forget(self._database, self._id, ids, settle=self._without_index)
+        self._finish(forgotten.erasure)
+        return forgotten
+
+    def _finish(self, erasure: int) -> None:
+        """Overwrite what was erased, and join what that has split."""
+        self._store.finish_erasing(erasure)
+        with self._database.reading() as db:
+            row = db.collection(self._id)
+            split = row is not None and row.stream is not None and db.stream(row.stream).parent is not None
+        if split:
+            self._database.erasing(lambda db: rewriting.compact(db, self._row(db)))
+
+    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Session:
+        """Read the stored conversation anew with `model`: from its tokens, or from its text where they mean other text.
+
+        Returns:
+            The session for that model; this object is then out of date.
+        """
+        with self._reading():
+            with self._database.reading() as db:
+                row = self._row(db)
+            archive.settle(self._database, row, model)
+            transcript, made_by = Transcript(model.backbone), fingerprint(model)
+            moved = rewriting.move(self._database, self._id, transcript, made_by, settle=self._without_index)
+            self._finish(moved.erasure)
+            session = self._store.session_of(moved.row, model)
+            session._read_pending(progress)
+        return session
+
+    def attach(self, *corpora: str) -> None:
+        """Let this session recall from corpora of the same store, read by the same model.
+
+        Raises:
+            SessionNotFoundError: there is no such corpus. ModelMismatchError: another model read it.
+        """
+        with self._database.writing() as db:
+            found = [self._store.find(db, "corpus", name) for name in corpora]
+            for corpus in found if self._model is not None else ():
+                matching(db, corpus, self._made_by)
+            self._set(db, corpora=sorted({*self._row(db).settings.get("corpora", []), *(corpus.id for corpus in found)}))
+
+    def detach(self, *corpora: str) -> None:
+        """The opposite of `attach`."""
+        with self._database.writing() as db:
+            gone = {self._store.find(db, "corpus", name).id for name in corpora}
+            self._set(db, corpora=[id for id in self._row(db).settings.get("corpora", []) if id not in gone])
+
+    def set_retention(self, *, messages: int | None = None, age: timedelta | None = None) -> None:
+        """Keep at most so many messages, and none older than `age`; None: no limit. The rest is forgotten, now and from now on.
+
+        Forgetting the oldest re-reads what is kept, so a quarter (by count) or a tenth (by age) is forgotten ahead. The system
+        messages in force do not count and are kept.
+
+        Raises:
+            InputError: fewer than one message, or an age that is not positive.
+        """
+        if (messages is not None and messages < 1) or (age is not None and age <= timedelta(0)):
+            raise InputError("a limit must keep at least one message, and an age must be positive.")
+        limits = {"messages": messages, "seconds": None if age is None else age.total_seconds()}
+        with self._database.writing() as db:
+            row = self._set(db, retention={name: value for name, value in limits.items() if value is not None})
+        self._apply_retention(row, asked=True)
+
+    def export(self, path: str | Path) -> None:
+        """Write the whole session into one file (`docs/FORMAT.md`), which `MemoryStore.import_session` reads.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        archive.export_session(self._database, self._id, Path(path))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _without_index(self, row: CollectionRow) -> CollectionRow:
+        """Delete the index of what is about to change, in the transaction that changes it."""
+        self._store.drop_index(row.id)
+        return row
+
+    def _set(self, db: Transaction, **settings: Any) -> CollectionRow:
+        row = self._row(db)
+        return db.update_collection(replace(row, settings={**row.settings, **settings}))
+
+    def _apply_retention(self, row: CollectionRow, *, asked: bool = False) -> None:
+        """Forget what is beyond the limits; `asked`: by somebody who knows what time it is."""
+        if not row.settings.get("retention"):
+            return
+        with self._database.reading() as db:
+            now, clock = retention.time_of(db, row, self._store.now())
+        now = self._store.now() if asked else now
+        if clock is not None:
+            with self._database.writing() as db:
+                retention.note(db, clock)
+        if not self._beyond_limits(now):
+            return
+        with self._reading():
+            if due := self._beyond_limits(now):  # others may have forgotten them meanwhile
+                self._forget(due)
+            self._read_pending()
+
+    def _beyond_limits(self, now: float) -> set[int]:
+        """Ids of the messages that the limits leave no room for."""
+        with self._database.reading() as db:
+            row = self._row(db)
+            self._oldest = retention.oldest(db, row, self._oldest)
+            return retention.beyond_limits(db, row, now, self._oldest)

@@ -1,0 +1,319 @@
+"""Rewriting a stored conversation: fork, forget, move it to another model. Knows rows and stretches; runs no model.
+
+Messages are never changed in place. What follows a forgotten message moves to a new stream that continues the old one at
+the cut, and rows that nobody shows any more are deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..chat.message import SYSTEM_ROLES
+from ..chat.transcript import Stretch, Transcript
+from ..engine.fingerprint import Fingerprint, text_parts
+from ..errors import SessionNotFoundError
+from . import lineage
+from .backend import Backend
+from .rows import CollectionRow, Kept, Lineage, MessageRow, as_array
+
+if TYPE_CHECKING:
+    from .backend import Transaction
+
+
+def positions(db: Transaction, row: CollectionRow, parts: Lineage, ids: Iterable[int]) -> dict[int, int]:
+    """Where messages stand. Raises SessionNotFoundError if one is not in the session."""
+    wanted = set(ids)
+    found = lineage.positions(db, parts, wanted)
+    if missing := sorted(wanted - set(found)):
+        raise SessionNotFoundError(
+            f"session {row.name!r} has no message {', '.join(map(str, missing))}. List them: messages() or hmt sessions show."
+        )
+    return found
+
+
+def fork(db: Transaction, row: CollectionRow, name: str, upto: int | None, *, now: float) -> CollectionRow:
+    """A new session whose stream continues that of `row` after message `upto` (None: after its last)."""
+    parts = lineage.of(db, row)
+    messages, tokens = lineage.size(parts)
+    if upto is not None:
+        at = positions(db, row, parts, [upto])[upto]
+        (last,) = lineage.messages(db, parts, at, at + 1)
+        messages, tokens = at + 1, last.tokens[1]
+    stream = lineage.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
+    new = db.add_collection("session", name, stream=stream, now=now)
+    return db.update_collection(replace(new, model=row.model, next_id=row.next_id, settings=row.settings))
+
+
+class Forgotten(NamedTuple):
+    """A session after some of its messages were forgotten."""
+
+    row: CollectionRow
+    erasure: int  # to be finished
+    sharing: tuple[str, ...]  # names of other sessions that share a forgotten message and keep it
+
+
+class _Plan(NamedTuple):
+    """How a session is rewritten."""
+
+    messages: int  # so many stay where they are
+    tokens: int
+    transfer: Callable[[Transaction, Lineage, int, int, int], None]  # appends messages [start, stop) to a stream
+    settle: Callable[[Transaction, CollectionRow], CollectionRow]  # makes what else changes of the session's row
+    sharing: tuple[str, ...] = ()
+
+
+def forget(
+    database: Backend, id: int, ids: Iterable[int], *, settle: Callable[[CollectionRow], CollectionRow] = lambda row: row
+) -> Forgotten:
+    """Erase messages of a session and every segment that saw them, inside the session's own lock.
+
+    Args:
+        id: of the session. ids: of the messages.
+        settle: makes what else changes of the session's row.
+
+    Raises:
+        SessionNotFoundError: the session or one of the messages is not there.
+    """
+    return _rewrite(database, id, lambda db, row: _forgetting(db, row, set(ids), settle))
+
+
+def move(
+    database: Backend,
+    id: int,
+    transcript: Transcript,
+    made_by: Fingerprint,
+    *,
+    anew: bool = False,
+    settle: Callable[[CollectionRow], CollectionRow] = lambda row: row,
+) -> Forgotten:
+    """Give a session to a model, nothing read yet: the same tokens, or the text anew where they mean other text.
+
+    Args:
+        id: of the session, whose lock is held.
+        transcript: how the model writes messages. made_by: the model's fingerprint.
+        anew: whether to write the text anew in any case.
+        settle: makes what else changes of the session's row.
+    """
+    return _rewrite(database, id, lambda db, row: _moving(db, row, transcript, made_by, anew, settle))
+
+
+def cut(db: Transaction, row: CollectionRow, messages: int, tokens: int) -> Forgotten:
+    """Erase what follows so many messages and tokens of a session."""
+    parts = lineage.of(db, row)
+    sharing = _sharing(db, row, parts, range(messages, lineage.size(parts)[0]))
+    stream = lineage.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
+    return _switched(db, row, stream, sharing)
+
+
+def compact(db: Transaction, row: CollectionRow) -> CollectionRow:
+    """Join what rewriting has split; who goes by the places of before is told that the session was rewritten."""
+    joined = lineage.compact(db, row)
+    return row if joined == row else db.update_collection(replace(joined, epoch=joined.epoch + 1))
+
+
+_TOGETHER = 256  # messages that one transaction moves: others wait for no more
+
+
+def _rewrite(database: Backend, id: int, plan_of: Callable[[Transaction, CollectionRow], _Plan]) -> Forgotten:
+    """Write a session's new stream in short transactions, then let it take the place of the old one in one."""
+    while True:
+        with database.reading() as db:
+            row = _existing(db, id)
+            plan, parts = plan_of(db, row), lineage.of(db, row)
+        draft, done = None, plan.messages
+        while lineage.size(parts)[0] - done > _TOGETHER:
+            draft = database.erasing(partial(_advance, row=row, parts=parts, plan=plan, draft=draft, done=done))
+            if draft is None:
+                break
+            done += _TOGETHER
+            database.let_others_write()
+        result = database.erasing(partial(_complete, row=row, plan=plan, draft=draft, done=done))
+        if result is not None:
+            return result
+
+
+def _existing(db: Transaction, id: int) -> CollectionRow:
+    row = db.collection(id)
+    if row is None:
+        raise SessionNotFoundError("the session was deleted.")
+    return row
+
+
+def _advance(db: Transaction, *, row: CollectionRow, parts: Lineage, plan: _Plan, draft: int | None, done: int) -> int | None:
+    """Write the next messages of a draft; return its stream, or None: the session was rewritten meanwhile."""
+    if _existing(db, row.id).epoch != row.epoch:
+        return None
+    if draft is None:
+        draft = _begin(db, row, parts, plan)
+        db.add_draft(draft, row.id)
+    plan.transfer(db, parts, draft, done, done + _TOGETHER)
+    return draft
+
+
+def _begin(db: Transaction, row: CollectionRow, parts: Lineage, plan: _Plan) -> int:
+    segments = _segments(db, row, plan.tokens)
+    return lineage.add_stream(db, parts, messages=plan.messages, tokens=plan.tokens, segments=segments)
+
+
+def _complete(db: Transaction, *, row: CollectionRow, plan: _Plan, draft: int | None, done: int) -> Forgotten | None:
+    """Write what is left, as the session is now, and switch to it; None: it was rewritten meanwhile."""
+    now = _existing(db, row.id)
+    if now.epoch != row.epoch:
+        return None
+    parts = lineage.of(db, now)
+    stream = _begin(db, now, parts, plan) if draft is None else draft
+    plan.transfer(db, parts, stream, done, lineage.size(parts)[0])
+    db.remove_draft(stream)
+    return _switched(db, plan.settle(db, now), stream, plan.sharing)
+
+
+def _switched(db: Transaction, row: CollectionRow, stream: int, sharing: tuple[str, ...]) -> Forgotten:
+    new = db.update_collection(replace(row, stream=stream, epoch=row.epoch + 1))
+    erasure = db.begin_erasure()
+    db.sweep_later(erasure, "stream", row.stream or 0)
+    abandon_drafts(db, row.id, erasure)
+    return Forgotten(new, erasure, sharing)
+
+
+def abandon_drafts(db: Transaction, id: int, erasure: int) -> None:
+    """Give up what is, or was, being written for a session; an erasure sweeps it away.
+
+    What a draft holds is the session's content, too: none of that is erased as long as there is the draft.
+    """
+    for stream in db.drafts(id):
+        db.remove_draft(stream)
+        db.sweep_later(erasure, "stream", stream)
+
+
+def _forgetting(db: Transaction, row: CollectionRow, ids: set[int], settle: Callable[[CollectionRow], CollectionRow]) -> _Plan:
+    parts = lineage.of(db, row)
+    gone = positions(db, row, parts, ids)
+    first = min(gone.values())
+    (cut,) = lineage.kept(db, parts, first, first + 1)
+    tokens, start = cut.row.tokens[0], []
+    if not tokens and row.model is not None:
+        start = list(db.model(row.model).parts["start_ids"])
+
+    def transfer(db: Transaction, parts: Lineage, stream: int, low: int, high: int) -> None:
+        kept = [one for one in lineage.kept(db, parts, low, high) if one.row.id not in gone]
+        if start and not db.stream(stream).tokens:
+            kept = _without_start(db, parts, kept, start)
+        lineage.append_kept(db, stream, kept)
+
+    return _Plan(first, tokens, transfer, lambda db, row: settle(row), _sharing(db, row, parts, gone.values()))
+
+
+def _moving(
+    db: Transaction,
+    row: CollectionRow,
+    transcript: Transcript,
+    made_by: Fingerprint,
+    anew: bool,
+    settle: Callable[[CollectionRow], CollectionRow],
+) -> _Plan:
+    stored = None if row.model is None else db.model(row.model).parts
+    same_tokens = not anew and stored is not None and text_parts(stored) == text_parts(made_by.parts)
+
+    def transfer(db: Transaction, parts: Lineage, stream: int, low: int, high: int) -> None:
+        if same_tokens:
+            lineage.append_kept(db, stream, lineage.kept(db, parts, low, high))
+            return
+        messages, end = lineage.messages(db, parts, low, high), db.stream(stream)
+        stretches = rendered(transcript, [one.body for one in messages], first=not end.tokens)
+        append(db, stream, end.messages, end.tokens, messages, stretches)
+
+    def given(db: Transaction, row: CollectionRow) -> CollectionRow:
+        return settle(replace(row, model=db.add_model(made_by.digest, made_by.parts)))
+
+    return _Plan(0, 0, transfer, given)
+
+
+def rendered(transcript: Transcript, bodies: Sequence[Any], *, first: bool = True) -> list[Stretch]:
+    """The stretches of messages; system messages, which are pinned instead, have none. `first`: nothing stands before."""
+    found: list[Stretch] = []
+    for body in bodies:
+        pinned = body["role"] in SYSTEM_ROLES
+        found.append(Stretch([], (0, 0)) if pinned else transcript.stretch(body, first=first))
+        first &= not found[-1].ids
+    return found
+
+
+def new_rows(bodies: Sequence[Any], first_id: int, times: Sequence[float]) -> list[MessageRow]:
+    """Rows of messages of one call; `append` gives them their places."""
+    return [
+        MessageRow(0, first_id + offset, first_id, body["role"] in SYSTEM_ROLES, body, time, (0, 0), (0, 0))
+        for offset, (body, time) in enumerate(zip(bodies, times, strict=True))
+    ]
+
+
+def stored_stretches(db: Transaction, parts: Lineage, messages: Sequence[MessageRow]) -> list[Stretch]:
+    """Return the stretches of messages as they are stored."""
+    found = []
+    for message in messages:
+        start, stop = message.tokens
+        content = (message.content[0] - start, message.content[1] - start)
+        found.append(Stretch(lineage.tokens(db, parts, start, stop).tolist(), content))
+    return found
+
+
+def append(
+    db: Transaction, stream: int, seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]
+) -> list[MessageRow]:
+    """Append messages, whose own places and spans do not count, to a stream that ends at `seq` and token `at`."""
+    rows = placed(seq, at, messages, stretches)
+    lineage.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
+    return rows
+
+
+def placed(seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]) -> list[MessageRow]:
+    """Messages with the places and spans they have in a stream that ends at `seq` and token `at` before them."""
+    rows = []
+    for offset, (message, stretch) in enumerate(zip(messages, stretches, strict=True)):
+        content = (at + stretch.content[0], at + stretch.content[1])
+        rows.append(message._replace(seq=seq + offset, tokens=(at, at + len(stretch.ids)), content=content))
+        at += len(stretch.ids)
+    return rows
+
+
+def system_in_force(db: Transaction, parts: Lineage) -> list[str]:
+    """The texts of the system messages that are pinned: those of the latest call that added any."""
+    return [message.body["content"] for message in in_force(db, parts)]
+
+
+def in_force(db: Transaction, parts: Lineage) -> list[MessageRow]:
+    latest: list[MessageRow] = []
+    for message in lineage.pinned(db, parts):
+        if latest and message.batch != latest[0].batch:
+            break
+        latest.insert(0, message)
+    return latest
+
+
+def _segments(db: Transaction, row: CollectionRow, tokens: int) -> int:
+    """How many segments are full after so many tokens."""
+    if row.model is None:
+        return 0
+    return tokens // int(db.model(row.model).parts["config"]["segment_length"])
+
+
+def _without_start(db: Transaction, parts: Lineage, messages: Sequence[Kept], start: Sequence[int]) -> list[Kept]:
+    """Messages that now begin a stream: the first goes without the start token that every view begins with."""
+    found = list(messages)
+    at = next((at for at, one in enumerate(found) if one.tokens), None)
+    if at is not None:
+        ids = lineage.tokens(db, parts, *found[at].row.tokens)
+        if ids[: len(start)].tolist() == list(start):
+            found[at] = lineage.shortened(db, found[at], ids, len(start))
+    return found
+
+
+def _sharing(db: Transaction, row: CollectionRow, parts: Lineage, seqs: Iterable[int]) -> tuple[str, ...]:
+    """Names of other sessions that show a message of those at `seqs`."""
+    first: dict[int, int] = {}  # of each stream's own messages among them
+    for seq in sorted(seqs, reverse=True):
+        first |= {part.stream: seq for part in parts if part.messages[0] <= seq < part.messages[1]}
+    names = {name for stream, seq in first.items() for name in db.showing(stream, seq, besides=row.id)}
+    return tuple(sorted(names))
