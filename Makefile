@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/LOG.md).
+# Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test lint bench adapter clean

@@ -69,7 +69,7 @@ app.add_typer(evaluation.app, name="eval")
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with `arguments` (None: the process's own) and exit with its code."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine torch's default is many times slower: docs/LOG.md
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine torch's default is many times slower: docs/log.md
     options: dict[str, Any] = {"debug": False}
     try:
         code = app(arguments, prog_name="hmt", standalone_mode=False, obj=options)

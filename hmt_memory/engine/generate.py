@@ -244,7 +244,7 @@ class _Context:
                 self._choose()
         hidden = (state.tokens - len(self.visible(state))) // model.config.segment_length
         if not model.is_trained or (model.config.recalled_tokens and not hidden):
-            # P_0: an untrained P in front of an answer derails it (docs/LOG.md).
+            # P_0: an untrained P in front of an answer derails it (docs/log.md).
             return model.prompt([None], [model.by_segment(state)[:0]])[0]
         return model.joined([self._before(state, hidden)], model.recalled([summary], [memory]))[0]
 

@@ -2,7 +2,7 @@
 
 The published BM25 (Robertson & Zaragoza 2009), with the inverse document frequency squared, which stands in for lists of stop
 words in every language, and with a share of each segment's score given to its neighbours, because what answers a question
-is often said just before or after the words it shares with it. Both were measured: docs/LOG.md.
+is often said just before or after the words it shares with it. Both were measured: docs/log.md.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class StoredSession(Collection):
         self._apply_retention(row, asked=True)
 
     def export(self, path: str | Path) -> None:
-        """Write the whole session into one file (`docs/FORMAT.md`), which `MemoryStore.import_session` reads.
+        """Write the whole session into one file (`docs/reference/format.md`), which `MemoryStore.import_session` reads.
 
         Raises:
             StoreError: the file cannot be written.

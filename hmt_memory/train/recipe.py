@@ -165,7 +165,7 @@ PAPER = Recipe(
     activations="recompute",
 )
 PAPER_LORA = replace(PAPER, config=HMTConfig(segment_length=256), lora_rank=8, learning_rate=1e-4, decay=0.7)
-# For a small model on two CPU cores (docs/LOG.md): short segments, memories that enter by what sets them apart, distillation
+# For a small model on two CPU cores (docs/log.md): short segments, memories that enter by what sets them apart, distillation
 # from the backbone that sees more, then recall over text that returns.
 COMPACT = Recipe(
     stages=(

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from hmt_memory.sessions.stored_corpus import Document
 
 _EVERYTHING = 1 << 31
-_RECALL = 1 / 3  # of a score; the words are the rest: docs/LANGCHAIN.md
+_RECALL = 1 / 3  # of a score; the words are the rest: docs/guides/langchain.md
 _Key = tuple[tuple[str, ...], str]
 
 

@@ -170,7 +170,7 @@ class _Factory(Search):
         if "HNSW" in name.upper():
             raise ConfigError(
                 f"the index {name!r} searches a graph by inner product, which found only 29 to 41 % of the best of 10,000 to "
-                "30,000 memories (docs/LOG.md). Use 'SQfp16' (exact), or 'IVF1024,SQfp16;nprobe=64' above a million segments."
+                "30,000 memories (docs/log.md). Use 'SQfp16' (exact), or 'IVF1024,SQfp16;nprobe=64' above a million segments."
             )
         self._faiss, self._width = faiss, width
         self._flat: _Flat | None = None
