@@ -12,10 +12,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import hmt_memory
 
-ROOT = Path(__file__).parent.parent
 FILES = {
     ".".join(path.relative_to(ROOT / "hmt_memory").with_suffix("").parts): path
     for path in sorted((ROOT / "hmt_memory").rglob("*.py"))

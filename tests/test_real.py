@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_reading import counting_tokens
+from measuring import counting_tokens
+from places import ROOT
 
 from hmt_memory import HMTModel, MemoryStore
 
@@ -91,7 +92,7 @@ def test_the_readmes_python_runs(smollm2: HMTModel, tmp_path: Path, monkeypatch:
     """All blocks as they stand; only the book, the handbook, the wrapped model and its batch are given."""
     monkeypatch.chdir(tmp_path)
     Path("book.txt").write_text("The ship lay in the harbour. " * 60 + "Then the lighthouse burned down.", encoding="utf-8")
-    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     sessions, langchain, llama_index, first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     exec(sessions, {})
     assert (tmp_path / "alice.hmt").is_file()

@@ -1,0 +1,27 @@
+"""Processes of a fork server, and the journals that they write."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from places import SUPPORT
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["crash_worker"])
+
+
+def start(work: Callable[..., None], *arguments: Any) -> Any:
+    process = SERVER.Process(target=work, args=arguments, daemon=True)
+    with mock.patch.dict(os.environ, PYTHONPATH=str(SUPPORT)):  # where the server finds what to preload
+        process.start()
+    return process
+
+
+def journal_of(path: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,45 @@
+"""Sessions and stores as the tests look into them: messages, tokens, memories, bytes on disk."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tiny import PlainText, byte_tokenizer
+
+from hmt_memory import Session
+from hmt_memory.store import lineage
+
+FAST: dict[str, Any] = {"max_new_tokens": 8}
+DECODING: dict[str, Any] = {"max_new_tokens": 20, "logits_processors": [PlainText(byte_tokenizer())]}
+
+
+def tokens_of(session: Session) -> list[int]:
+    with session._database.reading() as db:
+        parts = lineage.of(db, session._row(db))
+        return lineage.tokens(db, parts, 0, lineage.size(parts)[1]).tolist()
+
+
+def memory_of(session: Session) -> np.ndarray[Any, Any]:
+    with session._reading():
+        session._read_pending()
+    with session._database.reading() as db:
+        parts = lineage.of(db, session._row(db))
+        rows = lineage.segments(db, parts, 0, lineage.segment_count(db, parts))
+        return np.frombuffer(b"".join(row.memory for row in rows), "<f2").astype(np.float32)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def bytes_in(folder: Path, secret: bytes) -> list[str]:
+    """Files of a folder that hold these bytes, read by another process: a store is open in this one."""
+    code = (
+        "import sys, pathlib; secret = bytes.fromhex(sys.argv[2]);"
+        "print(*[p.name for p in sorted(pathlib.Path(sys.argv[1]).rglob('*')) if p.is_file() and secret in p.read_bytes()])"
+    )
+    return subprocess.run([sys.executable, "-c", code, folder, secret.hex()], capture_output=True, text=True).stdout.split()
