@@ -1,1 +1,1 @@
-"""Evaluation: what memory gains, measured against equally trained and equally sighted references."""
+"""Evaluation: what memory gains, measured against references that were trained alike and see as many tokens."""

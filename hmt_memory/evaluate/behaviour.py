@@ -1,5 +1,7 @@
-"""What a trained memory does: how far back it recalls, whether it tells two texts apart, what filler is worth to it, and how
-perplexity depends on the sensory memory and on how many memories are kept. After the behaviour studies of the HMT paper.
+"""Behaviour of a trained memory, after the behaviour studies of the HMT paper.
+
+Measures how far back it recalls, whether it tells two texts apart, what filler is worth to it, and how perplexity depends on
+the sensory memory and on the number of memories kept.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from .report import Figure, Report, Table
 from .statistics import Interval, perplexity_interval
 
 if TYPE_CHECKING:
-    from ..model import HMTModel, Step
+    from ..engine.cell import Step
+    from ..model import HMTModel
 
 SENSORY = (8, 16, 32, 64)
 WINDOWS = (1, 4, 16, 64, 300)
@@ -28,7 +31,7 @@ WINDOWS = (1, 4, 16, 64, 300)
 
 @torch.no_grad()
 def recall_weights(model: HMTModel, ids: Tensor) -> list[np.ndarray]:
-    """Weights [n] over the n segments before it, oldest first, of each segment that recalls."""
+    """Return the recall weights [n] of each segment that recalls, over the n segments before it, oldest first."""
     steps = _Watching(model)
     with eval_mode(model):
         unroll(model, model.states(None, 1), [ids], keep_hidden=False, steps=steps)
@@ -36,11 +39,14 @@ def recall_weights(model: HMTModel, ids: Tensor) -> list[np.ndarray]:
 
 
 class _Watching(Steps):
+    """The usual steps, with the recall weights of each segment noted."""
+
     def __init__(self, model: HMTModel) -> None:
         super().__init__(model)
         self.weights: list[np.ndarray] = []
 
     def read(self, turn: Turn) -> Step:
+        """Read a segment and note its recall weights."""
         (summary,), (window,) = turn.summaries, turn.windows
         if summary is not None and len(window):
             recalled = self.model.recall(summary[None], self.model.recallable(window)[None])
@@ -49,23 +55,35 @@ class _Watching(Steps):
 
 
 def distances(weights: Sequence[np.ndarray]) -> dict[int, float]:
-    """Share of the segments whose largest weight lies so many segments back.
+    """Return the share of segments whose largest weight lies a given number of segments back, by that number.
 
     >>> distances([np.array([1.0]), np.array([0.9, 0.1]), np.array([0.2, 0.1, 0.7])])
     {1: 0.6666666666666666, 2: 0.3333333333333333}
     """
-    counted = Counter(len(one) - int(one.argmax()) for one in weights)
+    counted = Counter(len(segment) - int(segment.argmax()) for segment in weights)
     return {back: count / len(weights) for back, count in sorted(counted.items())}
 
 
 def interleaved(first: Tensor, second: Tensor, length: int) -> Tensor:
-    """Segments of two texts in turn: a memory that tells them apart recalls from an even distance."""
+    """Put segments of two texts in turn: a memory that tells them apart recalls from an even distance.
+
+    Args:
+        first: [t] token ids.
+        second: [t'] token ids of another text.
+        length: tokens a segment.
+    """
     pairs = zip(first.split(length), second.split(length), strict=False)
     return torch.cat([part for pair in pairs for part in pair if len(part) == length])
 
 
 def diluted(ids: Tensor, filler: Tensor, length: int) -> Tensor:
-    """A segment of filler after each segment of the text: a memory that works recalls none of it."""
+    """Put a segment of filler after each segment of the text: a memory that works recalls no filler.
+
+    Args:
+        ids: [t] token ids of the text.
+        filler: [f] token ids, repeated as needed.
+        length: tokens a segment.
+    """
     return interleaved(ids, filler.repeat(-(-len(ids) // len(filler)))[: len(ids)], length)
 
 
@@ -79,7 +97,16 @@ def measure(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """All studies on one text; `other` is a second one of about the same length.
+    """Run all studies on one text.
+
+    Args:
+        model: a model that recalls.
+        ids: [t] token ids of the text.
+        other: [t'] token ids of a second text of about the same length.
+        sensory: lengths of the sensory memory to compare, in tokens; those below `segment_length` are measured.
+        windows: numbers of kept memories to compare, in segments.
+        settings: what else the report records.
+        progress: called with a line about the study that begins.
 
     Raises:
         InputError: the model does not recall, or the texts are shorter than four segments.
@@ -97,7 +124,7 @@ def measure(
     ):
         progress(f"recall over {name}")
         histograms[name] = distances(recall_weights(model, text))
-    even = {name: sum(share for back, share in found.items() if back % 2 == 0) for name, found in histograms.items()}
+    even = {name: sum(share for back, share in shares.items() if back % 2 == 0) for name, shares in histograms.items()}
     curves: dict[str, list[tuple[int, Interval]]] = {}
     for name, field, values in (
         ("sensory memory, tokens", "sensory_length", [k for k in sensory if k < length]),
@@ -106,17 +133,17 @@ def measure(
         curves[name] = []
         for value in values:
             progress(f"{name}: {value}")
-            found = perplexity_interval(token_losses(model.with_config(**{field: value}), ids), block=length)
-            curves[name].append((value, found))
+            interval = perplexity_interval(token_losses(model.with_config(**{field: value}), ids), block=length)
+            curves[name].append((value, interval))
     shown = range(1, 21)
     return Report(
         "behaviour",
         "What memory does",
         {**(settings or {}), "tokens": len(ids), "intervals": f"95 %, bootstrap over blocks of {length} tokens, seed 0"},
         [
-            Table("Largest recall weight an even distance back", ["text", "share"], [[*one] for one in even.items()]),
+            Table("Largest recall weight an even distance back", ["text", "share"], [[*row] for row in even.items()]),
             *(
-                Table(f"Perplexity by {name}", [name, "perplexity", "low", "high"], [[x, *found] for x, found in points])
+                Table(f"Perplexity by {name}", [name, "perplexity", "low", "high"], [[x, *interval] for x, interval in points])
                 for name, points in curves.items()
             ),
         ],
@@ -125,11 +152,11 @@ def measure(
                 "How far back the largest recall weight lies",
                 "segments back",
                 "share",
-                {name: [(back, found.get(back, 0.0)) for back in shown] for name, found in histograms.items()},
+                {name: [(back, shares.get(back, 0.0)) for back in shown] for name, shares in histograms.items()},
                 bars=True,
             ),
             *(
-                Figure(f"Perplexity by {name}", name, "perplexity", {"HMT": [(x, found.value) for x, found in points]})
+                Figure(f"Perplexity by {name}", name, "perplexity", {"HMT": [(x, interval.value) for x, interval in points]})
                 for name, points in curves.items()
             ),
         ],

@@ -49,16 +49,18 @@ class Needle(NamedTuple):
 
     @property
     def fact(self) -> str:
+        """The sentences to hide in a text."""
         said = f"The pass key of the {self.thing} is {self.number}."
         return f" {said} Remember it: {self.number} is the pass key of the {self.thing}. "
 
     @property
     def question(self) -> str:
+        """The question whose answer is the number."""
         return f"What is the pass key of the {self.thing}?"
 
 
 class Found(NamedTuple):
-    """What became of one needle."""
+    """The outcome for one needle."""
 
     length: int  # tokens
     depth: float
@@ -68,49 +70,57 @@ class Found(NamedTuple):
 
 
 def needles(count: int, *, seed: int = 0) -> list[Needle]:
-    """`count` facts at even depths from 0 to 1.
+    """Make `count` facts at even depths from 0 to 1.
 
     Raises:
-        InputError: more than there are names for, or fewer than one.
+        InputError: there are not enough names for that many, or `count` is below one.
     """
     if not 1 <= count <= len(_THINGS):
         raise InputError(f"depths={count} must be between 1 and {len(_THINGS)}.")
     chance = random.Random(seed)
     things = chance.sample(_THINGS, count)
-    return [Needle(thing, str(chance.randrange(10_000, 100_000)), at / max(1, count - 1)) for at, thing in enumerate(things)]
+    return [
+        Needle(thing, str(chance.randrange(10_000, 100_000)), number / max(1, count - 1)) for number, thing in enumerate(things)
+    ]
 
 
 def haystack(
     tokens: int, hidden: Sequence[Needle], count: Callable[[str], int], filler: str | None = None, *, seed: int = 0
 ) -> str:
-    """A text of about `tokens` tokens with every needle at its depth.
+    """Build a text of about `tokens` tokens with every needle at its depth.
 
     Args:
-        count: how many tokens a text has.
+        tokens: the length of the text.
+        hidden: the facts to put into it.
+        count: returns how many tokens a text has.
         filler: text to hide them in, repeated where it is too short; None: sentences that say nothing.
+        seed: decides the order of the sentences that say nothing.
+
+    Raises:
+        InputError: the facts alone are longer than the text.
     """
     room = tokens - sum(count(needle.fact) for needle in hidden)
     if room <= 0:
         raise InputError(f"{tokens} tokens are too few for {len(hidden)} facts.")
     hay = _hay(room, count, filler, random.Random(seed))
-    parts, at = [], 0
-    for needle in sorted(hidden, key=lambda one: one.depth):
+    parts, start = [], 0
+    for needle in sorted(hidden, key=lambda needle: needle.depth):
         cut = hay.find(" ", int(needle.depth * len(hay)))
         cut = len(hay) if cut < 0 or needle.depth == 1 else cut
-        parts += [hay[at:cut], needle.fact]
-        at = cut
-    return "".join([*parts, hay[at:]])
+        parts += [hay[start:cut], needle.fact]
+        start = cut
+    return "".join([*parts, hay[start:]])
 
 
 def _hay(tokens: int, count: Callable[[str], int], filler: str | None, chance: random.Random) -> str:
     parts: list[str] = []
-    at = have = 0
+    position = have = 0
     while have < tokens:
         if filler is None:
             piece = " ".join(chance.choice(_FILLER) for _ in range(100)) + " "
         else:
-            piece = filler[at : at + _CHUNK_CHARACTERS]
-            at = (at + _CHUNK_CHARACTERS) % max(1, len(filler))
+            piece = filler[position : position + _CHUNK_CHARACTERS]
+            position = (position + _CHUNK_CHARACTERS) % max(1, len(filler))
         parts.append(piece)
         have += max(1, count(piece))
     hay = "".join(parts)
@@ -128,8 +138,22 @@ def measure(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Hide `depths` passkeys in a text of each length, read it into a corpus, and ask for each."""
-    hidden, found = needles(depths, seed=seed), []
+    """Hide `depths` passkeys in a text of each length, read it into a corpus, and ask for each.
+
+    Args:
+        model: the model to measure.
+        lengths: of the texts, in tokens.
+        depths: the number of passkeys in each text.
+        filler: text to hide them in; None: sentences that say nothing.
+        seed: decides names, numbers and filler.
+        max_new_tokens: the longest answer.
+        settings: what else the report records.
+        progress: called with a line about what begins.
+
+    Raises:
+        InputError: a text is too short for its facts, or `depths` is out of range.
+    """
+    hidden, results = needles(depths, seed=seed), []
     for length in lengths:
         text = haystack(length, hidden, lambda piece: len(model.backbone.encode(piece)), filler, seed=seed)
         with tempfile.TemporaryDirectory(prefix="hmt-eval-") as folder, MemoryStore(Path(folder)) as store:
@@ -137,32 +161,39 @@ def measure(
             progress(f"reading {length:,} tokens")
             corpus.add_documents([{"name": "haystack", "text": text}])
             progress(f"asking about {length:,} tokens")
-            found += [ask(corpus, needle, length, max_new_tokens=max_new_tokens) for needle in hidden]
+            results += [ask(corpus, needle, length, max_new_tokens=max_new_tokens) for needle in hidden]
     return _report(
-        found, {**(settings or {}), "depths": depths, "seed": seed, "hidden in": "filler" if filler is None else "text"}
+        results, {**(settings or {}), "depths": depths, "seed": seed, "hidden in": "filler" if filler is None else "text"}
     )
 
 
 def ask(corpus: Corpus, needle: Needle, length: int, *, max_new_tokens: int = 24) -> Found:
-    """Ask for one passkey."""
+    """Ask for one passkey.
+
+    Args:
+        corpus: has read the text that holds it.
+        needle: the fact to ask for.
+        length: tokens of the text, recorded with the outcome.
+        max_new_tokens: the longest answer.
+    """
     reply = corpus.ask(needle.question, max_new_tokens=max_new_tokens)
     answer = "".join(reply)
-    shown = " ".join(one.text for one in reply.recalled)
+    shown = " ".join(passage.text for passage in reply.recalled)
     return Found(length, needle.depth, needle.number in shown, needle.number in answer, answer)
 
 
-def _report(found: Sequence[Found], settings: Mapping[str, Any]) -> Report:
-    lengths = sorted({one.length for one in found})
-    depths = sorted({one.depth for one in found})
+def _report(results: Sequence[Found], settings: Mapping[str, Any]) -> Report:
+    lengths = sorted({result.length for result in results})
+    depths = sorted({result.depth for result in results})
     rows = []
     for length in lengths:
-        held = [one for one in found if one.length == length]
-        replayed, answered = (np.array([getattr(one, name) for one in held], float) for name in ("replayed", "answered"))
+        held = [result for result in results if result.length == length]
+        replayed, answered = (np.array([getattr(result, name) for result in held], float) for name in ("replayed", "answered"))
         spread = mean_interval(answered)
         rows.append([length, float(replayed.mean()), float(answered.mean()), spread.low, spread.high])
-    marks = {(one.length, one.depth): "A" if one.answered else "R" if one.replayed else "-" for one in found}
+    marks = {(result.length, result.depth): "A" if result.answered else "R" if result.replayed else "-" for result in results}
     grid = [[f"{depth:.0%}", *(marks[length, depth] for length in lengths)] for depth in depths]
-    curves = {name: [(row[0], row[at]) for row in rows] for at, name in ((1, "replayed"), (2, "answered"))}
+    curves = {name: [(row[0], row[column]) for row in rows] for column, name in ((1, "replayed"), (2, "answered"))}
     return Report(
         "passkey",
         "Passkeys at every depth",

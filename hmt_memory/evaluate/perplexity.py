@@ -1,8 +1,8 @@
 """Perplexity of a long text under several kinds of memory, all with the same visible tokens.
 
-Each segment of L tokens sees itself and the k tokens before it. The loss of a token is that of the hidden state before it,
-as in training. What differs is P_n: recalled (Eq. 1-5), the previous memory alone (RMT), the constant P_0, or made of another
-text's memories, all of it or what is recalled, which tells what memory carries from what training has adapted to.
+Each segment of L tokens sees itself and the k tokens before it. A token's loss is computed from the hidden state before it, as
+in training. Only P_n differs: recalled (Eq. 1-5), the previous memory alone (RMT), the constant P_0, or made from another
+text's memories, wholly or in its recalled part. This separates what memory carries from what training has adapted to.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from .report import Figure, Report, Table
 from .statistics import gain_interval, perplexity_interval
 
 if TYPE_CHECKING:
-    from ..model import HMTModel, Step
+    from ..engine.cell import Step
+    from ..model import HMTModel
 
 Memory = Literal["recalled", "previous", "initial", "exchanged", "misrecalled", "none"]
 _ROWS = 8  # segments at a time, where none depends on another
@@ -40,11 +41,12 @@ def token_losses(
     other: Tensor | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> np.ndarray:
-    """The loss of every token but the first, [t - 1] nats.
+    """Compute the loss of every token but the first, [t - 1] nats.
 
     Args:
+        model: the model to measure.
         ids: [t] token ids of the text.
-        memory: what P_n is: `recalled`: Eq. 1-5. `previous`: the same weights without recall, P_n = M_{n-1}. `initial`: P_0
+        memory: what P_n is. `recalled`: Eq. 1-5. `previous`: the same weights without recall, P_n = M_{n-1}. `initial`: P_0
             everywhere. `exchanged`: as `recalled`, from the memories of `other`. `misrecalled`: M_{n-1} is the text's own, and
             what is recalled behind it is from `other` (for models with `recalled_tokens`). `none`: no prompt, the k tokens
             alone.
@@ -52,7 +54,7 @@ def token_losses(
         progress: called with the number of tokens done since the last call.
 
     Raises:
-        InputError: fewer than two tokens; another text is needed and not given, or is shorter.
+        InputError: there are fewer than two tokens, or another text is needed and is missing or shorter.
     """
     if len(ids) < 2:
         raise InputError("the text is shorter than two tokens.")
@@ -69,7 +71,10 @@ def token_losses(
 
 
 class _Scoring(Steps):
-    """Keeps the hidden states. `strange` [n, m, d], if it is given, stands for what was read; with `own` but for M_{n-1}."""
+    """The usual steps with the hidden states kept.
+
+    `strange` [n, m, d], if given, replaces the memories of what was read; with `own`, all of them but M_{n-1}.
+    """
 
     def __init__(self, model: HMTModel, strange: Tensor | None, progress: Callable[[int], None], *, own: bool) -> None:
         super().__init__(model)
@@ -77,6 +82,7 @@ class _Scoring(Steps):
         self._strange, self._progress, self._own = strange, progress, own
 
     def read(self, turn: Turn) -> Step:
+        """Read a segment behind the chosen memory and keep its hidden states."""
         windows = turn.windows
         if self._strange is not None:
             windows = [self._strange[: turn.number][-self.model.config.recall_window :]]
@@ -101,7 +107,7 @@ def _memories(model: HMTModel, ids: Tensor, other: Tensor | None, progress: Call
 
 
 def _each_alone(model: HMTModel, ids: Tensor, progress: Callable[[int], None]) -> Tensor:
-    """Hidden states [t, d] where no segment has a memory: many at a time."""
+    """Return hidden states [t, d] where no segment has a memory, many segments at a time."""
     segments = ids.split(model.config.segment_length)
     tails = [ids[:0], *segments[:-1]]
     hidden: list[Tensor] = []
@@ -109,22 +115,22 @@ def _each_alone(model: HMTModel, ids: Tensor, progress: Callable[[int], None]) -
         rows = segments[start : start + _ROWS]
         empty = model.empty_state()
         states = [HMTState(empty.memory, tail, empty.open_ids) for tail in tails[start : start + _ROWS]]
-        _, found = unroll(model, states, rows, keep_hidden=True)
-        hidden += found
+        _, outputs = unroll(model, states, rows, keep_hidden=True)
+        hidden += outputs
         progress(sum(map(len, rows)))
     return torch.cat(hidden)
 
 
 def _losses(model: HMTModel, hidden: Tensor, targets: Tensor) -> np.ndarray:
-    found = [
+    losses = [
         cross_entropy(model.backbone.head(rows).float(), wanted.to(rows.device), reduction="none").cpu()
         for rows, wanted in zip(hidden.split(_HEAD_ROWS), targets.split(_HEAD_ROWS), strict=True)
     ]
-    return torch.cat(found).numpy().astype(np.float64)
+    return torch.cat(losses).numpy().astype(np.float64)
 
 
 def by_length(losses: np.ndarray, lengths: Sequence[int]) -> dict[int, float]:
-    """Perplexity of the first n tokens, for each n that the text has.
+    """Return the perplexity of the first n tokens, for each n that the text has.
 
     >>> by_length(np.array([0.0, 0.0, np.log(4.0), np.log(4.0)]), [2, 4, 8])
     {2: 1.0, 4: 2.0}
@@ -149,14 +155,20 @@ def compare(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Report:
-    """Perplexity of one text for each contender, against length, and each one's gain over the reference.
+    """Compare the perplexity of one text for each contender, against length, and each one's gain over the reference.
 
     Args:
+        contenders: the kinds of memory to compare.
+        ids: [t] token ids of the text.
         other: another text, for contenders with exchanged memory.
         reference: the name of the contender that gains are over; None: the last.
         settings: what else the report records.
+        progress: called with the number of tokens done since the last call.
     """
-    losses = {one.name: token_losses(one.model, ids, one.memory, other=other, progress=progress) for one in contenders}
+    losses = {
+        contender.name: token_losses(contender.model, ids, contender.memory, other=other, progress=progress)
+        for contender in contenders
+    }
     basis = reference or contenders[-1].name
     block = contenders[0].model.config.segment_length
     lengths = [length for length in _LENGTHS if length <= len(ids)] + ([len(ids)] if len(ids) not in _LENGTHS else [])
@@ -165,12 +177,12 @@ def compare(
     beyond = np.arange(1, len(ids)) % block >= summarized
 
     def rows(chosen: np.ndarray, size: int) -> list[list[Any]]:
-        found = []
-        for one in contenders:
-            own, other = losses[one.name][chosen], losses[basis][chosen]
+        table = []
+        for contender in contenders:
+            own, other = losses[contender.name][chosen], losses[basis][chosen]
             gain = (round(100 * value, 2) for value in gain_interval(own, other, block=size))
-            found.append([one.name, one.model.config.sensory_length, *perplexity_interval(own, block=size), *gain])
-        return found
+            table.append([contender.name, contender.model.config.sensory_length, *perplexity_interval(own, block=size), *gain])
+        return table
 
     def against(name: str) -> list[float]:
         gain = gain_interval(losses[contenders[0].name], losses[name], block=block)
@@ -183,12 +195,12 @@ def compare(
         {**(settings or {}), "tokens": len(ids), "intervals": f"95 %, bootstrap over blocks of {block} tokens, seed 0"},
         [
             Table("All tokens", columns, rows(np.ones_like(beyond), block)),
-            # What P_n recalls depends on the tokens that were summarised: these it cannot have seen.
+            # What P_n recalls depends on the first tokens of a segment, which were summarised; these come after them.
             Table(f"Tokens after the first {summarized} of a segment", columns, rows(beyond, max(1, block - summarized))),
             Table(
                 f"How far {contenders[0].name} is below each",
                 ["memory", "%", "low", "high"],
-                [[one.name, *against(one.name)] for one in contenders[1:]],
+                [[contender.name, *against(contender.name)] for contender in contenders[1:]],
             ),
             Table(
                 "By length",

@@ -1,7 +1,7 @@
 """Questions over several abstracts, PubMedQA-style (Jin et al. 2019; the multi-context form is the HMT paper's).
 
-The contexts of n samples are read one after the other, then the question of one of them is put. Counted are the perplexity of
-its long answer and how often yes, no or maybe, whichever is likeliest, is right.
+The contexts of n samples are read one after the other, then the question of one of them is asked. Two things are measured: the
+perplexity of its long answer, and how often the likeliest of yes, no and maybe is right.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Sample:
 
 
 def load_samples(path: str | Path) -> list[Sample]:
-    """PubMedQA's own `.json` (id to QUESTION, CONTEXTS, LONG_ANSWER, final_decision), or rows of the dataset as `.jsonl`.
+    """Load PubMedQA's own `.json` (id to QUESTION, CONTEXTS, LONG_ANSWER, final_decision), or rows of the dataset as `.jsonl`.
 
     Raises:
-        InputError: the file is missing or of another form.
+        InputError: the file is missing or has another form.
     """
     file = Path(path).expanduser()
     try:
@@ -81,14 +81,19 @@ def measure(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] = lambda questions: None,
 ) -> Report:
-    """Ask `limit` questions over each number of contexts, of every contender the same.
+    """Ask `limit` questions over each number of contexts, the same of every contender.
 
     Args:
         contenders: models by name, such as one model in its modes.
+        samples: abstracts with their questions.
+        counts: numbers of contexts to read before a question.
+        limit: the number of questions for each of them, at most.
+        seed: decides which contexts stand beside a question, and their order.
+        settings: what else the report records.
         progress: called with the number of questions answered since the last call.
 
     Raises:
-        InputError: fewer samples than contexts.
+        InputError: there are fewer samples than contexts.
     """
     if len(samples) < max(counts):
         raise InputError(f"{len(samples)} samples are too few for {max(counts)} contexts.")
@@ -102,9 +107,9 @@ def measure(
                 for contexts, sample in sets:
                     answers.append(_answer(model, contexts, sample))
                     progress(1)
-                losses = np.concatenate([one for one, _ in answers])
+                losses = np.concatenate([nats for nats, _ in answers])
                 perplexity = perplexity_interval(losses, block=max(1, len(losses) // max(1, len(answers))))
-                right = mean_interval(np.array([one for _, one in answers], float))
+                right = mean_interval(np.array([correct for _, correct in answers], float))
                 rows.append([name, count, *perplexity, *right])
                 points.append((count, perplexity.value))
         curves[name] = points
@@ -119,20 +124,20 @@ def measure(
 
 
 def _asked(samples: Sequence[Sample], count: int, limit: int, seed: int) -> list[tuple[list[Sample], Sample]]:
-    """The contexts to read, in a random order, and which of them is asked about."""
-    chance, found = random.Random(f"{seed}/{count}"), []
+    """Draw the contexts to read, in a random order, each list with the sample that is asked about."""
+    chance, drawn = random.Random(f"{seed}/{count}"), []
     for sample in samples[:limit]:
-        others = chance.sample([one for one in samples if one is not sample], count - 1)
+        others = chance.sample([other for other in samples if other is not sample], count - 1)
         contexts = [*others, sample]
         chance.shuffle(contexts)
-        found.append((contexts, sample))
-    return found
+        drawn.append((contexts, sample))
+    return drawn
 
 
 def _answer(model: HMTModel, contexts: Sequence[Sample], sample: Sample) -> tuple[np.ndarray, bool]:
-    """Losses [a] of the long answer's tokens, and whether the likeliest short answer is right."""
+    """Return the losses [a] of the long answer's tokens, and whether the likeliest short answer is right."""
     encode = model.backbone.encode
-    text = "\n\n".join(" ".join(one.contexts) for one in contexts)
+    text = "\n\n".join(" ".join(context.contexts) for context in contexts)
     state = model.read(encode(text))
     ask = encode(f"\n\nQuestion: {sample.question}\nAnswer:")
     long = _losses_after(model, state, ask, encode(f" {sample.long_answer}"))

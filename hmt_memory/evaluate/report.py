@@ -1,4 +1,4 @@
-"""A result as files: JSON for machines, Markdown for people, a PNG. Knows tables and curves, nothing of how they were made."""
+"""Results as files: JSON for machines, Markdown for people, a PNG. Knows tables and curves, not how they were made."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Report:
-    """What one evaluation found, with everything needed to repeat it."""
+    """The result of one evaluation, with everything needed to repeat it."""
 
-    name: str  # of its files
+    name: str  # what its files are called
     title: str
     settings: Mapping[str, Any]  # data, sizes, seeds, adapters
     tables: Sequence[Table]
@@ -50,7 +50,7 @@ class Report:
     environment: Mapping[str, Any] = field(default_factory=lambda: environment())
 
     def write(self, folder: str | Path) -> list[Path]:
-        """Write `NAME.json`, `NAME.md` and, with matplotlib, `NAME.png`; returns what was written.
+        """Write `NAME.json`, `NAME.md` and, with matplotlib, `NAME.png`. Returns the files written.
 
         Raises:
             InputError: the folder cannot be written.
@@ -67,7 +67,7 @@ class Report:
         return [*made, *([picture] if picture else [])]
 
     def markdown(self, picture: Path | None = None) -> str:
-        """The report for people."""
+        """Return the report for people, with a link to its picture."""
         parts = [f"# {self.title}"]
         parts += [f"![{self.title}]({picture.name})"] if picture else []
         parts += [f"## {table.title}\n\n{_markdown(table)}" for table in self.tables]
@@ -83,11 +83,11 @@ class Report:
             return None
         canvas = Canvas(figsize=(7, 3.4 * len(self.figures)), layout="constrained")
         for axis, figure in zip(canvas.subplots(len(self.figures), 1, squeeze=False)[:, 0], self.figures, strict=True):
-            for at, (name, points) in enumerate(figure.curves.items()):
+            for number, (name, points) in enumerate(figure.curves.items()):
                 xs, ys = [x for x, _ in points], [y for _, y in points]
                 if figure.bars:
                     width = 0.8 / len(figure.curves)
-                    axis.bar([place + at * width for place in range(len(xs))], ys, width, label=name)
+                    axis.bar([place + number * width for place in range(len(xs))], ys, width, label=name)
                     axis.set_xticks([place + 0.4 - width / 2 for place in range(len(xs))], [str(x) for x in xs])
                 else:
                     axis.plot(xs, ys, marker="o", markersize=3, label=name)
@@ -106,7 +106,7 @@ def _markdown(table: Table) -> str:
 
 
 def shown(value: Any) -> str:
-    """A number with the digits that mean something, anything else as text.
+    """Format a number with its significant digits, anything else as text.
 
     >>> [shown(value) for value in (23.4567, 0.01234, 12345, None, "x")]
     ['23.46', '0.0123', '12,345', '-', 'x']
@@ -119,7 +119,7 @@ def shown(value: Any) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """The machine, the versions and the date."""
+    """Describe the machine, the versions and the date."""
     import transformers
 
     return {

@@ -23,21 +23,33 @@ class Interval(NamedTuple):
 
 
 def mean_interval(values: Array, *, seed: int = 0) -> Interval:
-    """Of the mean of independent values [n]."""
+    """Return the mean of independent values [n] with its interval."""
     values = np.asarray(values, dtype=float)
     means = values[_resampled(len(values), seed)].mean(axis=1)
     return _interval(float(values.mean()), means)
 
 
 def perplexity_interval(losses: Array, *, block: int, seed: int = 0) -> Interval:
-    """Of `exp(mean)` of the losses [t] of a text's tokens, in nats."""
+    """Return the perplexity of a text with its interval.
+
+    Args:
+        losses: [t] losses of its tokens, in nats.
+        block: tokens that are resampled together.
+        seed: of the resampling.
+    """
     sums, counts = _blocks(losses, block)
     chosen = _resampled(len(sums), seed)
     return _interval(float(np.exp(np.mean(losses))), np.exp(sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)))
 
 
 def gain_interval(losses: Array, reference: Array, *, block: int, seed: int = 0) -> Interval:
-    """By which share the perplexity of `losses` [t] lies below that of `reference` [t], the same tokens in the same order.
+    """Return by which share the perplexity of `losses` lies below that of `reference`, with its interval.
+
+    Args:
+        losses: [t] nats a token.
+        reference: [t] nats of the same tokens in the same order.
+        block: tokens that are resampled together.
+        seed: of the resampling.
 
     >>> gain = gain_interval(np.zeros(8), np.full(8, np.log(2.0)), block=2)
     >>> [round(value, 3) for value in gain]

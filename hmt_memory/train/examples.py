@@ -1,4 +1,4 @@
-"""What one row of a training step holds. Knows token ids and where in them a loss is wanted; no model, no files."""
+"""One row of a training step: token ids and where in them a loss is wanted. Knows no model and no files."""
 
 from __future__ import annotations
 

@@ -34,10 +34,13 @@ class Weights(NamedTuple):
 
 
 def token_losses(head: Head, hidden: Tensor, targets: Tensor, weights: Weights, teacher: Tensor | None = None) -> TokenLosses:
-    """Next-token cross-entropy and distillation of hidden states [t, d] against targets [t] (-100: no loss there).
+    """Compute next-token cross-entropy and distillation of hidden states.
 
     Args:
-        head: hidden states [n, d] to logits [n, vocab].
+        head: maps hidden states [n, d] to logits [n, vocab].
+        hidden: [t, d] hidden states of the model.
+        targets: [t] the token that each should predict; -100 where no loss is wanted.
+        weights: how much of each loss goes into the total.
         teacher: [t, d] hidden states of the teacher for the same positions, under the same head.
     """
     wanted = targets != -100
@@ -69,8 +72,8 @@ def _losses(head: Head, rows: Tensor, ids: Tensor, guide: Tensor | None) -> tupl
 class _Fused(torch.autograd.Function):
     """The token losses with their gradient computed in the forward pass, `ROWS` rows at a time.
 
-    With p the model's probabilities and q the teacher's, the gradient of the cross-entropy for the logits is p - onehot, that
-    of KL(q || p) is p - q.
+    With p the model's probabilities and q the teacher's, the gradient of the cross-entropy with respect to the logits is
+    p - onehot; the gradient of KL(q || p) is p - q.
     """
 
     @staticmethod
@@ -85,9 +88,9 @@ class _Fused(torch.autograd.Function):
             with torch.enable_grad():
                 logits = head(leaf)
             known = None if guide is None else log_softmax(head(guide[part]).float(), dim=-1)
-            found, change = _gradient(log_softmax(logits.detach().float(), dim=-1), ids[part], known, weights)
+            losses, change = _gradient(log_softmax(logits.detach().float(), dim=-1), ids[part], known, weights)
             (gradient[part],) = torch.autograd.grad(logits, leaf, change.to(logits.dtype))
-            sums += found
+            sums += losses
         context.save_for_backward(gradient)
         context.mark_non_differentiable(sums)
         return weights.next_token * sums[0] + weights.distillation * sums[1], sums[0].clone(), sums[1].clone()
@@ -99,7 +102,10 @@ class _Fused(torch.autograd.Function):
 
 
 def _gradient(scores: Tensor, ids: Tensor, known: Tensor | None, weights: Weights) -> tuple[Tensor, Tensor]:
-    """Both losses [2] and the gradient of their weighted sum for logits, from log-probabilities [n, vocab], which are spent."""
+    """Return both losses [2] and the gradient of their weighted sum for the logits.
+
+    Overwrites `scores` [n, vocab], the log-probabilities.
+    """
     entropy = -scores.gather(1, ids[:, None]).sum()
     if known is None:
         change, divergence = scores.exp_().mul_(weights.next_token), torch.zeros_like(entropy)
@@ -113,10 +119,10 @@ def _gradient(scores: Tensor, ids: Tensor, known: Tensor | None, weights: Weight
 
 
 def recall_loss(weights: Tensor, evidence: Sequence[int]) -> Tensor:
-    """`-log` of the recall weight that falls on the segments known to hold the answer.
+    """Return `-log` of the recall weight that falls on the segments known to hold the answer.
 
     Args:
         weights: [n] recall weights, which sum to 1: they are probabilities already (no second softmax).
-        evidence: positions in them.
+        evidence: positions in `weights` of the segments that hold the answer.
     """
     return -torch.log(weights[list(evidence)].sum().clamp(min=1e-9))

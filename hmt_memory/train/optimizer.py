@@ -1,7 +1,7 @@
 """AdamW over parameters of any precision. Knows tensors and their names; no model, no schedule.
 
-A bf16 parameter has 8 significant bits: an update of a thousandth of it is lost. So each has a master copy in fp32, which
-is stepped and rounded into it.
+A bf16 parameter has 8 significant bits: an update of a thousandth of it is lost. So each parameter has a master copy in fp32,
+which is stepped and then rounded into it.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class MasterAdamW:
         )
 
     def adopt(self, *prefixes: str) -> None:
-        """Go on from what the parameters whose names begin so hold now."""
+        """Take over the present values of the parameters whose names begin with one of `prefixes`."""
         for name in (name for name in self._live if name.startswith(prefixes)):
             self._master[name].data.copy_(self._live[name])
 
     def gradients(self) -> list[Tensor]:
-        """Those that exist, to be summed over devices."""
+        """Return the gradients that exist, to be summed over devices."""
         return [value.grad for value in self._live.values() if value.grad is not None]
 
     def step(self, factor: float) -> float:
-        """One step at `factor` times the rates; gradients are cleared. Returns their norm before clipping."""
+        """Take one step at `factor` times the rates and clear the gradients. Returns their norm before clipping."""
         for name, value in self._live.items():
             self._master[name].grad = None if value.grad is None else value.grad.float()
             value.grad = None
@@ -67,26 +67,26 @@ class MasterAdamW:
             value.copy_(self._master[name])
 
     def state(self) -> dict[str, Tensor]:
-        """Everything a later run needs, as named tensors."""
-        found = {f"master/{name}": value for name, value in self._master.items()}
+        """Return everything a later run needs, as named tensors on the CPU."""
+        tensors = {f"master/{name}": value for name, value in self._master.items()}
         for name, value in self._master.items():
             for key, held in self._adam.state[value].items():
-                found[f"{key}/{name}"] = torch.as_tensor(held)
-        return {name: value.detach().cpu().contiguous() for name, value in found.items()}
+                tensors[f"{key}/{name}"] = torch.as_tensor(held)
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` gave.
+        """Continue from what `state` returned.
 
         Raises:
-            KeyError: it is of other parameters.
+            KeyError: the state belongs to other parameters.
         """
         for name, value in self._master.items():
             value.copy_(state[f"master/{name}"])
         for name, value in self._master.items():
             held = {key: state.get(f"{key}/{name}") for key in ("step", "exp_avg", "exp_avg_sq")}
             self._adam.state[value] = {
-                key: one.clone() if key == "step" else one.to(value.device).clone()
-                for key, one in held.items()
-                if one is not None
+                key: moment.clone() if key == "step" else moment.to(value.device).clone()
+                for key, moment in held.items()
+                if moment is not None
             }
         self._write()

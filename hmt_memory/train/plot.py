@@ -15,7 +15,8 @@ def plot_run(folder: str | Path, target: str | Path | None = None) -> Path:
     """Draw perplexity and distillation of a run over its tokens, as `training.png` in its folder or as `target`.
 
     Raises:
-        InputError: the run has no log yet. MissingDependencyError: matplotlib is not installed.
+        InputError: the run has no log yet.
+        MissingDependencyError: matplotlib is not installed.
     """
     path = Path(folder) / LOG_FILE
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
@@ -44,4 +45,4 @@ def plot_run(folder: str | Path, target: str | Path | None = None) -> Path:
 
 
 def _running(values: list[float]) -> list[float]:
-    return [sum(part := values[max(0, at - _SMOOTHED + 1) : at + 1]) / len(part) for at in range(len(values))]
+    return [sum(part := values[max(0, index - _SMOOTHED + 1) : index + 1]) / len(part) for index in range(len(values))]

@@ -1,4 +1,4 @@
-"""What a training run is made of: sizes, stages, rates. Knows numbers; no tensors, no files but its own JSON form."""
+"""Recipes of training runs: sizes, stages, rates. Knows numbers; no tensors, no files but its own JSON form."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Stage:
 
     steps: int
     segments: int  # unrolled, back-propagated through all of them
-    before: int = 0  # segments read first, without gradient: memory from further back for little time
+    before: int = 0  # segments read first, without gradient: memory from further back at little cost
     mode: Mode = "hmt"  # rmt: no recall, P_n = M_{n-1}, as S1 has it; plain: the equally trained sliding window
     batch: int = 2  # rows a device and micro-batch
     tasks: Mapping[str, float] = field(default_factory=lambda: {"text": 1.0})  # shares of text, recitation, cloze, questions
     next_token: float = 1.0  # weight of the cross-entropy of the next token
     distillation: float = 0.0  # weight of KL(the backbone that sees `teacher_tokens` more || the model)
     recall: float = 0.0  # weight of the recall loss where evidence is known
-    view_tokens: int = 0  # of two more rows, whole behind P as an answer sees text, with the token losses; 0: none
+    view_tokens: int = 0  # length of two more rows, each whole behind P as an answer sees text; 0: no such rows
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
@@ -57,18 +57,20 @@ class Recipe:
     lora_targets: tuple[str, ...] = ()  # names of linear modules; empty: all of them
     learning_rate: float = 1e-4  # of the backbone or its LoRA
     memory_learning_rate: float | None = None  # of the memory's matrices; None: the same
-    recall_learning_rate: float | None = None  # of W_q and W_k among them, which learn in the last stage alone; None: the same
-    recall_questions: int = 0  # that W_q and W_k are fitted to before the first stage that recalls; 0: they start as they are
-    prompt_learning_rate: float | None = None  # of its learned embeddings (T, P_0, offsets, sink); None: as the matrices
+    recall_learning_rate: float | None = None  # of W_q and W_k, which learn in the last stage alone; None: the same
+    recall_questions: int = 0  # W_q and W_k are fitted to so many before the first stage that recalls; 0: no fit
+    prompt_learning_rate: float | None = None  # of the memory's embeddings (T, P_0, offsets, sink); None: the same
     weight_decay: float = 0.0
-    schedule: Schedule = "steps"  # steps: times `decay` every 100 steps of a stage, as the authors; cosine: to `floor` over all
-    schedule_steps: int | None = None  # over which cosine falls, if not over all: a run may stop before
+    schedule: Schedule = (
+        "steps"  # steps: times `decay` every 100 steps of a stage, as the authors; cosine: to `floor` at the end
+    )
+    schedule_steps: int | None = None  # steps until cosine reaches `floor`; None: all steps of the run
     decay: float = 0.9
     floor: float = 0.05
     warmup: int = 0
-    clip: float = 1.0  # largest norm of the gradient, of W_q and W_k apart where they have a rate of their own
+    clip: float = 1.0  # largest norm of the gradient; W_q and W_k are clipped apart where they have their own rate
     accumulate: int = 1  # micro-batches a step
-    teacher_tokens: int = 512  # that the teacher sees verbatim before a segment, at least
+    teacher_tokens: int = 512  # tokens that the teacher sees verbatim before a segment, at least
     activations: Activations = "keep"
     checkpoint_every: int = 50
     seed: int = 0
@@ -89,10 +91,15 @@ class Recipe:
 
     @property
     def steps(self) -> int:
+        """The number of steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def stage_at(self, step: int) -> tuple[int, Stage]:
-        """Number of the stage of a step (counted from 0), and the stage."""
+        """Return the number of a step's stage (counted from 0) and the stage.
+
+        Raises:
+            IndexError: the recipe has fewer steps.
+        """
         for number, stage in enumerate(self.stages):
             if step < stage.steps:
                 return number, stage
@@ -100,7 +107,7 @@ class Recipe:
         raise IndexError(f"the recipe has {self.steps} steps")
 
     def rate_factor(self, step: int) -> float:
-        """What the learning rates are multiplied by at a step."""
+        """Return the factor of the learning rates at a step."""
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "cosine":
             span = self.schedule_steps or self.steps
@@ -109,7 +116,7 @@ class Recipe:
         return warm * float(self.decay ** ((step - sum(stage.steps for stage in self.stages[:number])) // 100))
 
     def in_mode(self, mode: Mode) -> Recipe:
-        """The same run for another kind of memory: the equally trained twin that a gain is measured against.
+        """Return the same run for another kind of memory: the equally trained twin that a gain is measured against.
 
         `plain` and `rmt` apply to every stage; `hmt` leaves the stages as they are.
         """
@@ -119,15 +126,16 @@ class Recipe:
         return replace(self, stages=stages, config=replace(self.config, mode=mode))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, ready for JSON."""
+        """Return all fields by name, ready for JSON."""
         return asdict(self)
 
     def to_json(self) -> str:
+        """Return all fields as indented JSON."""
         return json.dumps(self.to_dict(), indent=2)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
-        """The inverse of `to_dict`; missing fields take their defaults.
+        """Build a recipe from what `to_dict` returned; missing fields take their defaults.
 
         Raises:
             ConfigError: a key is unknown or a value impossible; the message names it.
@@ -144,7 +152,7 @@ class Recipe:
 
 
 def _known(kind: Any, values: Mapping[str, Any]) -> Any:
-    names = [one.name for one in fields(kind)]
+    names = [known.name for known in fields(kind)]
     for key in values:
         if key not in names:
             raise ConfigError(f"unknown key {key!r} in the recipe. Known: {', '.join(names)}.")

@@ -1,4 +1,4 @@
-"""Where training text comes from: text files, JSONL, meetings with questions, Hugging Face datasets. Knows files and tokens.
+"""Sources of training text: text files, JSONL, meetings with questions, Hugging Face datasets. Knows files and tokens.
 
 Documents of files are held as token ids; a dataset by name is streamed through a window of recent documents. Which
 documents step n may draw from depends on the seed and on n alone, so a run resumes where it was killed.
@@ -44,7 +44,7 @@ class Document:
 
 
 class Documents:
-    """All documents of files, in reach at any time."""
+    """All documents of some files, in reach at any time."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
         if not documents:
@@ -52,12 +52,12 @@ class Documents:
         self._documents = list(documents)
 
     def at(self, step: int) -> Sequence[Document]:
-        """What may be drawn at a step; the same sequence each time."""
+        """Return the documents that a step may draw from: the same sequence each time."""
         return self._documents
 
 
 class Stream:
-    """A window that moves over a stream of documents, one at each step: what a dataset too large to hold is drawn from."""
+    """A window that moves by one document a step over a stream too large to hold."""
 
     def __init__(self, open_stream: Callable[[], Iterable[Document]], *, seed: int, size: int = _POOL) -> None:
         self._open, self._seed, self._size = open_stream, seed, size
@@ -71,15 +71,15 @@ class Stream:
 
     def _endless(self) -> Iterator[Document]:
         while True:
-            found = False
+            empty = True
             for document in self._open():
-                found = True
+                empty = False
                 yield document
-            if not found:
+            if empty:
                 raise InputError("the dataset has no documents with text. Check its name, split and column.")
 
     def at(self, step: int) -> Sequence[Document]:
-        """What may be drawn at a step; steps that were passed already start the stream anew."""
+        """Return the documents that a step may draw from. A step before the present one starts the stream anew."""
         if step < self._step:
             self._restart()
         while self._step < step:
@@ -89,13 +89,18 @@ class Stream:
 
 
 def open_sources(names: Sequence[str], encode: Encode, *, seed: int = 0) -> Documents | Stream:
-    """Documents by name: text files, `.jsonl` files, folders of them, or one `hf:NAME[:SPLIT[:COLUMN]]`.
+    """Open documents by name: text files, `.jsonl` files, folders of them, or one `hf:NAME[:SPLIT[:COLUMN]]`.
 
     A row of a `.jsonl` file has `text`, or `messages` (role, content), or `turns` (speaker, text) with optional `queries`
     (query, answer, turn_spans), as QMSum has.
 
+    Args:
+        names: files, folders, or a single dataset of the hub.
+        encode: text to token ids.
+        seed: decides which documents of a streamed dataset are in reach at a step.
+
     Raises:
-        InputError: nothing of that name, or a row of another form; the message names the line.
+        InputError: nothing has that name, or a row has another form; the message names the line.
         MissingDependencyError: a dataset by name needs the `datasets` package.
     """
     streamed = [name for name in names if name.startswith(_HUB)]
@@ -131,10 +136,15 @@ def _of_rows(path: Path, encode: Encode) -> Iterator[Document]:
 
 
 def document_of(row: Mapping[str, Any], name: str, encode: Encode) -> Document:
-    """One row of a `.jsonl` file or of a dataset.
+    """Build a document from one row of a `.jsonl` file or of a dataset.
+
+    Args:
+        row: an object with `text`, `messages` or `turns`.
+        name: the document's name where the row has no `id`.
+        encode: text to token ids.
 
     Raises:
-        InputError: it has neither text, messages nor turns.
+        InputError: the row has neither text, messages nor turns.
     """
     if not isinstance(row, Mapping):
         raise InputError("it is no object")

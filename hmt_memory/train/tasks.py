@@ -20,20 +20,27 @@ from .sources import Document, Encode, Question
 
 
 class Shape(NamedTuple):
-    """How long a row is, in segments."""
+    """The length of a row, in segments."""
 
     length: int  # tokens a segment
     segments: int  # unrolled with gradient
-    before: int = 0  # read first, without
+    before: int = 0  # read first, without gradient
 
 
 Task = Callable[[Sequence[Document], random.Random, Shape, Encode], Example]
-_CLOZE_TOKENS = (12, 48)  # how long a sentence that is asked for may be
-_CLOZE_KEPT = 0.1  # how often it also stays in its passage
+_CLOZE_TOKENS = (12, 48)  # shortest and longest stretch that is cut out
+_CLOZE_KEPT = 0.1  # share of stretches that also stay in their passage
 
 
 def draw(tasks: Mapping[str, float], documents: Sequence[Document], seed: str, shape: Shape, encode: Encode) -> Example:
-    """The row that a seed stands for: a task by its share, then a document by its length.
+    """Draw the row that a seed stands for: a task by its share, then a document by its length.
+
+    Args:
+        tasks: shares by the name of a task.
+        documents: the documents to draw from.
+        seed: decides everything that is drawn.
+        shape: the length of the row.
+        encode: text to token ids.
 
     Raises:
         InputError: no document is long enough.
@@ -44,7 +51,14 @@ def draw(tasks: Mapping[str, float], documents: Sequence[Document], seed: str, s
 
 
 def text(documents: Sequence[Document], chance: random.Random, shape: Shape, encode: Encode) -> Example:
-    """Consecutive segments; every token after the first segment with gradient is predicted."""
+    """Draw consecutive segments; every token after the first segment with gradient is predicted.
+
+    Args:
+        documents: the documents to draw from.
+        chance: the source of randomness.
+        shape: the length of the row.
+        encode: unused.
+    """
     ids = _window(documents, chance, shape.length * (shape.before + shape.segments))
     before, ids = _cut(ids, shape)
     labels = ids.clone()
@@ -54,7 +68,14 @@ def text(documents: Sequence[Document], chance: random.Random, shape: Shape, enc
 
 
 def recitation(documents: Sequence[Document], chance: random.Random, shape: Shape, encode: Encode) -> Example:
-    """Other text stands between a passage and its return, which is predicted and has the passage as its evidence."""
+    """Draw text in which a passage returns after other text; its return is predicted and its evidence is the passage.
+
+    Args:
+        documents: the documents to draw from.
+        chance: the source of randomness.
+        shape: the length of the row.
+        encode: unused.
+    """
     length = shape.length
     window = _window(documents, chance, length * (shape.before + shape.segments - 1))
     source = chance.randrange(shape.before + shape.segments - 1)
@@ -66,28 +87,49 @@ def recitation(documents: Sequence[Document], chance: random.Random, shape: Shap
 
 
 def cloze(documents: Sequence[Document], chance: random.Random, shape: Shape, encode: Encode) -> Example:
-    """A stretch of some passage is cut out and stands at the end: its evidence is the passage it came from."""
+    """Cut a stretch out of some passage and put it at the end, to be predicted; its evidence is the passage it came from.
+
+    Args:
+        documents: the documents to draw from.
+        chance: the source of randomness.
+        shape: the length of the row.
+        encode: unused.
+    """
     length, size = shape.length, chance.randint(*_CLOZE_TOKENS)
     size = max(1, min(size, length // 2))
     body = length * (shape.before + shape.segments - 1)
     window = _window(documents, chance, body + size)
-    at = chance.randrange(body - size)
-    query = window[at : at + size]
-    rest = window[:body] if chance.random() < _CLOZE_KEPT else torch.cat([window[:at], window[at + size :]])
+    start = chance.randrange(body - size)
+    query = window[start : start + size]
+    rest = window[:body] if chance.random() < _CLOZE_KEPT else torch.cat([window[:start], window[start + size :]])
     before, ids = _cut(torch.cat([rest, query]), shape)
     labels = torch.full_like(ids, IGNORED)
     labels[-size:] = query
-    return Example(ids, labels, before, {shape.segments - 1: (at // length - shape.before,)})
+    return Example(ids, labels, before, {shape.segments - 1: (start // length - shape.before,)})
 
 
 def questions(documents: Sequence[Document], chance: random.Random, shape: Shape, encode: Encode) -> Example:
-    """Part of a document, then a question about it and its answer, which is predicted; evidence: where the answer lies."""
+    """Draw part of a document, a question about it and the answer, which is predicted; its evidence is where the answer lies.
+
+    Args:
+        documents: the documents to draw from, some of them with questions.
+        chance: the source of randomness.
+        shape: the length of the row.
+        encode: text to token ids.
+
+    Raises:
+        InputError: no document that is long enough has questions with evidence.
+    """
     length, body = shape.length, shape.length * (shape.before + shape.segments - 1)
-    able = [one for one in documents if len(one.ids) >= body and any(_answered(question) for question in one.questions)]
+    able = [
+        document
+        for document in documents
+        if len(document.ids) >= body and any(_answered(question) for question in document.questions)
+    ]
     if not able:
         raise InputError(f"no document of {body} tokens has questions with evidence. Leave the questions task out.")
     document = chance.choice(able)
-    question = chance.choice([one for one in document.questions if _answered(one)])
+    question = chance.choice([question for question in document.questions if _answered(question)])
     first, last = question.spans[0]
     middle = chance.randrange(first, last)
     start = min(max(0, middle - chance.randrange(body)), len(document.ids) - body)
@@ -112,7 +154,7 @@ def _asked(question: Question, encode: Encode) -> tuple[Sequence[int], Sequence[
 
 
 def _window(documents: Sequence[Document], chance: random.Random, tokens: int) -> Tensor:
-    """A stretch of one document, every stretch of all documents equally likely."""
+    """Draw a stretch of one document, every stretch of all documents equally likely."""
     starts = [max(0, len(document.ids) - tokens + 1) for document in documents]
     if not sum(starts):
         longest = max(len(document.ids) for document in documents)

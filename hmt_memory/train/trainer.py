@@ -63,14 +63,18 @@ class StepReport:
 def prepare(
     name: str, recipe: Recipe, *, start: str | Path | None = None, dtype: str = "auto", device: str = "auto"
 ) -> HMTModel:
-    """A backbone ready to be trained by a recipe: LoRA around it, or its own weights unfrozen.
+    """Load a backbone ready to be trained by a recipe: LoRA around it, or its own weights unfrozen.
 
     Args:
+        name: a folder or the name of a model.
+        recipe: says whether LoRA is trained, and with which rank.
         start: an adapter to go on from; it must have the recipe's configuration.
+        dtype: the precision of the weights; `auto`: what suits the device.
+        device: where the weights go; `auto`: a GPU if there is one.
 
     Raises:
-        MissingDependencyError: LoRA needs peft. ConfigError: the backbone has none of `lora_targets`, or `start` is of another
-        configuration or has no LoRA to go on with.
+        MissingDependencyError: LoRA needs peft.
+        ConfigError: the backbone has none of `lora_targets`, or `start` has another configuration or no LoRA to go on with.
     """
     if start is not None:
         return _from_adapter(name, recipe, Path(start), dtype=dtype, device=device)
@@ -146,9 +150,12 @@ class Trainer:
         """Continue the run in `folder`, or begin one.
 
         Args:
-            model: as `prepare` gives it.
+            model: as `prepare` returns it.
+            recipe: the stages and rates of the run.
+            documents: the text to train on.
+            folder: holds everything about the run.
             sources: names of the data, recorded beside the recipe.
-            start: the adapter that `prepare` went on from: it is measured already.
+            start: the adapter that `prepare` went on from, which was calibrated when it was trained.
             accelerator: for several devices; None: the model's device alone.
 
         Raises:
@@ -170,11 +177,14 @@ class Trainer:
 
     @property
     def trainable(self) -> int:
-        """How many numbers learn."""
+        """The number of parameters that learn, counted one by one."""
         return sum(value.numel() for group in self._trained for value in group.parameters.values())
 
     def run(self, *, until: int | None = None) -> Iterator[StepReport]:
-        """Train to the end, or to step `until`; a report after each step. A checkpoint every so many steps and at the end."""
+        """Train to the end, or to step `until`; yield a report after each step.
+
+        A checkpoint is written every `checkpoint_every` steps and at the last step.
+        """
         last = min(self.recipe.steps, until or self.recipe.steps)
         started, tokens = time.monotonic(), self.tokens
         self.model.train()
@@ -190,12 +200,12 @@ class Trainer:
             self._finish()
 
     def _sample(self) -> list[torch.Tensor]:
-        """Segments of the training text, to measure what memory embeddings are like before the first step."""
+        """Draw segments of the training text, to measure what memory embeddings are like before the first step."""
         shape, pool = Shape(self.model.config.segment_length, 1), self.documents.at(0)
         encode = self.model.backbone.encode
-        return [draw({"text": 1.0}, pool, f"{self.recipe.seed}/sample/{at}", shape, encode).ids for at in range(_SAMPLE)]
-
-    # --- one step ---------------------------------------------------------------------------------------------------
+        return [
+            draw({"text": 1.0}, pool, f"{self.recipe.seed}/sample/{number}", shape, encode).ids for number in range(_SAMPLE)
+        ]
 
     def _one_step(self, elapsed: float, tokens_before: int) -> StepReport:
         begun = time.monotonic()
@@ -207,7 +217,7 @@ class Trainer:
         batches = self._batches(stage)
         rows = [row for batch in batches for row in batch]
         predictions, asked = self._sum([sum(map(_predictions, rows)), sum(map(_asked, rows))])
-        found = [self._backward(model, stage, batch, predictions, asked) for batch in batches]
+        losses = [self._backward(model, stage, batch, predictions, asked) for batch in batches]
         self._backward_views(model, stage)
         for gradient in self._optimizer.gradients() if self._world > 1 else ():
             gradient.copy_(self._accelerator.reduce(gradient, reduction="sum"))  # type: ignore[union-attr]
@@ -215,10 +225,10 @@ class Trainer:
         norm = self._optimizer.step(factor)
         sums = self._sum(
             [
-                sum(getattr(one, name) for one in found)
+                sum(getattr(part, name) for part in losses)
                 for name in ("next_token", "distillation", "recalls", "recalled", "tokens")
             ]
-            + [sum(float(one.recall_total.detach()) for one in found), sum(len(row.ids) for row in rows)]
+            + [sum(float(part.recall_total.detach()) for part in losses), sum(len(row.ids) for row in rows)]
         )
         next_token, distillation, recalls, recalled, counted, recall_sum, read = sums
         self.step, self.tokens = self.step + 1, self.tokens + int(read)
@@ -243,13 +253,13 @@ class Trainer:
 
     def _fit_recall(self) -> None:
         pool, encode = self.documents.at(self.step), self.model.backbone.encode
-        found = fit_recall(self.model, pool, questions=self.recipe.recall_questions, seed=self.recipe.seed, encode=encode)
+        fitted = fit_recall(self.model, pool, questions=self.recipe.recall_questions, seed=self.recipe.seed, encode=encode)
         if self._writes:
-            _write(self.folder / RECALL_FILE, json.dumps(found._asdict()))
+            _write(self.folder / RECALL_FILE, json.dumps(fitted._asdict()))
         self._optimizer.adopt("recall.", "memory_input.")
 
     def _batches(self, stage: Stage) -> list[list[Example]]:
-        """The rows of this step and device: those of the run, dealt out in turn."""
+        """Return the rows of this step and device: the run's rows, dealt out in turn."""
         shape = Shape(self.model.config.segment_length, stage.segments, stage.before)
         pool = self.documents.at(self.step)
         per_device = self.recipe.accumulate * stage.batch
@@ -257,20 +267,20 @@ class Trainer:
             draw(stage.tasks, pool, f"{self.recipe.seed}/{self.step}/{number}", shape, self.model.backbone.encode)
             for number in range(self._rank * per_device, (self._rank + 1) * per_device)
         ]
-        return [rows[at : at + stage.batch] for at in range(0, per_device, stage.batch)]
+        return [rows[start : start + stage.batch] for start in range(0, per_device, stage.batch)]
 
     def _backward(self, model: HMTModel, stage: Stage, batch: list[Example], predictions: float, asked: float) -> Losses:
-        found = unrolled_losses(
+        losses = unrolled_losses(
             model,
             batch,
             Weights(stage.next_token, stage.distillation),
             activations=self.recipe.activations,
             teacher_tokens=self.recipe.teacher_tokens,
         )
-        total = found.token_total / max(predictions, 1) + stage.recall * found.recall_total / max(asked, 1)
+        total = losses.token_total / max(predictions, 1) + stage.recall * losses.recall_total / max(asked, 1)
         if total.requires_grad:
             total.backward()
-        return found._replace(token_total=found.token_total.detach(), recall_total=found.recall_total.detach())
+        return losses._replace(token_total=losses.token_total.detach(), recall_total=losses.recall_total.detach())
 
     def _backward_views(self, model: HMTModel, stage: Stage) -> None:
         if not stage.view_tokens:
@@ -285,13 +295,11 @@ class Trainer:
             (total / sum(map(_predictions, rows)) / self._world).backward()
 
     def _sum(self, values: Sequence[float]) -> list[float]:
-        """Over all devices."""
+        """Sum numbers over all devices."""
         if self._accelerator is None or self._world == 1:
             return [float(value) for value in values]
         held = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
         return [float(value) for value in self._accelerator.reduce(held, reduction="sum")]
-
-    # --- the folder -------------------------------------------------------------------------------------------------
 
     @property
     def _writes(self) -> bool:
@@ -340,16 +348,16 @@ class Trainer:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        if found := self._checkpoints():
+        if checkpoints := self._checkpoints():
             try:
-                held = load_file(found[-1] / _OPTIMIZER)
+                held = load_file(checkpoints[-1] / _OPTIMIZER)
                 self._optimizer.load(held)
                 for name, value in self._fixed.items():
                     value.copy_(held[f"fixed/{name}"])
-                progress = json.loads((found[-1] / _PROGRESS).read_text())
+                progress = json.loads((checkpoints[-1] / _PROGRESS).read_text())
             except (OSError, SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
                 raise CheckpointError(
-                    f"the checkpoint {found[-1]} is damaged: {error}. Remove it to resume from the one before."
+                    f"the checkpoint {checkpoints[-1]} is damaged: {error}. Remove it to resume from the one before."
                 ) from error
             self.step, self.tokens, self.seconds = progress["step"], progress["tokens"], progress["seconds"]
         if self._writes:
@@ -380,7 +388,7 @@ def _groups(model: HMTModel, recipe: Recipe) -> list[Group]:
     prompt_rate = rate if recipe.prompt_learning_rate is None else recipe.prompt_learning_rate
     rates = (recipe.learning_rate, rate, recall_rate, prompt_rate)
     apart = (False, False, recipe.recall_learning_rate is not None, False)
-    groups = [Group(*one) for one in zip((rest, matrices, recall, prompts), rates, apart, strict=True)]
+    groups = [Group(*values) for values in zip((rest, matrices, recall, prompts), rates, apart, strict=True)]
     return [group for group in groups if group.parameters]
 
 
@@ -400,7 +408,7 @@ def _seed(*parts: int) -> int:
 
 
 def _truncate_log(path: Path, step: int) -> None:
-    """Lines of steps that the checkpoint does not have are of a run that was killed: it takes them again."""
+    """Drop the lines of steps after the checkpoint: the run takes these steps again."""
     if path.is_file():
         kept = [line for line in path.read_text().splitlines() if (read := _step_of(line)) is not None and read <= step]
         _write(path, "".join(line + "\n" for line in kept))

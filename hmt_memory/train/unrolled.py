@@ -1,6 +1,6 @@
 """Eq. 1-5 over the segments of a batch with their losses: back-propagation through all of them, in flat memory.
 
-Knows the model's steps and the losses. What backward needs of a segment is either kept, or recomputed from its inputs when
+Knows the model's steps and the losses. What the backward pass needs of a segment is kept, or recomputed from its inputs when
 its turn comes (only memory embeddings, a few vectors a segment, stay), or kept on the CPU.
 """
 
@@ -21,7 +21,8 @@ from .examples import IGNORED, Example
 from .losses import Weights, recall_loss, token_losses
 
 if TYPE_CHECKING:
-    from ..model import HMTModel, Step
+    from ..engine.cell import MemoryCell, Step
+    from ..model import HMTModel
 
 _TAUGHT_AT_ONCE = 8  # segments a pass of the teacher
 Activations = Literal["keep", "recompute", "offload"]
@@ -36,7 +37,7 @@ class Losses(NamedTuple):
     distillation: float  # KL(teacher || student), summed over `tokens`
     tokens: int  # predictions that counted
     recalls: int  # segments whose evidence is known
-    recalled: int  # of them: the largest weight fell on the evidence
+    recalled: int  # segments whose largest weight fell on the evidence
 
 
 def unrolled_losses(
@@ -47,13 +48,19 @@ def unrolled_losses(
     activations: Activations = "keep",
     teacher_tokens: int = 0,
 ) -> Losses:
-    """The losses of a batch; gradients flow through every segment's memory.
+    """Compute the losses of a batch; gradients flow through every segment's memory.
 
     Args:
+        model: the model that learns.
+        examples: the rows of the batch.
+        weights: how much of each token loss goes into the total.
         activations: `keep` for speed; `recompute` for memory that hardly grows with the number of segments, at the price
             of one more forward pass; `offload` keeps them on the CPU, as the authors do.
-        teacher_tokens: with `weights.distillation`, how many tokens before a segment the teacher sees verbatim, or more.
+        teacher_tokens: with `weights.distillation`, how many tokens before a segment the teacher sees verbatim, at least.
             The teacher is the backbone itself, without its adapter.
+
+    Raises:
+        InputError: the text before an example is not whole segments.
     """
     states = model.states(None, len(examples))
     if any(len(example.before) for example in examples):
@@ -69,10 +76,15 @@ def unrolled_losses(
 
 
 def view_losses(model: HMTModel, examples: Sequence[Example], weights: Weights) -> Losses:
-    """The losses of views: P of what was read `before`, then `ids` verbatim, as an answer sees its text (many segments long).
+    """Compute the losses of views: P of the text `before`, then `ids` verbatim, as an answer sees its text.
 
-    Segments teach the model to read a few tokens behind a memory; without this it forgets how to read many. The teacher is
-    the backbone itself, which sees the text before verbatim too.
+    Segments teach the model to read a few tokens behind a memory; without views it forgets how to read many. The teacher is the
+    backbone itself, which sees the text before verbatim too.
+
+    Args:
+        model: the model that learns.
+        examples: the rows of the batch.
+        weights: how much of each token loss goes into the total.
     """
     with torch.no_grad(), eval_mode(model):
         befores = [example.before for example in examples]
@@ -85,27 +97,27 @@ def view_losses(model: HMTModel, examples: Sequence[Example], weights: Weights) 
     teacher = None
     if weights.distillation and model.backbone.has_adapter:
         taught = _taught(model, [torch.cat([example.before, example.ids]) for example in examples])
-        teacher = torch.cat([one[len(example.before) :] for one, example in zip(taught, examples, strict=True)])
+        teacher = torch.cat([hidden[len(example.before) :] for hidden, example in zip(taught, examples, strict=True)])
     targets = torch.cat([_shifted(example.labels) for example in examples]).to(prompt.device)
-    found = token_losses(model.backbone.head, torch.cat(step.hidden), targets, weights, teacher)
+    losses = token_losses(model.backbone.head, torch.cat(step.hidden), targets, weights, teacher)
     nothing = torch.zeros((), device=prompt.device)
     return Losses(
-        found.total, nothing, float(found.next_token.detach()), float(found.distillation.detach()), found.tokens, 0, 0
+        losses.total, nothing, float(losses.next_token.detach()), float(losses.distillation.detach()), losses.tokens, 0, 0
     )
 
 
 @torch.no_grad()
-def _taught(model: HMTModel, texts: Sequence[Tensor]) -> list[Tensor]:
-    """Hidden states [t, d] of the backbone without its adapter, for each text [t]."""
+def _taught(model: MemoryCell, texts: Sequence[Tensor]) -> list[Tensor]:
+    """Return the hidden states [t, d] of the backbone without its adapter, for each text [t]."""
     backbone = model.backbone
     with backbone.without_adapter():
         padded = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True).to(backbone.device)
         hidden = backbone.body(backbone.embed(padded))
-    return [one[: len(text)] for one, text in zip(hidden, texts, strict=True)]
+    return [states[: len(text)] for states, text in zip(hidden, texts, strict=True)]
 
 
 class _TrainingSteps(Steps):
-    """Takes each step with its loss, so that no segment's hidden states or logits outlive it."""
+    """The steps of Eq. 1-5 with their losses, so that no segment's hidden states or logits outlive its step."""
 
     def __init__(
         self,
@@ -117,7 +129,7 @@ class _TrainingSteps(Steps):
     ) -> None:
         super().__init__(model)
         length = model.config.segment_length
-        # A summary costs half a segment: those of two segments of each row need no more room than reading one of each.
+        # A summary costs half a segment: summarizing two segments of each row takes no more room than reading one.
         self.summary_tokens = 2 * len(examples) * ((model.config.summary_length or length) + 2)
         self._examples, self._weights = examples, weights
         self._saved = _SAVED[activations]
@@ -131,29 +143,31 @@ class _TrainingSteps(Steps):
         self._counts = {"tokens": 0, "recalls": 0, "recalled": 0}
 
     def summarize(self, segments: Sequence[Tensor]) -> Tensor:
+        """Compute the summaries of Eq. 1, saving activations as the run wants it."""
         return self._saved(super().summarize, segments)
 
     def read(self, turn: Turn) -> Step:
+        """Read one segment of each row and add its token losses. The hidden states of the result are empty."""
         prompt = self._recalled(turn)
         step: Step = self._saved(self.model.augment, prompt, turn.tails, turn.segments)
         targets = [self._targets[row][turn.number].to(prompt.device) for row in turn.rows]
         if any(bool((target != IGNORED).any()) for target in targets):
             teacher = self._teach(turn) if self._teacher else None
-            found = token_losses(self.model.backbone.head, torch.cat(step.hidden), torch.cat(targets), self._weights, teacher)
-            self._tokens.append(found.total)
-            self._sums += torch.stack([found.next_token.detach(), found.distillation.detach()])
-            self._counts["tokens"] += found.tokens
+            losses = token_losses(self.model.backbone.head, torch.cat(step.hidden), torch.cat(targets), self._weights, teacher)
+            self._tokens.append(losses.total)
+            self._sums += torch.stack([losses.next_token.detach(), losses.distillation.detach()])
+            self._counts["tokens"] += losses.tokens
         return step._replace(hidden=[])
 
     def _recalled(self, turn: Turn) -> Tensor:
-        """Eq. 2-3, and the recall loss where the evidence of a segment is known and still remembered."""
+        """Build the prompts of Eq. 2-3; add the recall loss where a segment's evidence is known and still remembered."""
         for row, summary, window in zip(turn.rows, turn.summaries, turn.windows, strict=True):
             wanted = self._examples[row].evidence.get(turn.number, ())
             oldest = turn.number - len(window)
             places = [place - oldest for place in wanted if place >= oldest]
             if summary is None or not places:
                 continue
-            # What W_q and W_k have to find must not pull at what is read and written: only they learn from it.
+            # Only W_q and W_k learn from the recall loss: it must not change what is read and written.
             known = self.model.recallable(window).detach()
             weights = self.model.recall(summary[None].detach(), known[None]).weights[0]
             self._recall.append(recall_loss(weights, places))
@@ -162,14 +176,14 @@ class _TrainingSteps(Steps):
         return self.model.prompt(turn.summaries, turn.windows)
 
     def _teach(self, turn: Turn) -> Tensor:
-        """Hidden states of the backbone itself where it sees the text before each segment verbatim."""
+        """Return hidden states of the backbone itself where it sees the text before each segment verbatim."""
         wanted = [(row, turn.number) for row in turn.rows]
         if any(key not in self._taught for key in wanted):
             self._taught = self._teach_ahead(turn)
         return torch.cat([self._taught[key] for key in wanted])
 
     def _teach_ahead(self, turn: Turn) -> dict[tuple[int, int], Tensor]:
-        """One pass over the next few segments of each row: their contexts overlap. By row and segment: [t, d]."""
+        """Run the teacher once over the next few segments of each row, whose contexts overlap. By row and segment: [t, d]."""
         length, texts, starts = self.model.config.segment_length, [], []
         for row in turn.rows:
             example = self._examples[row]
@@ -179,12 +193,13 @@ class _TrainingSteps(Steps):
             texts.append(text[first : start + _TAUGHT_AT_ONCE * length])
             starts.append(start - first)
         return {
-            (row, turn.number + at): part
-            for row, one, start in zip(turn.rows, _taught(self.model, texts), starts, strict=True)
-            for at, part in enumerate(one[start:].split(length))
+            (row, turn.number + offset): part
+            for row, states, start in zip(turn.rows, _taught(self.model, texts), starts, strict=True)
+            for offset, part in enumerate(states[start:].split(length))
         }
 
     def losses(self) -> Losses:
+        """Return the sums over the batch."""
         return Losses(
             torch.stack([value.float() for value in self._tokens]).sum(),
             torch.stack([value.float() for value in self._recall]).sum(),
@@ -194,7 +209,7 @@ class _TrainingSteps(Steps):
 
 
 def _shifted(labels: Tensor) -> Tensor:
-    """What each position predicts: the label of the next one."""
+    """Return what each position predicts: the label of the next position."""
     return torch.cat([labels[1:], labels.new_full((1,), IGNORED)])
 
 
