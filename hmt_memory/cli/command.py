@@ -1,4 +1,4 @@
-"""The `hmt` command itself: which commands there are, exit codes and one-line errors."""
+"""The `hmt` command itself: its list of commands, exit codes and one-line errors."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def hmt(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
+    """Note the options that stand before every command."""
     context.ensure_object(dict)["debug"] = debug
 
 
@@ -87,14 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _usage_message(error: Any) -> str:
-    """What is wrong and where help is; empty where the help itself was shown."""
+    """Say what is wrong and where help is; empty where the help itself was shown."""
     message = error.format_message().strip()
     command = error.ctx.command_path if error.ctx else "hmt"
     return f"{message} (help: {command} --help)" if message else ""
 
 
 def _complain(message: str, code: int, *, debug: bool = False) -> int:
-    """Report the exception being handled in one line, or in `debug` with its traceback; the exit code."""
+    """Report the exception being handled in one line, or in `debug` with its traceback. Returns the exit code."""
     if debug:
         traceback.print_exc()
     elif message:
@@ -103,7 +104,7 @@ def _complain(message: str, code: int, *, debug: bool = False) -> int:
 
 
 def _flush_stdout() -> None:
-    """Flush now, and drop what a reader that has gone (`hmt ask ... | head`) will never take."""
+    """Flush now; drop the rest of the output if its reader has gone (`hmt ask ... | head`)."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

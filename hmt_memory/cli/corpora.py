@@ -1,4 +1,4 @@
-"""`hmt read`, which makes corpora, and `hmt corpora`: look at them and change them."""
+"""`hmt read`, which makes corpora, and `hmt corpora`, which shows and changes them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def read(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """Read documents once, to ask about them at any time; a file that was read before is replaced where it has changed."""
+    """Read documents once, to ask about them at any time; a file that was read before is replaced if it has changed."""
     screen = Screen.standard()
     documents = open_documents(files, screen)
     with open_store(store, create=True) as opened:
@@ -54,36 +54,33 @@ def read(
 
 
 def _added(corpus: Corpus, documents: Sequence[Document], screen: Screen) -> tuple[str, dict[str, Any]]:
-    """Read documents into a corpus; one of a name that it has already takes the place of that one. Say what was done."""
+    """Read documents into a corpus, each in place of an earlier one of its name. Returns a sentence and the counts."""
     known = {document.name: document for document in corpus.documents()}
-    named = {os.path.normpath(one.name): one.text for one in documents}
+    named = {os.path.normpath(document.name): document.text for document in documents}
     fresh = {name: text for name, text in named.items() if name not in known or known[name].text != text}
     replaced = [known[name].id for name in fresh if name in known]
     same = len(named) - len(fresh)
     with progress_of(screen) as progress:
         ids = corpus.add_documents(fresh.items(), replace_named=True, progress=progress)
-    found = corpus.stats()
+    stats = corpus.stats()
     parts = [f"{counted(len(ids), 'document')} read"]
     parts += [f"{len(replaced)} of them in place of older ones"] * bool(replaced) + [f"{same} unchanged"] * bool(same)
-    holds = f"{counted(found['documents'], 'document')}, {counted(found['tokens'], 'token')}"
+    holds = f"{counted(stats['documents'], 'document')}, {counted(stats['tokens'], 'token')}"
     said = f"Corpus {corpus.name!r}: {', '.join(parts)}. It holds {holds}."
-    return said, found | {"added": ids, "replaced": replaced, "unchanged": same}
-
-
-# --- looking ----------------------------------------------------------------------------------------------------------
+    return said, stats | {"added": ids, "replaced": replaced, "unchanged": same}
 
 
 @app.command("list")
 def list_corpora(store: options.Store = None, as_json: options.Json = False) -> None:
-    """All corpora, with their sizes and times."""
+    """List all corpora, with their sizes and times."""
     screen = Screen.standard()
     with open_store(store) as opened:
-        found = [stats_of(name, opened.corpus) for name in opened.corpora()]
+        stats = [stats_of(name, opened.corpus) for name in opened.corpora()]
     if as_json:
-        return print_json({"corpora": found}, screen)
-    if not found:
+        return print_json({"corpora": stats}, screen)
+    if not stats:
         return screen.note(f"{opened.folder} holds no corpora yet. hmt read --corpus NAME FILE... begins one.")
-    print_stats("corpus", "documents", found, screen)
+    print_stats("corpus", "documents", stats, screen)
 
 
 @app.command()
@@ -95,22 +92,24 @@ def show(
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """A corpus's documents, or the text of one."""
+    """Show the documents of a corpus, or the text of one."""
     screen = Screen.standard()
     with open_store(store) as opened:
         corpus = opened.corpus(name)
         documents, stats = corpus.documents(), corpus.stats()
     if document is not None:
-        (one,) = _chosen(name, documents, [document])
+        (chosen,) = _chosen(name, documents, [document])
         if as_json:
-            return print_json(_as_dict(one) | {"text": one.text}, screen)
-        text = printable(one.text) if screen.out.isatty() else one.text
+            return print_json(_as_dict(chosen) | {"text": chosen.text}, screen)
+        text = printable(chosen.text) if screen.out.isatty() else chosen.text
         return print(text.removesuffix("\n"), file=screen.out)
     if as_json:
-        return print_json(stats | {"documents": [_as_dict(one) for one in documents]}, screen)
+        return print_json(stats | {"documents": [_as_dict(document) for document in documents]}, screen)
     if not documents:
         return screen.note(f"{name!r} holds no documents yet. hmt read --corpus {name} FILE... adds some.")
-    rows = [(str(one.id), one.name, len(one.text), f"{one.created_at:%Y-%m-%d %H:%M}") for one in documents]
+    rows = [
+        (str(document.id), document.name, len(document.text), f"{document.created_at:%Y-%m-%d %H:%M}") for document in documents
+    ]
     print_table(("id", "document", "characters", "read (UTC)"), rows, screen)
 
 
@@ -120,15 +119,15 @@ def _as_dict(document: StoredDocument) -> dict[str, Any]:
 
 
 def _chosen(name: str, documents: Sequence[StoredDocument], wanted: Sequence[str]) -> list[StoredDocument]:
-    """The documents of these names or ids.
+    """Return the documents that have these names or ids.
 
     Raises:
-        SessionNotFoundError: one is not there.
+        SessionNotFoundError: a document is not there.
     """
-    by_name = {str(one.id): one for one in documents} | {one.name: one for one in documents}
-    if missing := [one for one in wanted if one not in by_name]:
+    by_name = {str(document.id): document for document in documents} | {document.name: document for document in documents}
+    if missing := [name_or_id for name_or_id in wanted if name_or_id not in by_name]:
         raise SessionNotFoundError(f"corpus {name!r} has no document {', '.join(missing)}. List them: hmt corpora show {name}")
-    return list({by_name[one].id: by_name[one] for one in wanted}.values())
+    return list({by_name[name_or_id].id: by_name[name_or_id] for name_or_id in wanted}.values())
 
 
 @app.command(no_args_is_help=True)
@@ -147,8 +146,8 @@ def search(
     """Search the paragraphs of all corpora by their words. Runs no model; recall searches one corpus by meaning too."""
     words = " ".join(query)
     with open_store(store) as opened:
-        found = opened.search_corpora(words, top_k=top, names=corpus or None)
-    show_found(found, words, Screen.standard(), as_json=as_json)
+        texts = opened.search_corpora(words, top_k=top, names=corpus or None)
+    show_found(texts, words, Screen.standard(), as_json=as_json)
 
 
 @app.command()
@@ -163,15 +162,12 @@ def recall(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """The passages of a corpus that a text recalls; hmt ask --corpus answers from them."""
+    """Show the passages of a corpus that a text recalls; hmt ask --corpus answers from them."""
     screen = Screen.standard()
     with open_store(store) as opened:
         loaded = ModelChoice(model, adapter, dtype.value, device, opened.folder).load(screen, opened.corpus(name))
-        found = opened.corpus(name, loaded).recall(query, top_k=top)
-    show_recalled(found, found.coverage, screen, as_json=as_json)
-
-
-# --- changing ---------------------------------------------------------------------------------------------------------
+        recalled = opened.corpus(name, loaded).recall(query, top_k=top)
+    show_recalled(recalled, recalled.coverage, screen, as_json=as_json)
 
 
 @app.command()
@@ -187,13 +183,13 @@ def remove(
     with open_store(store) as opened:
         corpus = opened.corpus(name)
         chosen = _chosen(name, corpus.documents(), documents)
-        for one in chosen if screen.interactive and not yes else ():
-            screen.note(f"{one.id} {one.name}", style="")
+        for document in chosen if screen.interactive and not yes else ():
+            screen.note(f"{document.id} {document.name}", style="")
         if not (yes or confirmed(f"Erase {these(len(chosen), 'document')} of {name!r} for good?", screen)):
             return screen.note("Nothing was erased.")
-        corpus.remove([one.id for one in chosen])
+        corpus.remove([document.id for document in chosen])
     said = f"{counted(len(chosen), 'document')} of {name!r} {'is' if len(chosen) == 1 else 'are'} erased."
-    done(said, {"name": name, "removed": [one.id for one in chosen]}, screen, as_json=as_json)
+    done(said, {"name": name, "removed": [document.id for document in chosen]}, screen, as_json=as_json)
 
 
 @app.command()
@@ -219,15 +215,15 @@ def rebuild(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """Read a corpus anew with a model: another one, or after damage."""
+    """Read a corpus again with a model: another one, or after damage."""
     screen = Screen.standard()
     with open_store(store) as opened:
         corpus = opened.corpus(name)
         loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
         with progress_of(screen) as progress:
-            found = corpus.rebuild(loaded, progress=progress).stats()
-    said = f"{name!r} is read anew: {counted(found['tokens'], 'token')} by {found['model']}."
-    done(said, found, screen, as_json=as_json)
+            stats = corpus.rebuild(loaded, progress=progress).stats()
+    said = f"{name!r} is read anew: {counted(stats['tokens'], 'token')} by {stats['model']}."
+    done(said, stats, screen, as_json=as_json)
 
 
 @app.command()

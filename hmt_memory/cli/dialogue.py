@@ -1,6 +1,6 @@
 """`hmt chat`: a conversation line by line, in memory only or in a stored session.
 
-Knows the commands inside a chat and what Ctrl-C does; streaming and notes are `terminal`'s.
+Knows the commands inside a chat and what Ctrl-C does; `terminal` streams answers and writes notes.
 """
 
 from __future__ import annotations
@@ -36,18 +36,21 @@ class _InMemory:
         self.state: HMTState | None = None
 
     def answer(self, text: str) -> Generation:
+        """Begin an answer."""
         return reply(self.model, text, self.state, system=self._system, **self._decoding)
 
     def keep(self, answer: Any) -> None:
+        """Make an answer part of the conversation."""
         self.state = answer.state
 
     def stats(self) -> str:
+        """Say how long the conversation is."""
         now = self.state or self.model.empty_state()
         size = now.memory.numel() * now.memory.element_size()
         return f"{now.tokens:,} tokens read, {size:,} bytes of memory"
 
     def command(self, name: str, rest: str, screen: Screen) -> bool:
-        """Carry out a command of this kind of conversation; False: there is no such command."""
+        """Carry out a command of this kind of conversation. Returns False where there is no such command."""
         if name != "/reset":
             return False
         self.state = None
@@ -67,17 +70,20 @@ class _Stored:
         self._last: Reply | None = None
 
     def answer(self, text: str) -> Reply:
+        """Begin an answer."""
         return self._session.reply({"role": "user", "content": text}, **self._decoding)
 
     def keep(self, answer: Any) -> None:
+        """Remember the answer, for /recall and /undo; the session has stored it already."""
         self._last = answer
 
     def stats(self) -> str:
-        found = self._session.stats()
-        return f"{found['messages']:,} messages, {found['tokens']:,} tokens in session {self._session.name!r}"
+        """Say how long the session is."""
+        stats = self._session.stats()
+        return f"{stats['messages']:,} messages, {stats['tokens']:,} tokens in session {self._session.name!r}"
 
     def command(self, name: str, rest: str, screen: Screen) -> bool:
-        """Carry out a command of this kind of conversation; False: there is no such command."""
+        """Carry out a command of this kind of conversation. Returns False where there is no such command."""
         if name == "/recall":
             self._recall(rest, screen)
         elif name == "/undo":
@@ -117,7 +123,11 @@ def chat(
     """Answer each line that is not a command, until /quit or the last line; nothing is stored.
 
     Args:
-        system: pinned in front of every view. decoding: options of `HMTModel.generate`.
+        model: the model to talk with.
+        lines: what the person types.
+        screen: where answers and notes go.
+        system: pinned in front of every view.
+        decoding: options of `HMTModel.generate`.
 
     Returns:
         The conversation afterwards; None if it is empty. A turn that Ctrl-C or an error ended is not part of it where a
@@ -139,16 +149,21 @@ def resume(
     system: str | None = None,
     decoding: Mapping[str, Any],
 ) -> None:
-    """As `chat`, in a stored session: each turn is on disk when its answer is whole.
+    """Chat in a stored session: each turn is on disk when its answer is whole.
 
     Args:
+        session: the session to go on with.
+        model: the model of the session.
+        lines: what the person types.
+        screen: where answers and notes go.
         system: pinned from now on, if it is not already.
+        decoding: options of `HMTModel.generate`.
     """
     check_text(system or "")
     _greet(model, screen)
-    found = session.stats()
-    if found["messages"]:
-        screen.note(f"Session {session.name!r} goes on: {found['messages']:,} messages, the last of {found['updated_at']}.")
+    stats = session.stats()
+    if stats["messages"]:
+        screen.note(f"Session {session.name!r} goes on: {stats['messages']:,} messages, the last of {stats['updated_at']}.")
     if system and system != session.system():
         session.add({"role": "system", "content": system})
     _run(_Stored(session, model, decoding), lines, screen)
@@ -166,7 +181,7 @@ def _run(conversation: _InMemory | _Stored, lines: Iterable[str], screen: Screen
 
 
 def typed_lines(screen: Screen) -> Iterator[str]:
-    """The lines of standard input until it ends, or until Ctrl-C at the prompt; only a person is shown a prompt.
+    """Yield the lines of standard input until it ends, or until Ctrl-C at the prompt; only a person is shown a prompt.
 
     Raises:
         InputError: a line is not UTF-8.
@@ -186,7 +201,15 @@ def typed_lines(screen: Screen) -> Iterator[str]:
 
 
 def reply(model: HMTModel, text: str, state: HMTState | None, *, system: str | None = None, **decoding: Any) -> Generation:
-    """Answer the user's `text` in a conversation, of which `state` is what was said before."""
+    """Answer the user's `text` in a conversation.
+
+    Args:
+        model: the model to talk with.
+        text: what the user says.
+        state: the conversation so far; None: it begins here.
+        system: pinned in front of the view.
+        **decoding: options of `HMTModel.generate`.
+    """
     turns = [{"role": "system", "content": system}] if system else []
     return model.generate([*turns, {"role": "user", "content": text}], state=state, **decoding)
 
@@ -221,7 +244,7 @@ def _command(command: str, rest: str, conversation: _InMemory | _Stored, screen:
 
 
 def _turn(text: str, conversation: _InMemory | _Stored, screen: Screen) -> None:
-    """Answer `text`; an answer that was stopped or failed leaves the conversation as it was."""
+    """Answer `text`. An answer that was stopped or failed leaves the conversation as it was."""
 
     def turn() -> bool:
         check_text(text)
@@ -247,7 +270,7 @@ def _turn(text: str, conversation: _InMemory | _Stored, screen: Screen) -> None:
 
 
 def _guarded(call: Callable[[], bool], screen: Screen) -> bool:
-    """What `call` returns; to a person, an error is shown and the chat goes on."""
+    """Return what `call` returns. If it fails, show a person the error and let the chat go on."""
     try:
         return call()
     except HMTError as error:

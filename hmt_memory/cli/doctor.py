@@ -1,6 +1,6 @@
 """`hmt doctor`: what is installed, what this machine can do, and whether the default model can run. Loads no weights.
 
-`examine` only looks; showing what it found is separate. A package that does not import is a finding, never an error.
+`examine` only looks; other functions show what it found. A package that does not import is a finding, never an error.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MODEL_FILES = ("config.json", "model.safetensors")
 
 @dataclass(frozen=True)
 class Package:
-    """One package; `version` is None where it is missing or does not import, `advice` then says what to do."""
+    """One package. `version` is None where it is missing or does not import; then `advice` says what to do."""
 
     name: str
     version: str | None
@@ -58,7 +58,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What torch chooses here when it is left to."""
+    """The choices of torch on this machine."""
 
     cpu: str  # torch's name of the instruction set
     bf16_native: bool  # whether this CPU multiplies bf16 itself
@@ -71,7 +71,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class DefaultModel:
-    """The bundled model's file and its converted copy; `advice` says what to do where something is wrong."""
+    """The bundled model's file and its converted copy. If something is wrong, `advice` says what to do."""
 
     name: str
     file: str | None
@@ -82,7 +82,7 @@ class DefaultModel:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything `hmt doctor` shows. `problems`: what keeps the default model from running; empty when `ok`."""
+    """Everything `hmt doctor` shows. `problems` keep the default model from running; there are none when `ok`."""
 
     packages: tuple[Package, ...]
     hardware: Hardware | None
@@ -92,11 +92,12 @@ class Findings:
 
     @property
     def ok(self) -> bool:
+        """True where the default model can run."""
         return not self.problems
 
 
 def examine() -> Findings:
-    """Look at this installation; takes the time of importing torch and transformers."""
+    """Examine this installation; takes the time of importing torch and transformers."""
     packages = {name: _package(name, advice) for name, advice in _ADVICE.items()}
     problems = [f"{name}: {packages[name].advice}" for name in _NEEDED if packages[name].version is None]
     has_torch = packages["torch"].version is not None
@@ -111,12 +112,12 @@ def examine() -> Findings:
 
 
 def print_json(findings: Findings) -> None:
-    """One JSON object on stdout: the fields of `Findings`, and `ok`."""
+    """Print one JSON object: the fields of `Findings`, and `ok`."""
     print(json.dumps({"ok": findings.ok, **asdict(findings)}, indent=2))
 
 
 def print_table(findings: Findings) -> None:
-    """A table on stdout, then a sentence for each problem. Lines are folded for a terminal only."""
+    """Print a table, then a sentence for each problem. Lines are folded for a terminal only."""
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 240)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
@@ -185,7 +186,7 @@ def _hardware() -> Hardware:
 
 
 def _auto_dtype(device: torch.device) -> tuple[str | None, str]:
-    """The name of what dtype="auto" means, and what to do where HMT_DTYPE names none."""
+    """Return the precision that dtype="auto" means, or None and what to do if HMT_DTYPE names no precision."""
     from ..engine import weights
 
     try:

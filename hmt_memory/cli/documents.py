@@ -1,6 +1,6 @@
 """The texts of files for `hmt read` and `hmt ask`: plain text, and what the `documents` extra reads (PDF, Word, HTML).
 
-A file's kind is told from its content. Knows files and bytes; no model.
+A file's content decides its kind. Knows files and bytes; no model.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ _BLOCK_TAGS = (
 
 
 class Document(NamedTuple):
-    """A text and the name it was given by."""
+    """A text and the name of its file."""
 
     name: str
     text: str
 
 
 def open_documents(names: Sequence[str], screen: Screen) -> list[Document]:
-    """The texts of files, in order; `-` is standard input.
+    """Read the texts of files, in order; `-` is standard input.
 
     Raises:
-        InputError: a file is missing, unreadable, of no kind that is read, or empty; the message says which and what to do.
-        MissingDependencyError: it takes the `documents` extra.
+        InputError: a file is missing, unreadable, empty or of an unknown kind; the message says which and what to do.
+        MissingDependencyError: a file needs the `documents` extra.
     """
     if names.count("-") > 1:
         raise InputError("standard input can be read once. Name - only once.")
@@ -96,10 +96,11 @@ def _document(name: str, content: bytes) -> Document:
 
 
 def text_of(name: str, content: bytes) -> str:
-    """The text of a file's content, by what it is.
+    """Return the text of a file's content, whose first bytes tell its kind.
 
     Raises:
-        InputError: it holds no text, or is damaged. MissingDependencyError: it takes the `documents` extra.
+        InputError: the content holds no text, or is damaged.
+        MissingDependencyError: it needs the `documents` extra.
     """
     if content[:1024].lstrip().startswith(b"%PDF-"):
         return _read(name, "a PDF document", _pdf, content)
@@ -141,7 +142,7 @@ def _zipped(name: str, content: bytes) -> str:
 
 
 def _read(name: str, what: str, reader: Callable[[bytes], str], content: bytes) -> str:
-    """Read a kind of document by the package that knows it; what goes wrong in there is said in one line."""
+    """Read a kind of document by the package that knows it. Turn whatever goes wrong into one line."""
     try:
         text = reader(content)
     except ModuleNotFoundError as error:

@@ -37,7 +37,7 @@ def perplexity(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """Perplexity against length for each kind of memory, with the same visible tokens."""
+    """Measure perplexity against length for each kind of memory, with the same visible tokens."""
     from . import experiments
 
     experiments.perplexity(
@@ -67,7 +67,7 @@ def evaluate_recall(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """How much of the evidence for a question lies inside what is recalled, beside BM25 and the most recent turns."""
+    """Measure how much of the evidence for a question is recalled, beside BM25 and the most recent turns."""
     from . import experiments
 
     experiments.recall(
@@ -127,7 +127,7 @@ def questions(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """Questions over 2 to 10 abstracts: perplexity of the long answer, accuracy of yes, no, maybe."""
+    """Ask questions over 2 to 10 abstracts: perplexity of the long answer, accuracy of yes, no, maybe."""
     from . import experiments
 
     screen = Screen.standard()
@@ -146,7 +146,7 @@ def behaviour(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """How far back memory recalls, interleaved and diluted texts, sensory memory, memories kept."""
+    """Measure how far back memory recalls, interleaved and diluted texts, sensory memory, memories kept."""
     from . import experiments
 
     screen = Screen.standard()

@@ -1,4 +1,4 @@
-"""The keyboard while the model works: what is typed then is not shown among its answer, and is there for the next prompt."""
+"""The keyboard while the model works: text typed meanwhile does not show within the answer and waits for the next prompt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_TERMINAL = (ImportError, OSError, ValueError)  # another system, no terminal
 
 @contextlib.contextmanager
 def unechoed() -> Iterator[None]:
-    """Keep what is typed from being shown inside; the terminal is as it was afterwards, whatever happens."""
+    """Hide what is typed inside. The terminal is as before afterwards, whatever happens."""
     with contextlib.ExitStack() as after:
         with contextlib.suppress(*_NO_TERMINAL):
             _switch_off(after)

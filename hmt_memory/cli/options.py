@@ -1,4 +1,4 @@
-"""The arguments that several commands take, and what a shell completes them with."""
+"""The arguments that several commands take, and how a shell completes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["DEFAULT_MODEL"]
 
 
 class Dtype(str, Enum):
-    """What --dtype takes."""
+    """The values of --dtype."""
 
     auto = "auto"
     float32 = "float32"
@@ -25,22 +25,25 @@ class Dtype(str, Enum):
 
 
 def session_names(context: typer.Context, incomplete: str) -> list[str]:
-    """The sessions whose names begin so."""
+    """Return the sessions whose names begin with `incomplete`."""
     return _names(context, "session", incomplete)
 
 
 def corpus_names(context: typer.Context, incomplete: str) -> list[str]:
-    """The corpora whose names begin so."""
+    """Return the corpora whose names begin with `incomplete`."""
     return _names(context, "corpus", incomplete)
 
 
 def model_names(incomplete: str) -> list[str]:
-    """The bundled models whose names begin so."""
+    """Return the bundled models whose names begin with `incomplete`."""
     return [name for name in places.BUNDLED if name.startswith(incomplete)]
 
 
 def _names(context: typer.Context, kind: str, incomplete: str) -> list[str]:
-    """Names in the store of the command line; none where it cannot be opened: a shell that completes shows no error."""
+    """Return names in the store of the command line.
+
+    There are none where the store cannot be opened: a shell that completes shows no error.
+    """
     from ..sessions.memory_store import MemoryStore
     from ..store.open import default_folder
 

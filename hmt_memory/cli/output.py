@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def done(what: str, content: Mapping[str, Any], screen: Screen, *, as_json: bool) -> None:
-    """Say that something was done, to a person or to a machine."""
+    """Say that something was done, to a person or to a machine.
+
+    Args:
+        what: a sentence for a person.
+        content: the same for a machine.
+        screen: where it goes.
+        as_json: whether a machine reads it.
+    """
     if as_json:
         print_json(content, screen)
     else:
@@ -32,7 +39,13 @@ def print_json(content: Any, screen: Screen) -> None:
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]], screen: Screen) -> None:
-    """Print rows under their heads; nothing where there are none. Lines are folded for a terminal only."""
+    """Print rows under their heads, or nothing where there are no rows. Lines are folded for a terminal only.
+
+    Args:
+        heads: the names of the columns.
+        rows: a value for each column.
+        screen: where the table goes.
+    """
     if not rows:
         return
     table = Table(*heads, box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -46,13 +59,13 @@ def _shown(value: object) -> str:
 
 
 def print_lines(lines: Sequence[str], screen: Screen) -> None:
-    """Print lines as they are, but for control characters."""
+    """Print lines without their control characters."""
     for line in lines:
         console(screen).print(Text(printable(line)), soft_wrap=True)
 
 
 def console(screen: Screen) -> Console:
-    """Make the console that stdout is."""
+    """Make a console that writes to stdout."""
     return Console(file=screen.out, highlight=False, width=None if screen.out.isatty() else 200)
 
 
@@ -62,7 +75,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def these(number: int, noun: str) -> str:
-    """Write that something is about these things, such as "this message" or "these 2 messages"."""
+    """Refer to a number of things, such as "this message" or "these 2 messages"."""
     return f"this {noun}" if number == 1 else f"these {counted(number, noun)}"
 
 
@@ -72,7 +85,7 @@ def when(time: str) -> str:
 
 
 def confirmed(question: str, screen: Screen) -> bool:
-    """Ask a person.
+    """Ask a person and return whether the answer was yes.
 
     Raises:
         InputError: nobody is there to answer.
@@ -89,7 +102,7 @@ def confirmed(question: str, screen: Screen) -> bool:
 
 @contextmanager
 def progress_of(screen: Screen, what: str = "reading") -> Iterator[Progress]:
-    """Show a bar for what reads into a store."""
+    """Show a bar while something is read into a store."""
     with reading_bar(screen.notes) as bar:
         task = bar.add_task(what, total=0, pace="")
 

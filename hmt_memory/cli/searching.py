@@ -1,4 +1,4 @@
-"""What searching and recalling print."""
+"""The tables that searching and recalling print."""
 
 from __future__ import annotations
 
@@ -16,51 +16,67 @@ if TYPE_CHECKING:
 _CHARACTERS = 200  # of a text that are shown
 
 
-def show_found(found: Sequence[FoundText], query: str, screen: Screen, *, as_json: bool) -> None:
-    """Print texts that share words with a query."""
+def show_found(texts: Sequence[FoundText], query: str, screen: Screen, *, as_json: bool) -> None:
+    """Print texts that share words with a query.
+
+    Args:
+        texts: best first.
+        query: the words; each text is shown where it has them.
+        screen: where the table goes.
+        as_json: print JSON instead of a table.
+    """
     if as_json:
-        return print_json([vars(one) | {"created_at": one.created_at.isoformat()} for one in found], screen)
-    if not found:
+        return print_json([vars(text) | {"created_at": text.created_at.isoformat()} for text in texts], screen)
+    if not texts:
         return screen.note("Nothing holds any of these words.")
     rows = [
-        (one.source, str(one.id), f"{one.created_at:%Y-%m-%d %H:%M}", one.role, lookup.excerpt(one.text, query, _CHARACTERS))
-        for one in found
+        (
+            text.source,
+            str(text.id),
+            f"{text.created_at:%Y-%m-%d %H:%M}",
+            text.role,
+            lookup.excerpt(text.text, query, _CHARACTERS),
+        )
+        for text in texts
     ]
-    heads, roles = ("source", "id", "time (UTC)", "role", "text"), any(one.role for one in found)
+    heads, roles = ("source", "id", "time (UTC)", "role", "text"), any(text.role for text in texts)
     print_table(heads if roles else (*heads[:3], heads[4]), rows if roles else [(*row[:3], row[4]) for row in rows], screen)
 
 
-def show_recalled(found: Sequence[RecalledSegment], coverage: float, screen: Screen, *, as_json: bool) -> None:
+def show_recalled(segments: Sequence[RecalledSegment], coverage: float, screen: Screen, *, as_json: bool) -> None:
     """Print recalled segments with what they cite.
 
     Args:
-        coverage: share of all memory's weight that the segments which were compared hold at least.
+        segments: by falling weight.
+        coverage: the least share of all memory's weight that the compared segments hold.
+        screen: where the table goes.
+        as_json: print JSON instead of a table.
     """
     if as_json:
         content = [
             {
-                "segment": one.segment,
-                "weight": one.weight,
-                "text": one.text,
-                "source": one.source,
-                "messages": [message.id for message in one.messages],
-                "document": one.document,
-                "token_span": one.token_span,
-                "created_at": one.created_at.isoformat(),
+                "segment": segment.segment,
+                "weight": segment.weight,
+                "text": segment.text,
+                "source": segment.source,
+                "messages": [message.id for message in segment.messages],
+                "document": segment.document,
+                "token_span": segment.token_span,
+                "created_at": segment.created_at.isoformat(),
             }
-            for one in found
+            for segment in segments
         ]
         return print_json({"coverage": coverage, "segments": content}, screen)
-    if not found:
+    if not segments:
         return screen.note("Nothing to recall yet: no segment is full.")
     rows = [
         (
-            one.source,
-            f"{one.weight:.3f}",
-            ", ".join(str(message.id) for message in one.messages),
-            beginning(one.text, _CHARACTERS),
+            segment.source,
+            f"{segment.weight:.3f}",
+            ", ".join(str(message.id) for message in segment.messages),
+            beginning(segment.text, _CHARACTERS),
         )
-        for one in found
+        for segment in segments
     ]
     cited = any(row[2] for row in rows)
     heads = ("source", "weight", "messages", "text")

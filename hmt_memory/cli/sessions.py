@@ -1,4 +1,4 @@
-"""`hmt sessions`: look at stored conversations and change them."""
+"""`hmt sessions`: commands that show stored conversations and change them."""
 
 from __future__ import annotations
 
@@ -24,22 +24,19 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Look at stored sessions and change them.", pretty_exceptions_enable=False)
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
-
-
 @app.command("list")
 def list_sessions(store: options.Store = None, as_json: options.Json = False) -> None:
-    """All sessions, with their sizes and times."""
+    """List all sessions, with their sizes and times."""
     screen = Screen.standard()
     with open_store(store) as opened:
-        found = [stats_of(name, opened.session) for name in opened.sessions()]
+        stats = [stats_of(name, opened.session) for name in opened.sessions()]
         corpora = len(opened.corpora())
     if as_json:
-        return print_json({"sessions": found}, screen)
-    if not found:
+        return print_json({"sessions": stats}, screen)
+    if not stats:
         also = f" It has corpora: hmt corpora list shows {'it' if corpora == 1 else 'them'}." if corpora else ""
         return screen.note(f"{opened.folder} holds no sessions yet. hmt chat --session NAME begins one.{also}")
-    print_stats("session", "messages", found, screen)
+    print_stats("session", "messages", stats, screen)
 
 
 @app.command()
@@ -50,7 +47,7 @@ def show(
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """A session's messages, with ids and times."""
+    """Show the messages of a session, with ids and times."""
     screen = Screen.standard()
     if markdown and as_json:
         raise typer.BadParameter("--markdown or --json, not both.")
@@ -58,21 +55,21 @@ def show(
         session = opened.session(name)
         messages, stats = session.messages(start=0 if last is None else -last), session.stats()
     if as_json:
-        content = [one.to_dict() | {"id": one.id, "created_at": one.created_at.isoformat()} for one in messages]
+        content = [message.to_dict() | {"id": message.id, "created_at": message.created_at.isoformat()} for message in messages]
         return print_json(stats | {"messages": content}, screen)
     if markdown:
         return print(_markdown(session.name, messages, terminal=screen.out.isatty()), file=screen.out)
     if not messages:
         return screen.note(f"{name!r} holds no messages yet.")
-    rows = [(str(one.id), f"{one.created_at:%Y-%m-%d %H:%M}", one.role, one.content) for one in messages]
+    rows = [(str(message.id), f"{message.created_at:%Y-%m-%d %H:%M}", message.role, message.content) for message in messages]
     print_table(("id", "time (UTC)", "role", "content"), rows, screen)
 
 
 def _markdown(name: str, messages: Sequence[Message], *, terminal: bool) -> str:
-    """A conversation as Markdown: what was said verbatim, under a heading for each message."""
+    """Write a conversation as Markdown: each message verbatim under a heading."""
     parts = [f"# {name}"]
-    for one in messages:
-        parts += [f"## {one.role.capitalize()}, {one.created_at:%Y-%m-%d %H:%M} UTC", one.content.strip()]
+    for message in messages:
+        parts += [f"## {message.role.capitalize()}, {message.created_at:%Y-%m-%d %H:%M} UTC", message.content.strip()]
     text = "\n\n".join(part for part in parts if part)
     return printable(text) if terminal else text
 
@@ -97,8 +94,8 @@ def search(
     """Search the messages of all sessions by their words. Runs no model; recall searches one session by meaning too."""
     words = " ".join(query)
     with open_store(store) as opened:
-        found = opened.search(words, top_k=top, names=session or None)
-    show_found(found, words, Screen.standard(), as_json=as_json)
+        texts = opened.search(words, top_k=top, names=session or None)
+    show_found(texts, words, Screen.standard(), as_json=as_json)
 
 
 @app.command()
@@ -113,16 +110,13 @@ def recall(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """What a session remembers most for a text."""
+    """Show what a session remembers most for a text."""
     screen = Screen.standard()
     with open_store(store) as opened:
         choice = ModelChoice(model, adapter, dtype.value, device, opened.folder)
         loaded = choice.load(screen, opened.session(name))
-        found = opened.session(name, loaded).recall(query, top_k=top)
-    show_recalled(found, found.coverage, screen, as_json=as_json)
-
-
-# --- changing ---------------------------------------------------------------------------------------------------------
+        recalled = opened.session(name, loaded).recall(query, top_k=top)
+    show_recalled(recalled, recalled.coverage, screen, as_json=as_json)
 
 
 @app.command()
@@ -133,11 +127,11 @@ def fork(
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """A new session that shares the past of another and goes its own way."""
+    """Make a new session that shares the past of another and goes its own way."""
     with open_store(store) as opened:
-        found = opened.session(name).fork(new, upto=upto).stats()
-    said = f"{new!r} shares {counted(found['messages'], 'message')} with {name!r}."
-    done(said, found, Screen.standard(), as_json=as_json)
+        stats = opened.session(name).fork(new, upto=upto).stats()
+    said = f"{new!r} shares {counted(stats['messages'], 'message')} with {name!r}."
+    done(said, stats, Screen.standard(), as_json=as_json)
 
 
 @app.command()
@@ -167,22 +161,22 @@ def forget(
         session = opened.session(name)
         if not (yes or _may_forget(session, ids, screen)):
             return screen.note("Nothing was erased.")
-        found = session.forget(ids)
+        forgotten = session.forget(ids)
     if as_json:
-        return print_json({"name": name, **found._asdict()}, screen)
-    erased = f"{counted(found.messages, 'message')} of {name!r} {'is' if found.messages == 1 else 'are'} erased"
+        return print_json({"name": name, **forgotten._asdict()}, screen)
+    erased = f"{counted(forgotten.messages, 'message')} of {name!r} {'is' if forgotten.messages == 1 else 'are'} erased"
     screen.note(f"{erased}; what came after is read again when the session is next used.")
-    for other in found.also_in:
+    for other in forgotten.also_in:
         screen.note(f"{other!r} shares some of them and keeps them: hmt sessions forget {other} ...", style="")
 
 
 def _may_forget(session: StoredSession, ids: Sequence[int], screen: Screen) -> bool:
-    """Show messages and ask whether to erase them; ids that are not there are for `forget` to refuse."""
-    chosen = [one for one in session.messages() if one.id in set(ids)]
+    """Show messages and ask whether to erase them. Ids that are not there are left for `forget` to refuse."""
+    chosen = [message for message in session.messages() if message.id in set(ids)]
     if len(chosen) < len(set(ids)):
         return True
-    for one in chosen if screen.interactive else ():
-        screen.note(f"{one.id} {one.role}: {beginning(one.content)}", style="")
+    for message in chosen if screen.interactive else ():
+        screen.note(f"{message.id} {message.role}: {beginning(message.content)}", style="")
     return confirmed(f"Erase {these(len(chosen), 'message')} of {session.name!r} for good?", screen)
 
 
@@ -196,7 +190,7 @@ def retention(
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Show how long a session's messages are kept, or set it: what is beyond a limit is forgotten, now and from now on."""
+    """Show how long a session's messages are kept, or set it: messages beyond a limit are forgotten, now and from now on."""
     screen = Screen.standard()
     if off and (messages or days):
         raise typer.BadParameter("--off or limits, not both.")
@@ -210,20 +204,20 @@ def retention(
                 return screen.note("Nothing was changed.")
             age = limits.get("seconds")
             session.set_retention(messages=limits.get("messages"), age=None if age is None else timedelta(seconds=age))
-        found = session.stats()
-    content = {"name": name, "retention": found["retention"], "messages": found["messages"]}
-    said = f"{name!r} keeps {_kept(found['retention'])}; it holds {counted(found['messages'], 'message')}."
+        stats = session.stats()
+    content = {"name": name, "retention": stats["retention"], "messages": stats["messages"]}
+    said = f"{name!r} keeps {_kept(stats['retention'])}; it holds {counted(stats['messages'], 'message')}."
     done(said, content, screen, as_json=as_json)
 
 
 def _limits(before: dict[str, Any], messages: int | None, days: float | None) -> dict[str, Any]:
-    """The limits that were there, and those that are new."""
+    """Merge the limits that are set with the new ones."""
     given = {"messages": messages, "seconds": None if days is None else days * 86_400}
     return before | {key: value for key, value in given.items() if value is not None}
 
 
 def _kept(limits: dict[str, Any]) -> str:
-    """What limits keep, in words."""
+    """Say in words what limits keep."""
     parts = [f"the latest {counted(limits['messages'], 'message')}"] if "messages" in limits else []
     if "seconds" in limits:
         days = limits["seconds"] / 86_400
@@ -241,7 +235,7 @@ def attach(name: options.Session, corpus: options.Corpora, store: options.Store 
 
 @app.command()
 def detach(name: options.Session, corpus: options.Corpora, store: options.Store = None, as_json: options.Json = False) -> None:
-    """The opposite of attach."""
+    """Let a session no longer recall from corpora."""
     with open_store(store) as opened:
         opened.session(name).detach(*corpus)
     said = f"{name!r} recalls from {', '.join(corpus)} no more."
@@ -271,9 +265,9 @@ def import_session(
 ) -> None:
     """Check an exported session and add it."""
     with open_store(store, create=True) as opened:
-        found = opened.import_session(file, name=name).stats()
-    said = f"{found['name']!r} is there: {counted(found['messages'], 'message')}, {counted(found['tokens'], 'token')}."
-    done(said, found, Screen.standard(), as_json=as_json)
+        stats = opened.import_session(file, name=name).stats()
+    said = f"{stats['name']!r} is there: {counted(stats['messages'], 'message')}, {counted(stats['tokens'], 'token')}."
+    done(said, stats, Screen.standard(), as_json=as_json)
 
 
 @app.command()
@@ -286,15 +280,15 @@ def rebuild(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """Read a session anew with a model: another one, or after damage."""
+    """Read a session again with a model: another one, or after damage."""
     screen = Screen.standard()
     with open_store(store) as opened:
         session = opened.session(name)
         loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
         with progress_of(screen) as progress:
-            found = session.rebuild(loaded, progress=progress).stats()
-    said = f"{name!r} is read anew: {counted(found['tokens'], 'token')} by {found['model']}."
-    done(said, found, screen, as_json=as_json)
+            stats = session.rebuild(loaded, progress=progress).stats()
+    said = f"{name!r} is read anew: {counted(stats['tokens'], 'token')} by {stats['model']}."
+    done(said, stats, screen, as_json=as_json)
 
 
 @app.command()
@@ -309,12 +303,9 @@ def delete(name: options.Session, yes: options.Yes = False, store: options.Store
     done(f"Session {name!r} is deleted.", {"deleted": name}, screen, as_json=as_json)
 
 
-# --- the whole store --------------------------------------------------------------------------------------------------
-
-
 @app.command()
 def compact(store: options.Store = None, as_json: options.Json = False) -> None:
-    """Give the room of what was erased back to the disk; it is used again without this. Nobody can write meanwhile."""
+    """Give the space of erased data back to the disk; it is used again without this. Nobody can write meanwhile."""
     with open_store(store) as opened:
         given = opened.compact()
     done(f"{given / 1e6:,.1f} MB are given back to the disk.", {"bytes": given}, Screen.standard(), as_json=as_json)
@@ -334,10 +325,10 @@ def verify(
     """Check every row and digest of the store; exit code 1 if something is wrong."""
     screen = Screen.standard()
     with open_store(store) as opened:
-        found = opened.verify(name)
+        findings = opened.verify(name)
     if as_json:
-        print_json({"ok": found.ok, **found._asdict()}, screen)
+        print_json({"ok": findings.ok, **findings._asdict()}, screen)
     else:
-        print_lines([*found.problems, *found.notes], screen)
-        screen.note("The record is whole." if found.ok else f"{counted(len(found.problems), 'problem')}.")
-    raise typer.Exit(0 if found.ok else 1)
+        print_lines([*findings.problems, *findings.notes], screen)
+        screen.note("The record is whole." if findings.ok else f"{counted(len(findings.problems), 'problem')}.")
+    raise typer.Exit(0 if findings.ok else 1)

@@ -1,4 +1,4 @@
-"""Opening a store, and `hmt backup`."""
+"""How commands open a store, and `hmt backup`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 
 def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
-    """Open the store in `folder` (None: the default). Raises InputError where there is none and none is to be made."""
+    """Open the store in `folder` (None: the default).
+
+    Raises:
+        InputError: there is no store, and `create` is false.
+    """
     from ..sessions.memory_store import MemoryStore
 
     chosen = default_folder() if folder is None else folder.expanduser()
@@ -35,25 +39,34 @@ def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
 
 
 def stats_of(name: str, opened: Callable[[str], StoredSession | StoredCorpus]) -> dict[str, Any]:
-    """Counts and times of a session or corpus; of a damaged one its name and what is wrong."""
+    """Return counts and times of a session or corpus; of a damaged one, its name and what is wrong."""
     try:
         return opened(name).stats()
     except StoreDamagedError as error:
         return {"name": name, "problem": str(error)}
 
 
-def print_stats(kind: str, content: str, found: Sequence[dict[str, Any]], screen: Screen) -> None:
-    """Print what `stats_of` says of sessions or corpora, then what is wrong with damaged ones.
+def print_stats(kind: str, content: str, stats: Sequence[dict[str, Any]], screen: Screen) -> None:
+    """Print the counts of sessions or corpora, then what is wrong with damaged ones.
 
     Args:
-        kind: the head of the names. content: what is counted in them beside tokens.
+        kind: the head of the column of names.
+        content: what is counted in them beside tokens.
+        stats: as `stats_of` returns them.
+        screen: where the table goes.
     """
     rows = [
-        (one["name"], one.get(content, "?"), one.get("tokens", "?"), when(one.get("updated_at", "?")), _model_name(one))
-        for one in found
+        (
+            counts["name"],
+            counts.get(content, "?"),
+            counts.get("tokens", "?"),
+            when(counts.get("updated_at", "?")),
+            _model_name(counts),
+        )
+        for counts in stats
     ]
     print_table((kind, content, "tokens", "updated (UTC)", "model"), rows, screen)
-    for damaged in (one for one in found if "problem" in one):
+    for damaged in (counts for counts in stats if "problem" in counts):
         screen.note(f"{damaged['name']!r}: {damaged['problem']}", style="")
 
 

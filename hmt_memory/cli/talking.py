@@ -1,4 +1,4 @@
-"""`hmt ask` and `hmt chat`."""
+"""`hmt ask` and `hmt chat`: their arguments, and which model and sessions they need."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _is_file(text: str) -> bool:
 
 
 def _decoding(max_tokens: int, temperature: float, top_p: float, penalty: float, seed: int | None) -> dict[str, Any]:
-    """Options of `HMTModel.generate`."""
+    """Collect options of `HMTModel.generate`."""
     sampling = {"temperature": temperature, "top_p": top_p, "repetition_penalty": penalty, "seed": seed}
     return {"max_new_tokens": max_tokens, **sampling}
 
@@ -158,5 +158,5 @@ def chat(
 def _load(store: MemoryStore, session: str, corpora: Sequence[str], choice: ModelChoice, screen: Screen) -> HMTModel:
     """Load the model for a session, which may be new, and for the corpora that it recalls from."""
     known = [store.session(session)] if store.has("session", session) else []
-    attached = [name for one in known for name in one.stats()["corpora"]]
+    attached = [name for kept in known for name in kept.stats()["corpora"]]
     return choice.load(screen, *known, *(store.corpus(name) for name in dict.fromkeys([*attached, *corpora])))

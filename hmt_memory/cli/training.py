@@ -1,4 +1,4 @@
-"""`hmt train`."""
+"""`hmt train`: its arguments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .terminal import Screen
 
 
 class TrainMode(str, Enum):
-    """What --mode takes."""
+    """The values of --mode."""
 
     hmt = "hmt"
     rmt = "rmt"
@@ -46,7 +46,7 @@ def train(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """Train memory for a model; LoRA or full fine-tune. Killed at any moment, the same command goes on."""
+    """Train memory for a model; LoRA or full fine-tune. If it is stopped at any moment, the same command goes on."""
     from . import experiments
 
     chosen = experiments.changed(experiments.find_recipe(recipe), mode=mode.value, seed=seed, scale=scale)
