@@ -1,4 +1,4 @@
-"""The one configuration of a model: the paper's sizes, the extensions (off by default) and the view's token budgets.
+"""The configuration of a model: the paper's sizes and the extensions (off by default); and that of a view: its token budgets.
 
 Knows numbers and how they fit a backbone's window; knows nothing of torch, files or Hugging Face.
 """
@@ -16,11 +16,12 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 MemoryInput = Literal["paper", "scaled", "mapped", "centred"]
 Mode = Literal["hmt", "rmt", "plain"]
 Selection = Literal["fused", "recall", "words"]
+_CHOICES = {"memory_input": get_args(MemoryInput), "mode": get_args(Mode), "selection": get_args(Selection)}
 
 # What the view's budgets become when they are left to the backbone's window: at most so many tokens, and at most this
-# share of the room that those before have left. A system prompt comes first; replay gives way first. Room that nobody has
+# share of the room that those before have left. A system prompt comes first; notes give way first. Room that nobody has
 # asked for is the system prompt's: chains and query engines put what they retrieve there.
-_AUTOMATIC_BUDGETS = {"pinned_tokens": (512, 0.5), "recent_tokens": (1024, 0.67), "replay_tokens": (1024, 1.0)}
+_AUTOMATIC_BUDGETS = {"pinned_tokens": (512, 0.5), "recent_tokens": (1024, 0.67), "note_tokens": (1024, 1.0)}
 _LARGEST = 1 << 24  # of any size: a number beyond it is a mistake, or a damaged file
 _PARAMETER_BYTES, _MATRICES = 1 << 28, 16  # of the memory parameters, at most: as many bytes, or as many d x d matrices
 
@@ -49,13 +50,13 @@ class HMTConfig:
     recalled_tokens: int | None = None  # r: P_n is M_{n-1} and behind it r recalled embeddings (extension; None: all recalled)
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
-    selection: Selection = "fused"  # what is listed and replayed: by recall and words (extension), by recall or words alone
-    recent_tokens: int | None = None  # view: verbatim tokens before the open segment; None: up to 1024
-    replay_tokens: int | None = None  # view: budget of replayed passages; None: up to 1024
-    pinned_tokens: int | None = None  # view: budget of text that never scrolls away; None: up to 512, and unused room
+    selection: Selection = "fused"  # as in `ViewConfig`, of which this and the next three are the model's own
+    recent_tokens: int | None = None
+    replay_tokens: int | None = None  # `note_tokens` of the view
+    pinned_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self._check_types()
+        _check_types(self, at_least_one={"segment_length", "recall_window", "recall_dim", "memory_tokens"})
         length = self.segment_length
         if self.sensory_length >= length:
             raise ConfigError(
@@ -73,29 +74,11 @@ class HMTConfig:
                 "Leave it out for the paper's half segment."
             )
 
-    def _check_types(self) -> None:
-        at_least_one = {"segment_length", "recall_window", "recall_dim", "memory_tokens"}
-        choices = {"memory_input": get_args(MemoryInput), "mode": get_args(Mode), "selection": get_args(Selection)}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in choices:
-                if value not in choices[field.name]:
-                    raise ConfigError(f"{field.name}={value!r} is unknown. Choose one of {choices[field.name]}.")
-            elif value is None and "None" in str(field.type):
-                continue
-            elif not isinstance(value, int) or isinstance(value, bool):
-                raise ConfigError(f"{field.name}={value!r} must be a whole number.")
-            elif value < (lowest := int(field.name in at_least_one)):
-                raise ConfigError(f"{field.name}={value} must be at least {lowest}.")
-            elif value > _LARGEST:
-                raise ConfigError(f"{field.name}={value} must be at most {_LARGEST}.")
-
     def resolve(self, *, hidden_size: int, positions: int | None) -> HMTConfig:
         """Fill every `None` from a backbone of width `hidden_size` with `positions` positions (None: no limit).
 
         Raises:
-            ConfigError: the segment or the explicitly given budgets do not fit the window, or the memory parameters would take
-                gigabytes.
+            ConfigError: the segment does not fit the window, or the memory parameters would take gigabytes.
         """
         self._check_parameters(hidden_size)
         if positions is not None and self._reading > positions:
@@ -103,15 +86,8 @@ class HMTConfig:
                 f"segment_length={self.segment_length} + sensory_length={self.sensory_length} + 2 x memory_tokens="
                 f"{self.memory_tokens} is {self._reading} positions, over the backbone's {positions}. Lower segment_length."
             )
-        budgets = self._budgets(positions)
-        return replace(
-            self,
-            summary_length=self.summary_length or max(1, self.segment_length // 2),
-            recall_dim=self.recall_dim or hidden_size,
-            recent_tokens=budgets["recent_tokens"],
-            replay_tokens=budgets["replay_tokens"],
-            pinned_tokens=budgets["pinned_tokens"],
-        )
+        summary_length = self.summary_length or max(1, self.segment_length // 2)
+        return replace(self, summary_length=summary_length, recall_dim=self.recall_dim or hidden_size)
 
     def _check_parameters(self, width: int) -> None:
         """Of width d, in fp32: Q and K [d_h, d], P_0 [m, d], and what `memory_input` adds: up to d + 3m + r + 1 rows."""
@@ -127,37 +103,28 @@ class HMTConfig:
                 f"a backbone of width {width}. Lower {largest}."
             )
 
-    def _budgets(self, positions: int | None) -> dict[str, int]:
-        given = {name: value for name in _AUTOMATIC_BUDGETS if (value := getattr(self, name)) is not None}
-        wanted = {name: limits for name, limits in _AUTOMATIC_BUDGETS.items() if name not in given}
-        if positions is None:
-            return given | {name: size for name, (size, _) in wanted.items()}
-        room = positions - self._front - self.segment_length - sum(given.values())
-        if room < 0:
-            largest = max(given, key=lambda name: given[name]) if given else "segment_length"
-            raise ConfigError(
-                f"the view needs {positions - room} positions, over the backbone's {positions} (memory_tokens="
-                f"{self.memory_tokens} + segment_length={self.segment_length} + {given}). Lower {largest}."
-            )
-        for name, (size, share) in wanted.items():
-            given[name] = min(size, int(room * share))
-            room -= given[name]
-        if "pinned_tokens" in wanted:
-            given["pinned_tokens"] += room
-        return given
+    @property
+    def view(self) -> ViewConfig:
+        """The budgets of the view as they were given with the model."""
+        return ViewConfig(
+            recent_tokens=self.recent_tokens,
+            note_tokens=self.replay_tokens,
+            pinned_tokens=self.pinned_tokens,
+            selection=self.selection,
+        )
 
     def positions_per_token(self) -> float:
         """Positions through the backbone for each token read: `(L + k + 2m) / L` (Eq. 4) plus `(j + 2) / L` (Eq. 1)."""
         return (self._reading + (self.summary_length or self.segment_length // 2) + 2) / self.segment_length
 
     @property
-    def _front(self) -> int:
+    def front(self) -> int:
         """Positions that P_n takes in front of a text; `centred` has one more, the sink."""
         return self.memory_tokens + (self.recalled_tokens or 0) + (self.memory_input == "centred")
 
     @property
     def _reading(self) -> int:
-        return self.segment_length + self.sensory_length + self._front + self.memory_tokens
+        return self.segment_length + self.sensory_length + self.front + self.memory_tokens
 
     def to_dict(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""
@@ -177,3 +144,71 @@ class HMTConfig:
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known fields: {', '.join(known)}."
                 raise ConfigError(f"unknown configuration key {key!r}. {hint} A newer hmt-memory may have written it.")
         return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """What an answer is conditioned on: the token budgets of its view, and how the notes in it are selected.
+
+    It changes no memory, so every session and every call may have its own. `None` means "as much as suits the backbone's
+    window": `HMTModel.view` holds numbers only.
+
+    Raises:
+        ConfigError: a value is impossible; the message names the field.
+
+    >>> ViewConfig(recent_tokens=512).note_tokens is None
+    True
+    """
+
+    recent_tokens: int | None = None  # the latest tokens, verbatim, before the segment that is not full; None: up to 1,024
+    note_tokens: int | None = None  # what is recalled and shown as text; None: up to 1,024
+    pinned_tokens: int | None = None  # system prompts and tools, which never scroll away; None: up to 512, and unused room
+    selection: Selection = "fused"  # what is listed and noted: by recall and words (extension), by recall or words alone
+
+    def __post_init__(self) -> None:
+        _check_types(self, at_least_one=set())
+
+    def resolve(self, config: HMTConfig, *, positions: int | None) -> ViewConfig:
+        """Fill every `None` for a backbone with `positions` positions (None: no limit).
+
+        Raises:
+            ConfigError: the budgets that are given do not fit the backbone's window.
+        """
+        given = {name: value for name in _AUTOMATIC_BUDGETS if (value := getattr(self, name)) is not None}
+        wanted = {name: limits for name, limits in _AUTOMATIC_BUDGETS.items() if name not in given}
+        if positions is None:
+            return self._filled({name: size for name, (size, _) in wanted.items()})
+        room = positions - config.front - config.segment_length - sum(given.values())
+        if room < 0:
+            largest = max(given, key=lambda name: given[name]) if given else "segment_length"
+            raise ConfigError(
+                f"the view needs {positions - room} positions, over the backbone's {positions} (memory_tokens="
+                f"{config.memory_tokens} + segment_length={config.segment_length} + {given}). Lower {largest}."
+            )
+        filled = {}
+        for name, (size, share) in wanted.items():
+            filled[name] = min(size, int(room * share))
+            room -= filled[name]
+        if "pinned_tokens" in filled:
+            filled["pinned_tokens"] += room
+        return self._filled(filled)
+
+    def _filled(self, budgets: Mapping[str, int]) -> ViewConfig:
+        return ViewConfig(**{**asdict(self), **budgets})
+
+
+def _check_types(config: HMTConfig | ViewConfig, *, at_least_one: set[str]) -> None:
+    """Check that every field holds one of its choices, or a whole number that is possible; None where that is its default."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in _CHOICES:
+            if value not in _CHOICES[field.name]:
+                raise ConfigError(f"{field.name}={value!r} is unknown. Choose one of {_CHOICES[field.name]}.")
+        elif value is None and field.default is None:
+            continue
+        elif not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{field.name}={value!r} must be a whole number.")
+        elif value < (lowest := int(field.name in at_least_one)):
+            raise ConfigError(f"{field.name}={value} must be at least {lowest}.")
+        elif value > _LARGEST:
+            raise ConfigError(f"{field.name}={value} must be at most {_LARGEST}.")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from measuring import counting_tokens
-from places import ROOT
 
 from hmt_memory import HMTModel, MemoryStore
 
@@ -86,32 +83,3 @@ def test_a_hidden_fact_is_replayed_and_answered_from(smollm2: HMTModel, tmp_path
         reply = session.reply({"role": USER, "content": "What is the door code of the office?"}, max_new_tokens=20).finish()
         assert [one.segment for one in reply.recalled][:1] == [0] and "4071" in reply.recalled[0].text
         assert "4071" in reply.text
-
-
-def test_the_readmes_python_runs(smollm2: HMTModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks as they stand; only the book, the handbook, the wrapped model and its batch are given."""
-    monkeypatch.chdir(tmp_path)
-    Path("book.txt").write_text("The ship lay in the harbour. " * 60 + "Then the lighthouse burned down.", encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    sessions, langchain, llama_index, first, second = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
-    exec(sessions, {})
-    assert (tmp_path / "alice.hmt").is_file()
-    with MemoryStore("memories") as store:
-        assert [message.role for message in store.session("alice").messages()] == ["system", "assistant"]
-        assert store.sessions() == ["alice", "alice-what-if"] and store.verify() == ([], [])
-    given: dict[str, Any] = {}
-    exec(langchain, given)
-    assert "4071" in given["answer"].text and given["answer"].response_metadata["hmt"]["session_id"] == "alice"
-    Path("handbook").mkdir()
-    Path("handbook", "contract.md").write_text("The notice period is three months to the end of a quarter.", encoding="utf-8")
-    exec(llama_index, given)
-    assert "three months" in str(given["response"]) and given["response"].source_nodes
-    assert "The door code of the office is 4071." in [one.content for one in given["memory"].get_all()]
-    given |= {"any_hf_causal_lm": smollm2.backbone.causal_lm, "tokenizer": smollm2.backbone.tokenizer}
-    ids = torch.arange(600).view(2, 300) + 100
-    given |= {"input_ids": ids, "mask": torch.ones_like(ids), "labels": ids}
-    exec(first + second, given)
-    assert given["state"].tokens > 400 and given["answer"].text
-    assert given["model"].recall.query.weight.grad is None  # one segment has nothing to recall
-    assert given["model"].initial_memory.grad.abs().sum() > 0
-    assert (tmp_path / "adapter" / "hmt_config.json").is_file()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..chat.message import SYSTEM_ROLES
 from ..chat.transcript import Messages, Stretch, Transcript, system_texts, validated
+from ..engine.decoding import Decoding, DecodingOptions
 from ..errors import InputError
 from ..retrieval.ranking import ViewRecollection, alone
 from ..retrieval.sources import StreamShard
@@ -26,6 +27,8 @@ from ..store import rewriting
 from ..store.rows import as_array
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from ..engine.generate import Generation, Usage
     from ..engine.state import HMTState
     from ..model import HMTModel
@@ -118,21 +121,25 @@ def reply(
     cache: PrefixCache | None = None,
     namespace: Hashable = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    **options: Any,
+    tool_choice: Any = None,
+    schema: Mapping[str, Any] | None = None,
+    decoding: Decoding | None = None,
+    **options: Unpack[DecodingOptions],
 ) -> StatelessAnswer:
     """Answer a conversation, as an iterator of text pieces.
 
     Args:
         messages: the whole conversation; system messages, wherever they stand, are pinned, or read if they are too long.
         cache: of what earlier calls read. namespace: whose calls those were; others' are not looked at.
-        tools, options: see `answer.Request`.
+        tools, tool_choice, schema, decoding, options: as of `Session.reply`.
 
     Raises:
         InputError: malformed messages, or none to answer.
     """
     transcript = Transcript(model.backbone)
-    request = Request(model, tools=tools, **options)
-    prompt = prompt_of(transcript, messages, tools, limit=model.config.pinned_tokens)
+    chosen = (decoding or Decoding()).changed(**options)
+    request = Request(model, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
+    prompt = prompt_of(transcript, messages, tools, limit=model.view.pinned_tokens)
     ids = prompt.ids
     if not ids:
         raise InputError("there is nothing to answer: add a user message.")
@@ -155,7 +162,7 @@ def reply(
         state=_read(model, ids, cache, namespace),
         pinned=prompt.pinned,
         recollection=memory,
-        **request.options(transcript.stop),
+        decoding=request.decoding.also_stopping_at(transcript.stop),
     )
     return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)
 

@@ -127,7 +127,7 @@ class Speech:
 
     def __init__(self, *, tools: bool) -> None:
         self._tools = tools
-        self._calls = StopStrings(CALL if tools else None)
+        self._calls = StopStrings([CALL] if tools else [])
         self._written = self._given = ""
         self.text = ""  # the free text, once it is finished
         self.tool_calls: list[ToolCall] = []

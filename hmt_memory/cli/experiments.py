@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def find_recipe(name: str) -> Recipe:
-    """A preset by name, or a recipe from a JSON file.
+    """Return a preset by name, or a recipe from a JSON file.
 
     Raises:
-        ConfigError: neither; the message lists the presets.
+        ConfigError: there is neither; the message lists the presets.
     """
     from ..train import PRESETS, Recipe
 
@@ -47,10 +47,17 @@ def find_recipe(name: str) -> Recipe:
 
 
 def changed(recipe: Recipe, *, mode: str, seed: int | None, scale: float) -> Recipe:
-    """The recipe with what the command line changes: the kind of memory, the seed, and how many of its steps are taken."""
+    """Apply the options of the command line to a recipe.
+
+    Args:
+        recipe: the recipe to change.
+        mode: the kind of memory to train.
+        seed: another seed; None: the recipe's own.
+        scale: the share of each stage's steps to take.
+    """
     stages = tuple(replace(stage, steps=max(1, round(stage.steps * scale))) for stage in recipe.stages)
-    found = replace(recipe, stages=stages, seed=recipe.seed if seed is None else seed)
-    return found.in_mode(mode)  # type: ignore[arg-type]
+    result = replace(recipe, stages=stages, seed=recipe.seed if seed is None else seed)
+    return result.in_mode(mode)  # type: ignore[arg-type]
 
 
 def train(
@@ -65,7 +72,19 @@ def train(
     dtype: str,
     device: str,
 ) -> None:
-    """Begin or resume a run, show it, and say what it left."""
+    """Begin or resume a run, show it, and say what it left.
+
+    Args:
+        sources: names of the training text.
+        folder: holds everything about the run.
+        screen: where progress and results go.
+        recipe: the stages and rates of the run.
+        start: an adapter to go on from.
+        compiled: compile the model's blocks first.
+        model: a folder or the name of a model.
+        dtype: the precision of the backbone.
+        device: where the model runs.
+    """
     from ..train import Trainer, open_sources, prepare
     from ..train.plot import plot_run
 
@@ -93,7 +112,7 @@ def train(
 
 
 def _accelerator(device: str) -> Any:
-    """For several devices, as `accelerate launch` starts one process for each; None where this is the only process."""
+    """Join the processes that `accelerate launch` started, one for each device; None where this is the only process."""
     import os
 
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
@@ -124,7 +143,7 @@ def _line(report: StepReport, recipe: Recipe) -> str:
 
 
 def check_sources(sources: Sequence[str]) -> None:
-    """Raises InputError for no sources."""
+    """Raise InputError for no sources."""
     if not sources:
         raise InputError("name the training text: files, folders, .jsonl files, or hf:NAME.")
 
@@ -142,7 +161,23 @@ def perplexity(
     dtype: str,
     device: str,
 ) -> None:
-    """Compare kinds of memory on one text; adapters by what they were trained as: hmt, rmt, plain."""
+    """Compare kinds of memory on one text.
+
+    Args:
+        text: the file to measure on.
+        out: folder of the results.
+        screen: where progress and results go.
+        adapters: folders by what their adapter was trained as: hmt, rmt, plain.
+        other: a file to exchange memories with.
+        visible: numbers of tokens that the plain twin sees before a segment, besides its own.
+        tokens: how many tokens of the text are read.
+        model: a folder or the name of a model.
+        dtype: the precision of the backbone.
+        device: where the model runs.
+
+    Raises:
+        InputError: `visible` is given without a plain adapter.
+    """
     from ..evaluate.perplexity import Contender, compare
     from .terminal import load_model
 
@@ -154,7 +189,7 @@ def perplexity(
         if folder is not None or kind == "hmt"
     }
     hmt = loaded["hmt"]
-    config = replace(hmt.stored_config(), mode="plain")
+    config = replace(hmt.config, mode="plain")
     bare = load_model(model, screen, config=config, adapter=None, dtype=dtype, device=device)
     contenders = [Contender("HMT", hmt, "recalled"), Contender("HMT without recall", hmt, "previous")]
     contenders.append(Contender("HMT, P_0 alone", hmt, "initial"))
@@ -169,10 +204,12 @@ def perplexity(
         contenders.append(Contender("no context, equally trained", plain.with_config(sensory_length=0), "none"))
         contenders.append(Contender("sliding window, equally trained", plain, "none"))
         wider = [(count, plain.with_config(sensory_length=count)) for count in visible]
-        contenders += [Contender(f"sliding window of {count}, equally trained", one, "none") for count, one in wider]
+        contenders += [Contender(f"sliding window of {count}, equally trained", twin, "none") for count, twin in wider]
     contenders.append(Contender("no context, backbone as it is", bare.with_config(sensory_length=0), "none"))
     contenders.append(Contender("sliding window, backbone as it is", bare, "none"))
-    reference = next((one.name for one in contenders if one.name == "sliding window, equally trained"), contenders[-1].name)
+    reference = next(
+        (contender.name for contender in contenders if contender.name == "sliding window, equally trained"), contenders[-1].name
+    )
     ids = _tokens_of(text, hmt, tokens)
     another = None if other is None else _tokens_of(other, hmt, len(ids))
     with Progress(TextColumn("reading"), BarColumn(), console=screen.notes, transient=True) as progress:
@@ -200,7 +237,19 @@ def recall(
     dtype: str,
     device: str,
 ) -> None:
-    """Measure how much evidence is recalled, beside BM25 and a sentence encoder."""
+    """Measure how much evidence is recalled, beside BM25 and a sentence encoder.
+
+    Args:
+        conversations: a file of QMSum or LoCoMo.
+        out: folder of the results.
+        screen: where progress and results go.
+        encoder: folder of a sentence encoder to compare with.
+        adapter: folder of the trained memory.
+        limit: the first so many conversations; None: all.
+        model: a folder or the name of a model.
+        dtype: the precision of the backbone.
+        device: where the model runs.
+    """
     from ..evaluate.conversations import load_conversations
     from ..evaluate.evidence import measure, sentence_encoder
     from .terminal import load_model
@@ -209,7 +258,9 @@ def recall(
     compared = None if encoder is None else sentence_encoder(encoder)
     loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
     with Progress(TextColumn("reading"), BarColumn(), console=screen.notes, transient=True) as progress:
-        task = progress.add_task("reading", total=sum(len(loaded.backbone.encode(one.text)) for one in chosen))
+        task = progress.add_task(
+            "reading", total=sum(len(loaded.backbone.encode(conversation.text)) for conversation in chosen)
+        )
         settings = {
             "conversations of": Path(conversations).name,
             "encoder": encoder and encoder.resolve().parent.name,
@@ -234,7 +285,20 @@ def passkey(
     dtype: str,
     device: str,
 ) -> None:
-    """Hide facts in texts of many lengths and ask for them."""
+    """Hide facts in texts of many lengths and ask for them.
+
+    Args:
+        text: a file to hide them in; None: sentences that say nothing.
+        out: folder of the results.
+        screen: where progress and results go.
+        lengths: of the texts, in tokens; empty: the usual ones.
+        depths: the number of facts in each text.
+        seed: decides names, numbers and filler.
+        adapter: folder of the trained memory.
+        model: a folder or the name of a model.
+        dtype: the precision of the backbone.
+        device: where the model runs.
+    """
     from ..evaluate.passkey import LENGTHS, measure
     from .documents import open_documents
     from .terminal import load_model
@@ -252,12 +316,24 @@ def passkey(
 def questions(
     samples: str, out: Path, screen: Screen, *, limit: int, seed: int, adapter: Path | None, model: str, dtype: str, device: str
 ) -> None:
-    """Ask over several contexts, with recall, without it, and with the sliding window alone."""
+    """Ask over several contexts, with recall, without it, and with the sliding window alone.
+
+    Args:
+        samples: a file of PubMedQA.
+        out: folder of the results.
+        screen: where progress and results go.
+        limit: the number of questions.
+        seed: decides which contexts stand beside a question, and their order.
+        adapter: folder of the trained memory.
+        model: a folder or the name of a model.
+        dtype: the precision of the backbone.
+        device: where the model runs.
+    """
     from ..evaluate.questions import COUNTS, load_samples, measure
     from .terminal import load_model
 
-    found = load_samples(samples)
-    counts = [count for count in COUNTS if count <= len(found)]
+    loaded_samples = load_samples(samples)
+    counts = [count for count in COUNTS if count <= len(loaded_samples)]
     loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
     contenders = {
         "HMT": loaded,
@@ -265,10 +341,10 @@ def questions(
         "sliding window": loaded.with_config(mode="plain"),
     }
     with Progress(TextColumn("asking"), BarColumn(), console=screen.notes, transient=True) as progress:
-        task = progress.add_task("asking", total=len(contenders) * len(counts) * min(limit, len(found)))
+        task = progress.add_task("asking", total=len(contenders) * len(counts) * min(limit, len(loaded_samples)))
         report = measure(
             contenders,
-            found,
+            loaded_samples,
             counts=counts,
             limit=limit,
             seed=seed,
@@ -290,7 +366,19 @@ def behaviour(
     dtype: str,
     device: str,
 ) -> None:
-    """The paper's behaviour studies."""
+    """Run the paper's behaviour studies.
+
+    Args:
+        text: the file to measure on.
+        other: a file to interleave it with.
+        out: folder of the results.
+        screen: where progress and results go.
+        tokens: how many tokens of each file are read.
+        adapter: folder of the trained memory.
+        model: a folder or the name of a model.
+        dtype: the precision of the backbone.
+        device: where the model runs.
+    """
     from ..evaluate.behaviour import measure
     from .terminal import load_model
 
@@ -303,7 +391,7 @@ def behaviour(
 
 
 def _tokens_of(name: str, model: HMTModel, tokens: int) -> Tensor:
-    """The first `tokens` tokens of a text file."""
+    """Return the first `tokens` tokens of a text file."""
     from ..engine.reader import token_ids
     from .documents import open_documents
 
@@ -322,15 +410,15 @@ def _described(model: HMTModel, adapters: Mapping[str, Path | None]) -> dict[str
 
 
 def _publish(report: Report, out: Path, screen: Screen) -> None:
-    """The tables on the screen, everything in files."""
+    """Show the tables on the screen and write everything to files."""
     from rich.table import Table
 
     from ..evaluate.report import shown
 
     for table in report.tables:
         grid = Table(title=table.title, title_justify="left", title_style="bold")
-        for at, column in enumerate(table.columns):
-            grid.add_column(column, justify="right" if at else "left")
+        for number, column in enumerate(table.columns):
+            grid.add_column(column, justify="right" if number else "left")
         for row in table.rows:
             grid.add_row(*map(shown, row))
         screen.notes.print(grid)

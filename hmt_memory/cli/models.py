@@ -1,4 +1,4 @@
-"""The model that a command was asked to run: refused at once where it leads nowhere or made another memory, then loaded."""
+"""The model that a command names, and the checks before it is loaded: it exists, and it made the memories it is wanted for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..engine import outline, places
-from ..engine.fingerprint import fingerprint, mismatch, rebuild_command
+from ..engine.fingerprint import fingerprint
+from ..sessions.made_by import mismatch, rebuild_command
 from ..store.open import default_folder
 from . import terminal
 
@@ -30,21 +31,21 @@ class ModelChoice:
     store: Path | None = None  # folder of the store that it is wanted for
 
     def load(self, screen: Screen, *readings: Collection) -> HMTModel:
-        """Load it for the sessions and corpora that it is to read on in.
+        """Load the model for the sessions and corpora that it is to read on in.
 
         Raises:
-            ModelNotFoundError: nothing of that name. ModelMismatchError: another model made one of their memories; what the
-            files tell of that is said before anything is loaded.
+            ModelNotFoundError: no model has that name.
+            ModelMismatchError: another model made one of the memories; if the files show it, this is raised before loading.
         """
         places.check(self.name)
         chosen = outline.sources(self.name, self.adapter)
-        made = [(one, by) for one in readings if (by := one.made_by()) is not None]
-        for one, by in made:
-            self._foresee(one, by, chosen, screen)
+        made = [(reading, by) for reading in readings if (by := reading.made_by()) is not None]
+        for reading, by in made:
+            self._foresee(reading, by, chosen, screen)
         model = terminal.load_model(self.name, screen, adapter=self.adapter, dtype=self.dtype, device=self.device)
-        for one, by in made:
+        for reading, by in made:
             if fingerprint(model).digest != by.digest:
-                raise self._mismatch(one, by, str(fingerprint(model)))
+                raise self._mismatch(reading, by, str(fingerprint(model)))
         return model
 
     def _foresee(self, reading: Collection, by: Fingerprint, chosen: Sources, screen: Screen) -> None:

@@ -1,4 +1,4 @@
-"""What the commands show, and `hmt ask`: read with progress, stream an answer, show passages.
+"""The terminal that commands write to, and `hmt ask`: read with progress, stream an answer, show passages.
 
 Knows consoles and text; of a model only its public calls. Answers go to `Screen.out`, everything else to `Screen.notes`.
 torch is imported with the first call that needs it.
@@ -43,7 +43,7 @@ _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Screen:
-    """Where a command writes, and whether a person types to it."""
+    """The place where a command writes; it also tells whether a person types to it."""
 
     notes: Console  # progress, passages, hints
     out: TextIO  # answers, and nothing else
@@ -51,23 +51,23 @@ class Screen:
 
     @classmethod
     def standard(cls) -> Screen:
-        """The process's own streams; characters that stdout cannot encode are replaced."""
+        """Wrap the process's own streams; characters that stdout cannot encode are replaced."""
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="replace")
         width = None if sys.stderr.isatty() else 240
         return cls(Console(stderr=True, highlight=False, width=width), sys.stdout, sys.stdin.isatty())
 
     def unechoed(self) -> AbstractContextManager[None]:
-        """Keep what a person types meanwhile from being shown; it is there for the next prompt."""
+        """Hide what a person types meanwhile; it is there for the next prompt."""
         return keyboard.unechoed() if self.interactive else contextlib.nullcontext()
 
     def note(self, text: str, style: str = "dim") -> None:
-        """A line for the person, its characters taken literally; only a terminal's is wrapped."""
+        """Print a line for the person, its characters taken literally. Only a terminal's lines are wrapped."""
         self.notes.print(Text(text, style=style), soft_wrap=not self.notes.is_terminal)
 
 
 class Reading(NamedTuple):
-    """What reading left, and what it took."""
+    """The state after reading, and what reading took."""
 
     state: HMTState
     tokens: int
@@ -83,7 +83,13 @@ class Passage(NamedTuple):
 
 
 def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:
-    """`HMTModel.from_pretrained(name, **options)` under a short status; says so when weights are converted first."""
+    """Call `HMTModel.from_pretrained` under a short status; say so when weights are converted first.
+
+    Args:
+        name: a bundled name, hub id, model folder or .gguf file.
+        screen: where the status goes.
+        **options: of `HMTModel.from_pretrained`.
+    """
     with screen.unechoed(), screen.notes.status(f"loading {name}"):
         from ..model import HMTModel
 
@@ -98,11 +104,17 @@ def _converts_first(name: str) -> bool:
 
 
 def note_if_untrained(model: HMTModel, screen: Screen, state: HMTState | None = None) -> None:
-    """One sentence while the memory parameters are untrained: what answers rest on, of a stream that `state` has read."""
+    """Say what answers rest on while the memory parameters are untrained.
+
+    Args:
+        model: the model that answers.
+        screen: where the note goes.
+        state: the stream that it has read; None: a session or corpus.
+    """
     if model.is_trained:
         return
     if state is None:
-        rests_on = f"the last {model.config.recent_tokens or 0:,} tokens and passages recalled by their words"
+        rests_on = f"the last {model.view.recent_tokens or 0:,} tokens and passages recalled by their words"
     else:
         visible = visible_tokens(model, state)
         whole = state.tokens == visible
@@ -122,7 +134,12 @@ def ask(
     """Read the documents as one stream, stream the answer to a question about them, then show passages and usage.
 
     Args:
-        passages: how many recalled passages to show. decoding: options of `HMTModel.generate`, and `system`.
+        model: the model that reads and answers.
+        documents: the texts, in order.
+        question: what to answer.
+        screen: where answer, passages and usage go.
+        passages: how many recalled passages to show.
+        decoding: options of `HMTModel.generate`, and `system`.
     """
     ids = encode_documents(model, documents)
     with screen.unechoed():
@@ -134,7 +151,7 @@ def ask(
     stream(answer, screen)
     seconds = time.perf_counter() - started
     if passages and memory.recalled:
-        rows = [(f"segment {one.segment}", f"{one.weight:.2f}", one.text) for one in memory.recalled[:passages]]
+        rows = [(f"segment {passage.segment}", f"{passage.weight:.2f}", passage.text) for passage in memory.recalled[:passages]]
         _show_rows("Replayed passages (segment, weight, text)", rows, screen)
     elif passages:
         show_passages(recalled_passages(model, question, reading.state, ids, top_k=passages), screen)
@@ -142,7 +159,7 @@ def ask(
 
 
 def encode_documents(model: HMTModel, documents: Sequence[Document]) -> Tensor:
-    """[t] token ids of the documents one after the other; of several, each is preceded by a line with its name."""
+    """Return the token ids [t] of the documents one after the other; several are each preceded by a line with their name."""
     import torch
 
     headed = len(documents) > 1
@@ -151,7 +168,14 @@ def encode_documents(model: HMTModel, documents: Sequence[Document]) -> Tensor:
 
 
 def read(model: HMTModel, ids: Tensor, screen: Screen, *, line_every: int | None = None) -> Reading:
-    """Read `ids` [t] with a progress bar; without a terminal, with a line every `line_every` tokens, or silently."""
+    """Read token ids with a progress bar.
+
+    Args:
+        model: the model that reads.
+        ids: [t] token ids.
+        screen: where the bar goes.
+        line_every: without a terminal, print a line after so many tokens; None: print nothing.
+    """
     from ..engine.reader import read_in_chunks
 
     with reading_bar(screen.notes) as bar:
@@ -170,7 +194,7 @@ def read(model: HMTModel, ids: Tensor, screen: Screen, *, line_every: int | None
 
 
 def reading_bar(console: Console) -> Progress:
-    """A bar that is drawn when it moves: a thread that redraws it would take its time from the model's."""
+    """Make a progress bar that is drawn when it moves: a thread that redraws it would take time from the model."""
     count = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens")
     columns = (TextColumn("{task.description}"), BarColumn(), count, TextColumn("{task.fields[pace]}"))
     return Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
@@ -183,7 +207,11 @@ def ask_about(model: HMTModel, question: str, state: HMTState, *, system: str | 
     a plain prompt.
 
     Args:
-        system: pinned in front. decoding: options of `HMTModel.generate`.
+        model: the model that has read the text.
+        question: what to answer.
+        state: the text so far.
+        system: pinned in front.
+        **decoding: options of `HMTModel.generate`.
     """
     from ..chat.transcript import Transcript
 
@@ -197,7 +225,13 @@ def ask_about(model: HMTModel, question: str, state: HMTState, *, system: str | 
 
 
 def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection:
-    """What a question recalls of a text of `ids` [t]: passages of it are replayed where they do not show anyway."""
+    """Recall what a text holds for a question; passages that the view does not show anyway are replayed in it.
+
+    Args:
+        model: the model that has read the text.
+        question: what to recall for.
+        ids: [t] token ids of the text.
+    """
     from ..retrieval.ranking import ViewRecollection, alone
     from ..retrieval.sources import StreamShard
 
@@ -211,7 +245,7 @@ def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection
 
 
 def stream(pieces: Iterable[str], screen: Screen) -> None:
-    """Write pieces as they come and end the line; on a terminal without control characters, which could be commands."""
+    """Write pieces as they come and end the line. A terminal gets no control characters, which could be commands."""
     with screen.unechoed():
         _write(pieces, screen.out)
 
@@ -233,29 +267,38 @@ def _write(pieces: Iterable[str], out: TextIO) -> None:
 
 
 def recalled_passages(model: HMTModel, question: str, state: HMTState, ids: Tensor, *, top_k: int) -> list[Passage]:
-    """The segments of `ids` [t], which `state` has read, that the question recalls, by falling weight."""
+    """Return the segments of a text that a question recalls, by falling weight.
+
+    Args:
+        model: the model that has read the text.
+        question: what to recall for.
+        state: the text so far.
+        ids: [t] token ids of the text.
+        top_k: how many segments, at most.
+    """
     from ..engine.generate import recall_segments
 
     return [
-        Passage(found.segment, found.weight, model.backbone.decode(ids[slice(*found.token_span)].tolist()))
-        for found in recall_segments(model, question, state, top_k=top_k)
+        Passage(segment.segment, segment.weight, model.backbone.decode(ids[slice(*segment.token_span)].tolist()))
+        for segment in recall_segments(model, question, state, top_k=top_k)
     ]
 
 
 def show_passages(passages: Sequence[Passage], screen: Screen) -> None:
-    """A line for each passage: segment, weight and how its text begins."""
+    """Print a line for each passage: segment, weight and how its text begins."""
     if not passages:
         return screen.note("No passages: the text is shorter than one segment.")
-    rows = [(f"segment {one.segment}", f"{one.weight:.2f}", one.text) for one in passages]
+    rows = [(f"segment {passage.segment}", f"{passage.weight:.2f}", passage.text) for passage in passages]
     _show_rows("Recalled passages (segment, weight, text)", rows, screen)
 
 
 def show_recalled(passages: Sequence[RecalledSegment], screen: Screen) -> None:
-    """A line for each recalled segment: where it is from, when it was said, weight, and how its text begins."""
+    """Print a line for each recalled segment: its source, when it was said, its weight, and how its text begins."""
     if not passages:
         return screen.note("Nothing to recall yet: no segment is full.")
     rows = [
-        (f"{one.source} #{one.segment}", f"{one.created_at:%Y-%m-%d %H:%M}", f"{one.weight:.2f}", one.text) for one in passages
+        (f"{passage.source} #{passage.segment}", f"{passage.created_at:%Y-%m-%d %H:%M}", f"{passage.weight:.2f}", passage.text)
+        for passage in passages
     ]
     _show_rows("Recalled (source and segment, time in UTC, weight, text)", rows, screen)
 
@@ -269,18 +312,25 @@ def _show_rows(title: str, rows: Sequence[tuple[str, ...]], screen: Screen) -> N
 
 
 def beginning(text: str, characters: int = _PASSAGE_CHARACTERS) -> str:
-    """How a text begins, on one line."""
+    """Return the first `characters` of a text on one line."""
     words = " ".join(text.split())
     return printable(words[:characters] + ("…" if len(words) > characters else ""))
 
 
 def printable(text: str) -> str:
-    """`text` without control characters, which a terminal could take for commands."""
+    """Remove control characters, which a terminal could take for commands."""
     return _CONTROL_CHARACTERS.sub("", text)
 
 
 def show_usage(reading: Reading, answer: Generation, seconds: float, screen: Screen) -> None:
-    """What was read and answered, and how long each took."""
+    """Say what was read and answered, and how long each took.
+
+    Args:
+        reading: what was read.
+        answer: the whole answer.
+        seconds: how long the answer took.
+        screen: where the line goes.
+    """
     segments = reading.state.segments  # only full ones cost time
     pace = f" in {reading.seconds:.1f} s ({reading.tokens / reading.seconds:,.0f} tokens/s)" if segments else ""
     cut = "; cut at --max-tokens" if answer.finish_reason == "length" else ""
@@ -291,12 +341,12 @@ def show_usage(reading: Reading, answer: Generation, seconds: float, screen: Scr
 
 
 def visible_tokens(model: HMTModel, state: HMTState) -> int:
-    """How many tokens of a stream stand verbatim in a view of it: the recent ones and the open segment."""
-    return min(len(state.recent_ids), model.config.recent_tokens or 0) + len(state.open_ids)
+    """Count the tokens of a stream that stand verbatim in a view of it: the recent ones and the open segment."""
+    return min(len(state.recent_ids), model.view.recent_tokens or 0) + len(state.open_ids)
 
 
 def check_text(text: str) -> None:
-    """Raises InputError if `text` holds bytes that did not decode in the terminal's encoding."""
+    """Raise InputError if `text` holds bytes that did not decode in the terminal's encoding."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

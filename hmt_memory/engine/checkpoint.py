@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,15 +23,15 @@ from ..config import HMTConfig
 from ..errors import CheckpointError, MissingDependencyError, ModelNotFoundError
 from . import adapter, trust, weights
 from .backbone import Backbone
+from .cell import MemoryCell
 from .outline import CONFIG_FILE, MEMORY_FILE, read_config, sources
 
-if TYPE_CHECKING:
-    from ..model import HMTModel
+_Model = TypeVar("_Model", bound=MemoryCell)
 
 ADAPTER_FOLDER = "backbone_adapter"
 
 
-def save(model: HMTModel, folder: Path) -> None:
+def save(model: MemoryCell, folder: Path) -> None:
     """Write `folder`: each file of ours and the adapter's folder replaced whole, the configuration last.
 
     Raises:
@@ -47,7 +47,7 @@ def save(model: HMTModel, folder: Path) -> None:
     _replace(folder / MEMORY_FILE, to_bytes(tensors))
     content = {
         "hmt_memory_version": __version__,
-        "config": model.stored_config().to_dict(),
+        "config": model.config.to_dict(),
         "backbone": model.backbone.identity(),
     }
     _replace(folder / CONFIG_FILE, json.dumps(content, indent=2).encode())
@@ -89,7 +89,7 @@ def _without_paths(folder: Path, backbone: str) -> None:
 
 
 def load_model(
-    cls: type[HMTModel],
+    build: type[_Model],
     name: str,
     *,
     adapter: str | Path | None,
@@ -98,20 +98,20 @@ def load_model(
     device: str,
     merge: bool,
     options: Mapping[str, Any],
-) -> HMTModel:
-    """What `HMTModel.from_pretrained` does; see there."""
+) -> _Model:
+    """Load a model of class `build`; the other arguments are those of `HMTModel.from_pretrained`."""
     name, adapter = sources(name, adapter, config)
     stored = None if adapter is None else _checked(adapter)
     causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
     causal_lm.requires_grad_(False)
     backbone = Backbone(causal_lm, tokenizer, name=name)
     if adapter is None or stored is None:
-        return cls(backbone, config or HMTConfig()).eval()
+        return build(backbone, config or HMTConfig()).eval()
     _check_backbone(adapter, stored.backbone, backbone.identity())
     files = adapter / ADAPTER_FOLDER
     if files.is_dir() and not (merge and _merged(backbone, files)):
         backbone = Backbone(_with_peft(causal_lm, files), tokenizer, name=name)
-    model = cls(backbone, stored.config)
+    model = build(backbone, stored.config)
     load_memory(model, adapter)
     return model.eval()
 
@@ -171,7 +171,7 @@ def _load_backbone(name: str, adapter: str | Path | None, **options: Any) -> tup
         raise ModelNotFoundError(f"{error} {hint}") from error
 
 
-def load_memory(model: HMTModel, folder: Path) -> None:
+def load_memory(model: MemoryCell, folder: Path) -> None:
     """Fill the memory parameters from `folder`.
 
     Raises:

@@ -3,40 +3,89 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Decode = Callable[[Sequence[int]], str]
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
-class Sampler:
-    """Chooses the next token from logits through transformers' own logits processors; greedy at temperature 0.
+class DecodingOptions(TypedDict, total=False):
+    """The fields of a `Decoding`, as keywords of a call."""
 
-    Args:
-        temperature: 0 is greedy. top_p: keep the smallest set of tokens with this mass. top_k: keep so many; 0: all.
-        repetition_penalty: above 1 makes tokens of the prompt's visible part and the answer less likely.
-        seed: makes sampling repeatable; None: torch's global generator.
-        processors: further `LogitsProcessor`s (constrained decoding), applied before all others.
+    max_new_tokens: int
+    min_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Iterable[str] | None
+    logits_processors: Iterable[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How the tokens of an answer are chosen from logits, and what ends it.
 
     Raises:
-        InputError: a value is out of range.
+        InputError: a value is out of range; the message names it.
+
+    >>> Decoding(max_new_tokens=64, stop="\\n").stop
+    ('\\n',)
     """
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
-        seed: int | None = None,
-        processors: Iterable[Any] = (),
-    ) -> None:
+    max_new_tokens: int = 256  # at most so many, the end token included
+    min_new_tokens: int = 0  # no end token before so many
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0  # keep the smallest set of tokens with this mass
+    top_k: int = 0  # keep so many tokens; 0: all
+    repetition_penalty: float = 1.0  # above 1 makes tokens that the view shows or the answer has less likely
+    seed: int | None = None  # makes sampling repeatable; None: torch's global generator
+    stop: str | Iterable[str] | None = ()  # strings that end the answer and are no part of it; kept as a tuple
+    logits_processors: Iterable[Any] = ()  # transformers' `LogitsProcessor`s, applied before all others; kept as a tuple
+
+    def __post_init__(self) -> None:
+        _check(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1.")
+        _check(
+            self.temperature == 0 or self.temperature > 1e-6,
+            f"temperature={self.temperature} must be 0 (greedy) or above 1e-6.",
+        )
+        _check(0 < self.top_p <= 1, f"top_p={self.top_p} must be above 0 and at most 1.")
+        _check(self.top_k >= 0, f"top_k={self.top_k} must be 0 (all tokens) or more.")
+        _check(self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty} must be above 0; 1 is none.")
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        for text in stops:
+            _check(isinstance(text, str) and bool(text), f"stop strings must be non-empty strings, not {text!r}.")
+        object.__setattr__(self, "stop", stops)
+        object.__setattr__(self, "logits_processors", tuple(self.logits_processors))
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return cast("tuple[str, ...]", self.stop)
+
+    def changed(self, **options: Unpack[DecodingOptions]) -> Decoding:
+        """Return the same with some fields changed."""
+        return replace(self, **options)
+
+    def also_stopping_at(self, stops: Iterable[str]) -> Decoding:
+        """Return the same with further stop strings."""
+        return replace(self, stop=(*self.stops, *stops))
+
+
+class Sampler:
+    """The choice of the next token, through transformers' own logits processors; greedy at temperature 0."""
+
+    def __init__(self, decoding: Decoding) -> None:
         from transformers.generation.logits_process import (
             LogitsProcessorList,
             RepetitionPenaltyLogitsProcessor,
@@ -45,26 +94,22 @@ class Sampler:
             TopPLogitsWarper,
         )
 
-        _check(temperature == 0 or temperature > 1e-6, f"temperature={temperature} must be 0 (greedy) or above 1e-6.")
-        _check(0 < top_p <= 1, f"top_p={top_p} must be above 0 and at most 1.")
-        _check(top_k >= 0, f"top_k={top_k} must be 0 (all tokens) or more.")
-        _check(repetition_penalty > 0, f"repetition_penalty={repetition_penalty} must be above 0; 1 is none.")
-        self._greedy = temperature == 0
-        self._seed = seed
+        self._greedy = decoding.temperature == 0
+        self._seed = decoding.seed
         self._generator: torch.Generator | None = None
-        self._processors = LogitsProcessorList(processors)
-        if repetition_penalty != 1:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(penalty=repetition_penalty))
+        self._processors = LogitsProcessorList(decoding.logits_processors)
+        if decoding.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(penalty=decoding.repetition_penalty))
         if not self._greedy:
-            if temperature != 1:
-                self._processors.append(TemperatureLogitsWarper(float(temperature)))
-            if top_k:
-                self._processors.append(TopKLogitsWarper(top_k=top_k))
-            if top_p < 1:
-                self._processors.append(TopPLogitsWarper(top_p=top_p))
+            if decoding.temperature != 1:
+                self._processors.append(TemperatureLogitsWarper(float(decoding.temperature)))
+            if decoding.top_k:
+                self._processors.append(TopKLogitsWarper(top_k=decoding.top_k))
+            if decoding.top_p < 1:
+                self._processors.append(TopPLogitsWarper(top_p=decoding.top_p))
 
     def __call__(self, ids: Tensor, logits: Tensor) -> int:
-        """The next token id from `logits` [vocab], given the visible token ids [t] so far."""
+        """Choose the next token id from `logits` [vocab], given the visible token ids [t] so far."""
         scores = self._processors(ids[None].to(logits.device), logits[None].float())[0]
         if self._greedy:
             return int(scores.argmax())
@@ -74,7 +119,7 @@ class Sampler:
 
 
 class Detokenizer:
-    """Token ids to text, one at a time; a character is given out only when all its bytes are there."""
+    """A decoder of token ids to text, one at a time; a character is given out only when all its bytes are there."""
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
@@ -83,7 +128,7 @@ class Detokenizer:
         self._given = 0  # tokens whose text was given out
 
     def push(self, token: int) -> str:
-        """The text that `token` completes; empty while a character is incomplete."""
+        """Return the text that `token` completes; empty while a character is incomplete."""
         self._ids.append(token)
         before = self._decode(self._ids[self._settled : self._given])
         now = self._decode(self._ids[self._settled :])
@@ -93,27 +138,21 @@ class Detokenizer:
         return now[len(before) :]
 
     def flush(self) -> str:
-        """The text still held, when the tokens are known to be all: bytes that make no character become U+FFFD."""
+        """Return the text still held, when the tokens are known to be all: bytes that make no character become U+FFFD."""
         before = self._decode(self._ids[self._settled : self._given])
         return self._decode(self._ids[self._settled :])[len(before) :]
 
 
 class StopStrings:
-    """Holds back text that may be the beginning of a stop string, and cuts at the first one.
+    """A filter that holds back text which may be the beginning of a stop string, and cuts at the first one."""
 
-    Raises:
-        InputError: a stop string is empty or not a string.
-    """
-
-    def __init__(self, stop: str | Iterable[str] | None) -> None:
-        self.stops = [stop] if isinstance(stop, str) else list(stop or [])
-        for one in self.stops:
-            _check(isinstance(one, str) and bool(one), f"stop strings must be non-empty strings, not {one!r}.")
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = stops
         self.found: str | None = None
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What of `text` and the text held so far can be given out; after a stop string, everything before it."""
+        """Append `text`; return the part that is safe to emit: up to a stop string, or up to what may begin one."""
         self._held += text
         hits = [(at, -len(stop), stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if hits:
@@ -122,7 +161,7 @@ class StopStrings:
         return self._release(len(self._held) - self._overlap())
 
     def flush(self) -> str:
-        """What is still held, when nothing more will come."""
+        """Return what is still held, when nothing more will come."""
         return self._release(len(self._held)) if self.found is None else ""
 
     def _release(self, count: int) -> str:
@@ -130,7 +169,7 @@ class StopStrings:
         return given
 
     def _overlap(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """Return the length of the longest end of the held text that begins a stop string."""
         longest = max((len(stop) for stop in self.stops), default=1) - 1
         for size in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-size:]) for stop in self.stops):
@@ -139,7 +178,7 @@ class StopStrings:
 
 
 def align(ids: Sequence[int], text: str, decode: Decode, encode: Callable[[str], list[int]]) -> tuple[list[int], int]:
-    """Token ids for `text`, the beginning of what `ids` decode to: as many of `ids` as fit, the rest encoded anew.
+    """Find token ids for `text`, the beginning of what `ids` decode to: as many of `ids` as fit, the rest encoded anew.
 
     Returns:
         the ids, and how many of them are the first of `ids`.

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import DEFAULT_MODEL
-from ..errors import ModelMismatchError
-from ..store.rows import CollectionRow, ModelRow
 from .outline import READING, READING_IF_SET, digest_of_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..model import HMTModel
-    from ..store.backend import Transaction
+    from .cell import MemoryCell
 
 _KEPT = "_fingerprint"
 
@@ -32,18 +27,13 @@ class Fingerprint(NamedTuple):
     digest: str  # 32 hex digits; memories of equal digests may meet
     parts: Mapping[str, Any]  # what the digest is made of, and the backbone's name
 
-    @classmethod
-    def of(cls, row: ModelRow) -> Fingerprint:
-        """That of a stored model."""
-        return cls(row.digest, row.parts)
-
     def __str__(self) -> str:
         config = self.parts["config"]
         name = self.parts["backbone"]["name"]
         return f"{name} (segment_length={config['segment_length']}, mode={config['mode']}, fingerprint {self.digest[:12]})"
 
 
-def fingerprint(model: HMTModel) -> Fingerprint:
+def fingerprint(model: MemoryCell) -> Fingerprint:
     """The fingerprint of `model` as it is now; kept on the model until a parameter is written to."""
     state = (model.config, model.backbone.name, [(id(value), value._version) for value in model.parameters()])
     known = model.__dict__.get(_KEPT)
@@ -53,7 +43,7 @@ def fingerprint(model: HMTModel) -> Fingerprint:
     return found
 
 
-def _compute(model: HMTModel) -> Fingerprint:
+def _compute(model: MemoryCell) -> Fingerprint:
     identity = model.backbone.identity()
     config = model.config.to_dict()
     parts: dict[str, Any] = {
@@ -67,30 +57,6 @@ def _compute(model: HMTModel) -> Fingerprint:
     if identity["weights_digest"] is None:
         parts["dtype"] = str(model.backbone.dtype)  # no digest holds in this precision: at least it must be the same one
     return Fingerprint(digest_of(parts), parts)
-
-
-def matching(db: Transaction, row: CollectionRow, made_by: Fingerprint) -> None:
-    """Raises ModelMismatchError if another model made the memory of a session or corpus."""
-    if row.model is None:
-        return
-    stored = Fingerprint.of(db.model(row.model))
-    if stored.digest != made_by.digest:
-        command = rebuild_command(row.kind, row.name, model=str(made_by.parts["backbone"]["name"]))
-        raise mismatch(row.kind, row.name, f"was made by {stored}, not by {made_by}", f"rebuild(model), or {command}")
-
-
-def mismatch(kind: str, name: str, what: str, command: str) -> ModelMismatchError:
-    """Make the error for a session or corpus whose memory `what` says another model made; `command` reads it anew."""
-    return ModelMismatchError(
-        f"the memory of {kind} {name!r} {what}, to which it means nothing. Open it with the model that made it, or read its "
-        f"text anew with this one: {command}"
-    )
-
-
-def rebuild_command(kind: str, name: str, **options: str) -> str:
-    """Write the command that reads a session or corpus anew, with options such as `model`, but for the default model."""
-    given = [part for key, value in options.items() if value != DEFAULT_MODEL for part in (f"--{key}", value)]
-    return shlex.join(["hmt", "sessions" if kind == "session" else "corpora", "rebuild", name, *given])
 
 
 def text_parts(parts: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from .backbone import eval_mode
+from .cell import MemoryCell
 from .state import HMTState
 from .unroll import unroll
 
-if TYPE_CHECKING:
-    from ..model import HMTModel
-
 
 @torch.no_grad()
-def read(model: HMTModel, ids_or_text: Any, state: HMTState | None = None) -> HMTState:
+def read(model: MemoryCell, ids_or_text: Any, state: HMTState | None = None) -> HMTState:
     """Append tokens to a stream: each segment they fill is read (Eq. 1-5) and leaves its memory embeddings.
 
     Args:
@@ -39,14 +37,14 @@ def read(model: HMTModel, ids_or_text: Any, state: HMTState | None = None) -> HM
     return after
 
 
-def read_in_chunks(model: HMTModel, ids: Tensor, state: HMTState | None = None, *, segments: int = 16) -> Iterator[HMTState]:
+def read_in_chunks(model: MemoryCell, ids: Tensor, state: HMTState | None = None, *, segments: int = 16) -> Iterator[HMTState]:
     """Read `ids` [t] some `segments` at a time and yield the state after each chunk: for progress, and to stop between."""
     for chunk in ids.split(segments * model.config.segment_length) if len(ids) else [ids]:
         state = read(model, chunk, state)
         yield state
 
 
-def token_ids(model: HMTModel, ids_or_text: Any, *, literal: bool = True) -> Tensor:
+def token_ids(model: MemoryCell, ids_or_text: Any, *, literal: bool = True) -> Tensor:
     """Return [t] int64 on the CPU for a string, a sequence of ids or a 1-D tensor.
 
     Args:

@@ -7,16 +7,13 @@ was cut into calls or of what else was in the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..config import HMTConfig
+from .cell import MemoryCell, Step
 from .state import HMTState
-
-if TYPE_CHECKING:
-    from ..model import HMTModel, Step
 
 # Summaries do not depend on memory, so those of many segments run in one batch of about this many tokens.
 SUMMARY_BATCH_TOKENS = 2048
@@ -38,7 +35,7 @@ class Steps:
 
     summary_tokens = SUMMARY_BATCH_TOKENS
 
-    def __init__(self, model: HMTModel) -> None:
+    def __init__(self, model: MemoryCell) -> None:
         self.model = model
 
     def summarize(self, segments: Sequence[Tensor]) -> Tensor:
@@ -51,7 +48,7 @@ class Steps:
 
 
 def unroll(
-    model: HMTModel,
+    model: MemoryCell,
     states: Sequence[HMTState],
     streams: Sequence[Tensor],
     *,
@@ -95,7 +92,7 @@ def unroll(
                 made[row].append(step.memory[at].to(memories[row].dtype))
                 windows[row] = torch.cat([windows[row], made[row][-1][None]])[-model.config.recall_window :]
                 tails[row] = _last(cuts[row][index], model.config.sensory_length)
-    after = [_advance(model.config, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)]
+    after = [_advance(model, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)]
     none = torch.zeros(0, model.backbone.hidden_size, dtype=model.backbone.dtype, device=model.backbone.device)
     return after, [torch.cat([none, *parts])[len(state.open_ids) :] for parts, state in zip(hidden, states, strict=True)]
 
@@ -126,9 +123,10 @@ class _Summaries:
             self._known.update(zip(keys, summaries, strict=True))
 
 
-def _advance(config: HMTConfig, state: HMTState, memory: Tensor, made: list[Tensor], text: Tensor, new: int) -> HMTState:
+def _advance(model: MemoryCell, state: HMTState, memory: Tensor, made: list[Tensor], text: Tensor, new: int) -> HMTState:
+    config = model.config
     closed = min(len(made) * config.segment_length, len(text))
-    keep = max(config.recent_tokens or 0, config.sensory_length)
+    keep = max(model.view.recent_tokens or 0, config.sensory_length)
     recent = torch.cat([state.recent_ids, text[max(0, closed - keep) : closed]])
     grown = torch.cat([memory, torch.stack(made)]) if made else memory
     return HMTState(

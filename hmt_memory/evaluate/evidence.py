@@ -1,8 +1,8 @@
-"""Recall: how much of the evidence for a question lies inside the first so many tokens of what is recalled.
+"""Evidence recalled: the share of a question's evidence that lies inside the first so many tokens of what is recalled.
 
 Passages are taken in the order they are recalled until the next would exceed the budget. A turn of evidence counts by the
-share of its tokens that is inside. Selections by recall, by words and by both go through a real store; beside them stand
-BM25 and a sentence encoder over whole turns, the same over the very segments that recall has, and the most recent turns.
+share of its tokens that is inside. Selections by recall, by words and by both go through a real store; they are compared with
+BM25 and a sentence encoder over whole turns, with the same two over the segments that recall has, and with the latest turns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +25,23 @@ from .report import Figure, Report, Table
 from .statistics import mean_interval
 
 if TYPE_CHECKING:
+    from ..config import Selection
     from ..model import HMTModel
 
 BUDGETS = (256, 512, 1024, 2048)
+# What the rankings of a store are called.
+_SELECTIONS: dict[str, Selection] = {"HMT recall and words": "fused", "HMT recall": "recall", "words of segments": "words"}
 Ranking = Callable[[str], Sequence[int]]  # a question to passages by falling score
 Encoder = Callable[[Sequence[str]], np.ndarray]  # texts to unit vectors [n, d]
 
 
 def evidence_inside(ranked: Sequence[Span], evidence: Sequence[Span], budget: int) -> float:
-    """The share of the evidence inside the first passages that fit into `budget` tokens, each span weighing the same.
+    """Return the share of the evidence inside the first passages that fit into `budget` tokens, each span weighing the same.
+
+    Args:
+        ranked: [start, stop) of each passage in tokens, best first.
+        evidence: [start, stop) of each span that holds part of the answer.
+        budget: tokens of passages to count.
 
     >>> evidence_inside([(0, 10), (20, 30)], [(5, 15), (20, 30)], budget=20)
     0.75
@@ -55,13 +64,16 @@ def measure(
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Report:
-    """Evidence inside each budget for every way of choosing passages, over all questions of all conversations.
+    """Measure the evidence inside each budget for every way of choosing passages, over all questions of all conversations.
 
     Args:
+        model: the model whose recall is measured.
+        conversations: texts with questions whose evidence is known.
         encoder: a sentence encoder to compare with.
+        settings: what else the report records.
         progress: called with the number of tokens read since the last call.
     """
-    found: dict[str, list[list[float]]] = {}
+    shares: dict[str, list[list[float]]] = {}
     for conversation in conversations:
         spans = conversation.spans(model.backbone.encode)
         with tempfile.TemporaryDirectory(prefix="hmt-eval-") as folder:
@@ -71,30 +83,35 @@ def measure(
         for name, (places, ranking) in rankings.items():
             for question, turns in conversation.questions:
                 evidence = [spans[turn] for turn in turns if spans[turn][0] < spans[turn][1]]
-                ranked = [places[at] for at in ranking[question]]
-                found.setdefault(name, []).append([evidence_inside(ranked, evidence, budget) for budget in BUDGETS])
-    return _report(found, model, conversations, settings or {})
+                ranked = [places[number] for number in ranking[question]]
+                shares.setdefault(name, []).append([evidence_inside(ranked, evidence, budget) for budget in BUDGETS])
+    return _report(shares, model, conversations, settings or {})
 
 
 def _of_store(model: HMTModel, conversation: Conversation, folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-    """Rankings of segments as `Corpus.recall` gives them, for each selection."""
-    found: dict[str, Any] = {}
+    """Rank segments as `Corpus.recall` gives them, for each selection."""
+    rankings: dict[str, Any] = {}
     with MemoryStore(folder) as store:
         corpus = store.corpus("conversation", model)
         corpus.add_documents([{"name": conversation.name, "text": conversation.text}])
         progress(len(model.backbone.encode(conversation.text)))
-        for name, selection in (("HMT recall and words", "fused"), ("HMT recall", "recall"), ("words of segments", "words")):
-            chosen = store.corpus("conversation", model.with_config(selection=selection))
+        for name, selection in _SELECTIONS.items():
+            chosen = store.corpus("conversation", _selecting(model, selection))
             places: dict[int, Span] = {}
             ranking = {}
             for question, _ in conversation.questions:
                 recalled = chosen.recall(question, top_k=max(BUDGETS) // 8)
-                places |= {one.segment: one.token_span for one in recalled}
-                ranking[question] = [one.segment for one in recalled]
-            found[name] = places, ranking
-        every = store.corpus("conversation", model.with_config(selection="recall")).recall("a", top_k=1 << 30)
-        found["segments"] = {one.segment: (one.token_span, one.text) for one in every}
-    return found
+                places |= {passage.segment: passage.token_span for passage in recalled}
+                ranking[question] = [passage.segment for passage in recalled]
+            rankings[name] = places, ranking
+        every = store.corpus("conversation", _selecting(model, "recall")).recall("a", top_k=1 << 30)
+        rankings["segments"] = {passage.segment: (passage.token_span, passage.text) for passage in every}
+    return rankings
+
+
+def _selecting(model: HMTModel, selection: Selection) -> HMTModel:
+    """Return the model with another way of choosing among passages."""
+    return model.with_view(replace(model.view, selection=selection))
 
 
 def _baselines(
@@ -106,7 +123,8 @@ def _baselines(
 ) -> dict[str, Any]:
     turns = dict(enumerate(spans))
     numbers = sorted(segments)
-    places, texts = {at: segments[number][0] for at, number in enumerate(numbers)}, [segments[at][1] for at in numbers]
+    places = {rank: segments[number][0] for rank, number in enumerate(numbers)}
+    texts = [segments[number][1] for number in numbers]
     made: dict[str, tuple[Mapping[int, Span], Ranking]] = {
         "BM25 of turns": (turns, bm25(conversation.turns)),
         "BM25 of segments": (places, bm25(texts)),
@@ -120,31 +138,39 @@ def _baselines(
 
 
 def bm25(texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> Ranking:
-    """The published BM25 over lower-case words: what to beat."""
+    """Rank texts by the published BM25 over lower-case words, the baseline to beat.
+
+    Args:
+        texts: the passages to rank.
+        k1: how much a word that occurs again still counts.
+        b: how much a text's length counts, 0 to 1.
+    """
     split = [re.findall(r"[a-z0-9]+", text.lower()) for text in texts]
     counted, usual = [Counter(words) for words in split], sum(map(len, split)) / max(1, len(split))
-    holding = Counter(word for one in counted for word in one)
+    holding = Counter(word for counts in counted for word in counts)
 
     def ranking(question: str) -> Sequence[int]:
         values = np.zeros(len(texts))
         for word in set(re.findall(r"[a-z0-9]+", question.lower())):
             rarity = math.log(1 + (len(texts) - holding[word] + 0.5) / (holding[word] + 0.5))
-            for at, one in enumerate(counted):
-                if one[word]:
-                    values[at] += rarity * one[word] * (k1 + 1) / (one[word] + k1 * (1 - b + b * len(split[at]) / usual))
-        return [int(at) for at in np.argsort(-values, kind="stable")]
+            for number, counts in enumerate(counted):
+                if counts[word]:
+                    values[number] += (
+                        rarity * counts[word] * (k1 + 1) / (counts[word] + k1 * (1 - b + b * len(split[number]) / usual))
+                    )
+        return [int(number) for number in np.argsort(-values, kind="stable")]
 
     return ranking
 
 
 def nearest(encoder: Encoder, texts: Sequence[str]) -> Ranking:
-    """By the cosine of sentence vectors."""
+    """Rank texts by the cosine of sentence vectors."""
     vectors = encoder(texts)
-    return lambda question: [int(at) for at in np.argsort(-(vectors @ encoder([question])[0]), kind="stable")]
+    return lambda question: [int(number) for number in np.argsort(-(vectors @ encoder([question])[0]), kind="stable")]
 
 
 def sentence_encoder(folder: str | Path) -> Encoder:
-    """A sentence encoder from a Hugging Face folder, by the mean of its last hidden states, such as all-MiniLM-L6-v2.
+    """Load a sentence encoder such as all-MiniLM-L6-v2 from a Hugging Face folder; its vectors are means of last hidden states.
 
     Raises:
         InputError: the folder holds no such model.
@@ -161,27 +187,30 @@ def sentence_encoder(folder: str | Path) -> Encoder:
 
     @torch.no_grad()
     def encode(texts: Sequence[str]) -> np.ndarray:
-        found = []
+        vectors = []
         for start in range(0, len(texts), 32):
             batch = tokenizer(
                 list(texts[start : start + 32]), padding=True, truncation=True, max_length=256, return_tensors="pt"
             )
             hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][:, :, None]
-            found.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
-        return torch.cat(found).numpy()
+            vectors.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+        return torch.cat(vectors).numpy()
 
     return encode
 
 
 def _report(
-    found: Mapping[str, list[list[float]]], model: HMTModel, conversations: Sequence[Conversation], settings: Mapping[str, Any]
+    measured: Mapping[str, list[list[float]]],
+    model: HMTModel,
+    conversations: Sequence[Conversation],
+    settings: Mapping[str, Any],
 ) -> Report:
     rows, curves = [], {}
-    for name, shares in found.items():
-        intervals = [mean_interval(np.array(shares)[:, at]) for at in range(len(BUDGETS))]
-        rows.append([name, *(f"{one.value:.3f} ({one.low:.3f} to {one.high:.3f})" for one in intervals)])
-        curves[name] = list(zip(BUDGETS, (one.value for one in intervals), strict=True))
-    questions = len(next(iter(found.values())))
+    for name, shares in measured.items():
+        intervals = [mean_interval(np.array(shares)[:, column]) for column in range(len(BUDGETS))]
+        rows.append([name, *(f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})" for interval in intervals)])
+        curves[name] = list(zip(BUDGETS, (interval.value for interval in intervals), strict=True))
+    questions = len(next(iter(measured.values())))
     return Report(
         "recall",
         "Evidence inside what is recalled",

@@ -166,7 +166,7 @@ def choose(
     With both, the logits are the sum of the two scores, each in standard deviations: of the words over all segments, of
     recall over those preselected. Untrained recall says nothing and is left out; so are words that stand nowhere.
     """
-    method = model.config.selection
+    method = model.view.selection
     by_recall = method != "words" and model.config.mode == "hmt" and bool(found.places)
     values = (
         [np.zeros(0)] if method == "recall" else lexical.scores([shard.find(lexical.distinct_terms(query)) for shard in shards])
@@ -316,7 +316,7 @@ class ViewRecollection:
         return memory
 
     def passages(self) -> Tensor:
-        """[t] token ids of the quoted passages: the heaviest that fit into `replay_tokens`, in the order they were said.
+        """[t] token ids of the quoted passages: the heaviest that fit into `note_tokens`, in the order they were said.
 
         They are chosen for the first view, where the question stands.
         """
@@ -345,7 +345,7 @@ class ViewRecollection:
                 continue
             longer = quotes | {place: cited.quote()}
             block = self._aside(quoted([longer[one] for one in sorted(longer)]))
-            if len(block) > (self._model.config.replay_tokens or 0):
+            if len(block) > (self._model.view.note_tokens or 0):
                 misfits += 1
                 if misfits == _MOST_MISFITS:
                     break

@@ -6,6 +6,7 @@ Knows a generation and what it was asked in; what is stored of it is the session
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..chat.grammar import Constraint, Speech, form_of, tool_choice_of
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..chat.tools import ToolCall
+    from ..engine.decoding import Decoding
     from ..engine.generate import Generation, Usage
     from ..model import HMTModel
     from ..retrieval.ranking import RecalledSegments, ViewRecollection
@@ -23,33 +25,26 @@ class Request:
     """What an answer is asked in: which functions it may call, what form it has, what ends it.
 
     Args:
-        tools, schema: see `constrained.form_of`. tool_choice: see `constrained.tool_choice_of`.
-        decoding: other options of `HMTModel.generate`.
+        model: what answers. decoding: how tokens are chosen, and what ends the answer.
+        tools, schema: see `grammar.form_of`. tool_choice: see `grammar.tool_choice_of`.
     """
 
     def __init__(
         self,
         model: HMTModel,
+        decoding: Decoding,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: Any = None,
         schema: Mapping[str, Any] | None = None,
-        stop: str | Sequence[str] | None = None,
-        **decoding: Any,
     ) -> None:
         choice = tool_choice_of(tool_choice, tools)
         self.may_call = bool(tools) and choice != "none"
-        self._stop = [stop] if isinstance(stop, str) else list(stop or ())
-        self._decoding = decoding
         form = form_of(tools, choice, schema)
         if form is not None:
-            limit = decoding.setdefault("max_new_tokens", 256)
-            constraint = Constraint(model.backbone, form, limit=limit)
-            decoding["logits_processors"] = [constraint, *decoding.get("logits_processors", ())]
-
-    def options(self, stop: Sequence[str]) -> dict[str, Any]:
-        """For `HMTModel.generate`; `stop`: what ends an answer anyway."""
-        return {**self._decoding, "stop": [*self._stop, *stop]}
+            constraint = Constraint(model.backbone, form, limit=decoding.max_new_tokens)
+            decoding = replace(decoding, logits_processors=(constraint, *decoding.logits_processors))
+        self.decoding = decoding
 
 
 class Answer(Iterator[str]):

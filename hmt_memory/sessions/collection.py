@@ -9,10 +9,11 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from ..chat.transcript import Transcript
-from ..engine.fingerprint import Fingerprint, fingerprint, matching
+from ..engine.fingerprint import Fingerprint, fingerprint
 from ..errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from ..store.index.derived import RewrittenError
 from ..store.rows import CollectionRow
+from .made_by import check_made_by, made_by
 
 if TYPE_CHECKING:
     from ..model import HMTModel
@@ -36,7 +37,7 @@ class Collection:
         if model is not None:
             self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
             with self._database.reading() as db:
-                matching(db, row, self._made_by)
+                check_made_by(db, row, self._made_by)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -55,8 +56,7 @@ class Collection:
     def made_by(self) -> Fingerprint | None:
         """The model that made the memory; None where nothing was added yet."""
         with self._database.reading() as db:
-            row = self._row(db)
-            return None if row.model is None else Fingerprint.of(db.model(row.model))
+            return made_by(db, self._row(db))
 
     def _needs_model(self) -> HMTModel:
         if self._model is None:
@@ -73,7 +73,7 @@ class Collection:
     def _own_row(self, db: Transaction) -> CollectionRow:
         """The row, if it is this model's."""
         row = self._row(db)
-        matching(db, row, self._made_by)
+        check_made_by(db, row, self._made_by)
         return row
 
     def _in_one_view(self, work: Callable[[], T]) -> T:

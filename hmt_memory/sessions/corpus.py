@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..engine.decoding import Decoding, DecodingOptions
 from ..errors import InputError
 from ..retrieval import ranking
 from ..retrieval.ranking import RecalledSegments, Sources, ViewRecollection
@@ -24,6 +25,9 @@ from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
 from .stored_corpus import StoredCorpus
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..config import ViewConfig
     from ..model import HMTModel
     from ..store.backend import Transaction
     from .memory_store import MemoryStore
@@ -89,22 +93,37 @@ class Corpus(StoredCorpus):
         """The segments a text remembers most; as `Session.recall`. `others`: corpora to recall from as well."""
         return ranking.recall(self._needs_model(), self._sources(others), query, top_k)
 
-    def ask(self, question: str, *others: Corpus, system: str | None = None, **decoding: Any) -> Answer:
+    def ask(
+        self,
+        question: str,
+        *others: Corpus,
+        system: str | None = None,
+        schema: Mapping[str, Any] | None = None,
+        view: ViewConfig | None = None,
+        decoding: Decoding | None = None,
+        **options: Unpack[DecodingOptions],
+    ) -> Answer:
         """Answer one question from this corpus: an iterator of text pieces, with `.recalled`. Nothing is stored.
 
         Args:
             others: corpora of the same model to recall from as well.
-            system: pinned instead of the template's own system text. decoding: see `answer.Request`.
+            system: pinned instead of the template's own system text. schema: JSON schema of the answer.
+            view: the view's budgets for this answer, instead of the model's.
+            decoding: how tokens are chosen, and what ends the answer.
+            options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
+
+        Raises:
+            InputError: the question or an option is impossible.
         """
-        model = self._needs_model()
-        request = Request(model, **decoding)
+        model = self._needs_model() if view is None else self._needs_model().with_view(view)
+        request = Request(model, (decoding or Decoding()).changed(**options), schema=schema)
         memory = ViewRecollection(model, self._transcript.aside, self._sources(others), own=False, question=question)
         turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],
             pinned=self._transcript.pinned(system),
             recollection=memory,
-            **request.options(self._transcript.stop),
+            decoding=request.decoding.also_stopping_at(self._transcript.stop),
         )
         return Answer(generation, memory)
 

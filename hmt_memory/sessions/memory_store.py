@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
-from ..engine.fingerprint import Fingerprint, digest_of, fingerprint
+from ..engine.fingerprint import digest_of, fingerprint
 from ..errors import (
     HMTError,
     InputError,
@@ -39,6 +39,7 @@ from ..store.rows import CollectionRow, Lineage, MessageRow, chain
 from ..store.shelf import Shelf, shelf_of
 from . import archive, lookup
 from .backup import back_up
+from .made_by import made_by
 from .stored_corpus import StoredCorpus
 from .stored_session import StoredSession
 
@@ -361,7 +362,7 @@ class MemoryStore:
 
     def _imported(self, row: CollectionRow, model: HMTModel, progress: Progress | None) -> Session:
         with self.database.reading() as db:
-            stored = None if row.model is None else Fingerprint.of(db.model(row.model))
+            stored = made_by(db, row)
         if stored is None or stored.digest == fingerprint(model).digest:
             return self.session_of(row, model)
         return StoredSession(self, row).rebuild(model, progress=progress)

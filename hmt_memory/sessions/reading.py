@@ -37,7 +37,7 @@ def load_state(db: Transaction, parts: Lineage, model: HMTModel) -> HMTState:
     at = rows[-1].tokens[1] if rows else 0
     if at > total or (rows and at != closed * length and at != total):
         raise StoreDamagedError("segments do not fit their tokens. Rebuild the session or corpus.")
-    keep = max(model.config.recent_tokens or 0, model.config.sensory_length)
+    keep = max(model.view.recent_tokens or 0, model.config.sensory_length)
     recent = torch.from_numpy(lineage.tokens(db, parts, max(0, at - keep), at))
     unread = torch.from_numpy(lineage.tokens(db, parts, at, total)) if total - at < length else torch.zeros(0, dtype=torch.long)
     shape = (len(rows) * model.slots, model.backbone.hidden_size)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ..chat.transcript import Messages, Stretch, system_texts, validated
-from ..engine.fingerprint import matching
-from ..engine.generate import Generation, check_budget
+from ..engine.decoding import Decoding, DecodingOptions
+from ..engine.generate import Generation
 from ..engine.state import HMTState
+from ..engine.view import check_budget
 from ..errors import InputError, SessionBusyError, StoreDamagedError, StoreError
 from ..retrieval import ranking
 from ..retrieval.ranking import RecalledSegment, RecalledSegments, Sources, ViewRecollection
@@ -29,10 +30,14 @@ from . import archive
 from .answer import Answer, Request
 from .collection import log
 from .corpus import corpus_shard
+from .made_by import check_made_by
 from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
 from .stored_session import StoredSession
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..config import ViewConfig
     from ..model import HMTModel
     from ..store.backend import Transaction
     from .memory_store import MemoryStore
@@ -122,8 +127,9 @@ class Session(StoredSession):
         tool_choice: Any = None,
         schema: Mapping[str, Any] | None = None,
         replay: bool = True,
-        stop: str | Sequence[str] | None = None,
-        **decoding: Any,
+        view: ViewConfig | None = None,
+        decoding: Decoding | None = None,
+        **options: Unpack[DecodingOptions],
     ) -> Reply:
         """Answer, as an iterator of text pieces. The answer is stored before the last piece is given out.
 
@@ -138,17 +144,22 @@ class Session(StoredSession):
                 forms: `constrained.tool_choice_of`.
             schema: JSON schema of the answer.
             replay: whether recalled passages that are no longer visible are shown to the model.
-            stop: strings that end the answer. decoding: other options of `HMTModel.generate`, such as max_new_tokens.
+            view: the view's budgets for this answer, instead of the session's.
+            decoding: how tokens are chosen, and what ends the answer.
+            options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
         Raises:
             As `add`; InputError where there is nothing to answer; SessionNotFoundError: there is no message `replacing`.
         """
-        model = self._needs_model()
+        model = self._needs_model() if view is None else self._needs_model().with_view(view)
         batch = validated(messages)
-        request = Request(model, tools=tools, tool_choice=tool_choice, schema=schema, stop=stop, **decoding)
+        chosen = (decoding or Decoding()).changed(**options)
+        request = Request(model, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
         snapshot = self._within_limits()
         if replacing is not None:
-            snapshot = self._before(snapshot, replacing)
+            snapshot = self._before(snapshot, replacing, model)
+        elif view is not None:
+            snapshot = self._seen_by(snapshot, model)
         draft = self._draft(snapshot, batch)
         prompt = [*draft.ids]
         if not prompt and not snapshot.tokens:
@@ -164,7 +175,7 @@ class Session(StoredSession):
             state=snapshot.state,
             pinned=pinned,
             recollection=memory,
-            **request.options(self._transcript.stop),
+            decoding=request.decoding.also_stopping_at(self._transcript.stop),
         )
         return Reply(self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing)
 
@@ -243,9 +254,14 @@ class Session(StoredSession):
         self._cache = known
         return known
 
-    def _before(self, snapshot: _Snapshot, message: int) -> _Snapshot:
+    def _seen_by(self, snapshot: _Snapshot, model: HMTModel) -> _Snapshot:
+        """Load the same with as many recent tokens as the model's view has room for."""
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            return replace(snapshot, state=load_state(db, snapshot.parts, model))
+
+    def _before(self, snapshot: _Snapshot, message: int, model: HMTModel | None = None) -> _Snapshot:
         """The session as it was before a message; its row is that of now."""
-        model = self._needs_model()
+        model = model or self._needs_model()
         at, tokens = self._place(snapshot, message)
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             parts = lineage.until(snapshot.parts, at, tokens, tokens // model.config.segment_length)
@@ -341,7 +357,7 @@ class Session(StoredSession):
             ids = self._row(db).settings.get("corpora", [])
             corpora = [corpus for id in ids if (corpus := db.collection(id))]
             for corpus in corpora:
-                matching(db, corpus, self._made_by)
+                check_made_by(db, corpus, self._made_by)
             return [corpus_shard(self._store, corpus, model, self._made_by.digest) for corpus in corpora]
 
     def _sources(self, snapshot: _Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> Sources[Any]:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from ..engine.fingerprint import Fingerprint, fingerprint
+from ..engine.fingerprint import fingerprint
 from ..errors import SessionNotFoundError
 from ..retrieval.sources import utc
 from ..store import lineage
 from ..store.rows import CollectionRow, DocumentRow, as_array
 from .collection import Collection
+from .made_by import made_by
 
 if TYPE_CHECKING:
     from ..model import HMTModel
@@ -70,7 +71,7 @@ class StoredCorpus(Collection):
                 "segments": shelf.total,
                 "created_at": utc(row.created_at).isoformat(timespec="seconds"),
                 "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
-                "model": None if row.model is None else str(Fingerprint.of(db.model(row.model))),
+                "model": None if (reader := made_by(db, row)) is None else str(reader),
             }
 
     def remove(self, document_ids: Sequence[int]) -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..chat.transcript import Transcript
-from ..engine.fingerprint import Fingerprint, fingerprint, matching
+from ..engine.fingerprint import fingerprint
 from ..errors import InputError
 from ..retrieval.sources import Message, as_message, utc
 from ..store import lineage, rewriting
 from ..store.rows import CollectionRow
 from . import archive, retention
 from .collection import Collection
+from .made_by import check_made_by, made_by
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -89,7 +90,7 @@ class StoredSession(Collection):
                 "segments": lineage.segment_count(db, parts),
                 "created_at": utc(row.created_at).isoformat(timespec="seconds"),
                 "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
-                "model": None if row.model is None else str(Fingerprint.of(db.model(row.model))),
+                "model": None if (reader := made_by(db, row)) is None else str(reader),
                 "corpora": [corpus.name for corpus in corpora if corpus is not None],
                 "retention": row.settings.get("retention", {}),
             }
@@ -169,7 +170,7 @@ class StoredSession(Collection):
         with self._database.writing() as db:
             found = [self._store.find(db, "corpus", name) for name in corpora]
             for corpus in found if self._model is not None else ():
-                matching(db, corpus, self._made_by)
+                check_made_by(db, corpus, self._made_by)
             self._set(db, corpora=sorted({*self._row(db).settings.get("corpora", []), *(corpus.id for corpus in found)}))
 
     def detach(self, *corpora: str) -> None:

@@ -47,7 +47,7 @@ def test_an_answer_is_that_of_a_session_that_holds_the_same(tmp_path: Path) -> N
     with MemoryStore(tmp_path) as store:
         for model in (plain, MODEL):
             found = reply(model, TALK, **FAST).finish()
-            session = store.session(f"alice {model.config.replay_tokens}", model)
+            session = store.session(f"alice {model.view.note_tokens}", model)
             session.add(TALK[:-1])
             expected = session.reply(TALK[-1], **FAST).finish()
             if model is plain:  # what a session replays also says when it was said

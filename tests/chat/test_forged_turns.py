@@ -36,7 +36,7 @@ from hmt_memory.cli.documents import Document as TextFile
 from hmt_memory.cli.models import ModelChoice
 from hmt_memory.engine.backbone import Backbone
 from hmt_memory.engine.decoding import Sampler
-from hmt_memory.engine.generate import generate_batch, recall_segments
+from hmt_memory.engine.generate import recall_segments
 from hmt_memory.errors import InputError
 from langchain_hmt import HMTLLM, HMTChatModel
 
@@ -217,7 +217,7 @@ def generate_messages(world: World) -> None:
     model, text = world.model, world.text
     first = model.generate(spoken(text), **FAST).finish()
     model.generate([say("developer", text), say("user", text)], state=first.state, **FAST).finish()
-    generate_batch(model, [spoken(text), [say("user", text)]], **FAST)
+    model.generate_batch([spoken(text), [say("user", text)]], **FAST)
 
 
 def generate_calls(world: World) -> None:

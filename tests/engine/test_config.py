@@ -9,6 +9,8 @@ import pytest
 from tiny import tiny_causal_lm, tiny_model
 
 from hmt_memory import HMTConfig, HMTModel
+from hmt_memory.config import ViewConfig
+from hmt_memory.engine.fingerprint import fingerprint
 from hmt_memory.errors import ConfigError, HMTError
 
 
@@ -75,8 +77,8 @@ def test_the_largest_segment_that_fits_is_accepted() -> None:
 
 
 def test_a_system_prompt_has_room_before_anything_else_on_a_small_window() -> None:
-    config = HMTConfig(segment_length=128).resolve(hidden_size=32, positions=256)
-    assert (config.pinned_tokens, config.recent_tokens, config.replay_tokens) == (63, 42, 22)
+    view = ViewConfig().resolve(HMTConfig(segment_length=128), positions=256)
+    assert (view.pinned_tokens, view.recent_tokens, view.note_tokens) == (63, 42, 22)
 
 
 def test_positions_per_token_are_the_papers_cost() -> None:
@@ -86,8 +88,8 @@ def test_positions_per_token_are_the_papers_cost() -> None:
 
 @pytest.mark.parametrize("positions", [200, 256, 1000, 2048, 3000, None])
 def test_derived_budgets_fit_the_window(positions: int | None) -> None:
-    config = HMTConfig(segment_length=128).resolve(hidden_size=32, positions=positions)
-    budgets = (config.recent_tokens, config.replay_tokens, config.pinned_tokens)
+    view = ViewConfig().resolve(HMTConfig(segment_length=128), positions=positions)
+    budgets = (view.recent_tokens, view.note_tokens, view.pinned_tokens)
     assert all(isinstance(budget, int) for budget in budgets)
     total = 1 + 128 + sum(budget or 0 for budget in budgets)
     assert positions is None or total <= positions
@@ -98,7 +100,7 @@ def test_derived_budgets_fit_the_window(positions: int | None) -> None:
 
 def test_state_space_backbones_have_no_window() -> None:
     assert tiny_model("mamba").backbone.positions is None
-    assert HMTModel.wrap(tiny_causal_lm("rwkv"), None, HMTConfig()).config.recent_tokens == 1024
+    assert HMTModel.wrap(tiny_causal_lm("rwkv"), None, HMTConfig()).view.recent_tokens == 1024
 
 
 def test_round_trip_and_unknown_keys() -> None:
@@ -113,6 +115,18 @@ def test_round_trip_and_unknown_keys() -> None:
 def test_the_configuration_is_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         HMTConfig().segment_length = 3  # type: ignore[misc]
+
+
+def test_a_view_belongs_to_an_answer_and_changes_no_memory() -> None:
+    model = tiny_model(config=HMTConfig(segment_length=16, sensory_length=4, replay_tokens=30))
+    assert model.config.view == ViewConfig(note_tokens=30) and model.view.note_tokens == 30
+    twin = model.with_view(ViewConfig(recent_tokens=5, selection="words"))
+    assert (twin.view.recent_tokens, twin.view.selection, twin.config) == (5, "words", model.config)
+    assert fingerprint(twin).digest == fingerprint(model).digest and model.view.recent_tokens != 5
+    with pytest.raises(ConfigError, match="Lower note_tokens"):
+        model.with_view(ViewConfig(note_tokens=1 << 20))
+    with pytest.raises(ConfigError, match="recent_tokens=-1 must be at least 0"):
+        ViewConfig(recent_tokens=-1)
 
 
 def test_with_config_shares_parameters_and_derives_again() -> None:

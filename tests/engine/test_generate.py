@@ -17,10 +17,10 @@ from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids,
 
 from hmt_memory import HMTModel, HMTState
 from hmt_memory.chat.transcript import Transcript
-from hmt_memory.engine import generate
 from hmt_memory.engine.backbone import _cache_argument
 from hmt_memory.engine.decoding import Detokenizer, StopStrings, align
-from hmt_memory.engine.generate import _Context, generate_batch, recall_segments
+from hmt_memory.engine.generate import recall_segments
+from hmt_memory.engine.view import View
 from hmt_memory.errors import BackboneError, BudgetError, InputError
 
 TOKENIZER = byte_tokenizer()
@@ -108,7 +108,7 @@ def test_a_view_carries_the_memory_of_the_last_segment_that_it_does_not_show(rea
     with torch.no_grad():
         (summary,) = model.summarize([torch.cat([state.recent_ids[-20:], state.open_ids])[-8:]])
         found = model.recalled([summary], [memory[-model.config.recall_window :, 2:]])[0]
-        context = _Context(model, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0, None)
+        context = View(model, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0, None)
         initial = model.initial_memory
         expected = torch.cat([memory[hidden - 1], found] if hidden else [initial, initial[2:]])
         torch.testing.assert_close(context._prompt(state), expected)
@@ -168,7 +168,7 @@ def test_abandoned_and_interrupted_answers_leave_the_state_alone(model: HMTModel
 def test_a_batch_of_prompts_equals_one_by_one(model: HMTModel) -> None:
     states = [None, model.read(random_ids(50)), model.read(random_ids(20))]
     prompts = ["One", "Two and more", [5, 6, 7]]
-    together = generate_batch(model, prompts, states, max_new_tokens=9)
+    together = model.generate_batch(prompts, states, max_new_tokens=9)
     for prompt, state, answer in zip(prompts, states, together, strict=True):
         assert answer.ids == model.generate(prompt, state=state, max_new_tokens=9).finish().ids
 
@@ -292,7 +292,7 @@ def test_text_over_its_budget_is_refused_by_name() -> None:
     model = tiny_model(config=replace(SMALL, pinned_tokens=4, replay_tokens=3), tokenizer=TOKENIZER)
     with pytest.raises(BudgetError, match="pinned_tokens=4"):
         model.generate("Q", pinned="12345")
-    with pytest.raises(BudgetError, match="replay_tokens=3"):
+    with pytest.raises(BudgetError, match="note_tokens=3"):
         model.generate("Q", replayed="12345")
 
 
@@ -533,5 +533,5 @@ def test_an_untrained_model_answers_behind_its_initial_prompt(tokenizer: Any) ->
     for model, carries in ((untrained, True), (tiny_model(), False)):
         none = torch.zeros(0, dtype=torch.long)
         with torch.no_grad():
-            prompt = generate._Context(model, none, none, 0, None)._prompt(state)
+            prompt = View(model, none, none, 0, None)._prompt(state)
         assert torch.equal(prompt, model.initial_memory) is carries

@@ -174,7 +174,7 @@ def test_budgets_and_selection_are_those_of_the_view_and_the_weights_are_shared(
     chat = HMTChatModel(engine=assistant, max_tokens=4, **given)
     found = chat.assistant().model
     assert {name: getattr(found.config, name) for name in given} == given
-    assert found.backbone is MODEL.backbone and MODEL.config.recent_tokens == REMEMBERING.recent_tokens
+    assert found.backbone is MODEL.backbone and MODEL.view.recent_tokens == REMEMBERING.recent_tokens
     plain = HMTChatModel(engine=assistant, max_tokens=4)
     assert plain.assistant() is assistant and chat.assistant() is HMTLLM(engine=assistant, **given).assistant()
     for number in range(6):

@@ -20,6 +20,7 @@ from tokenizers.processors import TemplateProcessing
 
 from hmt_memory import HMTModel, MemoryStore, Session
 from hmt_memory.engine import generate
+from hmt_memory.engine.view import View
 from hmt_memory.errors import (
     BudgetError,
     InputError,
@@ -148,7 +149,7 @@ def test_a_template_with_a_start_token_in_every_turn(store: MemoryStore) -> None
 def seen_by(session: Session, monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
     """The text of the view of the next answer."""
     views: list[list[int]] = []
-    real = generate._Context.view
+    real = View.embed
 
     def spy(self: Any, state: Any) -> Any:
         found = real(self, state)
@@ -156,7 +157,7 @@ def seen_by(session: Session, monkeypatch: pytest.MonkeyPatch, **options: Any) -
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate._Context, "view", spy)
+        patch.setattr(View, "embed", spy)
         next(session.reply(user("what?"), **options))
     return str(TOKENIZER.decode(views[0]))
 

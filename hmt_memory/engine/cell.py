@@ -1,0 +1,272 @@
+"""Eq. 1-5: the memory parameters and the steps of one segment.
+
+Knows a backbone as embed, body and head. Training, reading (`reader.py`) and answering (`generate.py`) go through the same
+steps. Sequences of unequal length are right-padded: invisible to a causal decoder.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from ..config import HMTConfig, ViewConfig
+from ..errors import ConfigError, InputError
+from .backbone import Backbone
+from .memory_input import MemoryInput, noise
+from .recall import Recall
+from .state import HMTState
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Step(NamedTuple):
+    """What Eq. 4-5 give for one segment of B rows."""
+
+    hidden: list[Tensor]  # B x [t_b, d] hidden states of the segment's own tokens
+    memory: Tensor  # [B, m, d] M_n
+
+
+class MemoryCell(nn.Module):
+    """The parameters that HMT adds to a backbone, and the equations of one segment.
+
+    Trainable: `summary_prompt` T [1, d], `initial_memory` P_0 [m, d], `recall.query` and `recall.key` [d_h, d], and
+    `memory_input.*` where that extension is on; all in fp32. The backbone keeps its own flags and precision.
+    """
+
+    def __init__(self, backbone: Backbone, config: HMTConfig) -> None:
+        super().__init__()
+        self.config = config.resolve(hidden_size=backbone.hidden_size, positions=backbone.positions)
+        self._given_config = config
+        self.view = config.view.resolve(self.config, positions=backbone.positions)
+        self.backbone = backbone
+        width, slots = backbone.hidden_size, self.config.memory_tokens
+        sample = backbone.embedding_sample()
+        # The mean embedding says least: in front of a text it changes nothing, where a start token derails short answers.
+        # Rounded first, so that an untrained model is the same model, with the same fingerprint, in fp32 and in bf16.
+        centre = sample.to(torch.bfloat16).float().mean(dim=0)
+        self.summary_prompt = nn.Parameter(_near(centre, 1))
+        self.initial_memory = nn.Parameter(_near(centre, slots))
+        self.recall = Recall(width, self.config.recall_dim or width)
+        self.memory_input = MemoryInput(self.config.memory_input, slots, self.config.recalled_tokens or 0, sample)
+        for module in (self.recall, self.memory_input):
+            module.to(backbone.device)
+
+    def with_config(self, **changes: Any) -> Self:
+        """Share the parameters with a model of a changed configuration, e.g. `mode="rmt"`; they are not copied.
+
+        Raises:
+            ConfigError: the change would need other parameters (memory_tokens, recalled_tokens, memory_input, recall_dim).
+        """
+        try:
+            given = replace(self._given_config, **changes)
+        except TypeError as error:
+            raise ConfigError(f"{error}. Known fields: {', '.join(self.config.to_dict())}.") from error
+        config = given.resolve(hidden_size=self.backbone.hidden_size, positions=self.backbone.positions)
+        for name in ("memory_tokens", "recalled_tokens", "memory_input", "recall_dim"):
+            if getattr(config, name) != getattr(self.config, name):
+                raise ConfigError(f"{name} decides which parameters exist. Build a new model to change it.")
+        twin = copy.copy(self)
+        twin.config, twin._given_config = config, given
+        twin.view = given.view.resolve(config, positions=self.backbone.positions)
+        return twin
+
+    def with_view(self, view: ViewConfig) -> Self:
+        """Share the parameters with a model whose answers are conditioned on another view.
+
+        Raises:
+            ConfigError: the budgets do not fit the backbone's window.
+        """
+        twin = copy.copy(self)
+        twin.view = view.resolve(self.config, positions=self.backbone.positions)
+        return twin
+
+    # --- Eq. 1-5 ----------------------------------------------------------------------------------------------------
+
+    def summarize(self, segments: Sequence[Tensor]) -> Tensor:
+        """Eq. 1: `S_n = BBM([T | H_n[0,j) | T])` at its last position, for S segments at once.
+
+        Args:
+            segments: S tensors [t] of token ids; the first j of each are used, fewer where a segment is shorter.
+
+        Returns:
+            [S, d] summaries.
+        """
+        prompt = self.summary_prompt.to(self.backbone.dtype)
+        rows = [torch.cat([prompt, self._embed(ids[: self.config.summary_length]), prompt]) for ids in segments]
+        hidden = self.backbone.body(pad_sequence(rows, batch_first=True))
+        return torch.stack([hidden[at, len(row) - 1] for at, row in enumerate(rows)])
+
+    def prompt(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
+        """Eq. 2-3: the memorisation prompt P_n; P_0 for a row without memory.
+
+        Returns:
+            [B, m, d], where `recalled_tokens` is set and the mode recalls [B, m + r, d], in plain mode [B, 0, d].
+
+        Args:
+            summaries: B x [d] S_n; only rows that recall need one.
+            memories: B x [n_b, m, d], the latest N segments of each row.
+        """
+        if self.config.mode == "plain":
+            return self.initial_memory.new_zeros(len(memories), 0, self.backbone.hidden_size)
+        before = [memory[-1] if len(memory) else self.initial_memory for memory in memories]
+        if self.config.mode == "rmt":
+            return torch.stack([memory.to(self.backbone.dtype) for memory in before])
+        return self.joined(before, self.recalled(summaries, [self.recallable(memory) for memory in memories]))
+
+    def recallable(self, memory: Tensor) -> Tensor:
+        """[..., m, d] to [..., s, d]: the embeddings of a segment that recall attends to, all or the last `recalled_tokens`."""
+        return memory[..., self.slots - self.recalled_slots :, :]
+
+    def joined(self, before: Sequence[Tensor], recalled: Tensor) -> Tensor:
+        """P_n of the memory before, B x [m, d], and what is recalled [B, s, d]: both, or the latter alone."""
+        if self.config.recalled_tokens is None:
+            return recalled
+        return torch.cat([torch.stack(list(before)).to(recalled), recalled], dim=1)
+
+    def recalled(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
+        """Eq. 2-3 over what may be recalled: [B, s, d]; of P_0 for a row without memory.
+
+        Args:
+            memories: B x [n_b, s, d].
+        """
+        prompts: list[Tensor] = [self.recallable(self.initial_memory).to(self.backbone.dtype)] * len(memories)
+        rows = [row for row, memory in enumerate(memories) if len(memory)]
+        if rows:
+            known = [memories[row].to(self.backbone.dtype) for row in rows]
+            for row, prompt in zip(rows, self._recalled([summaries[row] for row in rows], known), strict=True):
+                prompts[row] = prompt
+        return torch.stack(prompts)
+
+    def _recalled(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
+        counts = torch.tensor([len(memory) for memory in memories], device=memories[0].device)
+        padded = pad_sequence(list(memories), batch_first=True)  # [B, n, s, d]
+        ragged = int(counts.min()) < padded.shape[1]
+        mask = torch.arange(padded.shape[1], device=counts.device) < counts[:, None] if ragged else None
+        return self.recall(torch.stack([summary for summary in summaries if summary is not None]), padded, mask).prompt
+
+    def augment(self, prompt: Tensor, sensory: Sequence[Tensor], segments: Sequence[Tensor]) -> Step:
+        """Eq. 4-5: `H = BBM([P_n | H_{n-1}[L-k, L) | H_n | P_n])`, split into the segment's positions and M_n.
+
+        Args:
+            prompt: [B, m, d] P_n; what is recalled behind M_{n-1} is read, and writes nothing.
+            sensory: B x [s_b] token ids, the tail of the previous segment.
+            segments: B x [t_b] token ids.
+        """
+        slots, dtype = min(prompt.shape[1], self.slots), self.backbone.dtype
+        fronts = self.memory_input.front(prompt).to(dtype)  # [B, ahead + m + r, d]
+        ends = self.memory_input.end(prompt[:, :slots]).to(dtype)  # [B, m, d]
+        rows = [
+            torch.cat([front, self._embed(torch.cat([tail, ids])), end])
+            for front, end, tail, ids in zip(fronts, ends, sensory, segments, strict=True)
+        ]
+        hidden = self.backbone.body(pad_sequence(rows, batch_first=True))
+        starts = [fronts.shape[1] + len(tail) for tail in sensory]
+        stops = [start + len(ids) for start, ids in zip(starts, segments, strict=True)]
+        return Step(
+            hidden=[hidden[at, start:stop] for at, (start, stop) in enumerate(zip(starts, stops, strict=True))],
+            memory=torch.stack([hidden[at, stop : stop + slots] for at, stop in enumerate(stops)]),
+        )
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.backbone.embed(ids.to(self.backbone.device))
+
+    @torch.no_grad()
+    def calibrate(self, segments: Sequence[Tensor]) -> None:
+        """Before training with `memory_input="centred"`: measure the typical memory embedding, and how much they differ.
+
+        Reads each segment on its own. Afterwards P_0 is the typical one, and what a memory embedding differs by from it
+        enters with half the norm of an input embedding. Other kinds need none of this.
+
+        Args:
+            segments: S tensors [t] of token ids; some tens from the training text.
+        """
+        entry = self.memory_input.map
+        if self.config.memory_input != "centred" or entry is None or not self.slots:
+            return
+        self.initial_memory.copy_(self.memory_input.centre)
+        none = segments[0][:0]
+        found = [self.augment(self.initial_memory[None], [none], [ids]).memory[0].float() for ids in segments]
+        memory = torch.stack(found)  # [S, m, d]
+        self.memory_input.centre.copy_(memory.mean(dim=0))
+        spread = (memory - self.memory_input.centre).pow(2).mean().sqrt()
+        torch.nn.init.eye_(entry.weight).mul_(0.5 * self.memory_input.unit / spread)
+        self.initial_memory.copy_(self.memory_input.centre)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether recall has left its start value, the identity: before, what is recalled means little."""
+        weights = (self.recall.query.weight, self.recall.key.weight)
+        return not all(torch.equal(weight, torch.eye(*weight.shape, device=weight.device)) for weight in weights)
+
+    @property
+    def slots(self) -> int:
+        """m, how many memory embeddings a segment leaves; 0 in plain mode."""
+        return 0 if self.config.mode == "plain" else self.config.memory_tokens
+
+    @property
+    def recalled_slots(self) -> int:
+        """s, how many memory embeddings of a segment recall attends to: its index keys; 0 in plain mode."""
+        return min(self.slots, self.config.recalled_tokens or self.slots)
+
+    def by_segment(self, state: HMTState) -> Tensor:
+        """The state's memory as [h, m, d]: of all n segments, or of as many of the latest as it holds."""
+        return state.memory.view(state.held, self.slots, self.backbone.hidden_size)
+
+    def empty_state(self, dtype: torch.dtype | None = None) -> HMTState:
+        """The state of a stream before its first token. Its memory is kept in `dtype`; None: that of the backbone."""
+        backbone = self.backbone
+        return HMTState.empty(hidden_size=backbone.hidden_size, dtype=dtype or backbone.dtype, device=backbone.device)
+
+    def states(self, state: HMTState | Sequence[HMTState] | None, rows: int) -> list[HMTState]:
+        """One state per row.
+
+        Raises:
+            InputError: as many states as rows are needed, each from a model of this width and memory_tokens.
+        """
+        if state is None:
+            return [self.empty_state() for _ in range(rows)]
+        found = [state] if isinstance(state, HMTState) else list(state)
+        if len(found) != rows:
+            raise InputError(f"{len(found)} states for {rows} rows. Pass one state per row.")
+        for one in found:
+            if one.tokens - len(one.open_ids) != one.segments * self.config.segment_length:
+                raise InputError(
+                    f"a state of {one.segments} segments and {one.tokens} tokens was not read in segments of "
+                    f"segment_length={self.config.segment_length}, or it was read to its end. Read the text again with this "
+                    "configuration."
+                )
+            needed = min(one.segments, self.config.recall_window)
+            fits = one.memory.shape == (one.held * self.slots, self.backbone.hidden_size)
+            if not fits or not needed <= one.held <= one.segments:
+                raise InputError(
+                    f"a state with memory of shape {tuple(one.memory.shape)} for {one.segments} segments does not fit this "
+                    f"model ({self.slots} embeddings of width {self.backbone.hidden_size} a segment). Read the text again with "
+                    "this model."
+                )
+        return [replace(one, memory=one.memory.to(self.backbone.device)) for one in found]
+
+    def check_ids(self, ids: Tensor) -> None:
+        """Raises InputError unless every id is one of the backbone's tokens."""
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise InputError(f"token ids must be whole numbers, not {ids.dtype}. Pass the tokenizer's ids.")
+        if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.backbone.vocab_size):
+            raise InputError(
+                f"token ids must lie in 0..{self.backbone.vocab_size - 1}, found {int(ids.min())}..{int(ids.max())}. "
+                "Use the tokenizer of this model."
+            )
+
+    def memory_parameters(self) -> Mapping[str, nn.Parameter]:
+        """The parameters HMT adds to its backbone, by their names in a checkpoint."""
+        return {name: value for name, value in self.named_parameters() if not name.startswith("backbone.")}
+
+
+def _near(embedding: Tensor, rows: int) -> Tensor:
+    """[rows, d]: copies of `embedding` [d] with a little noise, so that slots can part in training."""
+    return embedding + 0.02 * embedding.std() * noise(rows, len(embedding)).to(embedding.device)

@@ -1,0 +1,108 @@
+"""The view that an answer is conditioned on: `[P | pinned | replayed | recent tokens | open segment]`.
+
+Knows token ids and the budgets for them; what is worth replaying is a `Recollection`'s to say.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import BudgetError
+from .cell import MemoryCell
+from .state import HMTState
+
+
+class Recollection(Protocol):
+    """What an answer may remember beyond its stream's own recall window: sessions bring one."""
+
+    def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
+        """Return the memory embeddings [k, m, d] that P recalls from.
+
+        Args:
+            summary: [d], of the last `visible` tokens, which the view shows. state: the stream so far.
+        """
+        ...
+
+    def passages(self) -> Tensor:
+        """Return [t] token ids to replay, at most `note_tokens`: those for the first view, once `memory` was asked for it."""
+        ...
+
+
+class View:
+    """The views of one call: each is a function of the state, and of the passages chosen for the first."""
+
+    def __init__(
+        self, model: MemoryCell, pinned: Tensor, replayed: Tensor, start: int, recollection: Recollection | None
+    ) -> None:
+        """Check the budgets of what is pinned and replayed.
+
+        Args:
+            model: its view has the budgets. pinned, replayed: [t] token ids. recollection: see `Recollection`.
+            start: how many start tokens `pinned` begins with; where its budget is full they take from the recent tokens.
+
+        Raises:
+            BudgetError: one of them is too long.
+        """
+        self.model, self.pinned, self.replayed = model, pinned, replayed
+        self._recollection, self._chosen = recollection, recollection is None
+        for name, count in (("pinned_tokens", len(pinned) - start), ("note_tokens", len(replayed))):
+            check_budget(model, name, count)
+        over = max(0, len(pinned) - (model.view.pinned_tokens or 0))
+        self._recent = max(0, (model.view.recent_tokens or 0) - over)
+
+    def visible(self, state: HMTState) -> Tensor:
+        """Return [v] token ids of the stream that the view shows: recent tokens and the open segment."""
+        return torch.cat([state.recent_ids[max(0, len(state.recent_ids) - self._recent) :], state.open_ids])
+
+    def embed(self, state: HMTState) -> Tensor:
+        """Return [1, t, d] input embeddings of `[P | pinned | replayed | recent | open]`."""
+        backbone = self.model.backbone
+        prompt = self.model.memory_input.front(self._prompt(state)).to(backbone.dtype)
+        ids = torch.cat([self.pinned, self.replayed, self.visible(state)]).to(backbone.device)
+        if not len(prompt) + len(ids):
+            raise BudgetError("nothing is visible: no memory, no pinned text and recent_tokens=0. Raise recent_tokens.")
+        return torch.cat([prompt, backbone.embed(ids)])[None]
+
+    def _prompt(self, state: HMTState) -> Tensor:
+        """Return P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands.
+
+        With `recalled_tokens`, M_{n-1} is that of the last segment that is not visible, whose text the view goes on from; where
+        everything is visible the view begins with P_0, as a segment does that nothing was read before.
+        """
+        model = self.model
+        if model.config.mode != "hmt":
+            return model.prompt([None], [model.by_segment(state)])[0]
+        memory, summary = model.recallable(model.by_segment(state)[-model.config.recall_window :]), None
+        if len(memory) or self._recollection is not None:
+            visible = self.visible(state)
+            (summary,) = model.summarize([visible[-(model.config.summary_length or 1) :]])
+            if self._recollection is not None:
+                memory = self._recollection.memory(summary, state, len(visible))
+                self._choose()
+        hidden = (state.tokens - len(self.visible(state))) // model.config.segment_length
+        if not model.is_trained or (model.config.recalled_tokens and not hidden):
+            # P_0: an untrained P in front of an answer derails it (docs/log.md).
+            return model.prompt([None], [model.by_segment(state)[:0]])[0]
+        return model.joined([self._before(state, hidden)], model.recalled([summary], [memory]))[0]
+
+    def _before(self, state: HMTState, hidden: int) -> Tensor:
+        """Return [m, d], the memory of the last of the hidden segments, P_0 where there is none or the state has let it go."""
+        memory = self.model.by_segment(state)
+        held = hidden - (state.segments - len(memory))
+        return memory[held - 1] if held > 0 else self.model.initial_memory
+
+    def _choose(self) -> None:
+        """Take over what the recollection has chosen to replay for the first view, where the question stands."""
+        if self._recollection is not None and not self._chosen:
+            self.replayed, self._chosen = self._recollection.passages(), True
+            check_budget(self.model, "note_tokens", len(self.replayed))
+
+
+def check_budget(model: MemoryCell, name: str, count: int) -> None:
+    """Raise BudgetError if `count` tokens are over the view's budget `name`."""
+    budget = getattr(model.view, name)
+    if count > budget:
+        raise BudgetError(f"{count} tokens are over {name}={budget}. Shorten the text or raise {name}.")

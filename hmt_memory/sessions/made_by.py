@@ -1,0 +1,44 @@
+"""Which model made the memory of a session or corpus, and what to do where that is another one. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from ..config import DEFAULT_MODEL
+from ..engine.fingerprint import Fingerprint
+from ..errors import ModelMismatchError
+
+if TYPE_CHECKING:
+    from ..store.backend import Transaction
+    from ..store.rows import CollectionRow
+
+
+def made_by(db: Transaction, row: CollectionRow) -> Fingerprint | None:
+    """Return the fingerprint of the model that made the memory of a session or corpus; None where nothing was added yet."""
+    if row.model is None:
+        return None
+    stored = db.model(row.model)
+    return Fingerprint(stored.digest, stored.parts)
+
+
+def check_made_by(db: Transaction, row: CollectionRow, fingerprint: Fingerprint) -> None:
+    """Raise ModelMismatchError if another model than that of `fingerprint` made the memory of a session or corpus."""
+    stored = made_by(db, row)
+    if stored is not None and stored.digest != fingerprint.digest:
+        command = rebuild_command(row.kind, row.name, model=str(fingerprint.parts["backbone"]["name"]))
+        raise mismatch(row.kind, row.name, f"was made by {stored}, not by {fingerprint}", f"rebuild(model), or {command}")
+
+
+def mismatch(kind: str, name: str, what: str, command: str) -> ModelMismatchError:
+    """Make the error for a session or corpus whose memory `what` says another model made; `command` reads it anew."""
+    return ModelMismatchError(
+        f"the memory of {kind} {name!r} {what}, to which it means nothing. Open it with the model that made it, or read its "
+        f"text anew with this one: {command}"
+    )
+
+
+def rebuild_command(kind: str, name: str, **options: str) -> str:
+    """Write the command that reads a session or corpus anew, with options such as `model`, but for the default model."""
+    given = [part for key, value in options.items() if value != DEFAULT_MODEL for part in (f"--{key}", value)]
+    return shlex.join(["hmt", "sessions" if kind == "session" else "corpora", "rebuild", name, *given])

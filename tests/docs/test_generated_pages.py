@@ -1,0 +1,58 @@
+"""The page on the configuration is what `hmt_memory/config.py` says. HMT_WRITE_DOCS=1 writes it anew."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import os
+import tokenize
+from collections.abc import Iterator
+
+from places import ROOT
+
+from hmt_memory import config
+
+PAGE = ROOT / "docs" / "reference" / "configuration.md"
+HEAD = """# Configuration
+
+Sizes are in tokens unless said. The letters are those of the [HMT paper](https://arxiv.org/abs/2405.06067). A value that is
+impossible raises `ConfigError`, which names the field."""
+
+
+def page() -> str:
+    """Return the whole page: a section for each class of fields in `hmt_memory/config.py`."""
+    source = inspect.getsource(config)
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return "\n\n".join([HEAD, *(section(node, comments(source)) for node in classes)]) + "\n"
+
+
+def comments(source: str) -> dict[int, str]:
+    """Return the trailing comment of each line that has one."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+def section(node: ast.ClassDef, said: dict[int, str]) -> str:
+    """Return a class as a heading, the first paragraph of its docstring, and a table of its fields."""
+    about = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+    return "\n".join([f"## {node.name}\n\n{about}\n", "| field | default | meaning |", "|---|---|---|", *rows(node, said)])
+
+
+def rows(node: ast.ClassDef, said: dict[int, str]) -> Iterator[str]:
+    """Yield the row of each field."""
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.value is not None:
+            default, meaning = ast.unparse(field.value), said.get(field.lineno, "see `ViewConfig`").replace("|", "\\|")
+            yield f"| `{field.target.id}` | `{default}` | {meaning} |"
+
+
+def test_the_page_is_what_the_fields_say() -> None:
+    if os.environ.get("HMT_WRITE_DOCS"):
+        PAGE.write_text(page(), encoding="utf-8")
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it anew: HMT_WRITE_DOCS=1 pytest tests/docs"
+
+
+def test_every_field_is_on_the_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert [name for name in config.HMTConfig().to_dict() if f"| `{name}` |" not in text] == []
