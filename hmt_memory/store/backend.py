@@ -1,7 +1,7 @@
-"""What a database has to do for a store: transactions over six kinds of rows, locks, erasing. Knows no database.
+"""The interface of a database that holds a store: transactions over six kinds of rows, locks, erasing. Knows no database.
 
-Above this nobody names a driver, its types or its errors. A transaction's verbs are about the rows of one stream; what streams
-make up together (`lineage`) and how sessions are rewritten (`rewriting`) is written once, over these verbs.
+No module above names a driver, its types or its errors. A transaction's verbs are about the rows of one stream; `lineage` (what
+streams make up together) and `rewriting` (forks, forgetting) are written once, over these verbs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ T = TypeVar("T")
 
 
 class Capability(Enum):
-    """What some databases promise and others cannot."""
+    """A promise that some databases make and others cannot."""
 
     ERASES_BYTES = "what is erased is in no file of the store when the erasure is finished"
     MANY_HOSTS = "processes of several machines may use one store"
 
 
 class Sweep(NamedTuple):
-    """What an erasure has still to go through."""
+    """A stream or corpus that an erasure has still to go through."""
 
     kind: str  # "stream", or "corpus" for its documents
     id: int
@@ -38,75 +38,338 @@ class Transaction(Protocol):
     """
 
     # facts and models
-    def fact(self, name: str) -> str | None: ...
-    def set_fact(self, name: str, value: str | None) -> None: ...
-    def model(self, id: int) -> ModelRow: ...
-    def add_model(self, digest: str, parts: Any) -> int: ...
+    def fact(self, name: str) -> str | None:
+        """Return the value remembered under a name."""
+        ...
+
+    def set_fact(self, name: str, value: str | None) -> None:
+        """Remember a value under a name; None forgets it."""
+        ...
+
+    def model(self, id: int) -> ModelRow:
+        """Return the model of that id."""
+        ...
+
+    def add_model(self, digest: str, parts: Any) -> int:
+        """Return the id of the model with this digest, recorded if it is new."""
+        ...
 
     # sessions and corpora
-    def collections(self, kind: str) -> list[CollectionRow]: ...
-    def find_collection(self, kind: str, name: str) -> CollectionRow | None: ...
-    def collection(self, id: int) -> CollectionRow | None: ...
-    def add_collection(self, kind: str, name: str, *, stream: int | None, now: float) -> CollectionRow: ...
-    def update_collection(self, row: CollectionRow) -> CollectionRow: ...
-    def rename_collection(self, row: CollectionRow, name: str, erasure: int) -> None: ...
-    def delete_collection(self, row: CollectionRow, erasure: int) -> None: ...
+    def collections(self, kind: str) -> list[CollectionRow]:
+        """Return all sessions or all corpora, by name."""
+        ...
+
+    def find_collection(self, kind: str, name: str) -> CollectionRow | None:
+        """Return the session or corpus of that name."""
+        ...
+
+    def collection(self, id: int) -> CollectionRow | None:
+        """Return the session or corpus of that id."""
+        ...
+
+    def add_collection(self, kind: str, name: str, *, stream: int | None, now: float) -> CollectionRow:
+        """Add a new, empty session or corpus.
+
+        Args:
+            kind: "session" or "corpus".
+            name: its name.
+            stream: of a session; None for a corpus.
+            now: seconds since 1970, UTC.
+        """
+        ...
+
+    def update_collection(self, row: CollectionRow) -> CollectionRow:
+        """Write a row back as its next revision. Its name stays as it is."""
+        ...
+
+    def rename_collection(self, row: CollectionRow, name: str, erasure: int) -> None:
+        """Give a session or corpus another name; the old one is erased.
+
+        Args:
+            row: the session or corpus.
+            name: the new name.
+            erasure: the erasure that overwrites the old name.
+        """
+        ...
+
+    def delete_collection(self, row: CollectionRow, erasure: int) -> None:
+        """Delete a session or corpus; its messages or documents are swept away by the erasure's next steps."""
+        ...
 
     # documents
-    def documents(self, collection: int) -> list[DocumentRow]: ...
-    def documents_named(self, collection: int, name: str) -> list[DocumentRow]: ...
-    def document_streams(self, collection: int) -> list[DocumentStream]: ...
-    def find_document(self, collection: int, id: int) -> DocumentRow | None: ...
-    def add_document(self, collection: int, document: DocumentRow) -> None: ...
-    def delete_document(self, collection: int, document: DocumentRow, erasure: int) -> None: ...
-    def sweep_documents(self, collection: int, erasure: int, most: int) -> int: ...
+    def documents(self, collection: int) -> list[DocumentRow]:
+        """Return a corpus's documents in the order they were added."""
+        ...
+
+    def documents_named(self, collection: int, name: str) -> list[DocumentRow]:
+        """Return a corpus's documents of that name."""
+        ...
+
+    def document_streams(self, collection: int) -> list[DocumentStream]:
+        """Return the streams of a corpus's documents in the order they were added, without their texts."""
+        ...
+
+    def find_document(self, collection: int, id: int) -> DocumentRow | None:
+        """Return the document of that id, if the corpus has it."""
+        ...
+
+    def add_document(self, collection: int, document: DocumentRow) -> None:
+        """Add a document under its id."""
+        ...
+
+    def delete_document(self, collection: int, document: DocumentRow, erasure: int) -> None:
+        """Delete a document; its stream is swept away by the erasure's next steps.
+
+        Args:
+            collection: the corpus.
+            document: the document to delete.
+            erasure: the erasure that overwrites their content.
+        """
+        ...
+
+    def sweep_documents(self, collection: int, erasure: int, most: int) -> int:
+        """Delete some documents of a corpus that is gone. Returns how many there were.
+
+        Args:
+            collection: the corpus.
+            erasure: the erasure that overwrites their content.
+            most: the largest number to delete.
+        """
+        ...
 
     # streams
-    def stream(self, id: int) -> StreamRow: ...
-    def has_stream(self, id: int) -> bool: ...
-    def children(self, id: int) -> list[StreamRow]: ...
-    def add_stream(self, row: StreamRow) -> int: ...
-    def update_stream(self, row: StreamRow) -> None: ...
-    def delete_stream(self, id: int) -> None: ...
-    def give_rows(self, stream: int, to: int) -> None: ...
-    def is_shown(self, stream: int) -> bool: ...
-    def showing(self, stream: int, seq: int, *, besides: int) -> list[str]: ...
-    def add_draft(self, stream: int, collection: int) -> None: ...
-    def remove_draft(self, stream: int) -> None: ...
-    def drafts(self, collection: int) -> list[int]: ...
-    def drafted(self) -> list[int]: ...
+    def stream(self, id: int) -> StreamRow:
+        """Return the stream of that id."""
+        ...
+
+    def has_stream(self, id: int) -> bool:
+        """Return whether there is a stream of that id."""
+        ...
+
+    def children(self, id: int) -> list[StreamRow]:
+        """Return the streams that continue a stream."""
+        ...
+
+    def add_stream(self, row: StreamRow) -> int:
+        """Add a stream; its own id is ignored. Returns the new id."""
+        ...
+
+    def update_stream(self, row: StreamRow) -> None:
+        """Write a stream back."""
+        ...
+
+    def delete_stream(self, id: int) -> None:
+        """Delete the record of a stream that has no rows and that nothing continues."""
+        ...
+
+    def give_rows(self, stream: int, to: int) -> None:
+        """Give all rows of a stream to another one that has none at their places."""
+        ...
+
+    def is_shown(self, stream: int) -> bool:
+        """Return whether a stream is the whole of a session or document, or is being written to become a session's."""
+        ...
+
+    def showing(self, stream: int, seq: int, *, besides: int) -> list[str]:
+        """Return the names of sessions, besides one, that show a stream's own message at `seq`.
+
+        Args:
+            stream: the stream that owns the rows.
+            seq: the place of the message.
+            besides: the session that is left out.
+        """
+        ...
+
+    def add_draft(self, stream: int, collection: int) -> None:
+        """Note that a stream is being written to take the place of a session's."""
+        ...
+
+    def remove_draft(self, stream: int) -> None:
+        """Note that a stream is no longer a draft."""
+        ...
+
+    def drafts(self, collection: int) -> list[int]:
+        """List the streams that are, or were, being written for a session."""
+        ...
+
+    def drafted(self) -> list[int]:
+        """List the sessions that streams are, or were, being written for."""
+        ...
 
     # the rows of one stream
-    def add_message(self, stream: int, message: MessageRow) -> None: ...
-    def messages(self, stream: int, start: int, stop: int) -> list[MessageRow]: ...
-    def messages_between(self, stream: int, tokens: tuple[int, int], before: int) -> list[MessageRow]: ...
-    def pinned(self, stream: int, start: int, stop: int) -> Iterator[MessageRow]: ...
-    def position(self, stream: int, id: int, before: int) -> int | None: ...
-    def earliest(self, stream: int, start: int, stop: int) -> float | None: ...
-    def add_tokens(self, stream: int, start: int, ids: bytes) -> None: ...
-    def tokens(self, stream: int, low: int, high: int) -> list[tuple[int, bytes]]: ...
-    def kept(self, stream: int, start: int, stop: int) -> list[Kept]: ...
-    def add_kept(self, stream: int, message: Kept) -> None: ...
-    def new_tokens(self, start: int, ids: bytes) -> TokenRow: ...
-    def add_segment(self, stream: int, segment: SegmentRow) -> None: ...
-    def segments(self, stream: int, start: int, stop: int) -> Iterator[SegmentRow]: ...
-    def last_segment(self, stream: int, start: int, stop: int) -> int | None: ...
+    def add_message(self, stream: int, message: MessageRow) -> None:
+        """Add a message at its place."""
+        ...
+
+    def messages(self, stream: int, start: int, stop: int) -> list[MessageRow]:
+        """Return a stream's own messages [start, stop), in order.
+
+        Args:
+            stream: the stream that owns the rows.
+            start: the first of them.
+            stop: one past the last of them.
+        """
+        ...
+
+    def messages_between(self, stream: int, tokens: tuple[int, int], before: int) -> list[MessageRow]:
+        """Return a stream's own messages before message `before` that tokens [low, high) belong to.
+
+        Args:
+            stream: the stream that owns the rows.
+            tokens: [low, high).
+            before: the first message that does not count.
+        """
+        ...
+
+    def pinned(self, stream: int, start: int, stop: int) -> Iterator[MessageRow]:
+        """Yield a stream's own pinned messages of [start, stop), the latest first.
+
+        Args:
+            stream: the stream that owns the rows.
+            start: the first of them.
+            stop: one past the last of them.
+        """
+        ...
+
+    def position(self, stream: int, id: int, before: int) -> int | None:
+        """Return the place of a stream's own message, if it stands before message `before`.
+
+        Args:
+            stream: the stream that owns the rows.
+            id: of the message.
+            before: the first message that does not count.
+        """
+        ...
+
+    def earliest(self, stream: int, start: int, stop: int) -> float | None:
+        """Return when the oldest turn among a stream's own messages [start, stop) was said.
+
+        Args:
+            stream: the stream that owns the rows.
+            start: the first of them.
+            stop: one past the last of them.
+        """
+        ...
+
+    def add_tokens(self, stream: int, start: int, ids: bytes) -> None:
+        """Add token ids (uint32, little-endian) at their place.
+
+        Args:
+            stream: the stream that owns the rows.
+            start: the place of the first token.
+            ids: the tokens as bytes.
+        """
+        ...
+
+    def tokens(self, stream: int, low: int, high: int) -> list[tuple[int, bytes]]:
+        """Return the rows of a stream's own tokens that reach into [low, high): the start of each, and its ids.
+
+        Args:
+            stream: the stream that owns the rows.
+            low: the first token wanted.
+            high: one past the last token wanted.
+        """
+        ...
+
+    def kept(self, stream: int, start: int, stop: int) -> list[Kept]:
+        """Return a stream's own messages [start, stop) without their content.
+
+        Args:
+            stream: the stream that owns the rows.
+            start: the first of them.
+            stop: one past the last of them.
+        """
+        ...
+
+    def add_kept(self, stream: int, message: Kept) -> None:
+        """Add a message of another stream at its place; both refer to the same content."""
+        ...
+
+    def new_tokens(self, start: int, ids: bytes) -> TokenRow:
+        """Write token ids for a row that is about to refer to them."""
+        ...
+
+    def add_segment(self, stream: int, segment: SegmentRow) -> None:
+        """Add a closed segment at its place."""
+        ...
+
+    def segments(self, stream: int, start: int, stop: int) -> Iterator[SegmentRow]:
+        """Yield a stream's own segments [start, stop), in order; fetch them before the transaction ends.
+
+        Args:
+            stream: the stream that owns the rows.
+            start: the first of them.
+            stop: one past the last of them.
+        """
+        ...
+
+    def last_segment(self, stream: int, start: int, stop: int) -> int | None:
+        """Return the number of the last of a stream's own segments [start, stop).
+
+        Args:
+            stream: the stream that owns the rows.
+            start: the first of them.
+            stop: one past the last of them.
+        """
+        ...
 
     # erasing
-    def begin_erasure(self) -> int: ...
-    def end_erasure(self, erasure: int) -> None: ...
-    def erasures(self) -> list[int]: ...
-    def sweep_later(self, erasure: int, kind: str, id: int) -> None: ...
-    def next_sweep(self, erasure: int) -> Sweep | None: ...
-    def end_sweep(self, erasure: int, sweep: Sweep) -> None: ...
-    def is_swept(self, streams: Iterable[int]) -> bool: ...
-    def delete_rows(self, stream: int, ends: tuple[int, int, int], erasure: int, most: int) -> int: ...
-    def overwrite(self, erasure: int, most: int) -> int: ...
-    def vacant_bytes(self) -> int: ...
+    def begin_erasure(self) -> int:
+        """Begin an erasure; return its number."""
+        ...
+
+    def end_erasure(self, erasure: int) -> None:
+        """Note that nothing is left of what was erased."""
+        ...
+
+    def erasures(self) -> list[int]:
+        """List the erasures that are under way, or were left by a crash."""
+        ...
+
+    def sweep_later(self, erasure: int, kind: str, id: int) -> None:
+        """Say that a "stream", or the documents of a "corpus", may hold rows that nobody shows any more.
+
+        Args:
+            erasure: the erasure that goes through it.
+            kind: "stream" or "corpus".
+            id: of the stream or corpus.
+        """
+        ...
+
+    def next_sweep(self, erasure: int) -> Sweep | None:
+        """Return a stream or corpus that an erasure has still to go through."""
+        ...
+
+    def end_sweep(self, erasure: int, sweep: Sweep) -> None:
+        """Note that an erasure has gone through a stream or corpus."""
+        ...
+
+    def is_swept(self, streams: Iterable[int]) -> bool:
+        """Return whether an erasure has still to go through one of these streams."""
+        ...
+
+    def delete_rows(self, stream: int, ends: tuple[int, int, int], erasure: int, most: int) -> int:
+        """Delete some of a stream's rows from so many messages, tokens and segments on. Returns how many there were.
+
+        Args:
+            stream: the stream whose rows are deleted.
+            ends: where messages, tokens and segments are to end.
+            erasure: overwrites their content.
+            most: the largest number of rows to delete; a smaller result means that none are left.
+        """
+        ...
+
+    def overwrite(self, erasure: int, most: int) -> int:
+        """Overwrite about `most` bytes of released content. Returns the sum of payloads and bytes."""
+        ...
+
+    def vacant_bytes(self) -> int:
+        """Count the bytes of vacant room."""
+        ...
 
     @property
     def changes(self) -> int:
-        """How many rows this connection has changed so far."""
+        """The number of rows that this connection has changed so far."""
         ...
 
 
@@ -121,7 +384,7 @@ class Backend(Protocol):
     read_only: bool
 
     def reading(self) -> AbstractContextManager[Transaction]:
-        """Open one consistent view; inside it, another one of the same thread is the same view."""
+        """Open one consistent view. Inside it, the same thread gets the same view again."""
         ...
 
     def writing(self) -> AbstractContextManager[Transaction]:
@@ -129,7 +392,7 @@ class Backend(Protocol):
         ...
 
     def erasing(self, work: Callable[[Transaction], T]) -> T:
-        """Do in a transaction what makes room, in room that is kept for this where the disk is full."""
+        """Run `work`, which makes room, in a transaction. If the disk is full, the room kept for this is used."""
         ...
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -137,11 +400,19 @@ class Backend(Protocol):
         ...
 
     def lock(self, name: str, *, timeout: float | None = None) -> AbstractContextManager[None]:
-        """Hold a lock that one block of all threads and processes holds at a time. Raises SessionBusyError."""
+        """Hold a lock that only one block of all threads and processes holds at a time.
+
+        Args:
+            name: of the lock.
+            timeout: seconds to wait; None: as long as for another writer.
+
+        Raises:
+            SessionBusyError: somebody else holds it.
+        """
         ...
 
     def forget_lock(self, name: str) -> None:
-        """Remove what a lock leaves behind that nobody will ask for again."""
+        """Remove the traces of a lock that nobody will ask for again."""
         ...
 
     def let_others_write(self) -> None:
@@ -149,23 +420,23 @@ class Backend(Protocol):
         ...
 
     def empty_log(self) -> None:
-        """Make sure that bytes which were overwritten are in no file."""
+        """Make sure that overwritten bytes are in no file."""
         ...
 
     def rewrite(self) -> None:
-        """Drop content that holds nothing, and give its room back to the disk; nothing is erased in between."""
+        """Drop content that holds nothing, and give its room back to the disk. Nothing is erased meanwhile."""
         ...
 
     def copy_to(self, folder: Path) -> None:
-        """Write a copy of everything, as of one moment, into a folder that is there and empty."""
+        """Write a copy of everything, as of one moment, into an existing empty folder."""
         ...
 
     def size(self) -> int:
-        """How many bytes it takes."""
+        """Return the number of bytes that the database takes."""
         ...
 
     def problems(self) -> list[str]:
-        """What the database itself finds wrong."""
+        """Return what the database itself finds wrong."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Where a store lies and what database holds it. The one place that names a database."""
+"""The place of a store and the database that holds it. The only module that names a database."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DATABASE", "SQLITE", "default_folder", "open_backend"]
 
 
 def default_folder() -> Path:
-    """Return where sessions are kept unless said: $HMT_STORE, else hmt-memory in $XDG_DATA_HOME, else in ~/.local/share."""
+    """Return the default folder of sessions: $HMT_STORE, else hmt-memory in $XDG_DATA_HOME, else in ~/.local/share."""
     if chosen := os.environ.get("HMT_STORE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "hmt-memory"
@@ -28,6 +28,7 @@ def open_backend(folder: Path, *, timeout: float, read_only: bool = False) -> Ba
         read_only: whether to change nothing.
 
     Raises:
-        StoreError: the folder cannot be used, or a newer version wrote it. StoreDamagedError: it is not whole.
+        StoreError: the folder cannot be used, or a newer version wrote it.
+        StoreDamagedError: the database is not whole.
     """
     return Database(folder, timeout=timeout, read_only=read_only)

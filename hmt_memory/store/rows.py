@@ -41,7 +41,7 @@ class CollectionRow:
 
 
 class StreamRow(NamedTuple):
-    """Where a stream begins in its parent, and where it ends."""
+    """The beginning of a stream in its parent, and its end."""
 
     id: int
     parent: int | None
@@ -78,7 +78,7 @@ class MessageRow(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """Where content stands, as the row it belongs to says."""
+    """A reference to content, as the row that owns it holds it."""
 
     id: int
     size: int
@@ -121,7 +121,7 @@ class DocumentRow(NamedTuple):
 
 
 def as_array(ids: ArrayLike) -> NDArray[np.uint32]:
-    """Give token ids the form in which they are stored."""
+    """Convert token ids to the form in which they are stored."""
     return np.asarray(ids, dtype=np.uint32)
 
 
@@ -131,12 +131,12 @@ class DocumentStream(NamedTuple):
     document: int
     stream: int
     tokens: int
-    segments: int  # closed
-    digest: bytes  # of these
+    segments: int  # the number of closed ones
+    digest: bytes  # of the closed segments
 
 
 def crc_of(*values: Any) -> int:
-    """Compute the crc32 of a row's values, their types and lengths included."""
+    """Compute the crc32 of a row's values, including their types and lengths."""
     crc = 0
     for value in values:
         data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass")
@@ -145,19 +145,33 @@ def crc_of(*values: Any) -> int:
 
 
 def checked(what: str, row: Sequence[Any]) -> Sequence[Any]:
-    """Return the columns of `row` without its last, their crc. Raises StoreDamagedError where it does not fit."""
+    """Return the columns of `row` without the last, which is their crc.
+
+    Raises:
+        StoreDamagedError: the crc does not fit.
+    """
     if crc_of(*row[:-1]) != row[-1]:
         raise damaged(what)
     return row[:-1]
 
 
 def damaged(what: str) -> StoreDamagedError:
-    """Make the error for a row that is not what was written."""
+    """Make the error for a row that differs from what was written."""
     return StoreDamagedError(f"{what} is damaged: its checksum does not fit. Restore a backup or an export.")
 
 
 def content(what: str, data: bytes, size: int, check: int) -> bytes:
-    """Return the content that `data` begins with. Raises StoreDamagedError if it is not what was written."""
+    """Return the content that `data` begins with.
+
+    Args:
+        what: what the content is, for the message of an error.
+        data: the content, and zeros behind it.
+        size: bytes of the content.
+        check: crc32 of the content.
+
+    Raises:
+        StoreDamagedError: the content differs from what was written.
+    """
     said = data[:size]
     if len(said) != size or zlib.crc32(said) != check:
         raise damaged(what)
@@ -165,12 +179,19 @@ def content(what: str, data: bytes, size: int, check: int) -> bytes:
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:
-    """Return a body as it is stored."""
+    """Encode a body for the database."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
 
 
 def chain(before: bytes, span: tuple[int, int], memory: bytes, keys: bytes | None) -> bytes:
-    """Compute the digest of a segment row: of what it holds and of every row before it."""
+    """Compute the digest of a segment row from its values and the digest of the rows before it.
+
+    Args:
+        before: the digest of the row before it; empty for the first.
+        span: [start, stop) of its tokens.
+        memory: its memory embeddings as bytes.
+        keys: its index keys as bytes; None: the embeddings are the keys.
+    """
     digest = hashlib.blake2b(before, digest_size=16)
     for part in (repr(span).encode(), memory, keys or b""):
         digest.update(len(part).to_bytes(8, "little") + part)
@@ -178,5 +199,5 @@ def chain(before: bytes, span: tuple[int, int], memory: bytes, keys: bytes | Non
 
 
 def name_key(name: str) -> bytes:
-    """Return what a session, corpus or document is looked up by."""
+    """Return the key by which a session, corpus or document is looked up."""
     return hashlib.blake2b(name.encode(), digest_size=16).digest()

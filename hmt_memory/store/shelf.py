@@ -18,8 +18,8 @@ class Volume(NamedTuple):
     """One stream of a shelf."""
 
     parts: Lineage
-    segments: int  # how many of them are closed
-    digest: bytes  # of these
+    segments: int  # the number of closed ones
+    digest: bytes  # of the closed segments
 
     @property
     def stream(self) -> int:
@@ -48,7 +48,7 @@ class Shelf:
 
     @property
     def total(self) -> int:
-        """How many segments there are."""
+        """The number of all segments."""
         return self.starts[-1]
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -69,7 +69,13 @@ class Shelf:
                 yield volume.parts, low, high
 
     def rows(self, db: Transaction, start: int, stop: int) -> Iterator[SegmentRow]:
-        """Yield segments [start, stop); fetch them all before the transaction ends."""
+        """Yield segments [start, stop); fetch them all before the transaction ends.
+
+        Args:
+            db: the transaction to read rows in.
+            start: the first segment.
+            stop: one past the last segment.
+        """
         for parts, low, high in self.stretches(start, stop):
             yield from lineage.segments(db, parts, low, high)
 
@@ -81,7 +87,7 @@ class Shelf:
         return digest.hexdigest()
 
     def check(self, db: Transaction, count: int) -> str:
-        """Return a digest of the first `count` segments: equal digests, equal memories."""
+        """Return a digest of the first `count` segments: equal digests mean equal memories."""
         digest = hashlib.blake2b(digest_size=16)
         for volume in self.volumes:
             taken = min(count, volume.segments)
@@ -99,7 +105,13 @@ def volume_of(db: Transaction, stream: int) -> Volume:
 
 
 def volume(db: Transaction, parts: Lineage, count: int | None = None) -> Volume:
-    """Return a lineage as a volume of its first `count` segments; None: of all."""
+    """Return a lineage as a volume of its first `count` segments; None: of all.
+
+    Args:
+        db: the transaction to read rows in.
+        parts: the lineage.
+        count: of closed segments; None: all.
+    """
     closed = lineage.segment_count(db, parts) if count is None else count
     return Volume(parts, closed, lineage.digest_at(db, parts, closed))
 
@@ -110,5 +122,8 @@ def shelf_of(db: Transaction, row: CollectionRow) -> Shelf:
     if row.stream is not None:
         return Shelf((volume_of(db, row.stream),), version)
     documents = db.document_streams(row.id)
-    volumes = (Volume((Part(one.stream, (0, 0), (0, one.tokens), (0, None)),), one.segments, one.digest) for one in documents)
-    return Shelf(tuple(volumes), version, tuple(one.document for one in documents))
+    volumes = (
+        Volume((Part(document.stream, (0, 0), (0, document.tokens), (0, None)),), document.segments, document.digest)
+        for document in documents
+    )
+    return Shelf(tuple(volumes), version, tuple(document.document for document in documents))

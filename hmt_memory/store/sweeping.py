@@ -1,7 +1,7 @@
 """The steps of an erasure: delete rows that nobody shows any more, then overwrite their content.
 
-What is forgotten is taken from view in one transaction, which begins an erasure; the steps that follow can be done by any
-process and are taken up again after a crash. Each is one short transaction: whoever else wants to write waits for one at most.
+Forgotten rows are taken from view in one transaction, which begins an erasure. Any process can do the steps that follow, and
+they are taken up again after a crash. Each is one short transaction: whoever else wants to write waits for one at most.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ _BYTES_PER_STEP = 1 << 20
 
 
 def finish(database: Backend, erasure: int) -> None:
-    """Go through an erasure to its end: what was erased is then in no file, where the database can promise that.
+    """Carry an erasure through to its end. Its content is then in no file, if the database can promise that.
 
     Raises:
-        SessionBusyError: somebody kept reading or writing. StoreError: the disk is failing.
+        SessionBusyError: somebody kept reading or writing.
+        StoreError: the disk is failing.
     """
     with database.lock(_lock(erasure)):
         _go_through(database, erasure)
@@ -28,7 +29,7 @@ def finish(database: Backend, erasure: int) -> None:
 
 
 def take_up(database: Backend, erasure: int) -> None:
-    """Finish an erasure that a crash has left; one that another process is at is left to it."""
+    """Finish an erasure that a crash has left, unless another process is at it."""
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(database.lock(_lock(erasure), timeout=0))
@@ -62,7 +63,7 @@ def _some_steps(db: Transaction, erasure: int) -> bool:
 
 
 def _sweep(db: Transaction, erasure: int) -> bool:
-    """Go on with what an erasure has to go through; return whether there was anything."""
+    """Continue with the streams and corpora that an erasure has to go through. Returns whether there was one."""
     sweep = db.next_sweep(erasure)
     if sweep is None:
         return False
@@ -75,18 +76,18 @@ def _sweep(db: Transaction, erasure: int) -> bool:
     return True
 
 
-def _sweep_stream(db: Transaction, erasure: int, id: int) -> bool:
-    """Delete some rows of a stream that no session, document or other stream shows; return whether they were the last."""
-    if not db.has_stream(id) or db.is_shown(id):
+def _sweep_stream(db: Transaction, erasure: int, stream: int) -> bool:
+    """Delete some rows of a stream that no session, document or other stream shows. Returns whether none are left."""
+    if not db.has_stream(stream) or db.is_shown(stream):
         return True
-    row, children = db.stream(id), db.children(id)
+    row, children = db.stream(stream), db.children(stream)
     ends = _ends(children)
-    if db.delete_rows(id, ends, erasure, _ROWS_PER_STEP) == _ROWS_PER_STEP:
+    if db.delete_rows(stream, ends, erasure, _ROWS_PER_STEP) == _ROWS_PER_STEP:
         return False
     if children:
         db.update_stream(row._replace(messages=ends[0], tokens=ends[1]))
     else:
-        db.delete_stream(id)
+        db.delete_stream(stream)
         if row.parent is not None:
             db.sweep_later(erasure, "stream", row.parent)
     return True

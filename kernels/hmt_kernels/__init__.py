@@ -23,7 +23,15 @@ def recall(
     ceiling: Tensor | None = None,
     backend: str = "auto",
 ) -> Recall:
-    """`softmax(q M^T) M` with weights, log-sum-exp and covered mass; shapes as in `naive.recall`.
+    """Compute `softmax(q M^T) M` with weights, log-sum-exp and covered mass.
+
+    Args:
+        query: [B, d], folded and scaled.
+        memory: [B, n, d] with n >= 1.
+        mask: [B, n] bool, True where an embedding exists; None: all exist.
+        dropped: the number of embeddings that a preselection left out of every row.
+        ceiling: [B] fp32, no embedding left out scores higher; None: the lowest score kept.
+        backend: a name in `BACKENDS`, or "auto".
 
     Raises:
         ValueError: `backend` is not available here; "auto" always is.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Recall(NamedTuple):
-    """What recall returns for B queries over n memory embeddings of width d."""
+    """The recall of B queries over n memory embeddings of width d."""
 
     output: Tensor  # [B, d] softmax(q M^T) M, in the dtype of M
     weights: Tensor  # [B, n] fp32, each row sums to 1 over the embeddings given
@@ -32,7 +32,7 @@ class Selection(NamedTuple):
 def recall(
     query: Tensor, memory: Tensor, mask: Tensor | None = None, *, dropped: int = 0, ceiling: Tensor | None = None
 ) -> Recall:
-    """Cross-attention of Eq. 2-3, `softmax(q M^T) M`, scores and softmax in fp32.
+    """Compute the cross-attention of Eq. 2-3, `softmax(q M^T) M`, scores and softmax in fp32.
 
     Args:
         query: [B, d], folded and scaled.
@@ -58,7 +58,13 @@ def _coverage(scores: Tensor, lse: Tensor, dropped: int, ceiling: Tensor | None)
 
 
 def select(query: Tensor, memory: Tensor, k: int) -> Selection:
-    """The k memory embeddings [B, k, d] with the largest scores, exactly; all of them when k >= n."""
+    """Select the k memory embeddings [B, k, d] with the largest scores, exactly; all of them when k >= n.
+
+    Args:
+        query: [B, d], folded and scaled.
+        memory: [B, n, d].
+        k: how many are selected.
+    """
     scores = torch.einsum("bd,bnd->bn", query.float(), memory.float())
     indices = scores.topk(min(k, memory.shape[1]), dim=-1).indices
     kept = memory.gather(1, indices[:, :, None].expand(-1, -1, memory.shape[2]))
@@ -69,10 +75,11 @@ def merge(outputs: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:
     """Join recalls over S shards into the recall over their union: exact and associative.
 
     Args:
-        outputs: [S, B, d]; lse: [S, B], -inf for an empty shard.
+        outputs: [S, B, d] outputs of the shards.
+        lse: [S, B] their log-sum-exp, -inf for an empty shard.
 
     Returns:
-        output [B, d] and lse [B].
+        The output [B, d] and its log-sum-exp [B].
     """
     total = torch.logsumexp(lse, dim=0)
     weights = torch.exp(lse - total)

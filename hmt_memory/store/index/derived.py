@@ -1,7 +1,7 @@
-"""What is made of a collection's segments, kept up with them, and kept in a file: a cache. The rows decide.
+"""Caches made from a collection's segments, kept up with the rows and saved in a file. The rows decide.
 
-Knows shelves of segments and one file format; what is made of the segments is its subclasses'. On any doubt everything is
-made again.
+Knows shelves of segments and one file format; subclasses know what is made from the segments. On any doubt everything is made
+again.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _SAVE_ALWAYS_BELOW = 10_000  # segments; a larger file is written when a twentie
 
 
 class RewrittenError(SessionBusyError):
-    """What is searched was rewritten since the view that it is searched with was opened: open another one."""
+    """The collection was rewritten since the view of it was opened: open another view."""
 
 
 class Derived:
-    """Keeps up with the rows of one collection; thread-safe. A forked process makes its own."""
+    """A cache that keeps up with the rows of one collection; thread-safe. A forked process makes its own."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,12 +47,12 @@ class Derived:
     def _forget_all(self) -> None:
         self.count, self._check, self._saved = 0, "", 0
         self._version: tuple[int, int, int] | None = None
-        self._volumes: tuple[Volume, ...] = ()  # of the shelf it was made of last
+        self._volumes: tuple[Volume, ...] = ()  # of the shelf that was last taken over
         self._clear()
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let one thread in. In a forked process, what another thread of its parent may have been changing is made again."""
+        """Let one thread in. A forked process starts again, because a thread of its parent may have been changing the cache."""
         if self._pid != os.getpid():
             self._pid, self._mutex = os.getpid(), threading.Lock()
             self._forget_all()
@@ -61,46 +61,42 @@ class Derived:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes of memory it takes."""
+        """The bytes of memory that it takes."""
         raise NotImplementedError
 
-    # --- what subclasses make ---------------------------------------------------------------------------------------
-
     def _clear(self) -> None:
-        """Hold nothing."""
+        """Drop everything held."""
         raise NotImplementedError
 
     def _extend(self, db: Transaction, shelf: Shelf, start: int, stop: int) -> None:
-        """Take segments [start, stop) over; they follow what is held."""
+        """Add segments [start, stop), which follow those held."""
         raise NotImplementedError
 
     def _keep(self, kept: NDArray[np.bool_]) -> bool:
-        """Let go of the segments where `kept` [count] is False and close the gaps; return False where that cannot be."""
+        """Drop the segments where `kept` [count] is False and close the gaps. Returns False where that is impossible."""
         raise NotImplementedError
 
     def _wanted(self) -> dict[str, Any]:
-        """What a file's header must say to be used."""
+        """Return what a file's header must say to be used."""
         raise NotImplementedError
 
     def _facts(self) -> dict[str, Any]:
-        """What else its header says."""
+        """Return what else the header says."""
         raise NotImplementedError
 
     def _dump(self) -> Iterator[bytes | memoryview]:
-        """The body of the file."""
+        """Yield the body of the file."""
         raise NotImplementedError
 
     def _restore(self, header: dict[str, Any], body: memoryview) -> None:
-        """Hold what `_dump` wrote. Raises whatever it meets in a body that is not its own."""
+        """Load what `_dump` wrote. Raises whatever a foreign body causes."""
         raise NotImplementedError
 
-    # --- keeping up with the rows -----------------------------------------------------------------------------------
-
     def _sync(self, db: Transaction, shelf: Shelf) -> None:
-        """Take over what the rows have more, or everything anew where they are not what this was made of."""
+        """Add the rows that are new; start again if the rows held are no longer those of the record."""
         if self._version is not None and shelf.version is not None:
             if shelf.version[:2] == self._version[:2] and shelf.total <= self.count:
-                return  # rows are only appended within an epoch, and a search leaves out what is beyond the shelf
+                return  # within an epoch rows are only appended, and a search ignores rows beyond the shelf
             if shelf.version[1] < self._version[1]:
                 raise RewrittenError("what is searched was rewritten meanwhile. Try again.")
         if not self._looked_for_file and shelf.total:
@@ -117,7 +113,7 @@ class Derived:
         self._version, self._volumes = shelf.version, shelf.volumes
 
     def _let_go(self, shelf: Shelf) -> None:
-        """Let go of documents that are gone, if all others stand in their old order."""
+        """Drop documents that are gone, if all others stand in their old order."""
         there = {volume.stream for volume in shelf.volumes}
         gone = [volume.stream not in there for volume in self._volumes]
         held = [volume for volume, missing in zip(self._volumes, gone, strict=True) if not missing]
@@ -128,12 +124,15 @@ class Derived:
             self.count, self._saved = int(kept.sum()), 0
             self._check = Shelf(tuple(held)).digest()
 
-    # --- the file ---------------------------------------------------------------------------------------------------
-
     def save(self, db: Transaction, shelf: Shelf, *, always: bool = False) -> None:
-        """Replace the file, if enough is new and `shelf`, the collection as it is now, still begins with what is held.
+        """Replace the file, if enough is new and the collection still begins with the segments held.
 
-        Failing is no loss: it is made of the rows again. Nobody may rewrite the rows meanwhile.
+        A failure loses nothing: the file can be made from the rows again. Nobody may rewrite the rows meanwhile.
+
+        Args:
+            db: the transaction to read rows in.
+            shelf: the collection as it is now.
+            always: whether to write the file even if little is new.
         """
         with self._alone():
             new = self.count - self._saved
@@ -170,7 +169,7 @@ class Derived:
             scratch.unlink(missing_ok=True)
 
     def _load(self, db: Transaction, shelf: Shelf) -> None:
-        """Start from the file, if it is whole and was made of the very rows that are there."""
+        """Start from the file, if it is whole and was made from the present rows."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -187,7 +186,7 @@ class Derived:
             return self._distrust("the record says otherwise")
         try:
             self._restore(header, body)
-        except Exception as error:  # whatever FAISS or numpy meets in a file that is not its own
+        except Exception as error:  # whatever FAISS or numpy raises for a foreign file
             return self._distrust(str(error))
         self.count = self._saved = header["count"]
         self._check = header["check"]
@@ -198,20 +197,26 @@ class Derived:
 
 
 def _begins(volumes: Sequence[Volume], held: Sequence[Volume]) -> bool:
-    """Return whether what is held, as it is held, is how the volumes begin."""
-    return [(one.stream, one.segments, one.digest) for one in volumes[: len(held)]] == [
-        (one.stream, one.segments, one.digest) for one in held
+    """Return whether the volumes begin with the held ones, unchanged."""
+    return [(volume.stream, volume.segments, volume.digest) for volume in volumes[: len(held)]] == [
+        (volume.stream, volume.segments, volume.digest) for volume in held
     ]
 
 
 def remove(path: Path) -> None:
-    """Delete an index file and what a crash left of writing it."""
-    for found in (path, *path.parent.glob(f"{path.name}.*")):
-        found.unlink(missing_ok=True)
+    """Delete an index file and any remains of writing it."""
+    for file in (path, *path.parent.glob(f"{path.name}.*")):
+        file.unlink(missing_ok=True)
 
 
 def stale(path: Path, db: Transaction, shelf: Shelf) -> str | None:
-    """Why an index file would not be used; None: it would, or there is none."""
+    """Return why an index file would be rejected; None if it is usable or absent.
+
+    Args:
+        path: the index file.
+        db: the transaction to read rows in.
+        shelf: the collection as it is now.
+    """
     try:
         header, _ = _unpack(path.read_bytes())
     except FileNotFoundError:
@@ -223,7 +228,11 @@ def stale(path: Path, db: Transaction, shelf: Shelf) -> str | None:
 
 
 def _unpack(content: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Header and body of an index file. Raises ValueError where it is not whole."""
+    """Split an index file into header and body.
+
+    Raises:
+        ValueError: the file is not whole.
+    """
     start = len(_MAGIC) + 8
     if len(content) < start + 4 or content[: len(_MAGIC)] != _MAGIC:
         raise ValueError("it is not an index file, or torn")

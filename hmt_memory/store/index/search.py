@@ -1,4 +1,4 @@
-"""What searches an index: FAISS's exact 16-bit scan, the same on a GPU, torch where FAISS is missing, or any FAISS factory.
+"""Backends that search an index: FAISS's exact 16-bit scan, the same on a GPU, torch without FAISS, or any FAISS factory.
 
 Each is a growing matrix of float16 rows, searched by inner product. Knows vectors; no rows of the record, no file names.
 """
@@ -35,33 +35,41 @@ class Search:
     rounding = 1e-5  # relative difference between its scores and the true ones
 
     def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores [k] and rows [k], best first."""
+        """Return scores [k] and rows [k], best first."""
         raise NotImplementedError
 
     def add(self, rows: Halves) -> None:
+        """Append rows [n, d]."""
         raise NotImplementedError
 
     def keep(self, kept: NDArray[np.bool_]) -> bool:
-        """Let go of the rows where `kept` [n] is False; return False where that cannot be, and nothing is changed."""
+        """Drop the rows where `kept` [n] is False. Returns False where that is impossible; then nothing is changed."""
         return False
 
     def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
-        """Rows as they were added, if they are kept so."""
+        """Return rows as they were added, or None if they are not kept so."""
         raise NotImplementedError
 
     def dump(self) -> Iterator[bytes]:
-        """What `load` takes, in pieces."""
+        """Yield in pieces what `load` takes."""
         raise NotImplementedError
 
     def load(self, data: memoryview, rows: int) -> None:
+        """Append the `rows` rows that `dump` wrote."""
         raise NotImplementedError
 
 
 def new_search(factory: str, width: int) -> Search:
+    """Choose the backend for a `factory` string and vectors of `width`.
+
+    Raises:
+        MissingDependencyError: the factory needs FAISS.
+        ConfigError: FAISS does not know the factory, or it recalls too little.
+    """
     name = factory.partition(";")[0].strip()
     try:
         import faiss
-    except (ImportError, OSError, RuntimeError) as error:  # a GPU build whose CUDA libraries are missing raises the latter
+    except (ImportError, OSError, RuntimeError) as error:  # a GPU build without its CUDA libraries raises RuntimeError
         if name != DEFAULT:
             raise MissingDependencyError(
                 f"the index {factory!r} needs FAISS ({error}). Run: pip install 'hmt-memory[cpu]'"
@@ -108,13 +116,13 @@ class _Flat(Search):
         return np.ascontiguousarray(self.codes()[rows])
 
     def codes(self) -> Halves:
-        """[n, d] all rows, without a copy."""
+        """Return all rows [n, d], without a copy."""
         size = self._index.ntotal * self._width * 2
         if not size:
             return np.zeros((0, self._width), np.float16)
         codes = self._faiss.rev_swig_ptr(self._index.codes.data(), size)
-        found: Halves = codes.view(np.float16).reshape(-1, self._width)
-        return found
+        rows: Halves = codes.view(np.float16).reshape(-1, self._width)
+        return rows
 
     def dump(self) -> Iterator[bytes]:
         codes = self.codes()
@@ -126,7 +134,7 @@ class _Flat(Search):
 
 
 class _Gpu(_Flat):
-    """The same on a GPU: a copy there searches, the rows here are what is saved. Falls back to them once a search fails."""
+    """The flat search on a GPU, in a copy of the rows. After a failure there, the rows here are searched."""
 
     rounding = 1e-2  # it sums in half precision
 
@@ -231,16 +239,25 @@ class _Factory(Search):
 
 
 def matrix(data: memoryview, rows: int, width: int) -> Halves:
-    """Rows as they were dumped. Raises ValueError where they are not so many of that width."""
+    """Load rows [rows, width] as they were dumped.
+
+    Args:
+        data: float16, little-endian.
+        rows: the number of rows.
+        width: the width of a row.
+
+    Raises:
+        ValueError: the data has another size.
+    """
     if len(data) != rows * width * 2:
         raise ValueError("it holds another number of keys than its header says")
-    found: Halves = np.frombuffer(data, "<f2").reshape(rows, width)
-    return found
+    loaded: Halves = np.frombuffer(data, "<f2").reshape(rows, width)
+    return loaded
 
 
 @contextlib.contextmanager
 def _one_thread(faiss: Any) -> Iterator[None]:
-    """One query is searched fastest on one thread, whose setting belongs to the calling thread."""
+    """Search on one thread, which is fastest for one query. The setting belongs to the calling thread."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -262,7 +279,7 @@ def _use_huge_pages(address: int, size: int) -> None:
 
 
 def _gpu_usable(faiss: Any) -> bool:
-    """Whether this is a GPU build of FAISS and there is a GPU; torch is asked first, because it does not abort."""
+    """Return whether this is a GPU build of FAISS and there is a GPU. torch is asked first, because it does not abort."""
     if not hasattr(faiss, "StandardGpuResources"):
         return False
     import torch

@@ -21,7 +21,7 @@ from .search import DEFAULT, Halves, Search, new_search
 
 
 class Hits(NamedTuple):
-    """What a search found."""
+    """The result of a search."""
 
     positions: NDArray[np.int64]  # segments by falling score of their best key
     memory: Halves  # [k, m, d] their memory embeddings, as stored
@@ -33,12 +33,15 @@ class MemoryIndex(Derived):
 
     Args:
         path: its file; it may be missing, stale or damaged.
-        width: d. slots: m, embeddings of a segment that may be recalled. others: how many more stand before them in a row.
+        width: d, the width of an embedding.
+        slots: m, the embeddings of a segment that may be recalled.
+        others: the number of embeddings before these in a row.
         factory: a FAISS `index_factory` string for inner product, with `;name=value` search parameters after it.
-        made_by: digest of the model; an index of another one is not used.
+        made_by: digest of the model; an index of another model is not used.
 
     Raises:
-        ConfigError: the factory string is unknown, or recalls too little. MissingDependencyError: it needs FAISS.
+        ConfigError: the factory string is unknown, or recalls too little.
+        MissingDependencyError: the factory needs FAISS.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class MemoryIndex(Derived):
         self._keys_are_memory = True
 
     def describe(self) -> dict[str, Any]:
-        """What searches: backend, keys, whether it is exact."""
+        """Describe the search: backend, number of keys, whether it is exact."""
         return {"backend": self._search.name, "segments": self.count, "keys": len(self._owners), "exact": self._exact}
 
     @property
@@ -65,13 +68,13 @@ class MemoryIndex(Derived):
 
     def _extend(self, db: Transaction, shelf: Shelf, start: int, stop: int) -> None:
         keys, owners = [], []
-        for at, row in enumerate(shelf.rows(db, start, stop), start):
-            memory = self._vectors(row.memory, at)[self._others :]
-            key = memory if row.keys is None else self._vectors(row.keys, at)
+        for position, row in enumerate(shelf.rows(db, start, stop), start):
+            memory = self._vectors(row.memory, position)[self._others :]
+            key = memory if row.keys is None else self._vectors(row.keys, position)
             self._keys_are_memory &= row.keys is None
             self._largest = max(self._largest, float(np.linalg.norm(memory.astype(np.float32), axis=1).max(initial=0)))
             keys.append(key)
-            owners += [at] * len(key)
+            owners += [position] * len(key)
         if keys:
             self._search.add(np.concatenate(keys))
         self._owners = np.concatenate([self._owners, np.array(owners, np.int64)])
@@ -85,19 +88,25 @@ class MemoryIndex(Derived):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes of memory it takes."""
+        """The bytes of memory that it takes."""
         return self._owners.nbytes + 2 * self.width * len(self._owners)
 
-    def _vectors(self, data: bytes, at: int) -> Halves:
+    def _vectors(self, data: bytes, position: int) -> Halves:
         vectors: Halves = np.frombuffer(data, "<f2") if data else np.zeros(0, np.float16)
         if len(vectors) % self.width or not np.isfinite(vectors).all():
-            raise StoreDamagedError(f"segment {at} does not hold embeddings of width {self.width}. Rebuild the collection.")
+            raise StoreDamagedError(
+                f"segment {position} does not hold embeddings of width {self.width}. Rebuild the collection."
+            )
         return vectors.reshape(-1, self.width)
 
-    # --- searching --------------------------------------------------------------------------------------------------
-
     def search(self, db: Transaction, shelf: Shelf, query: NDArray[np.float32], k: int) -> Hits:
-        """The segments of the k best keys (times m, where a segment has m) for a folded query [d], as the rows are now.
+        """Return the segments with the k best keys (times m, where a segment has m), as the rows are now.
+
+        Args:
+            db: the transaction to read rows in.
+            shelf: the segments to search.
+            query: [d], folded.
+            k: how many segments are wanted.
 
         Raises:
             InputError: the query is not finite or not of this width.
@@ -108,13 +117,13 @@ class MemoryIndex(Derived):
             )
         with self._alone():
             self._sync(db, shelf)
-            known = int(np.searchsorted(self._owners, shelf.total))  # keys of the shelf; a newer one may have brought more
+            known = int(np.searchsorted(self._owners, shelf.total))  # keys of this shelf; a newer shelf may have added more
             rows = min(k * max(1, self.slots), known)
             if not rows:
                 return Hits(np.zeros(0, np.int64), np.zeros((0, self.slots, self.width), np.float16), float("-inf"))
-            scores, found = self._search(query, rows + len(self._owners) - known)
-            scores, found = scores[found < known][:rows], found[found < known][:rows]
-            owners, first = np.unique(self._owners[found], return_index=True)
+            scores, hits = self._search(query, rows + len(self._owners) - known)
+            scores, hits = scores[hits < known][:rows], hits[hits < known][:rows]
+            owners, first = np.unique(self._owners[hits], return_index=True)
             positions = owners[np.argsort(first)]
             ceiling = float("-inf")
             if len(positions) < shelf.total:
@@ -124,23 +133,27 @@ class MemoryIndex(Derived):
             return Hits(positions, self._memory(db, shelf, positions), ceiling)
 
     def _memory(self, db: Transaction, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
-        """[k, m, d] from the index where it holds the embeddings as they are, else from the rows."""
+        """Return [k, m, d] from the index if it holds the embeddings unchanged, else from the rows."""
         shape = (len(positions), self.slots, self.width)
         rows = (positions[:, None] * self.slots + np.arange(self.slots)).ravel()
-        found = self._search.vectors(rows) if self._keys_are_memory else None
-        if found is None:
-            stored = (next(shelf.rows(db, at, at + 1)).memory for at in positions.tolist())
-            found = np.frombuffer(b"".join(stored), "<f2").astype(np.float16)
-            found = found.reshape(len(positions), self._others + self.slots, self.width)[:, self._others :]
-        return found.reshape(shape)
+        vectors = self._search.vectors(rows) if self._keys_are_memory else None
+        if vectors is None:
+            stored = (next(shelf.rows(db, position, position + 1)).memory for position in positions.tolist())
+            vectors = np.frombuffer(b"".join(stored), "<f2").astype(np.float16)
+            vectors = vectors.reshape(len(positions), self._others + self.slots, self.width)[:, self._others :]
+        return vectors.reshape(shape)
 
     def embeddings(self, db: Transaction, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
-        """[k, m, d] the memory embeddings of segments of the shelf."""
+        """Return the memory embeddings [k, m, d] of segments.
+
+        Args:
+            db: the transaction to read rows in.
+            shelf: the segments that positions count in.
+            positions: [k] of the segments.
+        """
         with self._alone():
             self._sync(db, shelf)
             return self._memory(db, shelf, positions)
-
-    # --- the file ---------------------------------------------------------------------------------------------------
 
     def _wanted(self) -> dict[str, Any]:
         shape = {"width": self.width, "slots": self.slots, "others": self._others}

@@ -30,7 +30,7 @@ class Catalogue(Streams):
     """Facts, models, sessions, corpora and documents over one connection."""
 
     def fact(self, name: str) -> str | None:
-        """Return what is remembered under a name."""
+        """Return the value remembered under a name."""
         row = self.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
@@ -57,10 +57,8 @@ class Catalogue(Streams):
         values = (digest, text := json.dumps(parts, sort_keys=True), crc_of(digest, text))
         return int(self.execute("INSERT INTO models (digest, parts, crc) VALUES (?, ?, ?)", values).lastrowid or 0)
 
-    # --- sessions and corpora ---------------------------------------------------------------------------------------
-
     def collections(self, kind: str) -> list[CollectionRow]:
-        """Return all of a kind, by name."""
+        """Return all sessions or all corpora, by name."""
         rows = self.execute(f"SELECT {_COLLECTION} WHERE kind = ?", (kind,)).fetchall()
         return sorted(map(_collection, rows), key=lambda row: row.name)
 
@@ -75,14 +73,14 @@ class Catalogue(Streams):
         return None if row is None else _collection(row)
 
     def add_collection(self, kind: str, name: str, *, stream: int | None, now: float) -> CollectionRow:
-        """Add a new, empty one."""
+        """Add a new, empty session or corpus."""
         new = CollectionRow(0, kind, name, None, stream, 1, 0, 0, now, now, {})
         values = _collection_values(new, self.put(name.encode()))
         cursor = self.execute(f"INSERT INTO collections VALUES (NULL, {', '.join('?' * len(values))})", values)
         return replace(new, id=int(cursor.lastrowid or 0))
 
     def update_collection(self, row: CollectionRow) -> CollectionRow:
-        """Write a row, whose name is that it has, back as its next revision."""
+        """Write a row back as its next revision. Its name stays as it is."""
         new = replace(row, revision=row.revision + 1)
         self._write_collection(new, self._name(row.id))
         return new
@@ -96,11 +94,13 @@ class Catalogue(Streams):
         """Delete a session or corpus; its messages or documents are swept away by the erasure's next steps."""
         self.release(erasure, [self._name(row.id).id])
         self.execute("DELETE FROM collections WHERE id = ?", (row.id,))
-        kind, id = ("corpus", row.id) if row.stream is None else ("stream", row.stream)
-        self.sweep_later(erasure, kind, id)
+        kind, number = ("corpus", row.id) if row.stream is None else ("stream", row.stream)
+        self.sweep_later(erasure, kind, number)
 
-    def _name(self, id: int) -> Payload:
-        return Payload(*self.execute("SELECT name, name_size, name_check FROM collections WHERE id = ?", (id,)).fetchone())
+    def _name(self, collection: int) -> Payload:
+        return Payload(
+            *self.execute("SELECT name, name_size, name_check FROM collections WHERE id = ?", (collection,)).fetchone()
+        )
 
     def _write_collection(self, row: CollectionRow, name: Payload) -> None:
         self.execute(
@@ -108,8 +108,6 @@ class Catalogue(Streams):
             " next_id = ?, revision = ?, epoch = ?, created_at = ?, updated_at = ?, settings = ?, crc = ? WHERE id = ?",
             (*_collection_values(row, name), row.id),
         )
-
-    # --- documents --------------------------------------------------------------------------------------------------
 
     def documents(self, collection: int) -> list[DocumentRow]:
         """Return a corpus's documents in the order they were added."""
@@ -130,36 +128,36 @@ class Catalogue(Streams):
         return None if row is None else _document(row)
 
     def add_document(self, collection: int, document: DocumentRow) -> None:
-        """Add one under its id."""
+        """Add a document under its id."""
         body = self.put(as_json(document.body))
         values = (document.id, document.stream, name_key(document.body["name"]), *body, document.created_at)
         self.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (collection, *values, crc_of(*values)))
 
     def delete_document(self, collection: int, document: DocumentRow, erasure: int) -> None:
-        """Delete one; its stream is swept away by the erasure's next steps."""
+        """Delete a document; its stream is swept away by the erasure's next steps."""
         query = "SELECT id, stream, body FROM documents WHERE collection = ? AND id = ?"
         self._delete_documents(collection, self.execute(query, (collection, document.id)).fetchall(), erasure)
 
     def sweep_documents(self, collection: int, erasure: int, most: int) -> int:
-        """Delete some documents of a corpus that is gone; return how many there were."""
+        """Delete some documents of a corpus that is gone. Returns how many there were."""
         query = "SELECT id, stream, body FROM documents WHERE collection = ? LIMIT ?"
-        found = self.execute(query, (collection, most)).fetchall()
-        self._delete_documents(collection, found, erasure)
-        return len(found)
+        rows = self.execute(query, (collection, most)).fetchall()
+        self._delete_documents(collection, rows, erasure)
+        return len(rows)
 
     def _delete_documents(self, collection: int, rows: Sequence[tuple[int, int, int]], erasure: int) -> None:
         self.release(erasure, [body for _, _, body in rows])
-        for id, stream, _ in rows:
-            self.execute("DELETE FROM documents WHERE collection = ? AND id = ?", (collection, id))
+        for document, stream, _ in rows:
+            self.execute("DELETE FROM documents WHERE collection = ? AND id = ?", (collection, document))
             self.sweep_later(erasure, "stream", stream)
 
 
 def _collection(row: Sequence[Any]) -> CollectionRow:
-    id, *rest, data = row
-    what = f"the record of {row[1]} {id}"
+    number, *rest, data = row
+    what = f"the record of {row[1]} {number}"
     kind, _, _, size, check, *values, settings = checked(what, rest)
     name = content(what, data, size, check).decode()
-    return CollectionRow(id, kind, name, *[*values, json.loads(settings)])
+    return CollectionRow(number, kind, name, *[*values, json.loads(settings)])
 
 
 def _collection_values(row: CollectionRow, name: Payload) -> tuple[Any, ...]:
@@ -172,5 +170,5 @@ def _collection_values(row: CollectionRow, name: Payload) -> tuple[Any, ...]:
 def _document(row: Sequence[Any]) -> DocumentRow:
     *rest, data = row
     what = f"the record of document {row[0]}"
-    id, stream, _, _, size, check, created = checked(what, rest)
-    return DocumentRow(id, stream, json.loads(content(what, data, size, check)), created)
+    number, stream, _, _, size, check, created = checked(what, rest)
+    return DocumentRow(number, stream, json.loads(content(what, data, size, check)), created)

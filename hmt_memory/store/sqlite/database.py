@@ -1,8 +1,8 @@
-"""One SQLite file in one folder: connections, transactions, locks, the log. Knows no table but its schema's version.
+"""One SQLite file in one folder: connections, transactions, locks, the log. Knows no table, only the schema's version.
 
-WAL with synchronous=FULL: what a transaction has written survives the process and the power. Every write and every
-checkpoint happens under one file lock, so that no two processes ever write at the same instant: SQLite before 3.51.3 can
-damage a WAL database otherwise. Readers take no lock and never wait.
+WAL with synchronous=FULL: a committed transaction survives the process and the power. Every write and every checkpoint happens
+under one file lock, so that no two processes ever write at the same instant: SQLite before 3.51.3 can damage a WAL database
+otherwise. Readers take no lock and never wait.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .transaction import SqliteTransaction
 T = TypeVar("T")
 SQLITE = sqlite3.sqlite_version
 _CHECKPOINT_BYTES = 4 << 20  # a WAL above this is copied back after the next write
-_LARGEST_LOG = 16 << 20  # above this, new writers wait until readers have let go of it
+_LARGEST_LOG = 16 << 20  # above this, a writer waits for readers to leave the log
 _PATIENCE_SECONDS = 0.05  # how long writers wait for readers at a time
 _POLL_SECONDS = 0.005
 _PRAGMAS = (
@@ -36,7 +36,7 @@ _PRAGMAS = (
     "foreign_keys = ON",
     "secure_delete = ON",
     "trusted_schema = OFF",
-    "temp_store = MEMORY",  # nothing of what is stored passes through the system's temporary folder
+    "temp_store = MEMORY",  # stored content never passes through the system's temporary folder
 )
 _DAMAGE = ("malformed", "not a database", "corrupt", "no such table", "no such column", "disk image")
 _NO_ROOM = ("disk is full", "disk i/o error")
@@ -48,10 +48,11 @@ class Database:
     Args:
         folder: made if it does not exist, for its owner only.
         timeout: seconds to wait for another process that writes.
-        read_only: whether to leave the folder as it is; it has to be there then.
+        read_only: whether to leave the folder as it is; then it has to exist.
 
     Raises:
-        StoreError: the folder cannot be used, or holds something else. SessionBusyError: another process kept writing.
+        StoreError: the folder cannot be used, or holds something else.
+        SessionBusyError: another process kept writing.
     """
 
     capabilities = frozenset({Capability.ERASES_BYTES})
@@ -59,7 +60,7 @@ class Database:
     def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
         self.folder, self.timeout, self.read_only = folder, timeout, read_only
         self._idle: list[sqlite3.Connection] = []
-        self._mutex, self._write_mutex = threading.Lock(), threading.Lock()  # of the pool; of writers, who queue here
+        self._mutex, self._write_mutex = threading.Lock(), threading.Lock()  # for the pool, and for writers
         self._views = threading.local()
         self._closed = False
         GATE.add(self)
@@ -84,11 +85,9 @@ class Database:
             _in_transaction(db, migrations.migrate)
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    # --- transactions -----------------------------------------------------------------------------------------------
-
     @contextlib.contextmanager
     def reading(self) -> Iterator[SqliteTransaction]:
-        """Open a consistent view of all rows as of now; inside it, another one of the same thread is the same view.
+        """Open a consistent view of all rows as of now. Inside it, the same thread gets the same view again.
 
         Fetch what is needed and leave: an open view keeps the WAL growing.
         """
@@ -111,7 +110,9 @@ class Database:
         """Open a transaction that is durable when the block ends, and never was if it raises.
 
         Raises:
-            SessionBusyError: others wrote for longer than `timeout`. StoreFullError: the disk is full. StoreError: it fails.
+            SessionBusyError: others wrote for longer than `timeout`.
+            StoreFullError: the disk is full.
+            StoreError: the transaction fails.
         """
         if self.read_only:
             raise StoreError(f"the store {self.folder} was opened read-only. Open it without read_only to change it.")
@@ -127,14 +128,13 @@ class Database:
             self._checkpoint_if_large(db)
 
     def let_others_write(self) -> None:
-        """Pause between two transactions of one long work, long enough for whoever waits to notice."""
+        """Pause between two transactions of one long work, long enough for a waiting writer to notice."""
         time.sleep(1.2 * _POLL_SECONDS)
 
     def erasing(self, work: Callable[[Transaction], T]) -> T:
-        """Do in a transaction what makes room: where the disk is full, in the room that is kept for this.
+        """Run `work`, which makes room, in a transaction. If the disk is full, the room kept for this is used.
 
-        Raises:
-            As `writing`.
+        Raises the errors of `writing`.
         """
         try:
             with self.writing() as db:
@@ -145,7 +145,7 @@ class Database:
                 return work(db)
 
     def empty_log(self) -> None:
-        """Copy the WAL back and empty it: bytes that were overwritten are then in no file. Others may write meanwhile.
+        """Copy the WAL back and empty it: overwritten bytes are then in no file. Others may write meanwhile.
 
         Raises:
             SessionBusyError: a reader kept the old bytes for longer than `timeout`.
@@ -161,13 +161,14 @@ class Database:
             return _checkpoint(db, "TRUNCATE", wait_seconds=_PATIENCE_SECONDS)
 
     def rewrite(self) -> None:
-        """Rewrite the file without what holds nothing, to give its room back to the disk. Nobody can write meanwhile.
+        """Rewrite the file without empty content, to give its room back to the disk. Nobody can write meanwhile.
 
         Rows move where others are dropped and leave copies, which are gone when this is done: nothing is erased in between.
         Takes about 12 seconds a gigabyte, and as much room again in this folder while it lasts.
 
         Raises:
-            SessionBusyError: others wrote for longer than `timeout`. StoreFullError: there is no room for it.
+            SessionBusyError: others wrote for longer than `timeout`.
+            StoreFullError: there is no room for the new file.
         """
         with self.exclusive(), self._connection() as db, self._translated():
             _in_transaction(db, SqliteTransaction.drop_vacant)
@@ -183,9 +184,10 @@ class Database:
 
     @contextlib.contextmanager
     def lock(self, name: str, *, timeout: float | None = None) -> Iterator[None]:
-        """Hold a lock that one block of all threads and processes holds at a time.
+        """Hold a lock that only one block of all threads and processes holds at a time.
 
         Args:
+            name: of the lock.
             timeout: seconds to wait; None: as long as for another writer.
 
         Raises:
@@ -215,7 +217,7 @@ class Database:
         return self.folder / "locks" / f"{name}.lock"
 
     def _drop_unused_locks(self) -> None:
-        """Remove the files of locks that nobody holds; whoever asks for one makes it again."""
+        """Remove the files of locks that nobody holds. They are made again when needed."""
         for path in (self.folder / "locks").glob("*.lock"):
             if path != self._lock_path("store"):
                 with contextlib.suppress(Timeout, OSError), FileLock(path, timeout=0, mode=0o600):
@@ -225,7 +227,7 @@ class Database:
         """Write a copy of the database, as of one moment, into a folder. Others may write meanwhile.
 
         Raises:
-            StoreFullError: there is no room for it.
+            StoreFullError: there is no room for the copy.
         """
         path = folder / files.DATABASE
         os.close(files.open_for_owner(path))
@@ -233,15 +235,15 @@ class Database:
             db.backup(copy)
 
     def size(self) -> int:
-        """Return how many bytes the database takes on the disk."""
+        """Return the number of bytes that the database takes on the disk."""
         return self._path.stat().st_size
 
     def problems(self) -> list[str]:
-        """What SQLite itself finds wrong with the file; takes time in proportion to its size."""
+        """Return what SQLite itself finds wrong with the file. Takes time in proportion to its size."""
         with self.reading() as db:
-            found = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
+            lines = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
             foreign = db.execute("PRAGMA foreign_key_check").fetchall()
-        problems = [] if found == ["ok"] else [f"database: {line}" for line in found]
+        problems = [] if lines == ["ok"] else [f"database: {line}" for line in lines]
         return problems + [f"database: a row of {table} refers to a {other} that is gone" for table, _, other, _ in foreign]
 
     def close(self) -> None:
@@ -260,14 +262,12 @@ class Database:
                 db.close()
 
     def begin_anew(self) -> None:
-        """Leave behind what other threads of the process that this one was forked from may hold."""
+        """Replace the locks that threads of the parent process may hold."""
         self._mutex, self._write_mutex = threading.Lock(), threading.Lock()
-
-    # --- connections ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection that no other thread uses meanwhile, and that no other process ever used."""
+        """Use a connection that no other thread uses meanwhile, and that no other process ever used."""
         with GATE.connection(), self._pooled() as db:
             yield db
 
@@ -313,10 +313,10 @@ class Database:
             return db
 
     def _check_identity(self) -> None:
-        """Notice that the file was removed or replaced: what is written to the old one is lost.
+        """Notice that the file was removed or replaced: writes to the old one would be lost.
 
         Raises:
-            StoreError: it was.
+            StoreError: the file was removed or replaced.
         """
         if files.identity(self._path) != self._identity:
             raise StoreError(
@@ -326,7 +326,7 @@ class Database:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """No other thread or process writes or checkpoints inside; the block itself would wait for itself."""
+        """Keep every other thread and process from writing and checkpointing inside. The block must not ask for it again."""
         self._check_identity()
         with self._write_mutex:
             lock = FileLock(self._lock_path("store"), timeout=self.timeout, poll_interval=_POLL_SECONDS, mode=0o600)
@@ -343,7 +343,7 @@ class Database:
                 lock.release()
 
     def _checkpoint_if_large(self, db: sqlite3.Connection) -> None:
-        """Copy the WAL back. What was just committed is durable already, so a failure here only waits for the next time.
+        """Copy the WAL back. The commit is durable already, so a failure here only waits for the next time.
 
         Readers that follow one another closely keep a passive copy from ever ending the log; a large one waits for them.
         """
@@ -363,7 +363,7 @@ class Database:
 
 
 def _checkpoint(db: sqlite3.Connection, mode: str, *, wait_seconds: float) -> bool:
-    """Copy the WAL back into the database; return whether that was done to its end."""
+    """Copy the WAL back into the database. Returns whether it was copied to its end."""
     (before,) = db.execute("PRAGMA busy_timeout").fetchone()
     db.execute(f"PRAGMA busy_timeout = {int(wait_seconds * 1000)}").fetchall()
     try:

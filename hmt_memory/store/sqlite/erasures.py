@@ -24,19 +24,19 @@ class Erasures(Payloads):
 
     def erasures(self) -> list[int]:
         """List the erasures that are under way, or were left by a crash."""
-        return [int(id) for (id,) in self.execute("SELECT id FROM erasures ORDER BY id").fetchall()]
+        return [int(erasure) for (erasure,) in self.execute("SELECT id FROM erasures ORDER BY id").fetchall()]
 
     def sweep_later(self, erasure: int, kind: str, id: int) -> None:
         """Say that a "stream", or the documents of a "corpus", may hold rows that nobody shows any more."""
         self.execute("INSERT OR IGNORE INTO sweeps VALUES (?, ?, ?)", (erasure, kind, id))
 
     def next_sweep(self, erasure: int) -> Sweep | None:
-        """Return something that an erasure has still to go through."""
+        """Return a stream or corpus that an erasure has still to go through."""
         row = self.execute("SELECT kind, id FROM sweeps WHERE erasure = ? LIMIT 1", (erasure,)).fetchone()
         return None if row is None else Sweep(*row)
 
     def end_sweep(self, erasure: int, sweep: Sweep) -> None:
-        """Note that an erasure has gone through something."""
+        """Note that an erasure has gone through a stream or corpus."""
         self.execute("DELETE FROM sweeps WHERE erasure = ? AND kind = ? AND id = ?", (erasure, *sweep))
 
     def is_swept(self, streams: Iterable[int]) -> bool:
@@ -45,19 +45,20 @@ class Erasures(Payloads):
         return any(self.execute(query, (stream,)).fetchone() for stream in streams)
 
     def delete_rows(self, stream: int, ends: tuple[int, int, int], erasure: int, most: int) -> int:
-        """Delete some of a stream's rows from so many messages, tokens and segments on; return how many there were.
+        """Delete some of a stream's rows from so many messages, tokens and segments on. Returns how many there were.
 
         Args:
-            ends: where each kind of rows is to end.
-            erasure: what overwrites their content.
-            most: so many are deleted at most; fewer were left if fewer are.
+            stream: the stream whose rows are deleted.
+            ends: where messages, tokens and segments are to end.
+            erasure: overwrites their content.
+            most: the largest number of rows to delete; a smaller result means that none are left.
         """
         done = 0
         for (table, place, content), end in zip(_TABLES, ends, strict=True):
             query = f"SELECT {place}, {content} FROM {table} WHERE stream = ? AND {place} >= ? LIMIT ?"
-            found = self.execute(query, (stream, end, most - done)).fetchall()
+            rows = self.execute(query, (stream, end, most - done)).fetchall()
             delete = f"DELETE FROM {table} WHERE stream = ? AND {place} = ?"
-            self._db.executemany(delete, ((stream, at) for at, _ in found))
-            self.release(erasure, [payload for _, payload in found])
-            done += len(found)
+            self._db.executemany(delete, ((stream, position) for position, _ in rows))
+            self.release(erasure, [payload for _, payload in rows])
+            done += len(rows)
         return done

@@ -1,4 +1,4 @@
-"""The files of a store's folder: made for their owner only, recognised again, and room kept for erasing on a full disk."""
+"""The files of a store's folder: made for their owner only, known by identity, with room kept for erasing on a full disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find_store(folder: Path) -> Path:
     """Return the database file of an existing store.
 
     Raises:
-        StoreError: there is none.
+        StoreError: there is no store.
     """
     path = folder / DATABASE
     if not path.is_file():
@@ -30,7 +30,7 @@ def find_store(folder: Path) -> Path:
 
 
 def make_store(folder: Path) -> Path:
-    """Make what is missing of a store's folder and file; return the file, behind links.
+    """Make the missing parts of a store's folder and file. Returns the file, with links resolved.
 
     Raises:
         StoreError: the folder cannot be used.
@@ -59,7 +59,7 @@ def open_for_owner(path: Path) -> int:
     """Open a file for writing that nobody else can read, whatever the umask; return its descriptor."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, _OWNER_FILE)
     if hasattr(os, "fchmod"):
-        with contextlib.suppress(PermissionError):  # another user's, who lets this one write
+        with contextlib.suppress(PermissionError):  # another user owns it and lets this one write
             os.fchmod(handle, _OWNER_FILE)
     return handle
 
@@ -81,12 +81,12 @@ def _warn_of_others(folder: Path) -> None:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Return what tells a file from another of the same name; None where there is none."""
+    """Return what distinguishes a file from another of the same name; None if there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def keep_reserve(folder: Path) -> None:

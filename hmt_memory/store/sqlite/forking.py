@@ -1,7 +1,7 @@
 """Forks: no connection is open at the moment when the process is forked, by whichever thread.
 
-What SQLite knows of its process's locks is inherited by a forked process, which does not hold them: any connection to the same
-file, a new one as well, would read and write unprotected (https://www.sqlite.org/howtocorrupt.html, 2.6).
+A forked process inherits SQLite's knowledge of locks that it does not hold: any connection to the same file, even a new one,
+would read and write unprotected (https://www.sqlite.org/howtocorrupt.html, 2.6).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _PATIENCE_SECONDS = 10.0  # how long a fork waits for the connections of other t
 
 
 class Pool(Protocol):
-    """What keeps connections that nobody uses."""
+    """A set of connections, some of them idle."""
 
     def close_idle(self) -> None:
-        """Close them."""
+        """Close the connections that nobody uses."""
         ...
 
     def begin_anew(self) -> None:
@@ -32,7 +32,7 @@ class Pool(Protocol):
 
 
 class Gate:
-    """Where every connection of the process passes: those who use one, and forks, which wait for them."""
+    """The gate of every connection of the process. Threads pass it to use a connection; forks wait until none is in use."""
 
     def __init__(self) -> None:
         self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -46,10 +46,10 @@ class Gate:
 
     @contextmanager
     def connection(self) -> Iterator[None]:
-        """Use a connection inside. A thread that uses one already does not wait for a fork, which waits for it.
+        """Use a connection inside. A thread that uses one already does not wait for a fork, which waits for the thread.
 
         Raises:
-            StoreError: the process was forked by, or beside, a thread that used one.
+            StoreError: the process was forked by, or beside, a thread that used a connection.
         """
         if self._inherited:
             raise StoreError(
@@ -90,7 +90,7 @@ class Gate:
         self._changed.release()
 
     def after_in_child(self) -> None:
-        """Begin anew."""
+        """Start with nothing in use but the connections of this thread."""
         self._inherited = self._inherited or self._used > 0
         self._changed, self._used, self._forks = threading.Condition(), self._count(), 0
         for pool in list(self._pools):

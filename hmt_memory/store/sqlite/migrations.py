@@ -1,4 +1,4 @@
-"""The schema, as numbered steps. A step that was released is never edited; a change is a new step."""
+"""The schema as numbered steps. A released step is never edited; a change is a new step."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _create(db: SqliteTransaction) -> None:
 
 
 def _move_content(db: SqliteTransaction) -> None:
-    """Give all content to `payloads`. SQLite clears every page of a table that is dropped, moved copies included."""
+    """Move all content to `payloads`. SQLite clears every page of a dropped table, moved copies included."""
     _run(db, _SECOND)
     for table, copy in zip(_MOVED, (_segment, _token, _message, _document, _collection), strict=True):
         for row in db.execute(f"SELECT * FROM {table}"):
@@ -255,31 +255,31 @@ def _token(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _message(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
-    stream, seq, id, batch, pinned, body, created, *spans, _ = row
-    checked(f"message {id}", row[1:])
-    return (stream, seq, id, batch, pinned, *db.put(body), created, *spans)
+    stream, seq, message, batch, pinned, body, created, *spans, _ = row
+    checked(f"message {message}", row[1:])
+    return (stream, seq, message, batch, pinned, *db.put(body), created, *spans)
 
 
 def _document(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
-    collection, id, stream, body, created, _ = row
-    checked(f"the record of document {id}", row[1:])
-    return (collection, id, stream, name_key(json.loads(body)["name"]), *db.put(body), created)
+    collection, document, stream, body, created, _ = row
+    checked(f"the record of document {document}", row[1:])
+    return (collection, document, stream, name_key(json.loads(body)["name"]), *db.put(body), created)
 
 
 def _collection(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
-    id, kind, name, *rest, _ = row
+    number, kind, name, *rest, _ = row
     checked(f"the record of {kind} {name!r}", row[1:])
-    return (id, kind, name_key(name), *db.put(name.encode()), *rest)
+    return (number, kind, name_key(name), *db.put(name.encode()), *rest)
 
 
 STEPS: tuple[Callable[[SqliteTransaction], None], ...] = (_create, _move_content)
 
 
 def pending(db: SqliteTransaction) -> int:
-    """How many steps the file still needs.
+    """Return how many steps the file still needs.
 
     Raises:
-        StoreError: it is another program's database, or a newer version's.
+        StoreError: the database is another program's, or a newer version's.
     """
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (application,) = db.execute("PRAGMA application_id").fetchone()

@@ -1,8 +1,8 @@
-"""Content: what was said, its tokens and embeddings, names. Every other column of the store is a number or a digest.
+"""Content: texts, tokens, embeddings and names. Every other column of the store is a number or a digest.
 
 SQLite clears what it deletes, but not the copies it leaves behind where it moves rows from page to page. So content stands in
-a table of its own whose rows never move: they are appended, or overwritten where they are in the same length. What is erased is
-overwritten with zeros, and was then nowhere else. Its room is given to later content of about the same length.
+a table of its own whose rows never move: they are appended, or overwritten in place with the same length. Erased content is
+overwritten with zeros, and no copy exists elsewhere. Its room is given to later content of about the same length.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ class Payloads:
 
     @property
     def changes(self) -> int:
-        """How many rows this connection has changed so far."""
+        """The number of rows that this connection has changed so far."""
         return self._db.total_changes
 
     def put(self, data: bytes) -> Payload:
-        """Write content, into room that was given back where some fits."""
+        """Write content, into vacant room if some fits."""
         fitting = "SELECT room, payload FROM vacant WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1"
         vacant = self.execute(fitting, (len(data), int(len(data) * _SLACK))).fetchone()
         if vacant is None:
-            id = int(self.execute("INSERT INTO payloads (data) VALUES (?)", (data,)).lastrowid or 0)
+            payload = int(self.execute("INSERT INTO payloads (data) VALUES (?)", (data,)).lastrowid or 0)
         else:
-            room, id = vacant
+            room, payload = vacant
             self.execute("DELETE FROM vacant WHERE room = ? AND payload = ?", vacant)
-            self.execute("UPDATE payloads SET data = ? WHERE id = ?", (data.ljust(room, b"\0"), id))
-        return Payload(id, len(data), zlib.crc32(data))
+            self.execute("UPDATE payloads SET data = ? WHERE id = ?", (data.ljust(room, b"\0"), payload))
+        return Payload(payload, len(data), zlib.crc32(data))
 
     def share(self, payloads: Iterable[int]) -> None:
-        """Note that one row more refers to each."""
+        """Note that one more row refers to each payload."""
         more = "INSERT INTO shares VALUES (?, 1) ON CONFLICT (payload) DO UPDATE SET others = others + 1"
         self._db.executemany(more, ((payload,) for payload in payloads))
 
     def release(self, erasure: int, payloads: Iterable[int]) -> None:
-        """Note that one row less refers to each; content that no row refers to any more is to be overwritten."""
+        """Note that one row fewer refers to each payload; content without any row is to be overwritten."""
         unshared = [payload for payload in payloads if not self._unshare(payload)]
         self._db.executemany(
             "INSERT OR IGNORE INTO released (erasure, payload) VALUES (?, ?)", ((erasure, payload) for payload in unshared)
         )
 
     def _unshare(self, payload: int) -> bool:
-        """Note that one row less refers to a payload, if several do; return whether they did."""
+        """Note that one row fewer refers to a payload, if several do. Returns whether several did."""
         shared = self.execute("SELECT others FROM shares WHERE payload = ?", (payload,)).fetchone()
         if shared is None:
             return False
@@ -69,7 +69,7 @@ class Payloads:
         return True
 
     def overwrite(self, erasure: int, most: int) -> int:
-        """Overwrite about `most` bytes of what an erasure has released; return how many payloads and bytes together."""
+        """Overwrite about `most` bytes of released content. Returns the sum of payloads and bytes."""
         query = "SELECT payload, length(data) FROM released JOIN payloads ON id = payload WHERE erasure = ? LIMIT ?"
         done = 0
         for payload, room in self.execute(query, (erasure, _PER_STEP)).fetchall():
@@ -82,10 +82,10 @@ class Payloads:
         return done
 
     def vacant_bytes(self) -> int:
-        """Count the bytes that were given back and hold nothing."""
+        """Count the bytes of vacant room."""
         return int(self.execute("SELECT coalesce(sum(room), 0) FROM vacant").fetchone()[0])
 
     def drop_vacant(self) -> None:
-        """Delete the rows that hold nothing. Others may move: the file has to be rewritten before anything else is erased."""
+        """Delete vacant rows. Others may move: the file has to be rewritten before anything else is erased."""
         self.execute("DELETE FROM payloads WHERE id IN (SELECT payload FROM vacant)")
         self.execute("DELETE FROM vacant")

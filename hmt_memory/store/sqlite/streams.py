@@ -1,4 +1,4 @@
-"""The rows of streams: where each begins in its parent and ends, who shows it, which are being written."""
+"""The rows of streams: beginnings in their parents, ends, who shows them, which are being written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Streams(Erasures):
         return [StreamRow(row[0], *checked(f"the record of stream {row[0]}", row[1:])) for row in rows]
 
     def add_stream(self, row: StreamRow) -> int:
-        """Add a stream, whose own id does not count; return the id it has."""
+        """Add a stream; its own id is ignored. Returns the new id."""
         columns = "parent, parent_messages, parent_tokens, parent_segments, messages, tokens, crc"
         values = (*row[1:], crc_of(*row[1:]))
         return int(self.execute(f"INSERT INTO streams ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid or 0)
@@ -65,21 +65,24 @@ class Streams(Erasures):
 
     def showing(self, stream: int, seq: int, *, besides: int) -> list[str]:
         """Return the names of sessions, besides one, that show a stream's own message at `seq`."""
-        found = self.execute(_SHOWING, {"stream": stream, "seq": seq, "besides": besides}).fetchall()
-        return [data[:size].decode() for data, size in found]
+        rows = self.execute(_SHOWING, {"stream": stream, "seq": seq, "besides": besides}).fetchall()
+        return [data[:size].decode() for data, size in rows]
 
     def add_draft(self, stream: int, collection: int) -> None:
         """Note that a stream is being written to take the place of a session's."""
         self.execute("INSERT INTO drafts VALUES (?, ?)", (stream, collection))
 
     def remove_draft(self, stream: int) -> None:
-        """Note that a stream is no draft any more."""
+        """Note that a stream is no longer a draft."""
         self.execute("DELETE FROM drafts WHERE stream = ?", (stream,))
 
     def drafts(self, collection: int) -> list[int]:
         """List the streams that are, or were, being written for a session."""
-        return [int(id) for (id,) in self.execute("SELECT stream FROM drafts WHERE collection = ?", (collection,)).fetchall()]
+        return [
+            int(stream)
+            for (stream,) in self.execute("SELECT stream FROM drafts WHERE collection = ?", (collection,)).fetchall()
+        ]
 
     def drafted(self) -> list[int]:
         """List the sessions that streams are, or were, being written for."""
-        return [int(id) for (id,) in self.execute("SELECT DISTINCT collection FROM drafts").fetchall()]
+        return [int(session) for (session,) in self.execute("SELECT DISTINCT collection FROM drafts").fetchall()]

@@ -1,4 +1,4 @@
-"""A transaction on SQLite: all kinds of rows over one connection. Messages, tokens and segments stand here."""
+"""A transaction on SQLite: all kinds of rows over one connection. Messages, tokens and segments are in this file."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ _SEGMENT = (
 class SqliteTransaction(Catalogue):
     """Everything that `backend.Transaction` asks for."""
 
-    # --- messages ---------------------------------------------------------------------------------------------------
-
     def add_message(self, stream: int, message: MessageRow) -> None:
         """Add a message at its place."""
         self._add_message(stream, message, self.put(as_json(message.body)))
@@ -45,7 +43,7 @@ class SqliteTransaction(Catalogue):
         return [_message(row) for row in self.execute(query, (stream, start, stop)).fetchall()]
 
     def messages_between(self, stream: int, tokens: tuple[int, int], before: int) -> list[MessageRow]:
-        """Return a stream's own messages that tokens [low, high) belong to, of those before message `before`."""
+        """Return a stream's own messages before message `before` that tokens [low, high) belong to."""
         low, high = tokens
         query = "SELECT max(token_start) FROM messages WHERE stream = ? AND token_start <= ? AND seq < ?"
         (first,) = self.execute(query, (stream, low, before)).fetchone()
@@ -63,7 +61,7 @@ class SqliteTransaction(Catalogue):
             yield _message(row)
 
     def position(self, stream: int, id: int, before: int) -> int | None:
-        """Return the place of a stream's own message of that id, if it is before message `before`."""
+        """Return the place of a stream's own message, if it stands before message `before`."""
         query = "SELECT seq FROM messages WHERE stream = ? AND id = ? AND seq < ?"
         row = self.execute(query, (stream, id, before)).fetchone()
         return None if row is None else int(row[0])
@@ -74,14 +72,12 @@ class SqliteTransaction(Catalogue):
         time: float | None = self.execute(query, (stream, start, stop)).fetchone()[0]
         return time
 
-    # --- tokens -----------------------------------------------------------------------------------------------------
-
     def add_tokens(self, stream: int, start: int, ids: bytes) -> None:
         """Add token ids (uint32, little-endian) at their place."""
         self._add_tokens(stream, self.new_tokens(start, ids))
 
     def new_tokens(self, start: int, ids: bytes) -> TokenRow:
-        """Write token ids that a row is going to refer to."""
+        """Write token ids for a row that is about to refer to them."""
         return TokenRow(start, self.put(ids))
 
     def _add_tokens(self, stream: int, row: TokenRow) -> None:
@@ -89,25 +85,23 @@ class SqliteTransaction(Catalogue):
         self.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)", (stream, *values, crc_of(*values)))
 
     def tokens(self, stream: int, low: int, high: int) -> list[tuple[int, bytes]]:
-        """Return the rows of a stream's own tokens that reach into [low, high): where each starts, and its ids."""
-        found = []
+        """Return the rows of a stream's own tokens that reach into [low, high): the start of each, and its ids."""
+        rows = []
         for *row, data in self.execute(_TOKENS, (stream, stream, low, high)).fetchall() if low < high else ():
             what = f"tokens {row[0]} of stream {stream}"
             start, _, size, check = checked(what, row)
-            found.append((int(start), content(what, data, size, check)))
-        return found
-
-    # --- messages that move -----------------------------------------------------------------------------------------
+            rows.append((int(start), content(what, data, size, check)))
+        return rows
 
     def kept(self, stream: int, start: int, stop: int) -> list[Kept]:
         """Return a stream's own messages [start, stop) without their content."""
         query = f"SELECT {_MESSAGE_ROW} FROM messages m WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
-        found: list[Kept] = []
+        messages: list[Kept] = []
         for values in self.execute(query, (stream, start, stop)).fetchall():
-            seq, id, batch, pinned, body, size, check, created, *spans = checked(f"message {values[1]}", values)
-            row = MessageRow(seq, id, batch, bool(pinned), {}, created, (spans[0], spans[1]), (spans[2], spans[3]))
-            found.append(Kept(row, Payload(body, size, check), self._token_rows(stream, *row.tokens)))
-        return found
+            seq, number, batch, pinned, body, size, check, created, *spans = checked(f"message {values[1]}", values)
+            row = MessageRow(seq, number, batch, bool(pinned), {}, created, (spans[0], spans[1]), (spans[2], spans[3]))
+            messages.append(Kept(row, Payload(body, size, check), self._token_rows(stream, *row.tokens)))
+        return messages
 
     def _token_rows(self, stream: int, start: int, stop: int) -> tuple[TokenRow, ...]:
         rows = self.execute(_TOKEN_ROW, (stream, start, stop)).fetchall()
@@ -115,13 +109,11 @@ class SqliteTransaction(Catalogue):
         return tuple(TokenRow(row[0], Payload(*row[1:])) for row in values)
 
     def add_kept(self, stream: int, message: Kept) -> None:
-        """Add a message of another stream at its place, which refers to the same content."""
+        """Add a message of another stream at its place; both refer to the same content."""
         self._add_message(stream, message.row, message.body)
         for row in message.tokens:
             self._add_tokens(stream, row)
         self.share([message.body.id, *(row.ids.id for row in message.tokens if row.ids.id not in message.new)])
-
-    # --- segments ---------------------------------------------------------------------------------------------------
 
     def add_segment(self, stream: int, segment: SegmentRow) -> None:
         """Add a closed segment at its place."""
@@ -146,9 +138,9 @@ class SqliteTransaction(Catalogue):
 def _message(row: Sequence[Any]) -> MessageRow:
     *rest, data = row
     what = f"message {row[1]}"
-    seq, id, batch, pinned, _, size, check, created, *spans = checked(what, rest)
+    seq, number, batch, pinned, _, size, check, created, *spans = checked(what, rest)
     body = json.loads(content(what, data, size, check))
-    return MessageRow(seq, id, batch, bool(pinned), body, created, (spans[0], spans[1]), (spans[2], spans[3]))
+    return MessageRow(seq, number, batch, bool(pinned), body, created, (spans[0], spans[1]), (spans[2], spans[3]))
 
 
 def _segment(row: Sequence[Any], stream: int) -> SegmentRow:
