@@ -1,4 +1,4 @@
-"""The page on the configuration is what `hmt_memory/config.py` says. HMT_WRITE_DOCS=1 writes it anew."""
+"""The page on the configuration is what the fields and their comments say. HMT_WRITE_DOCS=1 writes it anew."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ import io
 import os
 import tokenize
 from collections.abc import Iterator
+from dataclasses import fields
+from types import ModuleType
 
 from places import ROOT
 
 from hmt_memory import config
+from hmt_memory.engine import decoding
 
 PAGE = ROOT / "docs" / "reference" / "configuration.md"
 HEAD = """# Configuration
 
 Sizes are in tokens unless said. The letters are those of the [HMT paper](https://arxiv.org/abs/2405.06067). A value that is
-impossible raises `ConfigError`, which names the field."""
+impossible is refused with an error that names the field."""
 
 
 def page() -> str:
-    """Return the whole page: a section for each class of fields in `hmt_memory/config.py`."""
-    source = inspect.getsource(config)
-    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    return "\n\n".join([HEAD, *(section(node, comments(source)) for node in classes)]) + "\n"
+    """Return the whole page: a section for each class of fields."""
+    return "\n\n".join([HEAD, *(section(*found) for module in (config, decoding) for found in configurations(module))]) + "\n"
+
+
+def configurations(module: ModuleType) -> Iterator[tuple[ast.ClassDef, dict[int, str]]]:
+    """Yield the frozen dataclasses of a module that take keywords only, and the comments in it."""
+    source = inspect.getsource(module)
+    for node in ast.parse(source).body:
+        decorators = [ast.unparse(one) for one in node.decorator_list] if isinstance(node, ast.ClassDef) else []
+        if isinstance(node, ast.ClassDef) and "dataclass(frozen=True, kw_only=True)" in decorators:
+            yield node, comments(source)
 
 
 def comments(source: str) -> dict[int, str]:
@@ -55,4 +65,5 @@ def test_the_page_is_what_the_fields_say() -> None:
 
 def test_every_field_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert [name for name in config.HMTConfig().to_dict() if f"| `{name}` |" not in text] == []
+    chosen = (config.HMTConfig, config.ViewConfig, decoding.Decoding)
+    assert [field.name for kind in chosen for field in fields(kind) if f"| `{field.name}` |" not in text] == []

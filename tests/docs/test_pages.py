@@ -1,7 +1,7 @@
 """The pages: their Python runs, their commands exist, their paths and links lead somewhere.
 
-A tiny model stands for the default one, so that every block runs in a second; the README and the quickstart run on the real one
-as well. `<!--- skip: next -->` leaves a block out that needs a download or a GPU.
+A tiny model stands for the default one, so that every block runs in a second; the README runs on the real one as well.
+`<!--- skip: next -->` leaves a block out that needs a download or a GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ BY_HAND = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.
 WITH_PYTHON = [page for page in BY_HAND if "```python" in page.read_text(encoding="utf-8")]
 WITH_COMMANDS = [page for page in BY_HAND if re.search("^hmt ", page.read_text(encoding="utf-8"), re.MULTILINE)]
 TOP_LEVEL = ("hmt_memory", "kernels", "integrations", "tests", "examples", "benchmarks", "docs")
-pytestmark = pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's; a guide shows it
-
-REAL = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 COMMAND = typer.main.get_command(app)
 HISTORY = "log.md"  # tells of files as they were
 BLOCKS = Sybil([PythonCodeBlockParser(), SkipParser()])
+
+pytestmark = pytest.mark.filterwarnings("ignore:The function `loads` is in beta")  # LangChain's; a guide shows it
 
 
 def name_of(page: Path) -> str:
@@ -72,9 +71,8 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.usefixtures("workplace")
-@pytest.mark.parametrize("page", REAL, ids=name_of)
-def test_the_python_of_a_page_runs_on_the_default_model(page: Path) -> None:
-    run(page)
+def test_the_readmes_python_runs_on_the_default_model() -> None:
+    run(ROOT / "README.md")
 
 
 @pytest.mark.usefixtures("tiny_default")
