@@ -6,7 +6,6 @@ The compiler's threads and loaded code end with this process, and whatever it di
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 
 import torch
 from tiny import SMALL, random_ids
