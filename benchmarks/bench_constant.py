@@ -1,4 +1,4 @@
-"""What does not grow with what was read: peak memory while reading, and the time to the first token.
+"""Costs that do not grow with the text read: peak memory while reading, and the time to the first token.
 
 Memory is measured in one fresh process per length. The time to the first token is taken at every length in turn, on states
 that were really read.
@@ -40,14 +40,15 @@ def first_token(lengths: list[int], rounds: int) -> None:
     print(f"loading the default model from its cache: {loaded:.2f} s (wanted: at most 3)")
     ids = english(model, lengths[-1])
     states: dict[int, HMTState] = {}
-    after, at = model.empty_state(), 0
+    after, done = model.empty_state(), 0
     for length in lengths:
         whole = length // model.config.segment_length * model.config.segment_length  # open segments equally long
-        for after in read_in_chunks(model, ids[at:whole], after):  # noqa: B020 - each chunk continues the one before
+        for after in read_in_chunks(model, ids[done:whole], after):  # noqa: B020 - each chunk continues the one before
             states[length] = after
-        at = whole
+        done = whole
     times = interleaved(
-        {str(length): lambda one=one: next(model.generate(QUESTION, state=one)) for length, one in states.items()}, rounds
+        {str(length): lambda state=state: next(model.generate(QUESTION, state=state)) for length, state in states.items()},
+        rounds,
     )
     shortest = str(lengths[0])
     for length in lengths:

@@ -1,7 +1,7 @@
-"""How long erasing takes in a large store, and how long others wait for it. Run it on a quiet machine.
+"""The time that erasing takes in a large store, and the time that others wait for it. Run it on a quiet machine.
 
-A store of many sessions is filled; then one process forgets and deletes while another adds to a session of its own, again and
-again. What the other waits is set beside what it waits while nobody erases.
+A store of many sessions is filled; then one process forgets and deletes while another keeps adding to a session of its own. The
+waits of the other process are compared with its waits while nobody erases.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hmt_memory import HMTModel, MemoryStore
 
 
 def write(folder: str, name: str, stop: Any, waits: Any) -> None:
-    """Add short messages until told to stop; how long each took goes into `waits`."""
+    """Add short messages until told to stop; put the time of each into `waits`."""
     model = tiny()
     store = MemoryStore(folder, timeout=60)
     session = store.session(name, model)
@@ -32,7 +32,7 @@ def write(folder: str, name: str, stop: Any, waits: Any) -> None:
 
 
 def tiny() -> HMTModel:
-    """A model that takes no time, so that what is measured is the store."""
+    """Make a model that takes no time, so that only the store is measured."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,7 +46,7 @@ def tiny() -> HMTModel:
 
 
 def beside_a_writer(folder: Path, what: str, work: Callable[[], Any]) -> None:
-    """Time `work` while another process writes, and what that process waits."""
+    """Time `work` while another process writes, and the waits of that process."""
     context = multiprocessing.get_context("spawn")
     stop, waits = context.Event(), context.Queue()
     writer = context.Process(target=write, args=(str(folder), f"busy {what}", stop, waits))
@@ -66,6 +66,7 @@ def beside_a_writer(folder: Path, what: str, work: Callable[[], Any]) -> None:
 
 
 def main() -> None:
+    """Fill a store and time each kind of erasing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=500, help="size of the store")
     arguments = parser.parse_args()

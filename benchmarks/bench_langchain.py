@@ -1,7 +1,7 @@
-"""What the LangChain classes cost over `Session` itself, per call and per streamed token.
+"""The cost of the LangChain classes over `Session` itself, per call and per streamed token.
 
-A small random model answers, so that the classes' own time shows; calls are taken in turns with `Session.reply`, each on a
-session of its own, with answers of two lengths: their difference is what a token costs, the rest what a call does.
+A small random model answers, so that the classes' own time shows. Calls alternate with `Session.reply`, each on a session of
+its own, with answers of two lengths: their difference gives the cost of a token, the rest the cost of a call.
 
 Run: .venv/bin/python benchmarks/bench_langchain.py [--rounds 30]
 """
@@ -27,7 +27,7 @@ SHORT, LONG = 8, 108
 
 
 def small_model() -> HMTModel:
-    """Two layers and the default model's tokenizer; segments so long that none closes in a round."""
+    """Make a model of two layers with the default model's tokenizer and segments so long that none closes in a round."""
     _, tokenizer = load("smollm2-135m-instruct", dtype="auto", device="cpu")
     torch.manual_seed(0)
     sizes: Any = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -36,6 +36,7 @@ def small_model() -> HMTModel:
 
 
 def main(rounds: int) -> None:
+    """Time both ways in turn and print the difference."""
     with tempfile.TemporaryDirectory() as folder:
         assistant = Assistant(small_model(), store=folder)
         chat = HMTChatModel(engine=assistant)

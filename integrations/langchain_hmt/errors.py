@@ -22,7 +22,7 @@ class HMTContextOverflowError(hmt.BudgetError, _OVERFLOW):  # type: ignore[misc,
 
 
 class HMTInvalidRequestError(hmt.InputError, _INVALID):  # type: ignore[misc,valid-type]
-    """A call asks for what cannot be answered."""
+    """A call asks for something that cannot be answered."""
 
 
 class HMTModelNotFoundError(hmt.ModelNotFoundError, _UNKNOWN):  # type: ignore[misc,valid-type]

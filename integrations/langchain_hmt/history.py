@@ -27,7 +27,8 @@ class HMTChatMessageHistory(BaseChatMessageHistory):
     """The messages of a session, verbatim and durable; each is read into memory as it is added.
 
     Args:
-        session_id: name of the session. last: give only so many of the latest messages.
+        session_id: name of the session.
+        last: give only so many of the latest messages.
         options: fields of the other classes, such as store, model and adapter.
     """
 
@@ -38,21 +39,24 @@ class HMTChatMessageHistory(BaseChatMessageHistory):
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]
-        """The conversation, oldest first; a list of its own each time."""
+        """The conversation, oldest first; a new list each time."""
         if not self._assistant.has_session(self.session_id):
             return []
         held = self._assistant.session(self.session_id)
         count = held.stats()["messages"]
         start = 0 if self.last is None else max(0, count - self.last)
-        return convert_to_messages([from_stored(one) for one in held.messages(start)])
+        return convert_to_messages([from_stored(message) for message in held.messages(start)])
 
     def add_messages(self, messages: Sequence[BaseMessage]) -> None:
         """Append messages, all or none.
 
         Raises:
-            ValueError: content that is no text. hmt_memory.errors.HMTError: it cannot be stored.
+            ValueError: a message's content is not text.
+            hmt_memory.errors.HMTError: the messages cannot be stored.
         """
-        whole = [message_chunk_to_message(one) if isinstance(one, BaseMessageChunk) else one for one in messages]
+        whole = [
+            message_chunk_to_message(message) if isinstance(message, BaseMessageChunk) else message for message in messages
+        ]
         try:
             with as_langchain():
                 self._assistant.session(self.session_id).add(to_dicts(whole))
@@ -66,14 +70,16 @@ class HMTChatMessageHistory(BaseChatMessageHistory):
         if not self._assistant.has_session(self.session_id):
             return
         held = self._assistant.session(self.session_id)
-        held.forget([one.id for one in held.messages()])
+        held.forget([message.id for message in held.messages()])
 
 
 def check_writes_alone(config: RunnableConfig | None, model: Engine, session_id: str) -> None:
     """Refuse a call whose turn would be stored twice: by the model, and by the history of the chain around it.
 
     Args:
-        config: of the call. model: whose session it is. session_id: its name.
+        config: of the call.
+        model: keeps the session.
+        session_id: the session's name.
 
     Raises:
         HMTInvalidRequestError: a `RunnableWithMessageHistory` keeps the same session of the same folder.
@@ -81,7 +87,7 @@ def check_writes_alone(config: RunnableConfig | None, model: Engine, session_id:
     kept = (ensure_config(config).get("configurable") or {}).get("message_history")
     if not isinstance(kept, HMTChatMessageHistory) or kept.session_id != session_id:
         return
-    folders = (Path(one.folder).expanduser().resolve() for one in (kept._assistant, model.assistant()))
+    folders = (Path(owner.folder).expanduser().resolve() for owner in (kept._assistant, model.assistant()))
     if len(set(folders)) == 1:
         raise HMTInvalidRequestError(
             f"RunnableWithMessageHistory and this {type(model).__name__} would both store every message in session "

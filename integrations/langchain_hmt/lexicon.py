@@ -1,4 +1,4 @@
-"""Which words stand in which texts, in memory: how much of what a query asks for each of them holds. Knows texts; no store."""
+"""An index of words in memory: how much of a query's words each text holds. Knows texts; no store."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Lexicon:
         return number in self._passages
 
     def add(self, number: int, text: str) -> None:
-        """Take up a text."""
-        found = [sys.intern(word) for word in terms(text)]
-        self._passages[number] = [frozenset(found[at : at + _PASSAGE]) for at in range(0, len(found), _PASSAGE)]
-        for word in set(found):
+        """Add a text."""
+        words = [sys.intern(word) for word in terms(text)]
+        self._passages[number] = [frozenset(words[start : start + _PASSAGE]) for start in range(0, len(words), _PASSAGE)]
+        for word in set(words):
             self._holding[word].add(number)
 
     def remove(self, number: int) -> None:
-        """Forget a text, if it is there."""
+        """Drop a text, if it is there."""
         for word in frozenset().union(*self._passages.pop(number, ())):
             self._holding[word].discard(number)
             if not self._holding[word]:
                 del self._holding[word]
 
     def shares(self, query: str) -> dict[int, float]:
-        """Return how much of a query's words each text holds that holds any: 1 is all of them, in one passage.
+        """Return, for each text that holds any word of a query, the share that it holds: 1 means all of them, in one passage.
 
-        A word counts by how rare it is, as in `hmt_memory.retrieval.lexical`; one that no text holds counts most, so that a
+        A word counts by how rare it is, as in `hmt_memory.retrieval.lexical`; a word that no text holds counts most, so that a
         query about something else gives low shares.
         """
         asked = {word: self._rarity(word) for word in distinct_terms(query)}

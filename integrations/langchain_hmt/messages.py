@@ -31,33 +31,33 @@ _SILENT = (
 
 
 def to_dicts(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """Messages of any form that LangChain accepts.
+    """Convert messages of any form that LangChain accepts.
 
     Raises:
-        HMTInvalidRequestError: content that is no text (images, audio, files).
+        HMTInvalidRequestError: a message holds images, audio or files.
     """
     return [to_dict(message) for message in convert_to_messages(messages)]
 
 
 def to_dict(message: BaseMessage) -> dict[str, Any]:
-    """One message: role, content, and where it has them tool_calls, tool_call_id and id."""
-    found: dict[str, Any] = {"role": _role(message), "content": text_of(message.content)}
+    """Convert one message: role, content, and if present tool_calls, tool_call_id and id."""
+    fields: dict[str, Any] = {"role": _role(message), "content": text_of(message.content)}
     if isinstance(message, AIMessage) and message.tool_calls:
         from hmt_memory import ToolCall
 
-        found["tool_calls"] = [ToolCall(call["name"], call["args"], call["id"] or "").to_dict() for call in message.tool_calls]
+        fields["tool_calls"] = [ToolCall(call["name"], call["args"], call["id"] or "").to_dict() for call in message.tool_calls]
     if isinstance(message, ToolMessage):
-        found["tool_call_id"] = message.tool_call_id
+        fields["tool_call_id"] = message.tool_call_id
     if message.id is not None:
-        found["id"] = message.id
-    return found
+        fields["id"] = message.id
+    return fields
 
 
 def text_of(content: Any) -> str:
-    """The text of a message's content: a string, or a list of strings and blocks.
+    """Return the text of a message's content: a string, or a list of strings and blocks.
 
     Raises:
-        HMTInvalidRequestError: a block that is no text.
+        HMTInvalidRequestError: a block is not text.
     """
     if isinstance(content, str):
         return content
@@ -80,27 +80,27 @@ def text_of(content: Any) -> str:
 
 
 def is_summary(message: BaseMessage) -> bool:
-    """Whether LangChain's summarization put it in the place of earlier turns."""
+    """Return whether LangChain's summarization put the message in place of earlier turns."""
     return message.additional_kwargs.get("lc_source") == "summarization"
 
 
 def from_stored(message: Any) -> dict[str, Any]:
-    """A stored message (`hmt_memory` Message) in the form `convert_to_messages` takes."""
-    found = {"role": message.role, "content": message.content}
+    """Convert a stored message (`hmt_memory` Message) to the form that `convert_to_messages` takes."""
+    given = {"role": message.role, "content": message.content}
     fields = message.fields
     if fields.get("tool_calls"):
-        found["tool_calls"] = fields["tool_calls"]
+        given["tool_calls"] = fields["tool_calls"]
     for name in ("tool_call_id", "id"):
         if name in fields:
-            found[name] = fields[name]
-    return found
+            given[name] = fields[name]
+    return given
 
 
 def call_chunks(calls: Sequence[ToolCall]) -> list[Any]:
-    """Calls as the last chunk of a stream has them."""
+    """Convert calls to the form of a stream's last chunk."""
     return [
-        tool_call_chunk(name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=at)
-        for at, call in enumerate(calls)
+        tool_call_chunk(name=call.name, args=json.dumps(call.arguments, ensure_ascii=False), id=call.id, index=index)
+        for index, call in enumerate(calls)
     ]
 
 

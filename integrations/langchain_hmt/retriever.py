@@ -18,24 +18,22 @@ from .errors import HMTInvalidRequestError, as_langchain
 
 
 class HMTRetriever(Sessioned, DocumentIndex):
-    """Recalls verbatim passages with their weights, heaviest first; no embedding model is needed.
+    """A retriever of verbatim passages with their weights, heaviest first; no embedding model is needed.
 
     With `corpora` it recalls from documents that `add_documents`, or `hmt read`, has read; without, from the session of a call,
-    and nothing where there is no such session yet. It is LangChain's `DocumentIndex` too: `langchain_core.indexing.index` keeps
+    and nothing if there is no such session yet. It is LangChain's `DocumentIndex` too: `langchain_core.indexing.index` keeps
     a corpus up to date.
 
-    A document is known by its id, or else by its source, page and text. The calls about documents are about the first of
-    `corpora`, unless they name a `corpus`.
+    A document is known by its id, or else by its source, page and text. The calls about documents use the first of `corpora`,
+    unless they name a `corpus`.
     """
 
     corpora: Names = ()
     """Corpora to recall from, instead of a session; documents are read into the first."""
     k: int = Field(default=4, ge=1)
-    """How many passages are recalled."""
+    """The number of passages that are recalled."""
     min_weight: float = Field(default=0.0, ge=0)
-    """Passages that weigh less are left out."""
-
-    # --- documents --------------------------------------------------------------------------------------------------
+    """The least weight of a passage; lighter ones are left out."""
 
     def add_documents(
         self, documents: Sequence[Document], *, ids: Sequence[str | None] | None = None, corpus: str | None = None
@@ -43,8 +41,9 @@ class HMTRetriever(Sessioned, DocumentIndex):
         """Read documents that the corpus does not hold yet, in place of others with their ids. On disk when it returns.
 
         Args:
-            documents: with text, and metadata of JSON types or what can be printed.
-            ids: for documents whose own ids do not count. corpus: to read into.
+            documents: with text, and metadata of JSON types or types that can be printed.
+            ids: replace the documents' own ids.
+            corpus: to read into.
 
         Returns:
             The documents' ids, for `delete` and `get_by_ids`.
@@ -54,58 +53,81 @@ class HMTRetriever(Sessioned, DocumentIndex):
         """
         given = with_ids(documents, ids)
         wanted = {document.id: document for document in given}
-        stored = grouped((str(one.document.id), one) for one in self._held(corpus))
-        new = {id: one for id, one in wanted.items() if [one] != [known.document for known in stored.get(str(id), ())]}
-        self._read(list(new.values()), [known.number for id in new for known in stored.get(str(id), ())], corpus)
+        stored = grouped((str(known.document.id), known) for known in self._held(corpus))
+        new = {
+            document_id: document
+            for document_id, document in wanted.items()
+            if [document] != [known.document for known in stored.get(str(document_id), ())]
+        }
+        self._read(
+            list(new.values()), [known.number for document_id in new for known in stored.get(str(document_id), ())], corpus
+        )
         return [str(document.id) for document in given]
 
     def refresh(self, documents: Sequence[Document], *, corpus: str | None = None) -> list[bool]:
         """Read the documents that are new or have changed since they were read; the others cost nothing.
 
-        A document is known by an id that somebody gave it, by its source and page, or else by its text. Documents of one source
-        and page are read together: pass all of them. None is removed because it is missing here; one without text is left out.
+        A document is known by its given id, by its source and page, or else by its text. Documents of one source and page are
+        read together: pass all of them. A document that is missing here is not removed; one without text is left out.
 
         Returns:
             For each, whether it was read.
         """
         whole = with_ids(documents, None)
         given = grouped((key(document), document) for document in whole if document.page_content.strip())
-        stored = grouped((key(one.document), one) for one in self._held(corpus))
-        changed = {name for name, new in given.items() if not same(new, (one.document for one in stored.get(name, ())))}
+        stored = grouped((key(known.document), known) for known in self._held(corpus))
+        changed = {name for name, new in given.items() if not same(new, (known.document for known in stored.get(name, ())))}
         new = {document.id: document for name in given if name in changed for document in given[name]}
-        self._read(list(new.values()), [one.number for name in changed for one in stored.get(name, ())], corpus)
+        self._read(list(new.values()), [known.number for name in changed for known in stored.get(name, ())], corpus)
         return [document.id in new for document in whole]
 
     def list_documents(self, *, corpus: str | None = None) -> list[Document]:
-        """Return all documents of the corpus with their ids, in the order they were read; none where there is no corpus."""
-        return [one.document for one in self._held(corpus)]
+        """Return all documents of the corpus with their ids, in the order they were read; none if there is no corpus."""
+        return [known.document for known in self._held(corpus)]
 
     def get_by_ids(self, ids: Sequence[str], /, *, corpus: str | None = None) -> list[Document]:
-        """Return the documents of these ids; those that are not there are left out."""
-        stored = {one.document.id: one.document for one in self._held(corpus)}
-        return [stored[id] for id in dict.fromkeys(ids) if id in stored]
+        """Return the documents with these ids; unknown ids are left out."""
+        stored = {known.document.id: known.document for known in self._held(corpus)}
+        return [stored[document_id] for document_id in dict.fromkeys(ids) if document_id in stored]
 
     def delete(self, ids: list[str] | None = None, *, corpus: str | None = None, **kwargs: Any) -> DeleteResponse:
-        """Erase the documents of these ids for good: text, embeddings, index entries. Others are no fault.
+        """Erase documents for good: text, embeddings, index entries.
+
+        Args:
+            ids: of the documents; unknown ids are ignored.
+            corpus: that holds them.
+            **kwargs: ignored.
 
         Raises:
             HMTInvalidRequestError: no ids are given.
         """
         if ids is None:
             raise HMTInvalidRequestError("name the ids of the documents to delete: delete([...]). list_documents() has them.")
-        found = [one for one in self._held(corpus) if one.document.id in ids]
-        if found:
+        chosen = [known for known in self._held(corpus) if known.document.id in ids]
+        if chosen:
             with as_langchain():
-                self.assistant().store.corpus(self._corpus(corpus)).remove([one.number for one in found])
-        gone = list(dict.fromkeys(str(one.document.id) for one in found))
+                self.assistant().store.corpus(self._corpus(corpus)).remove([known.number for known in chosen])
+        gone = list(dict.fromkeys(str(known.document.id) for known in chosen))
         return DeleteResponse(num_deleted=len(gone), succeeded=gone, num_failed=0, failed=[])
 
     def upsert(self, items: Sequence[Document], /, *, corpus: str | None = None, **kwargs: Any) -> UpsertResponse:
-        """Read documents as `add_documents` does."""
+        """Read documents as `add_documents` does.
+
+        Args:
+            items: the documents.
+            corpus: to read into.
+            **kwargs: ignored.
+        """
         return UpsertResponse(succeeded=self.add_documents(items, corpus=corpus), failed=[])
 
     def get(self, ids: Sequence[str], /, *, corpus: str | None = None, **kwargs: Any) -> list[Document]:
-        """Return documents as `get_by_ids` does."""
+        """Return documents as `get_by_ids` does.
+
+        Args:
+            ids: of the documents.
+            corpus: that holds them.
+            **kwargs: ignored.
+        """
         return self.get_by_ids(ids, corpus=corpus)
 
     async def aadd_documents(self, documents: Sequence[Document], **kwargs: Any) -> list[str]:
@@ -117,28 +139,40 @@ class HMTRetriever(Sessioned, DocumentIndex):
         return await run_in_executor(None, lambda: self.get_by_ids(ids, **kwargs))
 
     def _corpus(self, named: str | None) -> str:
-        found = named or next(iter(self.corpora), None)
-        if found is None:
+        name = named or next(iter(self.corpora), None)
+        if name is None:
             raise HMTInvalidRequestError("name a corpus for the documents: HMTRetriever(corpora='handbook').")
-        return found
+        return name
 
     def _held(self, corpus: str | None) -> list[Held]:
         name = self._corpus(corpus)
         with as_langchain():
             store = self.assistant().store
-            return [held(one) for one in store.corpus(name).documents()] if store.has("corpus", name) else []
+            return [held(document) for document in store.corpus(name).documents()] if store.has("corpus", name) else []
 
     def _read(self, documents: Sequence[Document], replacing: Sequence[int], corpus: str | None) -> None:
         if documents:
             with as_langchain():
                 self.assistant().corpus(self._corpus(corpus)).add_documents(map(body, documents), replacing=replacing)
 
-    # --- recalling --------------------------------------------------------------------------------------------------
-
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """Recall passages for a question, in the session that the call names.
+
+        Args:
+            input: the question.
+            config: of the call; its `configurable` may name the session.
+            **kwargs: options of the call: `k`, `session_id`.
+        """
         return super().invoke(input, config, **self.with_session(config, kwargs))
 
     async def ainvoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
+        """Recall passages for a question, in the session that the call names, off the event loop.
+
+        Args:
+            input: the question.
+            config: of the call; its `configurable` may name the session.
+            **kwargs: options of the call: `k`, `session_id`.
+        """
         return await super().ainvoke(input, config, **self.with_session(config, kwargs))
 
     def _get_relevant_documents(
@@ -155,27 +189,27 @@ class HMTRetriever(Sessioned, DocumentIndex):
     def _recalled(self, query: str, wanted: int, session_id: str | None) -> list[Document]:
         assistant = self.assistant()
         if self.corpora:
-            found = assistant.recall(query, corpora=self.corpora, top_k=wanted)
+            passages = assistant.recall(query, corpora=self.corpora, top_k=wanted)
         elif session_id is not None and assistant.has_session(session_id):
-            found = assistant.recall(query, session=session_id, top_k=wanted)
+            passages = assistant.recall(query, session=session_id, top_k=wanted)
         else:
             return []
         return [
             Document(
-                id=one.id,
-                page_content=one.text,
+                id=passage.id,
+                page_content=passage.text,
                 metadata={
-                    **brought(one.metadata),
-                    "source": one.source,
-                    "segment_index": one.segment,
-                    "attention_weight": one.weight,
-                    "token_span": list(one.token_span),
-                    "created_at": one.created_at.isoformat(),
+                    **brought(passage.metadata),
+                    "source": passage.source,
+                    "segment_index": passage.segment,
+                    "attention_weight": passage.weight,
+                    "token_span": list(passage.token_span),
+                    "created_at": passage.created_at.isoformat(),
                     **({"session_id": session_id} if not self.corpora else {}),
                 },
             )
-            for one in found
-            if one.weight >= self.min_weight
+            for passage in passages
+            if passage.weight >= self.min_weight
         ]
 
     async def _aget_relevant_documents(

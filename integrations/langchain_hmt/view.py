@@ -1,4 +1,4 @@
-"""The same model, store and memory under another view: budgets of what an answer is shown, and how passages are selected."""
+"""Assistants that share model, store and memory but not the view: the budgets of an answer and the selection of passages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ViewedAssistant(Assistant):
     def __init__(self, base: Assistant, changes: _Changes) -> None:
         super().__init__(base.name, store=base.folder)
         self.base, self.changes = base, changes
-        self._weights = Weights(base.settings)  # what calls without a session have read depends on the view
+        self._weights = Weights(base.settings)  # the prompts that it has read depend on the view
         self._viewed: HMTModel | None = None
         self._viewing = threading.Lock()
 
@@ -37,7 +37,7 @@ class ViewedAssistant(Assistant):
 
     @property
     def model(self) -> HMTModel:
-        """The other's model under this view, loaded when first asked for."""
+        """The base's model under this view, loaded when first asked for."""
         with self._viewing:
             if self._viewed is None:
                 self._viewed = self.base.model.with_config(**dict(self.changes))
@@ -45,7 +45,7 @@ class ViewedAssistant(Assistant):
 
     @property
     def store(self) -> MemoryStore:
-        """The other's store, opened when first asked for."""
+        """The base's store, opened when first asked for."""
         return self.base.store
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -58,11 +58,11 @@ _sharing = threading.Lock()
 
 
 def under(assistant: Assistant, changes: Mapping[str, Any]) -> Assistant:
-    """Give an assistant a view of its own, or the one that it has without changes."""
+    """Return an assistant's view with these changes; without changes, the assistant itself."""
     base = assistant.base if isinstance(assistant, ViewedAssistant) else assistant
     wanted = tuple(sorted(changes.items()))
     if not wanted:
         return base
     with _sharing:
-        key = (id(base), wanted)  # the view holds its base, so the id is not given to another meanwhile
+        key = (id(base), wanted)  # the view holds its base, so no other object gets this id
         return _views.get(key) or _views.setdefault(key, ViewedAssistant(base, wanted))

@@ -1,7 +1,8 @@
-"""`HMTLLM`: a LlamaIndex LLM with a memory without end, on a local model; and what memory and retriever classes share with it.
+"""`HMTLLM`: a LlamaIndex LLM with a memory without end, on a local model; and the base of the memory and retriever classes.
 
-Without a session it is an LLM like any other, whose prompt may be of any length. With one it is a conversation that lasts: what
-an engine resends is recognised, what scrolled away is recalled. Importing this loads neither torch nor weights.
+Without a session it is an LLM like any other, whose prompt may be of any length. With one it is a lasting conversation:
+messages that an engine sends again are recognised, and turns that scrolled away are recalled. Importing this loads neither
+torch nor weights.
 """
 
 from __future__ import annotations
@@ -60,9 +61,6 @@ _SILENT = (CachePoint, ThinkingBlock)
 _MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 
-# --- what the classes share ---------------------------------------------------------------------------------------------
-
-
 class HMTEngine(BaseModel):
     """Fields of every class here. Equal models share one set of weights, which load with the first call."""
 
@@ -81,7 +79,7 @@ class HMTEngine(BaseModel):
 
     @model_validator(mode="after")
     def _name_the_engine(self) -> Self:
-        """What is written down of an object has to lead back to the same memory."""
+        """Set the fields from an engine or an open store, so that they lead back to the same memory once written down."""
         if self.engine is None and hasattr(self.store, "folder"):
             self.engine = self._made()
         if self.engine is not None:
@@ -92,14 +90,14 @@ class HMTEngine(BaseModel):
         return self
 
     def assistant(self) -> Assistant:
-        """The assistant behind this object."""
+        """Return the assistant behind this object."""
         if self.engine is None or not self._is_of(self.engine):
             self.engine = self._made()
-        found: Assistant = self.engine
-        return found
+        assistant: Assistant = self.engine
+        return assistant
 
     def _is_of(self, engine: Assistant) -> bool:
-        """Whether an assistant is still the one that the fields name."""
+        """Return whether an assistant is still the one that the fields name."""
         from hmt_memory.store.open import default_folder
 
         known, folder = engine.settings, str(default_folder() if self.store is None else self.store)
@@ -115,15 +113,15 @@ class HMTEngine(BaseModel):
         return self.model_copy()
 
     def __getstate__(self) -> dict[Any, Any]:
-        pickle.dumps(self.engine)  # LlamaIndex would leave out what cannot be pickled, and read with another model then
+        pickle.dumps(self.engine)  # LlamaIndex would leave out what cannot be pickled, and load another model instead
         return super().__getstate__()
 
 
 def assistant_of(llm: Any, settings: Mapping[str, Any]) -> Assistant:
-    """The assistant of an `HMTLLM`, or without one that of settings (fields of `HMTEngine`).
+    """Return the assistant of an `HMTLLM`, or without one the assistant of settings (fields of `HMTEngine`).
 
     Raises:
-        ValueError: both are given, or another LLM is.
+        ValueError: both are given, or `llm` is another LLM.
     """
     if llm is None:
         return HMTEngine(**settings).assistant()
@@ -134,17 +132,15 @@ def assistant_of(llm: Any, settings: Mapping[str, Any]) -> Assistant:
     return llm.assistant()
 
 
-# --- messages -----------------------------------------------------------------------------------------------------------
-
-
 def to_dicts(messages: Sequence[ChatMessage], *, text_only: bool = False) -> list[dict[str, Any]]:
-    """LlamaIndex messages as `hmt_memory` takes them: role, content, and where they have them tool_calls, tool_call_id.
+    """Convert LlamaIndex messages: role, content, and if present tool_calls and tool_call_id.
 
     Args:
+        messages: in order.
         text_only: leave out pictures, sound and files instead of refusing them.
 
     Raises:
-        ValueError: content that is no text.
+        ValueError: a message's content is not text.
     """
     return [_to_dict(message, text_only) for message in messages]
 
@@ -157,13 +153,13 @@ def _to_dict(message: ChatMessage, text_only: bool) -> dict[str, Any]:
             calls.append(_call(block.tool_name, block.tool_kwargs, block.tool_call_id))
         elif not isinstance(block, _SILENT) and (text := _text(block, text_only)) is not None:
             texts.append(text)
-    found: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}  # as ChatMessage.content has them
+    fields: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}  # as ChatMessage.content has them
     calls = calls or [_call_of_openai(call) for call in message.additional_kwargs.get("tool_calls") or ()]
     if calls:
-        found["tool_calls"] = calls
-    if (answers := message.additional_kwargs.get("tool_call_id")) is not None and found["role"] == "tool":
-        found["tool_call_id"] = str(answers)
-    return found
+        fields["tool_calls"] = calls
+    if (answers := message.additional_kwargs.get("tool_call_id")) is not None and fields["role"] == "tool":
+        fields["tool_call_id"] = str(answers)
+    return fields
 
 
 def _text(block: Any, text_only: bool) -> str | None:
@@ -173,26 +169,29 @@ def _text(block: Any, text_only: bool) -> str | None:
         if text_only:
             return None
         raise ValueError(f"HMT models read text only, not a block of type {block.block_type!r}. Leave it out or describe it.")
-    texts = (_text(one, text_only) for one in block.nested_blocks)  # what is cited, or can be
+    texts = (_text(nested, text_only) for nested in block.nested_blocks)  # a citation or a citable document
     return "\n".join(text for text in texts if text is not None)
 
 
-def _call(name: str, arguments: dict[str, Any] | str, id: str | None) -> dict[str, Any]:
-    """A call in OpenAI's form."""
+def _call(name: str, arguments: dict[str, Any] | str, call_id: str | None) -> dict[str, Any]:
+    """Return a call in OpenAI's form."""
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"id": id or "", "type": "function", "function": {"name": name, "arguments": written}}
+    return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": written}}
 
 
 def _call_of_openai(call: Any) -> dict[str, Any]:
-    """A call as other integrations leave it in `additional_kwargs`: a dict, or an object of OpenAI's client."""
+    """Convert a call that another integration left in `additional_kwargs`: a dict, or an object of OpenAI's client."""
     held = call if isinstance(call, Mapping) else call.model_dump()
     function = held.get("function", held)
     return _call(str(function.get("name")), function.get("arguments") or {}, held.get("id"))
 
 
 def from_stored(message: Message) -> ChatMessage:
-    """A stored message as a LlamaIndex message of its own."""
-    calls = [ToolCallBlock(tool_call_id=id, tool_name=name, tool_kwargs=given) for id, name, given in _stored_calls(message)]
+    """Convert a stored message to a LlamaIndex message."""
+    calls = [
+        ToolCallBlock(tool_call_id=call_id, tool_name=name, tool_kwargs=given)
+        for call_id, name, given in _stored_calls(message)
+    ]
     blocks = [TextBlock(text=message.content)] if message.content or not calls else []
     known = {role.value for role in MessageRole}
     answers = {"tool_call_id": message.fields["tool_call_id"]} if "tool_call_id" in message.fields else {}
@@ -201,14 +200,11 @@ def from_stored(message: Message) -> ChatMessage:
 
 
 def _stored_calls(message: Message) -> Iterator[tuple[str | None, str, Any]]:
-    from hmt_memory.chat.transcript import called
+    from hmt_memory.chat.tools import called
 
     for call in message.fields.get("tool_calls") or ():
         name, arguments = called(call)
         yield call.get("id") or None, str(name), arguments
-
-
-# --- the model ----------------------------------------------------------------------------------------------------------
 
 
 class HMTLLM(HMTEngine, FunctionCallingLLM):
@@ -217,39 +213,39 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
     >>> HMTLLM(temperature=0.2).metadata.model_name
     'smollm2-135m-instruct'
 
-    Options of a call: those below, `tools`, `tool_choice`, `schema` (of JSON to answer), and all others of `Session.reply`.
-    What was recalled for an answer is in `response.raw["hmt"]`.
+    Options of a call: those below, `tools`, `tool_choice`, `schema` (of a JSON answer), and all others of `Session.reply`.
+    The passages recalled for an answer are in `response.raw["hmt"]`.
     """
 
     session_id: str | None = None
     """The session that remembers the calls; a call's own `session_id=` goes before it."""
     history_mode: Literal["auto", "incremental", "full"] = "auto"
-    """How the messages of a call are compared with what its session holds: `hmt_memory.assistant.reconcile`."""
+    """The way a call's messages are compared with those of its session: `hmt_memory.assistant.reconcile`."""
     temperature: float = 0.0
-    """0 is greedy."""
+    """The randomness in the choice of words; 0 is greedy."""
     top_p: float = 1.0
     max_tokens: int = 256
-    """Of an answer."""
+    """The longest answer, in tokens."""
     stop: list[str] | None = None
     seed: int | None = None
-    """Makes sampling repeatable."""
+    """The seed of sampling: the same seed gives the same words."""
     context_window: int = Field(default=1 << 20, ge=1024)
-    """What engines are told they may pass. Reading has no end; a smaller number makes them trim, split and refine."""
+    """The length that engines may pass. Any length can be read; a smaller number makes them trim, split and refine."""
     namespace: str | None = None
-    """Whose calls without a session these are: what was read of a prompt makes the next faster in the same namespace only.
+    """The owner of calls without a session: a prompt that was read makes the next one faster in the same namespace only.
 
-    A call may have one as well. None: one that this object and its copies in this process have, and nobody else.
+    A call may name one as well. None: a namespace of this object and its copies in this process alone.
     """
     _own: Namespace = PrivateAttr(default_factory=Namespace)
 
     @classmethod
     def class_name(cls) -> str:
-        """Names the class where it is written down."""
+        """Return the name of the class in written form."""
         return "HMTLLM"
 
     @property
     def metadata(self) -> LLMMetadata:
-        """What it is, without loading it."""
+        """The properties that engines ask for, known without loading the model."""
         return LLMMetadata(
             context_window=self.context_window,
             num_output=self.max_tokens,
@@ -258,8 +254,6 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
             model_name=self.model_name,
         )
 
-    # --- chat -------------------------------------------------------------------------------------------------------
-
     @llm_chat_callback()
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
@@ -267,17 +261,17 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
 
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """Answer it piece by piece; the last response has the calls and what was counted."""
+        """Answer a conversation piece by piece; the last response has the calls and the counts."""
         return self._chat_responses(self._reply(messages, kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """As `chat`, off the event loop."""
+        """Answer a conversation, off the event loop."""
         return await asyncio.to_thread(self._chat, messages, kwargs)
 
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        """As `stream_chat`, off the event loop."""
+        """Answer a conversation piece by piece, off the event loop."""
         reply = await asyncio.to_thread(self._reply, messages, kwargs)
         return off_the_loop(self._chat_responses(reply))
 
@@ -296,7 +290,7 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
             raise RuntimeError(str(error)) from error
 
     def decoding(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Options of a call, with ours where it has none."""
+        """Return the options of a call, completed from the fields."""
         ours = {name: getattr(self, name) for name in ("stop", "temperature", "top_p", "seed")}
         options = {**ours, "min_new_tokens": 1, **given}
         most = options.pop("max_tokens", None)
@@ -316,11 +310,11 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         return ChatResponse(message=message, delta=delta, raw=self._raw(reply))
 
     def _raw(self, reply: Answer | Generation) -> dict[str, Any]:
-        """What was counted and recalled. In a session, what the model was shown is what was asked, whatever the history."""
+        """Return counts and recalled passages. In a session, the view counts as the prompt, whatever the history."""
         stored = getattr(reply, "message_ids", None)
         asked = reply.usage.prompt_tokens if stored is None else reply.usage.view_tokens
         made = reply.usage.completion_tokens
-        recalled = [one.to_dict() for one in getattr(reply, "recalled", ())]
+        recalled = [passage.to_dict() for passage in getattr(reply, "recalled", ())]
         about: dict[str, Any] = {"recalled": recalled, "view_tokens": reply.usage.view_tokens}
         if stored is not None:
             about["message_ids"] = stored
@@ -331,68 +325,86 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
             "hmt": about,
         }
 
-    # --- prompts that LlamaIndex makes of templates: they may be about a conversation, and are none of its turns -----------
+    # Prompts that LlamaIndex makes from templates may be about a conversation, but are not turns of it.
 
     def _aside(self) -> Any:
         return super(HMTLLM, self.model_copy(update={"session_id": None}))
 
     def predict(self, *args: Any, **kwargs: Any) -> str:
-        """As LlamaIndex's, outside the session."""
+        """Predict as LlamaIndex does, outside the session."""
         return str(self._aside().predict(*args, **kwargs))
 
     def stream(self, *args: Any, **kwargs: Any) -> Any:
-        """As LlamaIndex's, outside the session."""
+        """Stream as LlamaIndex does, outside the session."""
         return self._aside().stream(*args, **kwargs)
 
     async def apredict(self, *args: Any, **kwargs: Any) -> str:
-        """As LlamaIndex's, outside the session."""
+        """Predict as LlamaIndex does, outside the session."""
         return str(await self._aside().apredict(*args, **kwargs))
 
     async def astream(self, *args: Any, **kwargs: Any) -> Any:
-        """As LlamaIndex's, outside the session."""
+        """Stream as LlamaIndex does, outside the session."""
         return await self._aside().astream(*args, **kwargs)
 
     def structured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As LlamaIndex's, outside the session."""
+        """Predict an object as LlamaIndex does, outside the session."""
         return self._aside().structured_predict(*args, **kwargs)
 
     async def astructured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As LlamaIndex's, outside the session."""
+        """Predict an object as LlamaIndex does, outside the session."""
         return await self._aside().astructured_predict(*args, **kwargs)
 
     def stream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As LlamaIndex's, outside the session; the object grows with every piece."""
+        """Stream an object as LlamaIndex does, outside the session; it grows with every piece."""
         return self._aside().stream_structured_predict(*args, **kwargs)
 
     async def astream_structured_predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As LlamaIndex's, outside the session; the object grows with every piece."""
+        """Stream an object as LlamaIndex does, outside the session; it grows with every piece."""
         return await self._aside().astream_structured_predict(*args, **kwargs)
-
-    # --- completion -------------------------------------------------------------------------------------------------
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt as a user's turn, in which special tokens are plain text.
 
         Args:
-            formatted: continue the prompt as it stands: it is what a chat template has written, and its special tokens are
-                meant. Never pass a text of others so.
+            prompt: a text.
+            formatted: continue the prompt as it stands, because a chat template has written it and its special tokens are
+                meant. Never pass other people's text this way.
+            **kwargs: options of the call.
         """
         return self._complete(prompt, formatted, kwargs)
 
     @llm_completion_callback()
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
-        """Answer it piece by piece."""
+        """Answer a prompt piece by piece.
+
+        Args:
+            prompt: a text.
+            formatted: as in `complete`.
+            **kwargs: options of the call.
+        """
         return self._completions(self._completion(prompt, formatted, kwargs))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """As `complete`, off the event loop."""
+        """Answer a prompt, off the event loop.
+
+        Args:
+            prompt: a text.
+            formatted: as in `complete`.
+            **kwargs: options of the call.
+        """
         return await asyncio.to_thread(self._complete, prompt, formatted, kwargs)
 
     @llm_completion_callback()
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
-        """As `stream_complete`, off the event loop."""
+        """Answer a prompt piece by piece, off the event loop.
+
+        Args:
+            prompt: a text.
+            formatted: as in `complete`.
+            **kwargs: options of the call.
+        """
         return off_the_loop(self._completions(await asyncio.to_thread(self._completion, prompt, formatted, kwargs)))
 
     def _complete(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> CompletionResponse:
@@ -413,8 +425,6 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         for piece in reply:
             yield CompletionResponse(text=reply.text, delta=piece)
         yield CompletionResponse(text=reply.text, delta="", raw=self._raw(reply))
-
-    # --- tools and structured output --------------------------------------------------------------------------------
 
     def _prepare_chat_with_tools(
         self,
@@ -439,10 +449,15 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
-        """The calls in an answer.
+        """Return the calls in an answer.
+
+        Args:
+            response: the answer.
+            error_on_no_tool_call: whether an answer without a call is an error.
+            **kwargs: ignored.
 
         Raises:
-            ValueError: there is none, unless `error_on_no_tool_call` is off.
+            ValueError: there is no call, and `error_on_no_tool_call` is set.
         """
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if not calls and error_on_no_tool_call:
@@ -452,7 +467,7 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
             for call in calls
         ]
 
-    # Objects that are streamed: LlamaIndex's own way only hopes that the model calls. An answer in JSON grows with every piece.
+    # LlamaIndex streams objects by hoping that the model makes a call. An answer in JSON grows with every piece instead.
 
     def _structured_stream_call(self, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any) -> Any:
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
@@ -468,14 +483,14 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
 
 
 class _Growing:
-    """An object whose JSON is still being written: a guess at the rest, until it is whole."""
+    """An object whose JSON is still being written: its rest is guessed until it is whole."""
 
     def __init__(self, output_cls: Any) -> None:
         self._output_cls = output_cls
         self._latest: Any = None
 
     def with_more(self, response: ChatResponse) -> Any:
-        """The object as far as it is there. Raises pydantic's ValidationError where the whole answer is none."""
+        """Return the object as far as it is written. Raises pydantic's ValidationError if the whole answer is not one."""
         from llama_index.core.program.utils import process_streaming_objects
 
         if response.raw is not None:  # the last
@@ -490,6 +505,6 @@ def _as_dict(arguments: dict[str, Any] | str) -> dict[str, Any]:
 
 
 async def off_the_loop(responses: Iterator[_T]) -> AsyncGenerator[_T, None]:
-    """Each step in a thread. Where nobody goes on, what was begun is let go of, and nothing is stored."""
-    while (one := await asyncio.to_thread(next, responses, None)) is not None:
-        yield one
+    """Take each step in a thread. If the reader stops, the rest is dropped and nothing is stored."""
+    while (response := await asyncio.to_thread(next, responses, None)) is not None:
+        yield response

@@ -1,7 +1,7 @@
 """`HMTMemory` and `HMTMemoryBlock`: a durable session as the memory of LlamaIndex's chat engines and agents, around any LLM.
 
-`HMTMemory` keeps the whole conversation and shows its latest turns, with what it recalls of the others. `HMTMemoryBlock` keeps
-what falls out of LlamaIndex's own `Memory`.
+`HMTMemory` keeps the whole conversation and shows its latest turns, with what it recalls from the others. `HMTMemoryBlock`
+keeps what leaves the window of LlamaIndex's own `Memory`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from hmt_memory import RecalledSegment
     from hmt_memory.retrieval.sources import Message
 
-_SESSION = "session_id"  # in a message's additional_kwargs: where Memory says whose it is
+_SESSION = "session_id"  # the key in a message's additional_kwargs under which Memory names its session
 _AT_ONCE = 64  # messages looked at together, from the latest back
 
 
 class HMTMemory(HMTEngine, BaseMemory):
-    """A session as chat memory: every message is kept, read into memory, and on disk when it was put.
+    """A session as chat memory: every message is kept, read into memory, and on disk as soon as it was put.
 
     `get` gives the latest messages and, in a system message before them, passages of earlier ones that the question recalls:
     at most `token_limit` tokens, however long the conversation is. Copies are the same memory. Do not put it around an `HMTLLM`
@@ -41,13 +41,13 @@ class HMTMemory(HMTEngine, BaseMemory):
 
     session_id: str = Field(default_factory=lambda: str(uuid.uuid4()))
     token_limit: int = Field(default=2048, gt=0)
-    """Of what `get` gives, by the tokens of the memory's model."""
+    """The most that `get` returns, in tokens of the memory's model."""
     chat_history_token_ratio: float = Field(default=0.7, gt=0, le=1)
-    """At most this share of it is the latest messages, where there is more to recall."""
+    """The largest share of it for the latest messages, if there is more to recall."""
 
     @classmethod
     def class_name(cls) -> str:
-        """Names the class where it is written down."""
+        """Return the name of the class in written form."""
         return "HMTMemory"
 
     @classmethod
@@ -59,13 +59,14 @@ class HMTMemory(HMTEngine, BaseMemory):
         token_limit: int | None = None,
         **settings: Any,
     ) -> HMTMemory:
-        """A memory that goes on with the session of that name.
+        """Make a memory that continues the session of a name.
 
         Args:
-            session_id: its name; None: a new one.
-            chat_history: what the conversation shall hold, unless it is empty.
+            session_id: the session's name; None: a new one.
+            chat_history: messages that the conversation shall hold, unless there are none.
             llm: an `HMTLLM` whose model and store are used; others are ignored.
-            token_limit: see the field. settings: other fields.
+            token_limit: see the field.
+            **settings: other fields.
         """
         given = {"session_id": session_id, "token_limit": token_limit}
         settings |= {name: value for name, value in given.items() if value is not None}
@@ -79,23 +80,26 @@ class HMTMemory(HMTEngine, BaseMemory):
 
     @property
     def tokenizer_fn(self) -> Callable[[str], list[int]]:
-        """By which engines count what they put before the messages."""
+        """The tokenizer by which engines count what they put before the messages."""
         return self.assistant().token_ids
 
-    # --- looking ----------------------------------------------------------------------------------------------------
-
     def get(self, input: str | ChatMessage | None = None, *, initial_token_count: int = 0, **kwargs: Any) -> list[ChatMessage]:
-        """The latest messages from a user's turn on, behind what is recalled for `input` or for what the user said last.
+        """Return the latest messages from a user's turn on, behind passages recalled for `input` or the user's last message.
+
+        Args:
+            input: the question; None: the user's last message.
+            initial_token_count: tokens that the engine puts before.
+            **kwargs: ignored.
 
         Raises:
-            ValueError: `initial_token_count`, of what the engine puts before, leaves no room.
+            ValueError: `initial_token_count` leaves no room.
         """
         try:
             return self._shown(input, initial_token_count)
-        except SessionNotFoundError:  # somebody has set or reset it meanwhile
+        except SessionNotFoundError:  # another thread or process has set or reset it
             return self._shown(input, initial_token_count)
 
-    def _shown(self, input: str | ChatMessage | None, initial_token_count: int) -> list[ChatMessage]:
+    def _shown(self, asked: str | ChatMessage | None, initial_token_count: int) -> list[ChatMessage]:
         if not self.assistant().has_session(self.session_id):
             return []
         system = self.assistant().session(self.session_id).system()
@@ -103,23 +107,23 @@ class HMTMemory(HMTEngine, BaseMemory):
         if before >= self.token_limit:
             raise ValueError(f"what comes before the messages has {before} tokens, not under token_limit={self.token_limit}.")
         window, left = self._window(self.token_limit - before)
-        said = input.content if isinstance(input, ChatMessage) else input
-        query = said or next((one.content for one in reversed(window) if one.role == "user"), "")
+        said = asked.content if isinstance(asked, ChatMessage) else asked
+        query = said or next((message.content for message in reversed(window) if message.role == "user"), "")
         front = [text for text in (system, self._recalled(query, window, left)) if text]
         opening = [ChatMessage(role=MessageRole.SYSTEM, content="\n\n".join(front))] if front else []
         return [*opening, *map(from_stored, window)]
 
     def get_all(self) -> list[ChatMessage]:
-        """The whole conversation, verbatim."""
+        """Return the whole conversation, verbatim."""
         if not self.assistant().has_session(self.session_id):
             return []
-        return [from_stored(one) for one in self.assistant().session(self.session_id).messages()]
+        return [from_stored(message) for message in self.assistant().session(self.session_id).messages()]
 
     def _window(self, limit: int) -> tuple[list[Message], int]:
-        """The latest messages within a limit, and how many tokens that leaves for others; none if there are no others.
+        """Return the latest messages within a limit, and how many tokens that leaves for others; 0 if there are no others.
 
-        They begin with a user's turn: a call is not parted from its result, nor an answer from its question; the last turn is
-        there at any length.
+        They begin with a user's turn: a call is not parted from its result, nor an answer from its question. The last turn is
+        included at any length.
         """
         from hmt_memory.chat.message import SYSTEM_ROLES
 
@@ -127,7 +131,7 @@ class HMTMemory(HMTEngine, BaseMemory):
         first, used = session.stats()["messages"], 0
         latest: list[Message] = []
         room = limit * self.chat_history_token_ratio
-        best: tuple[int, int] | None = None  # messages, and their tokens, from a user's turn on
+        best: tuple[int, int] | None = None  # counts of messages and tokens from a user's turn on
         while first > 0 and (best is None or used <= room):
             before, first = first, max(0, first - _AT_ONCE)
             for message in reversed(session.messages(first, before)):
@@ -142,23 +146,22 @@ class HMTMemory(HMTEngine, BaseMemory):
         return latest[:count][::-1], limit - used
 
     def _recalled(self, query: str, window: Sequence[Message], room: int) -> str:
-        shown, room = [one.content for one in window], room - self._tokens(_block([]))
+        shown, room = [message.content for message in window], room - self._tokens(_block([]))
         if room <= 0:
             return ""
         first = window[0].id if window else None
-        found = self.assistant().recall_hidden(query, shown, session=self.session_id, tokens=room, before=first)
-        return _block(found) if found else ""
+        passages = self.assistant().recall_hidden(query, shown, session=self.session_id, tokens=room, before=first)
+        return _block(passages) if passages else ""
 
     def _tokens(self, text: str) -> int:
         return len(self.assistant().token_ids(text))
-
-    # --- writing ----------------------------------------------------------------------------------------------------
 
     def put(self, message: ChatMessage) -> None:
         """Keep a message.
 
         Raises:
-            ValueError: content that is no text. hmt_memory.HMTError: it cannot be stored.
+            ValueError: its content is not text.
+            hmt_memory.HMTError: it cannot be stored.
         """
         self.put_messages([message])
 
@@ -167,12 +170,12 @@ class HMTMemory(HMTEngine, BaseMemory):
         self.assistant().add(self.session_id, to_dicts(messages), history="incremental")
 
     def set(self, messages: list[ChatMessage]) -> None:
-        """Make the conversation hold these messages and no others; what it begins with already is not read again.
+        """Make the conversation hold these messages and no others. Messages that it begins with already are not read again.
 
         Raises:
-            ValueError: they are what `get` shows, and setting them would forget the rest.
+            ValueError: they come from `get`, and setting them would forget the rest.
         """
-        if any(one.role == MessageRole.SYSTEM and _block([]) in (one.content or "") for one in messages):
+        if any(message.role == MessageRole.SYSTEM and _block([]) in (message.content or "") for message in messages):
             raise ValueError("these messages are what get() shows of the conversation. Set those of get_all() instead.")
         self.assistant().set(self.session_id, to_dicts(messages))
 
@@ -183,7 +186,7 @@ class HMTMemory(HMTEngine, BaseMemory):
 
 
 class HMTMemoryBlock(HMTEngine, BaseMemoryBlock[str]):
-    """What falls out of `Memory`'s window is kept here, a session for each memory, and recalled for what the user says.
+    """A block that keeps what leaves `Memory`'s window, a session for each memory, and recalls for what the user says.
 
     >>> from llama_index.core.memory import Memory
     >>> memory = Memory.from_defaults(session_id="alice", token_limit=2000, memory_blocks=[HMTMemoryBlock()])
@@ -193,20 +196,20 @@ class HMTMemoryBlock(HMTEngine, BaseMemoryBlock[str]):
 
     name: str = "HMTMemory"
     session_id: str | None = None
-    """Of messages and calls that name none."""
+    """The session of messages and calls that name none."""
     similarity_top_k: int = Field(default=8, gt=0)
-    """Passages recalled."""
+    """The number of passages recalled."""
 
     async def _aget(self, messages: list[ChatMessage] | None = None, session_id: str | None = None, **block_kwargs: Any) -> str:
         return await asyncio.to_thread(self._recall, to_dicts(messages or (), text_only=True), session_id or self.session_id)
 
     def _recall(self, messages: Sequence[dict[str, Any]], session: str | None) -> str:
-        query = next((one["content"] for one in reversed(messages) if one["role"] == "user"), "")
+        query = next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
         if session is None:
             return ""
-        shown = [one["content"] for one in messages]
-        found = self.assistant().recall_hidden(query, shown, session=session, top_k=self.similarity_top_k)
-        return _block(found) if found else ""
+        shown = [message["content"] for message in messages]
+        passages = self.assistant().recall_hidden(query, shown, session=session, top_k=self.similarity_top_k)
+        return _block(passages) if passages else ""
 
     async def _aput(self, messages: list[ChatMessage]) -> None:
         await asyncio.to_thread(self._add, messages)
@@ -220,38 +223,38 @@ class HMTMemoryBlock(HMTEngine, BaseMemoryBlock[str]):
             sessions.setdefault(session, []).append(message)
         for session, said in sessions.items():
             texts = to_dicts(said, text_only=True)
-            for one in texts:  # a system message that was flushed is no longer in force: a text like others
-                one["role"] = "user" if one["role"] == "system" else one["role"]
+            for text in texts:  # a flushed system message is no longer in force: it is kept as a user's
+                text["role"] = "user" if text["role"] == "system" else text["role"]
             self.assistant().add(session, texts, history="incremental")
 
     async def atruncate(self, content: Any, tokens_to_truncate: int) -> str | None:
-        """Without as many of the oldest passages as it takes; None where nothing is left."""
+        """Drop as many of the oldest passages as necessary. Returns None if nothing is left."""
         header, *passages = str(content).split(_BETWEEN) if content else [""]
         while passages and tokens_to_truncate > 0:
             tokens_to_truncate -= len(await asyncio.to_thread(self.assistant().token_ids, passages.pop(0)))
         return _BETWEEN.join([header, *passages]) if passages else None
 
     def reset(self, session_id: str | None = None) -> None:
-        """Forget what was kept of a session, for good; `Memory.reset` does not come here."""
+        """Forget a session's messages for good. `Memory.reset` does not call this."""
         session = session_id or self.session_id
         if session is not None and self.assistant().has_session(session):
             self.assistant().store.delete(session)
 
     async def areset(self, session_id: str | None = None) -> None:
-        """As `reset`, off the event loop."""
+        """Forget a session's messages for good, off the event loop."""
         await asyncio.to_thread(self.reset, session_id)
 
 
 def _calls(message: Message) -> list[str]:
-    """The calls of a message as text."""
+    """Return the calls of a message as text."""
     return [json.dumps(call, ensure_ascii=False) for call in message.fields.get("tool_calls") or ()]
 
 
-_BETWEEN = "\n\n["  # passages: each begins with its time or source
+_BETWEEN = "\n\n["  # between passages, each of which begins with its time or source
 
 
 def _block(recalled: Sequence[RecalledSegment]) -> str:
-    """What was recalled as it is shown to a model."""
+    """Return recalled passages in the form in which a model is shown them."""
     from hmt_memory.retrieval.ranking import quoted
 
-    return quoted([one.quote() for one in recalled])
+    return quoted([passage.quote() for passage in recalled])

@@ -38,22 +38,24 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 log = logging.getLogger("llama_index.hmt")
-_EMPTY = "Empty Response"  # what LlamaIndex's own engines say where there is nothing to answer from
-_DOCUMENT = "document_id"  # in a document's stored metadata: what LlamaIndex calls it
+_EMPTY = "Empty Response"  # the answer of LlamaIndex's own engines when nothing was retrieved
+_DOCUMENT = "document_id"  # the key of LlamaIndex's id in the stored metadata
 
 
 class HMTRetriever(BaseRetriever):
-    """Recalls verbatim passages with their weights, heaviest first.
+    """A retriever of verbatim passages with their weights, heaviest first.
 
     Args:
         corpora: names of the corpora to recall from; `add_documents` and `refresh` make the first of them.
-        session_id: the session to recall from instead; nothing is recalled while there is none of that name.
+        session_id: the session to recall from instead; nothing is recalled while there is no such session.
         similarity_top_k: passages recalled.
         llm: an `HMTLLM` whose model and store are used.
-        settings: fields of `HMTEngine` where there is no `llm`: model, adapter, store, dtype, device.
+        callback_manager: of LlamaIndex.
+        verbose: of LlamaIndex.
+        settings: fields of `HMTEngine` if there is no `llm`: model, adapter, store, dtype, device.
 
-    A node's id names its segment; its metadata has what the document brought, its source, segment, token span and time. None of
-    that is shown to a model.
+    A node's id names its segment; its metadata has the document's own, its source, segment, token span and time. A model is
+    shown none of that.
 
     Raises:
         ValueError: neither corpora nor a session is named, or both are.
@@ -79,8 +81,6 @@ class HMTRetriever(BaseRetriever):
         self._assistant = assistant_of(llm, settings)
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
-    # --- reading ----------------------------------------------------------------------------------------------------
-
     def add_documents(self, documents: Sequence[Document]) -> list[int]:
         """Read documents into the first of the corpora. They are on disk when it returns.
 
@@ -95,22 +95,22 @@ class HMTRetriever(BaseRetriever):
     def refresh(self, documents: Sequence[Document]) -> list[bool]:
         """Read the documents that are new or have changed since they were read; the others cost nothing.
 
-        A document is known by an id that you gave it, by its file and page, or else by its text. Documents of one file and page
-        are read together: pass all of them. None is removed because it is missing here; what has no text is left out.
+        A document is known by its given id, by its file and page, or else by its text. Documents of one file and page are read
+        together: pass all of them. A document that is missing here is not removed; one without text is left out.
 
         Returns:
             For each, whether it was read.
         """
         corpus, bodies = self._corpus(), [_body(document) for document in documents]
         said = [body for body in bodies if body["text"].strip()]
-        stored = _by_key((_key(one.text, one.metadata), one) for one in corpus.documents())
+        stored = _by_key((_key(document.text, document.metadata), document) for document in corpus.documents())
         given = _by_key((_key(body["text"], body["metadata"]), body) for body in said)
         changed = {
             key
-            for key, found in given.items()
-            if sorted(one.text for one in stored.get(key, ())) != sorted(body["text"] for body in found)
+            for key, group in given.items()
+            if sorted(document.text for document in stored.get(key, ())) != sorted(body["text"] for body in group)
         }
-        gone = [one.id for key in changed for one in stored.get(key, ())]
+        gone = [document.id for key in changed for document in stored.get(key, ())]
         corpus.add_documents([body for key in given if key in changed for body in given[key]], replacing=gone)
         if len(said) < len(bodies):
             log.warning("%d documents without text were left out of corpus %r", len(bodies) - len(said), corpus.name)
@@ -121,25 +121,26 @@ class HMTRetriever(BaseRetriever):
             raise ValueError('documents are read into a corpus, and this retriever has a session: HMTRetriever("handbook").')
         return self._assistant.corpus(self.corpora[0])
 
-    # --- recalling --------------------------------------------------------------------------------------------------
-
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         query = query_bundle.query_str
         if not query.strip() or (self._session_id is not None and not self._assistant.has_session(self._session_id)):
             return []
-        found = self._assistant.recall(query, session=self._session_id, corpora=self.corpora, top_k=self.similarity_top_k)
-        return [NodeWithScore(node=_node(one), score=one.weight) for one in found]
+        passages = self._assistant.recall(query, session=self._session_id, corpora=self.corpora, top_k=self.similarity_top_k)
+        return [NodeWithScore(node=_node(passage), score=passage.weight) for passage in passages]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
 
 class HMTQueryEngine(BaseQueryEngine):
-    """Answers from corpora: the model's memory is theirs, and it is shown the passages that the question recalls.
+    """A query engine over corpora: the model's memory of them answers, together with the passages that the question recalls.
 
     Args:
-        corpora: names of the corpora. llm: its model, store and decoding are used.
-        system_prompt: how to answer. streaming: give `StreamingResponse`s, whose text comes piece by piece.
+        corpora: names of the corpora.
+        llm: its model, store and decoding are used.
+        system_prompt: how to answer.
+        streaming: give `StreamingResponse`s, whose text comes piece by piece.
+        callback_manager: of LlamaIndex.
 
     A response's `source_nodes` are the passages that were shown, and their places are in its `metadata`. For another LLM, or
     for node postprocessors, put an `HMTRetriever` into LlamaIndex's own `RetrieverQueryEngine`.
@@ -164,21 +165,23 @@ class HMTQueryEngine(BaseQueryEngine):
 
     @classmethod
     def from_documents(cls, documents: Sequence[Document], corpus: str, **options: Any) -> HMTQueryEngine:
-        """An engine over a corpus that holds these documents; those that it holds already are not read again.
+        """Make an engine over a corpus that holds these documents; documents that it holds already are not read again.
 
         Args:
-            options: of the class.
+            documents: of the corpus.
+            corpus: its name.
+            **options: of the class.
         """
         engine = cls(corpus, **options)
         engine.retriever.refresh(documents)
         return engine
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        """The passages that a question recalls."""
+        """Return the passages that a question recalls."""
         return self.retriever.retrieve(query_bundle)
 
     async def aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        """As `retrieve`, off the event loop."""
+        """Return the passages that a question recalls, off the event loop."""
         return await self.retriever.aretrieve(query_bundle)
 
     def _get_prompt_modules(self) -> Any:
@@ -202,7 +205,7 @@ class HMTQueryEngine(BaseQueryEngine):
         return AsyncStreamingResponse(off_the_loop(pieces), **_nodes(answer.recalled))
 
     def _begun(self, query_bundle: QueryBundle) -> tuple[Answer, Generator[str, None, None]]:
-        """An answer whose passages are chosen, and all of its pieces."""
+        """Return an answer whose passages are chosen, and an iterator over all of its pieces."""
         question, corpora = query_bundle.query_str, self.retriever.corpora
         answer = self._llm.assistant().ask(question, corpora, system=self._system_prompt, **self._llm.decoding({}))
         first = next(answer, "")
@@ -216,13 +219,13 @@ class HMTQueryEngine(BaseQueryEngine):
 
 
 def _nodes(recalled: Sequence[RecalledSegment]) -> dict[str, Any]:
-    """What a response says of its sources."""
-    nodes = [NodeWithScore(node=_node(one), score=one.weight) for one in recalled]
-    return {"source_nodes": nodes, "metadata": {one.node_id: one.metadata for one in nodes}}
+    """Return the sources of a response."""
+    nodes = [NodeWithScore(node=_node(passage), score=passage.weight) for passage in recalled]
+    return {"source_nodes": nodes, "metadata": {node.node_id: node.metadata for node in nodes}}
 
 
 def _body(document: Document) -> dict[str, Any]:
-    """A document as `Corpus.add_documents` takes it."""
+    """Convert a document to the form that `Corpus.add_documents` takes."""
     from hmt_memory.sessions.corpus import name_of
 
     about = document.metadata
@@ -234,15 +237,15 @@ def _body(document: Document) -> dict[str, Any]:
     return {"name": name + page, "text": text, "metadata": {**plain, _DOCUMENT: document.id_}}
 
 
-def _is_random(id: str) -> bool:
+def _is_random(document_id: str) -> bool:
     try:
-        return uuid.UUID(id).version == 4
+        return uuid.UUID(document_id).version == 4
     except ValueError:
         return False
 
 
 def _key(text: str, about: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a document is known by: the id that somebody gave it, its file and page, or its text."""
+    """Return the key by which a document is recognised: its given id, its file and page, or its text."""
     own = about.get(_DOCUMENT)
     if own is not None and not _is_random(own):
         return "id", own
@@ -251,26 +254,26 @@ def _key(text: str, about: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _by_key(documents: Iterable[tuple[tuple[str, ...], _T]]) -> dict[tuple[str, ...], list[_T]]:
-    found: dict[tuple[str, ...], list[_T]] = {}
-    for key, one in documents:
-        found.setdefault(key, []).append(one)
-    return found
+    groups: dict[tuple[str, ...], list[_T]] = {}
+    for key, document in documents:
+        groups.setdefault(key, []).append(document)
+    return groups
 
 
-def _node(one: RecalledSegment) -> TextNode:
-    brought = dict(one.metadata)
+def _node(passage: RecalledSegment) -> TextNode:
+    brought = dict(passage.metadata)
     document = brought.pop(_DOCUMENT, None)
     ours = {
-        "source": one.source,
-        "segment": one.segment,
-        "token_span": list(one.token_span),
-        "created_at": one.created_at.isoformat(),
+        "source": passage.source,
+        "segment": passage.segment,
+        "token_span": list(passage.token_span),
+        "created_at": passage.created_at.isoformat(),
     }
     about = {f"document_{name}" if name in ours else name: value for name, value in brought.items()} | ours
     relations: Any = {NodeRelationship.SOURCE: RelatedNodeInfo(node_id=str(document))} if document is not None else {}
     return TextNode(
-        id_=one.id,
-        text=one.text,
+        id_=passage.id,
+        text=passage.text,
         metadata=about,
         relationships=relations,
         excluded_llm_metadata_keys=[*about],
