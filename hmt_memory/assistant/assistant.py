@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from ..chat.message import SYSTEM_ROLES
-from ..chat.transcript import Messages, Transcript, system_texts, validated
+from ..chat.message import SYSTEM_ROLES, Messages, system_texts, validated
+from ..chat.transcript import Transcript
 from ..config import DEFAULT_MODEL
 from ..errors import InputError
 from ..store.open import default_folder

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple, get_args
 
-from ..chat.transcript import called
+from ..chat.tools import called
 from ..errors import ConfigError
 
 HistoryMode = Literal["auto", "incremental", "full"]

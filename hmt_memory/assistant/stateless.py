@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..chat.message import SYSTEM_ROLES
-from ..chat.transcript import Messages, Stretch, Transcript, system_texts, validated
+from ..chat.message import SYSTEM_ROLES, Messages, system_texts, validated
+from ..chat.transcript import Batch, Transcript
 from ..engine.decoding import Decoding, DecodingOptions
 from ..errors import InputError
 from ..retrieval.ranking import ViewRecollection, alone
@@ -72,20 +72,14 @@ class PrefixCache:
 class Prompt(NamedTuple):
     """A conversation as tokens."""
 
-    messages: Sequence[Mapping[str, Any]]
-    stretches: Sequence[Stretch]  # of each message
+    batch: Batch
     pinned: list[int]
     opening: list[int]  # after which the answer comes
 
     @property
-    def ids(self) -> list[int]:
-        """Of the messages, one after the other."""
-        return [token for stretch in self.stretches for token in stretch.ids]
-
-    @property
     def tokens(self) -> int:
         """How many they are altogether."""
-        return len(self.pinned) + len(self.ids) + len(self.opening)
+        return len(self.pinned) + len(self.batch.ids) + len(self.opening)
 
 
 def prompt_of(
@@ -106,12 +100,13 @@ def prompt_of(
     pinned, opening = transcript.pinned(system or None, tools), transcript.answer_opening()
     said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
     if limit is None or len(pinned) <= limit or not system or not said:
-        return Prompt(batch, rewriting.rendered(transcript, batch), pinned, opening)
+        return Prompt(Batch(batch, transcript.stretches(batch, first=True)), pinned, opening)
     last = max((at for at, message in enumerate(said) if message["role"] == "user"), default=len(said))
-    before = rewriting.rendered(transcript, said[:last])
-    after = rewriting.rendered(transcript, said[last:], first=False)
+    before = transcript.stretches(said[:last], first=True)
+    after = transcript.stretches(said[last:], first=False)
     whole = [*said[:last], {"role": "system", "content": system}, *said[last:]]
-    return Prompt(whole, [*before, transcript.aside_stretch(system), *after], transcript.pinned(None, tools), opening)
+    stretches = [*before, transcript.aside_stretch(system), *after]
+    return Prompt(Batch(whole, stretches), transcript.pinned(None, tools), opening)
 
 
 def reply(
@@ -140,12 +135,10 @@ def reply(
     chosen = (decoding or Decoding()).changed(**options)
     request = Request(model, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
     prompt = prompt_of(transcript, messages, tools, limit=model.view.pinned_tokens)
-    ids = prompt.ids
+    batch, ids = prompt.batch, prompt.batch.ids
     if not ids:
         raise InputError("there is nothing to answer: add a user message.")
-    rows = rewriting.placed(
-        0, 0, rewriting.new_rows(prompt.messages, 0, [time.time()] * len(prompt.messages)), prompt.stretches
-    )
+    rows = rewriting.rows_of(batch.messages, batch.stretches, (0, 0), 0, [time.time()] * len(batch.messages))
     asked = next((row for row in reversed(rows) if row.body["role"] == "user"), rows[-1])
     shard = StreamShard(
         "conversation",

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from ..engine.decoding import StopStrings
 from ..errors import InputError, MissingDependencyError
-from .tools import ToolCall, parse_calls
-from .transcript import CALL, CALL_END
+from .tools import CALL, CALL_END, ToolCall, parse_calls
 
 if TYPE_CHECKING:
     from ..engine.backbone import Backbone

@@ -1,4 +1,4 @@
-"""What a message may be: its role, and values that a template is given without what reads like a special token in them.
+"""What a message may be: its fields and role, and values that a template is given without special tokens in them.
 
 Knows no template; `transcript` does.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SYSTEM_ROLES = ("system", "developer")
 ROLES = ("user", "assistant", *SYSTEM_ROLES, "tool", "function", "ipython")
+Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 _ROLE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
@@ -29,6 +30,35 @@ def check_role(role: str) -> None:
             f"a role is one of {known} and {ROLES[-1]}, or another short word of letters, digits, - and _ that the chat "
             f"template knows, not {role[:200]!r}."
         )
+
+
+def validated(messages: Messages) -> list[Mapping[str, Any]]:
+    """Return messages as plain dicts.
+
+    Raises:
+        InputError: a message lacks its role or content, its role is no short word, it is not JSON, or not Unicode text.
+    """
+    found: list[Mapping[str, Any]] = []
+    for message in [messages] if isinstance(messages, Mapping) else messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            raise InputError(f"a message is a dict with a 'role' and a 'content' string, not {str(message)[:200]!r}.")
+        check_role(message["role"])
+        plain = set(message) == {"role", "content"} or message["role"] in SYSTEM_ROLES
+        if not isinstance(message["content"], str) and (plain or message["content"] is not None):
+            raise InputError(
+                f"the content of a message is a string, not {type(message['content']).__name__}. Join its text parts."
+            )
+        try:
+            json.dumps(dict(message), ensure_ascii=False).encode()
+        except (TypeError, ValueError) as error:  # UnicodeEncodeError is one of the latter
+            raise InputError(f"a message cannot be stored: {error}. Use JSON types and valid Unicode.") from error
+        found.append(dict(message))
+    return found
+
+
+def system_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the system messages among these say."""
+    return [message["content"] for message in messages if message["role"] in SYSTEM_ROLES]
 
 
 class Quoted:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError
-from .message import ROLES, SYSTEM_ROLES, Quoted, check_role
+from .message import ROLES, SYSTEM_ROLES, Messages, Quoted, check_role, system_texts, validated
+from .tools import CALL, CALL_END, call_text
 
 if TYPE_CHECKING:
     from ..engine.backbone import Backbone
@@ -24,7 +25,6 @@ _USER: dict[str, Any] = {"role": "user", "content": "hmt-user-mark"}
 _ASSISTANT: dict[str, Any] = {"role": "assistant", "content": "hmt-answer-mark"}
 
 
-CALL, CALL_END = "<tool_call>", "</tool_call>"  # around a call, as the Hermes and Qwen families write it
 _TOOL = {"type": "function", "function": {"name": "hmt-tool-mark", "description": "", "parameters": {"type": "object"}}}
 _TOOLS = """You can call these functions:
 {listed}
@@ -34,14 +34,33 @@ To call one, write nothing but
 {call_end}"""
 
 
-Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
-
-
 class Stretch(NamedTuple):
     """One message in the stream."""
 
     ids: list[int]
     content: tuple[int, int]  # [start, stop) of what the message itself says, in `ids`
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Messages of one call, and the stretches that they become."""
+
+    messages: Sequence[Mapping[str, Any]]
+    stretches: Sequence[Stretch]  # of each; empty for system messages, which are pinned instead
+
+    @property
+    def ids(self) -> list[int]:
+        """The token ids of the stretches, one after the other."""
+        return [token for stretch in self.stretches for token in stretch.ids]
+
+    @property
+    def system(self) -> list[str]:
+        """The texts of the system messages."""
+        return system_texts(self.messages)
+
+    def followed_by(self, message: Mapping[str, Any], stretch: Stretch) -> Batch:
+        """Return the batch with one more message behind it."""
+        return Batch([*self.messages, message], [*self.stretches, stretch])
 
 
 class Asked(NamedTuple):
@@ -95,6 +114,27 @@ class Transcript:
             found = self._encode(self._frame(message["role"]), _as_text(message))
         return self.without_start(found) if first else found
 
+    def batch(self, messages: Messages, *, first: bool) -> Batch:
+        """Write the messages of one call.
+
+        Args:
+            first: whether nothing stands before them in their stream.
+
+        Raises:
+            InputError: malformed messages, or the template has no place for one.
+        """
+        batch = validated(messages)
+        return Batch(batch, self.stretches(batch, first=first))
+
+    def stretches(self, messages: Sequence[Mapping[str, Any]], *, first: bool) -> list[Stretch]:
+        """Write messages one by one; system messages, which are pinned instead, have an empty stretch."""
+        written: list[Stretch] = []
+        for message in messages:
+            pinned = message["role"] in SYSTEM_ROLES
+            written.append(Stretch([], (0, 0)) if pinned else self.stretch(message, first=first))
+            first &= not written[-1].ids
+        return written
+
     def asked(self, messages: Messages, *, before: Sequence[int] | None = None) -> Asked:
         """Write a conversation that is to be answered, or what follows in one; its system messages are pinned.
 
@@ -104,14 +144,11 @@ class Transcript:
         Raises:
             InputError: malformed messages, none to answer, or the template has no place for one.
         """
-        batch = validated(messages)
-        turns = [message for message in batch if message["role"] not in SYSTEM_ROLES]
-        if not turns:
+        batch = self.batch(messages, first=before is None)
+        if not batch.ids:
             raise InputError("there is nothing to answer: add a user message.")
-        ids = [] if before is None else self._closing(before)
-        for message in turns:
-            ids += self.stretch(message, first=before is None and not ids).ids
-        return Asked(self.pinned("\n\n".join(system_texts(batch)) or None), [*ids, *self.answer_opening()])
+        ids = [*([] if before is None else self._closing(before)), *batch.ids, *self.answer_opening()]
+        return Asked(self.pinned("\n\n".join(batch.system) or None), ids)
 
     def around(self, before: str, after: str, *, system: str | None = None) -> tuple[list[int], list[int]]:
         """Write a conversation of one user turn, cut in two where the rest of its text is to stand.
@@ -229,7 +266,7 @@ class Transcript:
         message = {key: value for key, value in message.items() if key != "id"}  # that is for those who keep it
         if not ("tool_calls" in message or "tool_call_id" in message) or self._knows_tools():
             return message
-        calls = [_call_text(call) for call in message.get("tool_calls") or ()]
+        calls = [call_text(call) for call in message.get("tool_calls") or ()]
         text = "\n".join([*([message["content"]] if message.get("content") else []), *calls])
         if message["role"] != "tool":
             return {"role": message["role"], "content": text}
@@ -299,49 +336,3 @@ def _as_text(message: Mapping[str, Any]) -> str:
     """Write a message with more than text where there is no template."""
     rest = {key: value for key, value in message.items() if key not in ("role", "content")}
     return f"{message.get('content') or ''} {json.dumps(rest, ensure_ascii=False)}".strip()
-
-
-def _call_text(call: Mapping[str, Any]) -> str:
-    """A call of OpenAI's form as a model writes it."""
-    name, arguments = called(call)
-    body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
-    return f"{CALL}\n{body}\n{CALL_END}"
-
-
-def called(call: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Name and arguments of a call in OpenAI's or LangChain's form."""
-    function = call.get("function", call)
-    arguments = function.get("arguments", function.get("args", {}))
-    if isinstance(arguments, str):
-        with suppress(json.JSONDecodeError):
-            arguments = json.loads(arguments)
-    return function.get("name"), arguments
-
-
-def validated(messages: Messages) -> list[Mapping[str, Any]]:
-    """Messages as plain dicts.
-
-    Raises:
-        InputError: a message lacks its role or content, its role is no short word, it is not JSON, or not Unicode text.
-    """
-    found: list[Mapping[str, Any]] = []
-    for message in [messages] if isinstance(messages, Mapping) else messages:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise InputError(f"a message is a dict with a 'role' and a 'content' string, not {str(message)[:200]!r}.")
-        check_role(message["role"])
-        plain = set(message) == {"role", "content"} or message["role"] in SYSTEM_ROLES
-        if not isinstance(message["content"], str) and (plain or message["content"] is not None):
-            raise InputError(
-                f"the content of a message is a string, not {type(message['content']).__name__}. Join its text parts."
-            )
-        try:
-            json.dumps(dict(message), ensure_ascii=False).encode()
-        except (TypeError, ValueError) as error:  # UnicodeEncodeError is one of the latter
-            raise InputError(f"a message cannot be stored: {error}. Use JSON types and valid Unicode.") from error
-        found.append(dict(message))
-    return found
-
-
-def system_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the system messages among these say."""
-    return [message["content"] for message in messages if message["role"] in SYSTEM_ROLES]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from ..errors import HMTError
 from . import corpora, evaluation, options, sessions, stores, talking, training
 

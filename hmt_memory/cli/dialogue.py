@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HMTError, InputError
-from .terminal import Screen, check_text, note_if_untrained, show_recalled, stream
+from .models import note_if_untrained
+from .terminal import Screen, check_text, show_recalled, stream
 
 if TYPE_CHECKING:
     from ..engine.generate import Generation

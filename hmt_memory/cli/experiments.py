@@ -179,7 +179,7 @@ def perplexity(
         InputError: `visible` is given without a plain adapter.
     """
     from ..evaluate.perplexity import Contender, compare
-    from .terminal import load_model
+    from .models import load_model
 
     if visible and adapters.get("plain") is None:
         raise InputError("--visible compares with the twin trained without memory: name it with --plain.")
@@ -252,7 +252,7 @@ def recall(
     """
     from ..evaluate.conversations import load_conversations
     from ..evaluate.evidence import measure, sentence_encoder
-    from .terminal import load_model
+    from .models import load_model
 
     chosen = load_conversations(conversations)[:limit]
     compared = None if encoder is None else sentence_encoder(encoder)
@@ -301,7 +301,7 @@ def passkey(
     """
     from ..evaluate.passkey import LENGTHS, measure
     from .documents import open_documents
-    from .terminal import load_model
+    from .models import load_model
 
     filler = None if text is None else open_documents([text], screen)[0].text
     loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
@@ -330,7 +330,7 @@ def questions(
         device: where the model runs.
     """
     from ..evaluate.questions import COUNTS, load_samples, measure
-    from .terminal import load_model
+    from .models import load_model
 
     loaded_samples = load_samples(samples)
     counts = [count for count in COUNTS if count <= len(loaded_samples)]
@@ -380,7 +380,7 @@ def behaviour(
         device: where the model runs.
     """
     from ..evaluate.behaviour import measure
-    from .terminal import load_model
+    from .models import load_model
 
     loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
     ids, another = _tokens_of(text, loaded, tokens), _tokens_of(other, loaded, tokens)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..engine import outline, places
 from ..engine.fingerprint import fingerprint
 from ..sessions.made_by import mismatch, rebuild_command
 from ..store.open import default_folder
-from . import terminal
+from . import models
 
 if TYPE_CHECKING:
     from ..engine.fingerprint import Fingerprint
     from ..engine.outline import Sources
+    from ..engine.state import HMTState
     from ..model import HMTModel
     from ..sessions.collection import Collection
     from .terminal import Screen
@@ -42,7 +43,7 @@ class ModelChoice:
         made = [(reading, by) for reading in readings if (by := reading.made_by()) is not None]
         for reading, by in made:
             self._foresee(reading, by, chosen, screen)
-        model = terminal.load_model(self.name, screen, adapter=self.adapter, dtype=self.dtype, device=self.device)
+        model = models.load_model(self.name, screen, adapter=self.adapter, dtype=self.dtype, device=self.device)
         for reading, by in made:
             if fingerprint(model).digest != by.digest:
                 raise self._mismatch(reading, by, str(fingerprint(model)))
@@ -61,3 +62,48 @@ class ModelChoice:
             options["store"] = str(self.store)
         command = rebuild_command(reading.kind, reading.name, **options)
         return mismatch(reading.kind, reading.name, f"was made by {by}, not by {other}", command)
+
+
+def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:
+    """Call `HMTModel.from_pretrained` under a short status; say so when weights are converted first.
+
+    Args:
+        name: a bundled name, hub id, model folder or .gguf file.
+        screen: where the status goes.
+        **options: of `HMTModel.from_pretrained`.
+    """
+    with screen.unechoed(), screen.notes.status(f"loading {name}"):
+        from ..model import HMTModel
+
+        if _converts_first(name):
+            screen.note(f"The first start of {name} converts its weights once: about 20 s.")
+        return HMTModel.from_pretrained(name, **options)
+
+
+def _converts_first(name: str) -> bool:
+    path = places.bundled_file(name) if name.lower() in places.BUNDLED else Path(name).expanduser()
+    return path.suffix.lower() == ".gguf" and path.is_file() and not places.converted_folder(path).is_dir()
+
+
+def note_if_untrained(model: HMTModel, screen: Screen, state: HMTState | None = None) -> None:
+    """Say what answers rest on while the memory parameters are untrained.
+
+    Args:
+        model: the model that answers.
+        screen: where the note goes.
+        state: the stream that it has read; None: a session or corpus.
+    """
+    if model.is_trained:
+        return
+    if state is None:
+        rests_on = f"the last {model.view.recent_tokens or 0:,} tokens and passages recalled by their words"
+    else:
+        visible = visible_tokens(model, state)
+        whole = state.tokens == visible
+        rests_on = "the text itself, which the view holds whole" if whole else f"the last {visible:,} tokens"
+    screen.note(f"The memory parameters are untrained: the memorisation prompt carries little yet; answers rest on {rests_on}.")
+
+
+def visible_tokens(model: HMTModel, state: HMTState) -> int:
+    """Count the tokens of a stream that stand verbatim in a view of it: the recent ones and the open segment."""
+    return min(len(state.recent_ids), model.view.recent_tokens or 0) + len(state.open_ids)

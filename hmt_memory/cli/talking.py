@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import dialogue, options, terminal
+from . import asking, dialogue, models, options, terminal
 from .documents import open_documents
 from .models import ModelChoice
 from .options import DEFAULT_MODEL, Dtype
@@ -62,7 +62,7 @@ def ask(
     decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed) | {"system": system}
     if not corpus:
         loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
-        return terminal.ask(loaded, documents, text, screen, passages=passages, decoding=decoding)
+        return asking.ask(loaded, documents, text, screen, passages=passages, decoding=decoding)
     with open_store(store) as opened:
         choice = ModelChoice(model, adapter, dtype.value, device, opened.folder)
         loaded = choice.load(screen, *(opened.corpus(name) for name in corpus))
@@ -104,7 +104,7 @@ def _ask_corpora(
     decoding: dict[str, Any],
 ) -> None:
     """Stream the answer to a question about corpora, then show the passages it was given."""
-    terminal.note_if_untrained(model, screen)
+    models.note_if_untrained(model, screen)
     answer = first.ask(question, *others, **decoding)
     terminal.stream(answer, screen)
     if answer.finish_reason == "length":

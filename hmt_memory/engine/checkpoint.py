@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .. import __version__
+from .._version import __version__
 from ..config import HMTConfig
 from ..errors import CheckpointError, MissingDependencyError, ModelNotFoundError
+from ..files import replacing
 from . import adapter, trust, weights
 from .backbone import Backbone
 from .cell import MemoryCell
@@ -264,12 +264,5 @@ def without_advice() -> Iterator[None]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(content)

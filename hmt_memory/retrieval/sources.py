@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import StoreDamagedError
 from ..store import lineage
 from ..store.backend import Backend
-from ..store.index.search import Halves
+from ..store.index.base import Halves
 from ..store.index.vectors import Hits, MemoryIndex
 from ..store.index.words import Postings, WordIndex
 from ..store.rows import DocumentRow, MessageRow

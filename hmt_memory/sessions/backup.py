@@ -5,16 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import HMTError, InputError, StoreDamagedError, StoreError
 from ..store.open import DATABASE
+from .storage import Storage
+from .verify import verify
 
-if TYPE_CHECKING:
-    from .memory_store import MemoryStore
 
-
-def back_up(store: MemoryStore, place: Path) -> None:
+def back_up(store: Storage, place: Path) -> None:
     """Copy a store into a folder.
 
     Args:
@@ -40,12 +38,12 @@ def back_up(store: MemoryStore, place: Path) -> None:
         raise StoreError(f"{place} cannot be written: {error.strerror}. Choose another folder.") from error
 
 
-def _write(store: MemoryStore, folder: Path) -> None:
+def _write(store: Storage, folder: Path) -> None:
     """Write a verified copy into a new folder, and nothing beside it."""
     folder.mkdir(mode=0o700)
     store.database.copy_to(folder)
-    with type(store)(folder, read_only=True) as copy:
-        problems = copy.verify().problems
+    with Storage(folder, read_only=True) as copy:
+        problems = verify(copy).problems
     if problems:
         raise StoreDamagedError(
             f"the copy of {store.folder} is not whole: {problems[0].rstrip('.')}. What else is wrong: hmt sessions verify"

@@ -18,7 +18,7 @@ from .made_by import check_made_by, made_by
 if TYPE_CHECKING:
     from ..model import HMTModel
     from ..store.backend import Transaction
-    from .memory_store import MemoryStore
+    from .storage import Storage
 
 T = TypeVar("T")
 log = logging.getLogger("hmt_memory")
@@ -31,7 +31,7 @@ class Collection:
         ModelMismatchError: another model made its memory.
     """
 
-    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None = None) -> None:
+    def __init__(self, store: Storage, row: CollectionRow, model: HMTModel | None = None) -> None:
         self._store, self._database, self._model = store, store.database, model
         self._id, self._kind, self.name = row.id, row.kind, row.name
         if model is not None:

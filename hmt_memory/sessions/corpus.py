@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..config import ViewConfig
     from ..model import HMTModel
     from ..store.backend import Transaction
-    from .memory_store import MemoryStore
+    from .storage import Storage
 
 
 class Corpus(StoredCorpus):
@@ -175,7 +175,7 @@ class Corpus(StoredCorpus):
             return corpus_shard(self._store, self._own_row(db), self._needs_model(), self._made_by.digest)
 
 
-def corpus_shard(store: MemoryStore, row: CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:
+def corpus_shard(store: Storage, row: CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:
     """A corpus as recall sees it, as of one view of the rows; `made_by` is the model's digest."""
     indexes = store.indexes(row, model, made_by)
     return CorpusShard(store.database, indexes, store.shelf(row), row.name, model.backbone.decode)

@@ -21,7 +21,6 @@ from .made_by import made_by
 if TYPE_CHECKING:
     from ..model import HMTModel
     from ..store.backend import Transaction
-    from .corpus import Corpus
     from .reading import Progress
 
 
@@ -91,11 +90,11 @@ class StoredCorpus(Collection):
             raise SessionNotFoundError(f"corpus {self.name!r} has no document {', '.join(map(str, missing))}.")
         return self._erase(db, row, [document for document in found.values() if document is not None])[1]
 
-    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Corpus:
+    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> StoredCorpus:
         """Read all documents anew with `model`.
 
         Returns:
-            The corpus for that model; this object is then out of date.
+            The corpus for that model, a `Corpus`; this object is then out of date.
         """
         made_by = fingerprint(model)
         with self._reading():
@@ -113,7 +112,8 @@ class StoredCorpus(Collection):
             self._store.finish_erasing(erasure)
             corpus = self._store.corpus_of(row, model)
             corpus._read_pending(progress)
-        return corpus
+        opened: StoredCorpus = corpus
+        return opened
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -20,15 +20,15 @@ from ..store.rows import CollectionRow
 from . import archive, retention
 from .collection import Collection
 from .made_by import check_made_by, made_by
+from .names import check_new
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..model import HMTModel
     from ..store.backend import Transaction
-    from .memory_store import MemoryStore
     from .reading import Progress
-    from .session import Session
+    from .storage import Storage
 
 
 class Forgotten(NamedTuple):
@@ -44,7 +44,7 @@ class StoredSession(Collection):
     Nothing can be added to it, answered or recalled: `Session` does that, which has a model.
     """
 
-    def __init__(self, store: MemoryStore, row: CollectionRow, model: HMTModel | None = None) -> None:
+    def __init__(self, store: Storage, row: CollectionRow, model: HMTModel | None = None) -> None:
         super().__init__(store, row, model)
         self._oldest: retention.Oldest | None = None
 
@@ -107,7 +107,7 @@ class StoredSession(Collection):
             SessionExistsError: the name is taken. SessionNotFoundError: there is no such message.
         """
         with self._database.writing() as db:
-            self._store.check_new(db, "session", name)
+            check_new(db, "session", name)
             new = rewriting.fork(db, self._row(db), name, upto, now=self._store.now())
         return type(self)(self._store, new, self._model)
 
@@ -144,11 +144,11 @@ class StoredSession(Collection):
         if split:
             self._database.erasing(lambda db: rewriting.compact(db, self._row(db)))
 
-    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> Session:
+    def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> StoredSession:
         """Read the stored conversation anew with `model`: from its tokens, or from its text where they mean other text.
 
         Returns:
-            The session for that model; this object is then out of date.
+            The session for that model, a `Session`; this object is then out of date.
         """
         with self._reading():
             with self._database.reading() as db:
@@ -157,7 +157,7 @@ class StoredSession(Collection):
             transcript, made_by = Transcript(model.backbone), fingerprint(model)
             moved = rewriting.move(self._database, self._id, transcript, made_by, settle=self._without_index)
             self._finish(moved.erasure)
-            session = self._store.session_of(moved.row, model)
+            session: StoredSession = self._store.session_of(moved.row, model)
             session._read_pending(progress)
         return session
 

@@ -222,8 +222,8 @@ def _moving(
             lineage.append_kept(db, stream, lineage.kept(db, parts, low, high))
             return
         messages, end = lineage.messages(db, parts, low, high), db.stream(stream)
-        stretches = rendered(transcript, [one.body for one in messages], first=not end.tokens)
-        append(db, stream, end.messages, end.tokens, messages, stretches)
+        stretches = transcript.stretches([message.body for message in messages], first=not end.tokens)
+        append(db, stream, placed(messages, stretches, (end.messages, end.tokens)), stretches)
 
     def given(db: Transaction, row: CollectionRow) -> CollectionRow:
         return settle(replace(row, model=db.add_model(made_by.digest, made_by.parts)))
@@ -231,22 +231,21 @@ def _moving(
     return _Plan(0, 0, transfer, given)
 
 
-def rendered(transcript: Transcript, bodies: Sequence[Any], *, first: bool = True) -> list[Stretch]:
-    """The stretches of messages; system messages, which are pinned instead, have none. `first`: nothing stands before."""
-    found: list[Stretch] = []
-    for body in bodies:
-        pinned = body["role"] in SYSTEM_ROLES
-        found.append(Stretch([], (0, 0)) if pinned else transcript.stretch(body, first=first))
-        first &= not found[-1].ids
-    return found
+def rows_of(
+    messages: Sequence[Any], stretches: Sequence[Stretch], end: tuple[int, int], first_id: int, times: Sequence[float]
+) -> list[MessageRow]:
+    """Make the rows of the messages of one call.
 
-
-def new_rows(bodies: Sequence[Any], first_id: int, times: Sequence[float]) -> list[MessageRow]:
-    """Rows of messages of one call; `append` gives them their places."""
-    return [
+    Args:
+        messages, stretches: one for each.
+        end: how many messages, and how many tokens, stand in the stream before them.
+        first_id: of the first; the others count on from there. times: when each was said, in seconds since 1970.
+    """
+    rows = [
         MessageRow(0, first_id + offset, first_id, body["role"] in SYSTEM_ROLES, body, time, (0, 0), (0, 0))
-        for offset, (body, time) in enumerate(zip(bodies, times, strict=True))
+        for offset, (body, time) in enumerate(zip(messages, times, strict=True))
     ]
+    return placed(rows, stretches, end)
 
 
 def stored_stretches(db: Transaction, parts: Lineage, messages: Sequence[MessageRow]) -> list[Stretch]:
@@ -259,18 +258,9 @@ def stored_stretches(db: Transaction, parts: Lineage, messages: Sequence[Message
     return found
 
 
-def append(
-    db: Transaction, stream: int, seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]
-) -> list[MessageRow]:
-    """Append messages, whose own places and spans do not count, to a stream that ends at `seq` and token `at`."""
-    rows = placed(seq, at, messages, stretches)
-    lineage.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
-    return rows
-
-
-def placed(seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequence[Stretch]) -> list[MessageRow]:
-    """Messages with the places and spans they have in a stream that ends at `seq` and token `at` before them."""
-    rows = []
+def placed(messages: Sequence[MessageRow], stretches: Sequence[Stretch], end: tuple[int, int]) -> list[MessageRow]:
+    """Give messages the places and spans that they have in a stream of so many messages and tokens (`end`) before them."""
+    (seq, at), rows = end, []
     for offset, (message, stretch) in enumerate(zip(messages, stretches, strict=True)):
         content = (at + stretch.content[0], at + stretch.content[1])
         rows.append(message._replace(seq=seq + offset, tokens=(at, at + len(stretch.ids)), content=content))
@@ -278,8 +268,13 @@ def placed(seq: int, at: int, messages: Sequence[MessageRow], stretches: Sequenc
     return rows
 
 
+def append(db: Transaction, stream: int, rows: Sequence[MessageRow], stretches: Sequence[Stretch]) -> None:
+    """Append messages, whose places and spans are those at the end of a stream, to the stream."""
+    lineage.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
+
+
 def system_in_force(db: Transaction, parts: Lineage) -> list[str]:
-    """The texts of the system messages that are pinned: those of the latest call that added any."""
+    """Return the texts of the system messages that are pinned: those of the latest call that added any."""
     return [message.body["content"] for message in in_force(db, parts)]
 
 

@@ -22,6 +22,7 @@ from ..engine import weights
 from ..engine.backbone import Backbone
 from ..engine.checkpoint import without_advice
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..files import replacing
 from ..model import HMTModel
 from .examples import IGNORED, Example
 from .losses import Weights
@@ -422,6 +423,5 @@ def _step_of(line: str) -> int | None:
 
 
 def _write(path: Path, text: str) -> None:
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    scratch.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())

@@ -21,7 +21,8 @@ from hmt_memory.assistant import assistant as assistant_module
 from hmt_memory.assistant.assistant import ModelSettings
 from hmt_memory.assistant.stateless import PrefixCache, prompt_of, reply
 from hmt_memory.chat.transcript import Transcript
-from hmt_memory.cli.terminal import Document, Screen, ask, ask_about, remembering
+from hmt_memory.cli.asking import ask, ask_about, remembering
+from hmt_memory.cli.terminal import Document, Screen
 from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
@@ -302,12 +303,12 @@ def test_a_system_prompt_too_long_to_be_pinned_is_read_before_the_question() -> 
     assert "red door" in "".join(one.text for one in answer.recalled) and answer.usage.view_tokens <= 256
     transcript = Transcript(model.backbone)
     prompt = prompt_of(transcript, [long, *talk], limit=110)
-    assert [one["role"] for one in prompt.messages] == ["user", "assistant", "system", "user"]
-    assert [one.ids for at, one in enumerate(prompt.stretches) if at != 2] == [
+    assert [one["role"] for one in prompt.batch.messages] == ["user", "assistant", "system", "user"]
+    assert [one.ids for at, one in enumerate(prompt.batch.stretches) if at != 2] == [
         one.ids for one in prompt_of(transcript, talk).stretches
     ]
-    start, stop = prompt.stretches[2].content
-    assert model.backbone.decode(prompt.stretches[2].ids[start:stop]) == long["content"], "what is cited is what it says"
+    start, stop = prompt.batch.stretches[2].content
+    assert model.backbone.decode(prompt.batch.stretches[2].ids[start:stop]) == long["content"], "what is cited is what it says"
     with pytest.raises(InputError, match="nothing to answer"):
         reply(model, [long])
     with pytest.raises(BudgetError, match="pinned_tokens"):

@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from hmt_memory import Assistant, HMTConfig, HMTModel, MemoryStore, cli
 from hmt_memory.assistant.stateless import reply
 from hmt_memory.chat.transcript import Transcript
-from hmt_memory.cli import terminal
+from hmt_memory.cli import asking, terminal
 from hmt_memory.cli.documents import Document as TextFile
 from hmt_memory.cli.models import ModelChoice
 from hmt_memory.engine.backbone import Backbone
@@ -339,7 +339,7 @@ def ask_files(world: World) -> None:
     command(world, "read", *names, "--corpus", "papers", "--store", "memories")
     command(world, "ask", "--corpus", "papers", "--store", "memories", world.text, "--system", world.text, *SHORT)
     documents = [TextFile(world.text, world.text), TextFile("other", world.text)]
-    terminal.ask(world.model, documents, world.text, terminal.Screen(Console(file=io.StringIO()), io.StringIO()), **DECODING)
+    asking.ask(world.model, documents, world.text, terminal.Screen(Console(file=io.StringIO()), io.StringIO()), **DECODING)
 
 
 def chat_lines(world: World) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from terminal_input import FAST, TEXT, run, type_in, typing_screen
 
 from hmt_memory import HMTModel
-from hmt_memory.cli import command, dialogue, doctor, documents, terminal
+from hmt_memory.cli import asking, command, dialogue, doctor, documents, models, terminal
 from hmt_memory.config import DEFAULT_MODEL
 from hmt_memory.engine import places, weights
 from hmt_memory.errors import ModelNotFoundError
@@ -201,7 +201,7 @@ def test_ctrl_c_is_130_whatever_typer_makes_of_it(raised: type[BaseException], m
 def test_ask_writes_only_the_answer_to_stdout(
     model: HMTModel, chatty: str, text_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = terminal.ask_about(model, "When?", model.read(TEXT), max_new_tokens=8).finish().text
+    expected = asking.ask_about(model, "When?", model.read(TEXT), max_new_tokens=8).finish().text
     assert run("ask", text_file, "When?", "--model", chatty, *FAST) == 0
     captured = capsys.readouterr()
     assert captured.out == expected + "\n" * (not expected.endswith("\n"))
@@ -257,15 +257,15 @@ def test_trained_parameters_are_not_called_untrained(
 def test_the_view_is_one_user_turn_that_ends_with_the_question(model: HMTModel, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(model, "generate", lambda prompt, **options: given.update(options, prompt=prompt))
-    terminal.ask_about(model, "When?", model.empty_state())
+    asking.ask_about(model, "When?", model.empty_state())
     whole = model.backbone.tokenizer.decode([*given["pinned"], *given["prompt"]])
     assert whole.startswith("user: ") and whole.endswith("Question: When?</s>\nassistant: ") and whole.count("</s>") == 1
 
 
 def test_several_files_are_headed_by_their_names(model: HMTModel) -> None:
-    ids = terminal.encode_documents(model, [documents.Document("a.md", "First."), documents.Document("b.md", "Second.")])
+    ids = asking.encode_documents(model, [documents.Document("a.md", "First."), documents.Document("b.md", "Second.")])
     assert model.backbone.decode(ids.tolist()) == "File: a.md\n\nFirst.\n\nFile: b.md\n\nSecond.\n\n"
-    alone = terminal.encode_documents(model, [documents.Document("a.md", "First.")])
+    alone = asking.encode_documents(model, [documents.Document("a.md", "First.")])
     assert model.backbone.decode(alone.tolist()) == "First."
 
 
@@ -277,21 +277,21 @@ def test_byte_order_marks_are_understood(tmp_path: Path) -> None:
 
 
 def test_reading_shows_a_bar_on_a_terminal_only(model: HMTModel) -> None:
-    ids = terminal.encode_documents(model, [documents.Document("a", TEXT)])
+    ids = asking.encode_documents(model, [documents.Document("a", TEXT)])
     bright = terminal.Screen(Console(file=io.StringIO(), force_terminal=True, width=120), io.StringIO())
-    reading = terminal.read(model, ids, bright)
+    reading = asking.read(model, ids, bright)
     assert reading.state.tokens == reading.tokens == len(ids) and reading.seconds > 0
     assert f"{len(ids):,}/{len(ids):,} tokens" in notes(bright) and "tokens/s" in notes(bright)
     quiet = typing_screen()
-    terminal.read(model, ids, quiet)
+    asking.read(model, ids, quiet)
     assert notes(quiet) == ""
-    terminal.read(model, ids, quiet, line_every=500)
+    asking.read(model, ids, quiet, line_every=500)
     assert f"read {len(ids):,} of {len(ids):,} tokens" in notes(quiet)
 
 
 def test_passages_are_the_text_of_the_recalled_segments(model: HMTModel) -> None:
-    ids = terminal.encode_documents(model, [documents.Document("a", TEXT)])
-    found = terminal.recalled_passages(model, "Friday?", model.read(ids), ids, top_k=2)
+    ids = asking.encode_documents(model, [documents.Document("a", TEXT)])
+    found = asking.recalled_passages(model, "Friday?", model.read(ids), ids, top_k=2)
     assert len(found) == 2 and found[0].weight >= found[1].weight
     assert all(passage.text == TEXT[passage.segment * 256 : (passage.segment + 1) * 256] for passage in found)
 
@@ -313,7 +313,7 @@ def test_the_first_start_of_a_gguf_file_is_announced(tmp_path: Path, monkeypatch
     monkeypatch.setattr(HMTModel, "from_pretrained", lambda *_, **__: None)
     for announced in (1, 0):
         screen = typing_screen()
-        terminal.load_model(str(gguf), screen)
+        models.load_model(str(gguf), screen)
         assert notes(screen).count("converts its weights once") == announced
         places.converted_folder(gguf).mkdir(parents=True, exist_ok=True)
 

@@ -68,7 +68,7 @@ def test_it_is_written_under_a_name_that_nobody_can_foresee(store: MemoryStore, 
         assert Path(source).parent == folder and mode_of(Path(source)) == 0o600
 
     for _ in range(2):
-        with mock.patch.object(exporting.os, "replace", look):
+        with mock.patch.object(os, "replace", look):
             store.session("alice").export(folder / "alice")
     assert len(set(names)) == 2 and str(os.getpid()) not in "".join(names)
 
@@ -85,7 +85,7 @@ def test_it_is_on_disk_before_it_takes_the_place_of_another(store: MemoryStore, 
         done.append("replace")
         replace(source, target)
 
-    with mock.patch.object(exporting.os, "fsync", note_sync), mock.patch.object(exporting.os, "replace", note_replace):
+    with mock.patch.object(os, "fsync", note_sync), mock.patch.object(os, "replace", note_replace):
         store.session("alice").export(folder / "alice")
     assert done == ["file", "replace", "folder"]
 
@@ -94,7 +94,7 @@ def test_it_is_on_disk_before_it_takes_the_place_of_another(store: MemoryStore, 
 def test_what_fails_leaves_what_was_there(store: MemoryStore, folder: Path, error: BaseException) -> None:
     (folder / "alice").write_text("before")
     expected = StoreError if isinstance(error, OSError) else KeyboardInterrupt
-    with mock.patch.object(exporting.os, "fsync", side_effect=error), pytest.raises(expected):
+    with mock.patch.object(os, "fsync", side_effect=error), pytest.raises(expected):
         store.session("alice").export(folder / "alice")
     assert [path.name for path in folder.iterdir()] == ["alice"] and (folder / "alice").read_text() == "before"
 

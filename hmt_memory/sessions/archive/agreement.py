@@ -11,8 +11,8 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ...chat.tools import parse_calls
-from ...chat.transcript import Stretch, Transcript, called
+from ...chat.tools import called, parse_calls
+from ...chat.transcript import Stretch, Transcript
 from ...engine.fingerprint import fingerprint, text_parts
 from ...errors import InputError, SessionNotFoundError
 from ...store import lineage, rewriting, sweeping

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from ... import __version__
+from ..._version import __version__
 from ...errors import HMTError, SessionNotFoundError, StoreError
+from ...files import replacing
 from ...store import lineage
 from ...store.backend import Backend
 from ...store.rows import CollectionRow, Lineage, ModelRow
@@ -137,30 +136,11 @@ def _write(file: IO[bytes], manifest: bytes, content: Content, measured: Mapping
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of `path` when the block ends, and none if it raises."""
-    scratch = None
+    """Open a file that only its owner can read and that takes the place of `path`; what the system says is a StoreError."""
     try:
-        handle, scratch = tempfile.mkstemp(prefix=".hmt-export-", dir=path.parent)  # a name and a file of our own, mode 0600
-        with open(handle, "wb") as file:
+        with replacing(path, private=True) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-        _sync(path.parent)
     except HMTError:
         raise
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
-    finally:
-        if scratch is not None:
-            with suppress(OSError):
-                os.unlink(scratch)
-
-
-def _sync(folder: Path) -> None:
-    with suppress(OSError):  # not every system syncs folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...store import lineage
 from ...store.rows import CollectionRow, MessageRow, SegmentRow, chain
+from ..names import check_new, normal
 from . import layout
 from .agreement import UNVERIFIED
 from .container import BLOCK_BYTES, Archive, opened
@@ -24,12 +25,12 @@ from .messages import read_messages
 
 if TYPE_CHECKING:
     from ...store.backend import Transaction
-    from ..memory_store import MemoryStore
+    from ..storage import Storage
 
 _BATCH_BYTES = 1 << 16  # of messages and their tokens that are stored together
 
 
-def import_session(store: MemoryStore, path: Path, name: str | None) -> CollectionRow:
+def import_session(store: Storage, path: Path, name: str | None) -> CollectionRow:
     """Add the session of an exported file under `name` (None: its own); its row.
 
     Its tokens are not compared with its messages here, which takes the model: `settle` does it before a model uses them.
@@ -38,15 +39,13 @@ def import_session(store: MemoryStore, path: Path, name: str | None) -> Collecti
         StoreError: the file cannot be read. StoreDamagedError: it is not whole. SessionExistsError: the name is taken.
         InputError: nothing can be called so. Nothing is stored then.
     """
-    from ..memory_store import normal
-
     with opened(path) as archive:
         wanted = normal(archive.manifest.name if name is None else name)
         with store.database.reading() as db:
-            store.check_new(db, "session", wanted)
+            check_new(db, "session", wanted)
         _check(archive)
         with store.database.writing() as db:
-            store.check_new(db, "session", wanted)
+            check_new(db, "session", wanted)
             return _copy(db, archive, wanted)
 
 

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from ...chat.message import SYSTEM_ROLES
-from ...chat.transcript import called, validated
+from ...chat.message import SYSTEM_ROLES, validated
+from ...chat.tools import called
 from ...errors import InputError
 from ...store.rows import MessageRow
 from . import layout

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import SessionBusyError
+from ...files import replacing
 from ..backend import Transaction
 from ..shelf import Shelf, Volume
-from ..sqlite import files
 
 log = logging.getLogger("hmt_memory")
 _MAGIC = b"HMTINDEX"
@@ -149,24 +149,16 @@ class Derived:
 
     def _write(self) -> None:
         self.path.parent.mkdir(exist_ok=True, mode=0o700)
-        scratch = self.path.with_name(f"{self.path.name}.{os.getpid()}.{threading.get_ident()}")
         header = {"format": _FORMAT, "count": self.count, "check": self._check, **self._wanted(), **self._facts()}
         text = json.dumps(header).encode()
-        try:
-            with open(files.open_for_owner(scratch), "wb") as file:
-                crc = 0
-                for piece in (text, *self._dump()):
-                    crc = zlib.crc32(piece, crc)
-                    if piece is text:
-                        file.write(_MAGIC + len(text).to_bytes(8, "little"))
-                    file.write(piece)
-                file.write(crc.to_bytes(4, "little"))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, self.path)
-            _sync_folder(self.path.parent)
-        finally:
-            scratch.unlink(missing_ok=True)
+        with replacing(self.path, private=True) as file:
+            crc = 0
+            for piece in (text, *self._dump()):
+                crc = zlib.crc32(piece, crc)
+                if piece is text:
+                    file.write(_MAGIC + len(text).to_bytes(8, "little"))
+                file.write(piece)
+            file.write(crc.to_bytes(4, "little"))
 
     def _load(self, db: Transaction, shelf: Shelf) -> None:
         """Start from the file, if it is whole and was made from the present rows."""
@@ -247,12 +239,3 @@ def _unpack(content: bytes) -> tuple[dict[str, Any], memoryview]:
     if header.get("format") != _FORMAT:
         raise ValueError("it is of another version")
     return header, inner[length:]
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system syncs folders
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

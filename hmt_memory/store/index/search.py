@@ -16,47 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import ConfigError, MissingDependencyError
-
-Halves = NDArray[np.float16]
+from .base import DEFAULT, Halves, Search, matrix
 
 log = logging.getLogger("hmt_memory")
-DEFAULT = "SQfp16"
 _POINTS_PER_LIST = 39  # FAISS wants so many training points for each inverted list
 _LARGE = 32 << 20  # bytes of a matrix for which huge pages are worth asking
 _HUGE_PAGE, _MADV_HUGEPAGE, _MADV_COLLAPSE = 2 << 20, 14, 25  # Linux; kernels without the last ignore it
 _GPU_K = 2048  # the largest k of FAISS's GPU selection
-
-
-class Search:
-    """Inner-product search over a growing matrix of float16 rows."""
-
-    name = kind = "none"
-    exact = True
-    rounding = 1e-5  # relative difference between its scores and the true ones
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return scores [k] and rows [k], best first."""
-        raise NotImplementedError
-
-    def add(self, rows: Halves) -> None:
-        """Append rows [n, d]."""
-        raise NotImplementedError
-
-    def keep(self, kept: NDArray[np.bool_]) -> bool:
-        """Drop the rows where `kept` [n] is False. Returns False where that is impossible; then nothing is changed."""
-        return False
-
-    def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
-        """Return rows as they were added, or None if they are not kept so."""
-        raise NotImplementedError
-
-    def dump(self) -> Iterator[bytes]:
-        """Yield in pieces what `load` takes."""
-        raise NotImplementedError
-
-    def load(self, data: memoryview, rows: int) -> None:
-        """Append the `rows` rows that `dump` wrote."""
-        raise NotImplementedError
 
 
 def new_search(factory: str, width: int) -> Search:
@@ -236,23 +202,6 @@ class _Factory(Search):
         self._flat = None
         if self._index.ntotal != rows or self._index.d != self._width:
             raise ValueError("it holds other keys than its header says")
-
-
-def matrix(data: memoryview, rows: int, width: int) -> Halves:
-    """Load rows [rows, width] as they were dumped.
-
-    Args:
-        data: float16, little-endian.
-        rows: the number of rows.
-        width: the width of a row.
-
-    Raises:
-        ValueError: the data has another size.
-    """
-    if len(data) != rows * width * 2:
-        raise ValueError("it holds another number of keys than its header says")
-    loaded: Halves = np.frombuffer(data, "<f2").reshape(rows, width)
-    return loaded
 
 
 @contextlib.contextmanager

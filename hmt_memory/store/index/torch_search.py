@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .search import Halves, Search, matrix
+from .base import Halves, Search, matrix
 
 
 class TorchSearch(Search):

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ...errors import InputError, StoreDamagedError
 from ..backend import Transaction
 from ..shelf import Shelf
+from .base import DEFAULT, Halves, Search
 from .derived import Derived
-from .search import DEFAULT, Halves, Search, new_search
+from .search import new_search
 
 
 class Hits(NamedTuple):

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from ...errors import SessionBusyError, StoreDamagedError, StoreError, StoreFullError
+from ...files import open_for_owner
 from ..backend import Capability, Transaction
 from . import files, migrations
 from .forking import GATE
@@ -230,7 +231,7 @@ class Database:
             StoreFullError: there is no room for the copy.
         """
         path = folder / files.DATABASE
-        os.close(files.open_for_owner(path))
+        os.close(open_for_owner(path))
         with self._connection() as db, self._translated(), contextlib.closing(sqlite3.connect(path)) as copy:
             db.backup(copy)
 

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 from ...errors import StoreError
+from ...files import open_for_owner
 
 log = logging.getLogger("hmt_memory")
 DATABASE, RESERVE = "memory.db", "reserve"
@@ -53,15 +54,6 @@ def make_store(folder: Path) -> Path:
 def log_of(path: Path) -> Path:
     """Return the write-ahead log of a database file."""
     return path.with_name(f"{path.name}-wal")
-
-
-def open_for_owner(path: Path) -> int:
-    """Open a file for writing that nobody else can read, whatever the umask; return its descriptor."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, _OWNER_FILE)
-    if hasattr(os, "fchmod"):
-        with contextlib.suppress(PermissionError):  # another user owns it and lets this one write
-            os.fchmod(handle, _OWNER_FILE)
-    return handle
 
 
 def _own(path: Path) -> None:

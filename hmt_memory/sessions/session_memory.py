@@ -1,0 +1,221 @@
+"""What a session has read and recalls: its memory brought up to date with its rows, and what is recalled from it.
+
+Memory is a function of the stored tokens: what is not read yet, after a crash or behind a reply, is read by the next call that
+needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..chat.transcript import Batch
+from ..engine.state import HMTState
+from ..errors import SessionBusyError, StoreDamagedError
+from ..retrieval import ranking
+from ..retrieval.ranking import RecalledSegment, RecalledSegments, Sources
+from ..retrieval.sources import Draft, SessionShard, Shard
+from ..store import lineage, rewriting
+from ..store.rows import CollectionRow, Lineage
+from ..store.shelf import Shelf, volume
+from . import archive
+from .corpus import corpus_shard
+from .made_by import check_made_by
+from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
+from .stored_session import StoredSession
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+    from ..store.backend import Transaction
+    from .storage import Storage
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The stored session as of one revision, and its state up to where it has been read."""
+
+    row: CollectionRow
+    parts: Lineage
+    state: HMTState
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are stored."""
+        return lineage.size(self.parts)[1]
+
+
+class SessionMemory(StoredSession):
+    """A session with the model that reads it; `Session` adds and answers.
+
+    Safe to use from several threads: calls that read wait for one another.
+    """
+
+    def __init__(self, store: Storage, row: CollectionRow, model: HMTModel | None = None) -> None:
+        super().__init__(store, row, model)
+        self._cache: Snapshot | None = None
+        if model is not None and row.settings.get(archive.UNVERIFIED):
+            with self._reading():
+                archive.settle(self._database, row, model)
+
+    def recall(self, query: str, top_k: int = 5, *, before: int | None = None) -> RecalledSegments:
+        """The segments a text remembers most, of this conversation and the attached corpora, by falling weight.
+
+        Args:
+            before: id of a message; only what was said before it is recalled. A question that was added already shares every
+                word with itself.
+
+        Returns:
+            A list with `.coverage`: at least this share of the softmax over all segments fell on those preselected.
+
+        Raises:
+            InputError: the query is empty or `top_k` below 1. SessionNotFoundError: there is no message `before`.
+        """
+        model = self._needs_model()
+        snapshot = self._within_limits()
+        length = model.config.segment_length
+        with self._unless_rewritten(snapshot):
+            # A segment that holds something said before counts, whatever else it holds.
+            asked_at = None if before is None else -(-self._place(snapshot, before)[1] // length) * length
+            return ranking.recall(model, self._sources(snapshot, asked_at=asked_at), query, top_k)
+
+    def latest(self) -> RecalledSegment | None:
+        """What was said last and fills no segment yet, so that nothing recalls it; its weight is 0."""
+        with self._reading():
+            snapshot = self._read_pending()
+        with self._unless_rewritten(snapshot):
+            cited = self._in_one_view(lambda: self._own_shard(snapshot).cite_open(snapshot.tokens))
+        return ranking.segment(cited, 0.0, 1.0) if cited.text.strip() else None
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def _within_limits(self) -> Snapshot:
+        """The session as it is now, without what is beyond its limits."""
+        with self._reading():
+            snapshot = self._read_pending()
+        if snapshot.row.settings.get("retention"):
+            self._apply_retention(snapshot.row)
+            with self._reading():
+                snapshot = self._read_pending()
+        return snapshot
+
+    def _snapshot(self, *, anew: bool = False) -> Snapshot:
+        """The session as it is now; the one in memory, where nobody has written since."""
+        model = self._needs_model()
+        known = None if anew else self._cache
+        with self._database.reading() as db:
+            row = self._own_row(db)
+            if known is None or known.row != row:
+                parts = lineage.of(db, row)
+                known = Snapshot(row, parts, load_state(db, parts, model))
+        self._cache = known
+        return known
+
+    def _seen_by(self, snapshot: Snapshot, model: HMTModel) -> Snapshot:
+        """Load the same with as many recent tokens as the model's view has room for."""
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            return replace(snapshot, state=load_state(db, snapshot.parts, model))
+
+    def _before(self, snapshot: Snapshot, message: int, model: HMTModel | None = None) -> Snapshot:
+        """The session as it was before a message; its row is that of now."""
+        model = model or self._needs_model()
+        at, tokens = self._place(snapshot, message)
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            parts = lineage.until(snapshot.parts, at, tokens, tokens // model.config.segment_length)
+            return Snapshot(snapshot.row, parts, load_state(db, parts, model))
+
+    def _place(self, snapshot: Snapshot, message: int) -> tuple[int, int]:
+        """How many messages, and how many tokens, come before a message."""
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            at = rewriting.positions(db, snapshot.row, snapshot.parts, [message])[message]
+            (row,) = lineage.messages(db, snapshot.parts, at, at + 1)
+        return at, row.tokens[0]
+
+    def _read_pending(self, progress: Progress | None = None) -> Snapshot:
+        """Read what is stored and not read yet, inside `_reading`; the snapshot afterwards, which lacks no full segment."""
+        model = self._needs_model()
+        length, snapshot = model.config.segment_length, self._snapshot()
+        first, last = snapshot.state.tokens, snapshot.tokens // length * length
+        while snapshot.tokens - snapshot.state.segments * length >= length:
+            ids = self._unread(snapshot)
+            if ids is None:
+                snapshot = self._snapshot(anew=True)
+                continue
+            *_, state = read_on(model, ids, snapshot.state)
+            snapshot = self._store_segments(snapshot, state)
+            if progress is not None:
+                progress(snapshot.state.segments * length - first, last - first)
+        return snapshot
+
+    def _unread(self, snapshot: Snapshot) -> Tensor | None:
+        """Return the next tokens to read [t]; None: the session was rewritten, and where they were is out of date."""
+        at, most = snapshot.state.tokens, CHUNK_SEGMENTS * self._needs_model().config.segment_length
+        with self._database.reading() as db:
+            if self._row(db).epoch != snapshot.row.epoch:
+                return None
+            return torch.from_numpy(lineage.tokens(db, snapshot.parts, at, at + most))
+
+    def _read_ahead(self, snapshot: Snapshot, batch: Batch) -> HMTState:
+        """Read the first chunk of what will be added: a model that cannot read it stores nothing."""
+        ids = torch.tensor(batch.ids, dtype=torch.long)
+        return next(read_on(self._needs_model(), ids, snapshot.state), snapshot.state)
+
+    def _store_segments(self, snapshot: Snapshot, state: HMTState) -> Snapshot:
+        """Write what `state` has beyond the snapshot's, unless the session was rewritten; the snapshot afterwards."""
+        with self._database.writing() as db:
+            row = self._own_row(db)
+            if row.epoch == snapshot.row.epoch:
+                self._write_segments(db, snapshot, state)
+                db.update_collection(row)
+        return self._snapshot(anew=True)
+
+    def _write_segments(self, db: Transaction, snapshot: Snapshot, state: HMTState) -> None:
+        """Write the segments that `state` has beyond the snapshot's, unless a session that shares them was first."""
+        if lineage.segment_count(db, snapshot.parts) != snapshot.state.segments:
+            return
+        digest = lineage.digest_at(db, snapshot.parts, snapshot.state.segments)
+        rows = segment_rows(self._needs_model(), snapshot.state, state, digest)
+        lineage.append_segments(db, snapshot.parts, rows)
+
+    # --- what is recalled from --------------------------------------------------------------------------------------
+
+    def _own_shard(self, snapshot: Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> SessionShard:
+        """This session's own past as of the snapshot."""
+        model, row = self._needs_model(), snapshot.row
+        with self._database.reading() as db:
+            own = volume(db, snapshot.parts, snapshot.state.segments)
+        shelf = Shelf((own,), (row.id, row.epoch, row.revision))
+        indexes = self._store.indexes(row, model, self._made_by.digest)
+        shard = SessionShard(self._database, indexes, shelf, row.name, model.backbone.decode)
+        shard.length, shard.draft, shard.asked_at = model.config.segment_length, draft or Draft(), asked_at
+        return shard
+
+    def _attached(self) -> list[Shard]:
+        """The attached corpora as they are now."""
+        model = self._needs_model()
+        with self._database.reading() as db:
+            ids = self._row(db).settings.get("corpora", [])
+            corpora = [corpus for id in ids if (corpus := db.collection(id))]
+            for corpus in corpora:
+                check_made_by(db, corpus, self._made_by)
+            return [corpus_shard(self._store, corpus, model, self._made_by.digest) for corpus in corpora]
+
+    def _sources(self, snapshot: Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> Sources[Any]:
+        """This session's own past as of the snapshot, then the attached corpora."""
+        return lambda work: self._in_one_view(lambda: work([self._own_shard(snapshot, draft, asked_at), *self._attached()]))
+
+    @contextmanager
+    def _unless_rewritten(self, snapshot: Snapshot) -> Iterator[None]:
+        """Rows that are missing because the session was rewritten or deleted meanwhile are no damage."""
+        try:
+            yield
+        except StoreDamagedError as error:
+            with self._database.reading() as db:
+                row = self._row(db)
+            if row.epoch == snapshot.row.epoch:
+                raise
+            raise SessionBusyError(f"session {self.name!r} was rewritten meanwhile. Nothing was stored; ask again.") from error

@@ -1,0 +1,294 @@
+"""What sessions and corpora stand on: the database of a folder, the indexes beside it, and erasing.
+
+What it keeps in memory can be made again from the folder at any time: search indexes, and what is known of corpora.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..errors import SessionBusyError, StoreDamagedError, StoreError
+from ..retrieval import lexical
+from ..retrieval.sources import Indexes
+from ..store import rewriting, sweeping
+from ..store.index import derived
+from ..store.index.base import DEFAULT
+from ..store.index.vectors import MemoryIndex
+from ..store.index.words import WordIndex
+from ..store.open import open_backend
+from ..store.rows import CollectionRow
+from ..store.shelf import Shelf, shelf_of
+from .names import find
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from ..model import HMTModel
+    from ..store.backend import Transaction
+
+log = logging.getLogger("hmt_memory")
+
+
+class Storage:
+    """The handle of one folder. `MemoryStore`, which knows sessions and corpora, is the public one.
+
+    Several processes may use a folder at once, on one machine; several threads may use one object.
+
+    Args:
+        folder: made if it does not exist.
+        index: what preselects memories: a FAISS `index_factory` string for inner product, with `;name=value` search parameters
+            after it. The default is exact.
+        timeout: seconds to wait for another process that writes before `SessionBusyError`.
+        clock: seconds since 1970, for tests.
+        read_only: whether to change nothing in the folder, which has to be there then.
+        index_bytes: memory that the indexes of all sessions and corpora may take together; those used least lately are let go.
+
+    Raises:
+        StoreError: the folder cannot be used, or a newer version wrote it. StoreDamagedError: it is not whole.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        index: str = DEFAULT,
+        timeout: float = 5.0,
+        clock: Callable[[], float] = time.time,
+        read_only: bool = False,
+        index_bytes: int = 256 << 20,
+    ) -> None:
+        self.folder = Path(folder).expanduser()
+        self.now = clock
+        self._factory, self._index_bytes = index, index_bytes
+        self._indexes: OrderedDict[int, Indexes] = OrderedDict()
+        self._shelves: dict[int, tuple[int, Shelf]] = {}
+        self._reading: dict[tuple[int, int], threading.Lock] = {}
+        self._pid, self._mutex = os.getpid(), threading.Lock()
+        self.database = open_backend(self.folder, timeout=timeout, read_only=read_only)
+        if not read_only:
+            self._take_up()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Save the indexes and close the database. Sessions of this object must not be used afterwards."""
+        for id, indexes in list(self._indexes.items()):
+            self._save_index(id, indexes)
+        self.database.close()
+
+    def _save_index(self, id: int, indexes: Indexes, *, always: bool = False) -> None:
+        """Save an index, unless its session or corpus was deleted or rewritten: nobody can do that meanwhile."""
+        if self.database.read_only:
+            return
+        try:
+            with self.database.exclusive(), self.database.reading() as db:
+                row = db.collection(id)
+                if row is not None:
+                    for index in indexes:
+                        index.save(db, shelf_of(db, row), always=always)
+        except (SessionBusyError, StoreError) as error:
+            log.warning("the index of collection %d is not saved: %s", id, error)
+
+    # --- what makes sessions and corpora ----------------------------------------------------------------------------
+
+    def session_of(self, row: CollectionRow, model: HMTModel) -> Any:
+        """Return the session of a row for a model."""
+        raise NotImplementedError
+
+    def corpus_of(self, row: CollectionRow, model: HMTModel) -> Any:
+        """Return the corpus of a row for a model."""
+        raise NotImplementedError
+
+    def find(self, db: Transaction, kind: str, name: str) -> CollectionRow:
+        """Return the row of the session or corpus of that name. Raises SessionNotFoundError."""
+        return find(db, kind, name, folder=self.folder)
+
+    # --- indexes ----------------------------------------------------------------------------------------------------
+
+    def indexes(self, row: CollectionRow, model: HMTModel, made_by: str) -> Indexes:
+        """Return what searches a session or corpus, opening it on first use; `made_by` is the model's digest."""
+        with self._alone():
+            found = self._indexes.get(row.id)
+            if found is None:
+                memory, vocabulary = self.index_paths(row.id)
+                width, slots = model.backbone.hidden_size, model.recalled_slots
+                others = model.slots - slots
+                found = self._indexes[row.id] = Indexes(
+                    MemoryIndex(memory, width=width, slots=slots, others=others, factory=self._factory, made_by=made_by),
+                    WordIndex(vocabulary, decode=model.backbone.decode, terms=lexical.terms, made_by=made_by),
+                )
+            self._indexes.move_to_end(row.id)
+            least = self._over_the_bound(row.id)
+        for id, indexes in least:
+            self._save_index(id, indexes)
+        return found
+
+    def _over_the_bound(self, used: int) -> list[tuple[int, Indexes]]:
+        """Let go of the indexes used least lately until the others fit into `index_bytes`; the one in `use` stays."""
+        taken = {id: sum(index.nbytes for index in indexes) for id, indexes in self._indexes.items()}
+        total, let_go = sum(taken.values()), []
+        for id in list(self._indexes):
+            if total <= self._index_bytes or id == used:
+                break
+            total -= taken[id]
+            let_go.append((id, self._indexes.pop(id)))
+            self._shelves.pop(id, None)
+        return let_go
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one thread in; a forked process has a lock of its own."""
+        if self._pid != os.getpid():
+            self._pid, self._mutex = os.getpid(), threading.Lock()
+        with self._mutex:
+            yield
+
+    def index_paths(self, id: int) -> tuple[Path, Path]:
+        """Where the index of the memory embeddings and that of the words of a session or corpus are kept."""
+        return self.folder / "indexes" / f"{id}.index", self.folder / "indexes" / f"{id}.words"
+
+    def drop_index(self, id: int) -> None:
+        """Delete the indexes, on disk and in memory: what they were made of is about to change."""
+        with self._alone():
+            self._indexes.pop(id, None)
+            self._shelves.pop(id, None)
+        self.drop_index_files(id)
+
+    def drop_index_files(self, id: int) -> None:
+        """Delete the indexes' files: something that they were made of is about to be erased."""
+        for path in self.index_paths(id):
+            derived.remove(path)
+
+    def shelf(self, row: CollectionRow) -> Shelf:
+        """Return the closed segments of a session or corpus, as of the row."""
+        known = self._shelves.get(row.id)
+        if known is None or known[0] != row.revision:
+            with self.database.reading() as db:
+                row = db.collection(row.id) or row
+                known = self._shelves[row.id] = (row.revision, shelf_of(db, row))
+        return known[1]
+
+    def reading_mutex(self, id: int) -> threading.Lock:
+        """Threads that read into one session or corpus queue here."""
+        with self._alone():
+            return self._reading.setdefault((os.getpid(), id), threading.Lock())
+
+    # --- erasing ----------------------------------------------------------------------------------------------------
+
+    def _take_up(self) -> None:
+        """Go on with what a crash has left; where that cannot be now, the next erasure or opening tries again."""
+        try:
+            self._end(self._unended())
+        except (SessionBusyError, StoreError) as error:
+            log.warning("what was forgotten in %s is not overwritten yet: %s", self.folder, error)
+
+    def _unended(self) -> _Unended:
+        with self.database.reading() as db:
+            return _Unended(db.drafted(), db.erasures())
+
+    def _end(self, begun: _Unended) -> None:
+        """Bring to an end what was begun and nobody is at any more."""
+        given_up = [erasure for id in begun.drafted for erasure in self._given_up(id)]
+        for erasure in (*begun.erasures, *given_up):
+            sweeping.take_up(self.database, erasure)
+        with self.database.reading() as db:
+            half_rewritten = db.fact(_REWRITING) is not None
+        if half_rewritten:
+            self._end_rewriting()
+
+    def _given_up(self, id: int) -> list[int]:
+        """The erasure of what was being written for a session, unless somebody is at it."""
+
+        def work(db: Transaction) -> int:
+            erasure = db.begin_erasure()
+            rewriting.abandon_drafts(db, id, erasure)
+            return erasure
+
+        with self._unless_held(f"session-{id}") as free:
+            return [self.database.erasing(work)] if free else []
+
+    def _end_rewriting(self) -> None:
+        with self._unless_held(_REWRITING) as free:
+            if free:
+                self._rewrite()
+
+    @contextmanager
+    def _unless_held(self, lock: str) -> Iterator[bool]:
+        """Hold a lock that nobody holds; False: somebody does."""
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.database.lock(lock, timeout=0))
+            except SessionBusyError:
+                yield False
+                return
+            yield True
+
+    def finish_erasing(self, erasure: int | None) -> None:
+        """Overwrite what was deleted, in steps between which others write: it is then in no file.
+
+        What a crash of another process has left may hold the same content, and is brought to its end as well.
+
+        Raises:
+            SessionBusyError, StoreError: that could not be done; the message says when it is tried again.
+        """
+        if erasure is None:
+            return
+        try:
+            begun = self._unended()
+            sweeping.finish(self.database, erasure)
+            self._end(begun._replace(erasures=[other for other in begun.erasures if other != erasure]))
+        except StoreDamagedError:
+            raise
+        except (SessionBusyError, StoreError) as error:
+            raise type(error)(
+                f"what was forgotten is gone from the record in {self.folder}, but its bytes are not overwritten yet "
+                f"({error.__cause__ or error}). That is tried again when anything is erased or the store opened."
+            ) from error
+
+    def compact(self) -> int:
+        """Rewrite the database without the room that erasing has left in it; return the bytes given back to the disk.
+
+        That room is used again for what is added later, so this is for giving it back only. Nobody can write meanwhile: about
+        12 seconds a gigabyte of what is kept, which the disk needs room for once more.
+
+        Raises:
+            SessionBusyError: others kept writing. StoreFullError: there is no room for it.
+        """
+        before = self.database.size()
+        with self.database.writing() as db:
+            db.set_fact(_REWRITING, "1")
+        with self.database.lock(_REWRITING):
+            self._rewrite()
+        return max(0, before - self.database.size())
+
+    def _rewrite(self) -> None:
+        self.database.rewrite()
+        with self.database.writing() as db:
+            db.set_fact(_REWRITING, None)
+
+    def vacant_bytes(self) -> int:
+        """Count the bytes of content that were erased and whose room nothing has taken yet."""
+        with self.database.reading() as db:
+            return db.vacant_bytes()
+
+
+class _Unended(NamedTuple):
+    """What was begun and is not at its end."""
+
+    drafted: list[int]  # sessions that something is being written for
+    erasures: list[int]
+
+
+_REWRITING = "rewriting"  # the fact that room was given up in the database, which has to be rewritten before anything is erased
