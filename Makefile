@@ -23,6 +23,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 # The pages as a site in build/site, made without a network; open build/site/index.html.
 docs: export NO_MKDOCS_2_WARNING = 1
