@@ -6,23 +6,20 @@ Frameworks build, copy, pickle and print their model objects freely, and pass wh
 
 from __future__ import annotations
 
-import json
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from ..chat.message import SYSTEM_ROLES, Messages, system_texts, validated
+from ..chat.message import Messages, validated
 from ..chat.transcript import Transcript
-from ..config import DEFAULT_MODEL
 from ..errors import InputError
 from ..store.open import default_folder
+from .loading import ModelSettings, Weights, shared_weights
 from .namespace import Namespace
-from .reconcile import Entry, HistoryMode, entry, reconcile
+from .opened import OpenSessions
+from .reconcile import HistoryMode, entry
 
 if TYPE_CHECKING:
     from ..model import HMTModel
@@ -34,62 +31,9 @@ if TYPE_CHECKING:
     from .stateless import StatelessAnswer
 
 _CANDIDATES = 300  # passages looked at, of which those that show anyway are left out
-_OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    """What a model is loaded by, as for `HMTModel.from_pretrained`."""
-
-    model: str = DEFAULT_MODEL
-    adapter: str | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-    config: str | None = None  # of an untrained model, as JSON
-
-
-class Weights:
-    """A model that is loaded when it is first needed, and what calls without a session have read."""
-
-    def __init__(self, settings: ModelSettings, model: HMTModel | None = None) -> None:
-        from .stateless import PrefixCache
-
-        self.settings, self._model, self.given = settings, model, model is not None
-        self.prefixes = PrefixCache()
-        self._loading = threading.Lock()
-
-    @property
-    def is_loaded(self) -> bool:
-        return self._model is not None
-
-    @property
-    def model(self) -> HMTModel:
-        with self._loading:
-            if self._model is None:
-                from ..config import HMTConfig
-                from ..model import HMTModel
-
-                chosen = self.settings
-                config = None if chosen.config is None else HMTConfig.from_dict(json.loads(chosen.config))
-                self._model = HMTModel.from_pretrained(
-                    chosen.model, adapter=chosen.adapter, config=config, dtype=chosen.dtype, device=chosen.device
-                )
-            return self._model
-
-
-@dataclass
-class _Log:
-    """What a session holds, as far as it is compared, and as of which version."""
-
-    version: tuple[int, int]
-    messages: int = 0  # system messages included
-    entries: list[Entry] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)  # of the same messages
-    system: int = -1  # id of the last system message
-
-
-# What is in memory anyway is not loaded a second time: held by those who use it, not by these.
-_weights: WeakValueDictionary[ModelSettings, Weights] = WeakValueDictionary()
+# What is in memory anyway is not made a second time: held by those who use it, not by this.
 _assistants: WeakValueDictionary[tuple[ModelSettings, str], Assistant] = WeakValueDictionary()
 _sharing = threading.Lock()
 
@@ -119,15 +63,16 @@ class Assistant:
             default_folder() if store is None else store if self._store is None else self._store.folder
         )  # of the store
         if isinstance(model, str):
-            self._weights = _shared_weights(
+            self._weights = shared_weights(
                 ModelSettings(model, None if adapter is None else str(adapter), dtype, device, config)
             )
         else:
             self._weights = Weights(ModelSettings(model.backbone.name), model)
         self._namespace = Namespace()
         self._opening = threading.Lock()
-        self._open: OrderedDict[str, tuple[Session, _Log]] = OrderedDict()
-        self._comparing: WeakValueDictionary[str, Any] = WeakValueDictionary()  # a lock for each session in use
+        self._sessions = OpenSessions(
+            lambda name: self.store.session(name, self.model), lambda name, session: self.store.has("session", name, session)
+        )
 
     @classmethod
     def shared(cls, settings: ModelSettings, store: str | Path | MemoryStore | None = None) -> Assistant:
@@ -177,19 +122,7 @@ class Assistant:
 
     def session(self, name: str) -> Session:
         """The session of that name, made if there is none."""
-        return self._opened(name)[0]
-
-    def _opened(self, name: str) -> tuple[Session, _Log]:
-        """A session and what is known of it; the least recently used of many are let go."""
-        store, model = self.store, self.model
-        with self._opening:
-            found = self._open.get(name)
-            if found is None or not store.has("session", name, found[0]):
-                found = self._open[name] = (store.session(name, model), _Log((-1, -1)))
-            self._open.move_to_end(name)
-            while len(self._open) > _OPEN_SESSIONS:
-                self._open.popitem(last=False)
-            return found
+        return self._sessions.get(name)
 
     def corpus(self, name: str) -> Corpus:
         """The corpus of that name, made if there is none."""
@@ -226,8 +159,8 @@ class Assistant:
             whose = self._namespace.key if namespace is None else namespace
             return stateless.reply(self.model, messages, cache=self._weights.prefixes, namespace=whose, **options)
         held = self.session(session)
-        with self._one_at_a_time(session):
-            new, replacing = self._news(held, validated(messages), history)
+        with self._sessions.comparing(session):
+            new, replacing = self._sessions.news(held, validated(messages), history)
         return held.reply(new, replacing=replacing, **options)
 
     def add(self, session: str, messages: Messages, *, history: HistoryMode = "auto") -> list[int]:
@@ -237,14 +170,14 @@ class Assistant:
             The ids of those added.
         """
         held = self.session(session)
-        with self._one_at_a_time(session):
-            new, replacing = self._news(held, validated(messages), history)
+        with self._sessions.comparing(session):
+            new, replacing = self._sessions.news(held, validated(messages), history)
             return held.add(new, replacing=replacing)
 
     def set(self, session: str, messages: Messages) -> None:
         """Make a session hold these messages and no others. What both begin with stays as it was read."""
         held, batch = self.session(session), validated(messages)
-        with self._one_at_a_time(session):
+        with self._sessions.comparing(session):
             stored = held.messages()
             pairs = zip(stored, batch, strict=False)
             differing = (at for at, (one, other) in enumerate(pairs) if entry(one.to_dict()).print != entry(other).print)
@@ -253,47 +186,6 @@ class Assistant:
                 held.add(batch[keep:], replacing=stored[keep].id if keep < len(stored) else None)
             else:
                 held.forget([one.id for one in stored[keep:]])
-
-    @contextmanager
-    def _one_at_a_time(self, session: str) -> Iterator[None]:
-        """What is compared with a session is added to it before another call is compared; other sessions do not wait."""
-        with self._opening:
-            lock = self._comparing.setdefault(session, threading.Lock())
-        with lock:
-            yield
-
-    def _news(
-        self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode
-    ) -> tuple[list[Mapping[str, Any]], int | None]:
-        """What of a call is new to the session, and the first message that it takes the place of; inside `_one_at_a_time`."""
-        system = [message for message in batch if message["role"] in SYSTEM_ROLES]
-        said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
-        log = self._log(session)
-        plan = reconcile(log.entries, [entry(message) for message in said], history)
-        replacing = next(iter(log.ids[plan.keep :]), None)
-        stays = replacing is None or log.system < replacing
-        if stays and "\n\n".join(system_texts(system)) == session.system():
-            system = []  # in force already
-        return [*system, *said[plan.new :]], replacing
-
-    def _log(self, session: Session) -> _Log:
-        """What the session holds; only what is new since the last call is looked at."""
-        version = session.version()
-        log = self._opened(session.name)[1]
-        if log.version[0] != version[0]:
-            log.version, log.messages, log.system = (version[0], -1), 0, -1
-            log.entries.clear()
-            log.ids.clear()
-        if log.version != version:
-            for message in session.messages(log.messages):
-                log.messages += 1
-                if message.role in SYSTEM_ROLES:
-                    log.system = message.id
-                else:
-                    log.entries.append(entry(message.to_dict()))
-                    log.ids.append(message.id)
-            log.version = version
-        return log
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -414,11 +306,3 @@ class Assistant:
 
     def __repr__(self) -> str:
         return f"Assistant({self.name!r}, store={self.folder!r})"
-
-
-def _shared_weights(settings: ModelSettings) -> Weights:
-    with _sharing:
-        found = _weights.get(settings)
-        if found is None:
-            found = _weights[settings] = Weights(settings)
-        return found

@@ -18,10 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine import weights
-from ..engine.backbone import Backbone
-from ..engine.checkpoint import without_advice
-from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..errors import CheckpointError, ConfigError
 from ..files import replacing
 from ..model import HMTModel
 from .examples import IGNORED, Example
@@ -59,79 +56,6 @@ class StepReport:
     learning_rate: float  # of the backbone or its LoRA
     gradient_norm: float
     seconds: float  # spent in steps, over all sittings
-
-
-def prepare(
-    name: str, recipe: Recipe, *, start: str | Path | None = None, dtype: str = "auto", device: str = "auto"
-) -> HMTModel:
-    """Load a backbone ready to be trained by a recipe: LoRA around it, or its own weights unfrozen.
-
-    Args:
-        name: a folder or the name of a model.
-        recipe: says whether LoRA is trained, and with which rank.
-        start: an adapter to go on from; it must have the recipe's configuration.
-        dtype: the precision of the weights; `auto`: what suits the device.
-        device: where the weights go; `auto`: a GPU if there is one.
-
-    Raises:
-        MissingDependencyError: LoRA needs peft.
-        ConfigError: the backbone has none of `lora_targets`, or `start` has another configuration or no LoRA to go on with.
-    """
-    if start is not None:
-        return _from_adapter(name, recipe, Path(start), dtype=dtype, device=device)
-    causal_lm, tokenizer = weights.load(name, dtype=dtype, device=device)
-    causal_lm.requires_grad_(recipe.lora_rank == 0)
-    if recipe.lora_rank:
-        causal_lm = _with_lora(causal_lm, recipe)
-    if Path(name).expanduser().exists():
-        name = str(Path(name).expanduser().resolve())
-    return HMTModel(Backbone(causal_lm, tokenizer, name=name), recipe.config)
-
-
-def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMTModel:
-    model = HMTModel.from_pretrained(name, adapter=start, merge=False, **options)
-    sizes = ("segment_length", "summary_length", "sensory_length", "recall_dim")
-    differ = [
-        field
-        for field in (*sizes, "memory_tokens", "recalled_tokens", "memory_input")
-        if getattr(model.config, field) != getattr(recipe.config.resolve(**_sizes(model)), field)
-    ]
-    if differ:
-        raise ConfigError(f"{start} has another {', '.join(differ)} than the recipe. Train it with its own configuration.")
-    if bool(recipe.lora_rank) != model.backbone.has_adapter:
-        raise ConfigError(f"{start} {'has no LoRA' if recipe.lora_rank else 'has LoRA'}, unlike the recipe. Change lora_rank.")
-    for parameter_name, value in model.backbone.causal_lm.named_parameters():
-        value.requires_grad_("lora_" in parameter_name or not recipe.lora_rank)
-    return model
-
-
-def _sizes(model: HMTModel) -> dict[str, Any]:
-    return {"hidden_size": model.backbone.hidden_size, "positions": model.backbone.positions}
-
-
-def _with_lora(causal_lm: Any, recipe: Recipe) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise MissingDependencyError("LoRA needs peft. Run: pip install 'hmt-memory[train]'") from error
-    torch.manual_seed(recipe.seed)
-    chosen = LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=list(recipe.lora_targets) or "all-linear",
-        task_type="CAUSAL_LM",
-    )
-    dtype = causal_lm.get_input_embeddings().weight.dtype
-    try:
-        with without_advice():
-            wrapped = get_peft_model(causal_lm, chosen, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise ConfigError(f"lora_targets: {error}") from error
-    for value in wrapped.parameters():
-        if value.requires_grad:
-            value.data = value.data.to(dtype)  # the optimizer keeps fp32 copies
-    return wrapped
 
 
 class Trainer:

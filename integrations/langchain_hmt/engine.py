@@ -96,7 +96,8 @@ class Engine(Serializable):
         return {} if self.selection is None else {"selection": self.selection}
 
     def _made(self, model: str, adapter: str | None) -> Assistant:
-        from hmt_memory.assistant.assistant import Assistant, ModelSettings
+        from hmt_memory.assistant.assistant import Assistant
+        from hmt_memory.assistant.loading import ModelSettings
 
         return Assistant.shared(ModelSettings(model, adapter, self.dtype, self.device), self.store)
 

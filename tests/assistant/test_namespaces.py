@@ -12,7 +12,7 @@ import pytest
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant
-from hmt_memory.assistant.assistant import ModelSettings
+from hmt_memory.assistant.loading import ModelSettings
 from hmt_memory.model import HMTModel
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())

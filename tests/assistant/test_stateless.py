@@ -17,8 +17,8 @@ from rich.console import Console
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant, MemoryStore, Session
-from hmt_memory.assistant import assistant as assistant_module
-from hmt_memory.assistant.assistant import ModelSettings
+from hmt_memory.assistant import opened
+from hmt_memory.assistant.loading import ModelSettings
 from hmt_memory.assistant.stateless import PrefixCache, prompt_of, reply
 from hmt_memory.chat.transcript import Transcript
 from hmt_memory.cli.asking import ask, ask_about, remembering
@@ -232,10 +232,10 @@ def test_looking_makes_nothing_and_only_so_many_sessions_are_kept_open(
         with pytest.raises(SessionNotFoundError, match="'typo'"):
             assistant.recall("x", **wanted)
     assert assistant.store.sessions() == assistant.store.corpora() == []
-    monkeypatch.setattr(assistant_module, "_OPEN_SESSIONS", 2)
+    monkeypatch.setattr(opened, "_OPEN_SESSIONS", 2)
     for name in ("a", "b", "c"):
         assistant.add(name, user("hello"))
-    assert list(assistant._open) == ["b", "c"]
+    assert assistant._sessions.names() == ["b", "c"]
     assistant.add("a", [user("hello"), user("more")])
     assert contents(assistant, "a") == ["hello", "more"]
 

@@ -105,7 +105,8 @@ class HMTEngine(BaseModel):
         return ours == (known.model, known.adapter, known.dtype, known.device, engine.folder)
 
     def _made(self) -> Assistant:
-        from hmt_memory.assistant.assistant import Assistant, ModelSettings
+        from hmt_memory.assistant.assistant import Assistant
+        from hmt_memory.assistant.loading import ModelSettings
 
         return Assistant.shared(ModelSettings(self.model_name, self.adapter, self.dtype, self.device), self.store)
 

@@ -1,0 +1,67 @@
+"""The weights behind an assistant: loaded when they are first needed, and shared by whoever asks for the same ones."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from ..config import DEFAULT_MODEL, HMTConfig
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What a model is loaded by, as for `HMTModel.from_pretrained`."""
+
+    model: str = DEFAULT_MODEL
+    adapter: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    config: str | None = None  # of an untrained model, as JSON
+
+
+class Weights:
+    """A model that is loaded when it is first needed, and what calls without a session have read."""
+
+    def __init__(self, settings: ModelSettings, model: HMTModel | None = None) -> None:
+        from .stateless import PrefixCache
+
+        self.settings, self._model, self.given = settings, model, model is not None
+        self.prefixes = PrefixCache()
+        self._loading = threading.Lock()
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._model is not None
+
+    @property
+    def model(self) -> HMTModel:
+        with self._loading:
+            if self._model is None:
+                from ..model import HMTModel
+
+                chosen = self.settings
+                config = None if chosen.config is None else HMTConfig.from_dict(json.loads(chosen.config))
+                self._model = HMTModel.from_pretrained(
+                    chosen.model, adapter=chosen.adapter, config=config, dtype=chosen.dtype, device=chosen.device
+                )
+            return self._model
+
+
+# What is in memory anyway is not loaded a second time: held by those who use it, not by this.
+_weights: WeakValueDictionary[ModelSettings, Weights] = WeakValueDictionary()
+_sharing = threading.Lock()
+
+
+def shared_weights(settings: ModelSettings) -> Weights:
+    """Return the weights of these settings: the same object for whoever asks, while somebody holds it."""
+    with _sharing:
+        found = _weights.get(settings)
+        if found is None:
+            found = _weights[settings] = Weights(settings)
+        return found

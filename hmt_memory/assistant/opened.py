@@ -1,0 +1,104 @@
+"""Sessions that are kept ready for the next call, and what is known of each to compare a resent conversation with."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+from ..chat.message import SYSTEM_ROLES, system_texts
+from .reconcile import Entry, HistoryMode, entry, reconcile
+
+if TYPE_CHECKING:
+    from ..sessions.session import Session
+
+_OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
+
+
+@dataclass
+class _Log:
+    """What a session holds, as far as it is compared, and as of which version."""
+
+    version: tuple[int, int]
+    messages: int = 0  # system messages included
+    entries: list[Entry] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)  # of the same messages
+    system: int = -1  # id of the last system message
+
+
+class OpenSessions:
+    """The sessions that an assistant has open, the least recently used let go first. Safe to use from several threads.
+
+    Args:
+        open: opens a session by its name. is_there: tells whether a session is still the one of that name.
+    """
+
+    def __init__(self, open: Callable[[str], Session], is_there: Callable[[str, Session], bool]) -> None:
+        self._opener, self._is_there = open, is_there
+        self._opening = threading.Lock()
+        self._open: OrderedDict[str, tuple[Session, _Log]] = OrderedDict()
+        self._comparing: WeakValueDictionary[str, Any] = WeakValueDictionary()  # a lock for each session in use
+
+    def get(self, name: str) -> Session:
+        """Return the session of that name, made if there is none."""
+        return self._opened(name)[0]
+
+    def names(self) -> list[str]:
+        """Return the names of those that are open, the least recently used first."""
+        return list(self._open)
+
+    def _opened(self, name: str) -> tuple[Session, _Log]:
+        """Return a session and what is known of it; let the least recently used of many go."""
+        with self._opening:
+            known = self._open.get(name)
+            if known is None or not self._is_there(name, known[0]):
+                known = self._open[name] = (self._opener(name), _Log((-1, -1)))
+            self._open.move_to_end(name)
+            while len(self._open) > _OPEN_SESSIONS:
+                self._open.popitem(last=False)
+            return known
+
+    @contextmanager
+    def comparing(self, session: str) -> Iterator[None]:
+        """Serialise compare-then-add for one session. Other sessions proceed."""
+        with self._opening:
+            lock = self._comparing.setdefault(session, threading.Lock())
+        with lock:
+            yield
+
+    def news(
+        self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode
+    ) -> tuple[list[Mapping[str, Any]], int | None]:
+        """Tell what of a call is new to the session, and the first message that it takes the place of; inside `comparing`."""
+        system = [message for message in batch if message["role"] in SYSTEM_ROLES]
+        said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
+        log = self._log(session)
+        plan = reconcile(log.entries, [entry(message) for message in said], history)
+        replacing = next(iter(log.ids[plan.keep :]), None)
+        stays = replacing is None or log.system < replacing
+        if stays and "\n\n".join(system_texts(system)) == session.system():
+            system = []  # in force already
+        return [*system, *said[plan.new :]], replacing
+
+    def _log(self, session: Session) -> _Log:
+        """Bring what is known of the session up to date; only what is new since the last call is looked at."""
+        version = session.version()
+        log = self._opened(session.name)[1]
+        if log.version[0] != version[0]:
+            log.version, log.messages, log.system = (version[0], -1), 0, -1
+            log.entries.clear()
+            log.ids.clear()
+        if log.version != version:
+            for message in session.messages(log.messages):
+                log.messages += 1
+                if message.role in SYSTEM_ROLES:
+                    log.system = message.id
+                else:
+                    log.entries.append(entry(message.to_dict()))
+                    log.ids.append(message.id)
+            log.version = version
+        return log
