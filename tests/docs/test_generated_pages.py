@@ -1,22 +1,36 @@
-"""The page on the configuration is what the fields and their comments say. HMT_WRITE_DOCS=1 writes it anew."""
+"""What pages print from the code is what the code says. HMT_WRITE_DOCS=1 writes it anew.
+
+The page on the configuration is made of the fields and their comments; the order of the packages, of the linter's contracts.
+"""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import io
+import itertools
 import os
+import re
+import sys
 import tokenize
 from collections.abc import Iterator
 from dataclasses import fields
 from types import ModuleType
+from typing import Any
 
 from places import ROOT
 
 from hmt_memory import config
 from hmt_memory.engine import decoding
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 PAGE = ROOT / "docs" / "reference" / "configuration.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+CONTRACTS = re.compile(r"(?<=<!-- contracts: begin -->\n).*?(?=<!-- contracts: end -->)", re.DOTALL)
 HEAD = """# Configuration
 
 Sizes are in tokens unless said. The letters are those of the [HMT paper](https://arxiv.org/abs/2405.06067). A value that is
@@ -67,3 +81,39 @@ def test_every_field_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
     chosen = (config.HMTConfig, config.ViewConfig, decoding.Decoding)
     assert [field.name for kind in chosen for field in fields(kind) if f"| `{field.name}` |" not in text] == []
+
+
+# --- the order of the packages ------------------------------------------------------------------------------------------
+
+
+def contracts() -> list[dict[str, Any]]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return list(tomllib.load(file)["tool"]["importlinter"]["contracts"])
+
+
+def layers() -> list[list[str]]:
+    """Return the packages of `hmt_memory` from the first floor up; those of one floor do not import one another."""
+    (contract,) = (contract for contract in contracts() if contract["type"] == "layers")
+    return [re.split(r" *[|:] *", layer) for layer in reversed(contract["layers"])]
+
+
+def order() -> str:
+    """Return the packages in their order, and what else is held."""
+    floors = " → ".join(", ".join(f"`{name}`" for name in floor) for floor in layers())
+    return "\n".join([floors, "", *(f"- {contract['name']}." for contract in contracts())]) + "\n"
+
+
+def test_the_order_is_what_the_linter_holds() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    if os.environ.get("HMT_WRITE_DOCS"):
+        text = CONTRACTS.sub(lambda _: order(), text)
+        ARCHITECTURE.write_text(text, encoding="utf-8")
+    assert CONTRACTS.findall(text) == [order()], "write it anew: HMT_WRITE_DOCS=1 pytest tests/docs"
+
+
+def test_the_packages_are_described_in_their_order() -> None:
+    described = re.findall(r"^\| (`.*?`) \|", ARCHITECTURE.read_text(encoding="utf-8"), re.MULTILINE)
+    named = [re.sub(r"/|\.py", "", name) for row in described for name in re.findall(r"`(.*?)`", row)]
+    rest = iter(named)
+    assert [sorted(itertools.islice(rest, len(floor))) for floor in layers()] == [sorted(floor) for floor in layers()]
+    assert list(rest) == []
