@@ -1,4 +1,4 @@
-"""The configuration of a model: the paper's sizes and the extensions (off by default); and that of a view: its token budgets.
+"""The configuration of a model: the paper's sizes and the extensions (off by default); and of a view: its token budgets.
 
 Knows numbers and how they fit a backbone's window; knows nothing of torch, files or Hugging Face.
 """
@@ -90,7 +90,7 @@ class HMTConfig:
         return replace(self, summary_length=summary_length, recall_dim=self.recall_dim or hidden_size)
 
     def _check_parameters(self, width: int) -> None:
-        """Of width d, in fp32: Q and K [d_h, d], P_0 [m, d], and what `memory_input` adds: up to d + 3m + r + 1 rows."""
+        """Check the size of the parameters in fp32: Q and K [d_h, d], P_0 [m, d], `memory_input` [up to d + 3m + r + 1, d]."""
         rows = {
             "recall_dim": 2 * (self.recall_dim or width),
             "memory_tokens": 4 * self.memory_tokens + (self.recalled_tokens or 0),
@@ -114,12 +114,12 @@ class HMTConfig:
         )
 
     def positions_per_token(self) -> float:
-        """Positions through the backbone for each token read: `(L + k + 2m) / L` (Eq. 4) plus `(j + 2) / L` (Eq. 1)."""
+        """Return positions through the backbone for each token read: `(L + k + 2m) / L` (Eq. 4) plus `(j + 2) / L` (Eq. 1)."""
         return (self._reading + (self.summary_length or self.segment_length // 2) + 2) / self.segment_length
 
     @property
     def front(self) -> int:
-        """Positions that P_n takes in front of a text; `centred` has one more, the sink."""
+        """The positions that P_n takes in front of a text; `centred` has one more, the sink."""
         return self.memory_tokens + (self.recalled_tokens or 0) + (self.memory_input == "centred")
 
     @property
@@ -127,12 +127,12 @@ class HMTConfig:
         return self.segment_length + self.sensory_length + self.front + self.memory_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields by name, ready for JSON."""
+        """Return all fields by name, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> HMTConfig:
-        """The inverse of `to_dict`; missing fields take their defaults.
+        """Build a configuration from what `to_dict` returned; missing fields take their defaults.
 
         Raises:
             ConfigError: a key is not a field of this version; the message names it and the nearest field.
@@ -148,7 +148,7 @@ class HMTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewConfig:
-    """What an answer is conditioned on: the token budgets of its view, and how the notes in it are selected.
+    """The view that an answer is conditioned on: its token budgets, and how the notes in it are selected.
 
     It changes no memory, so every session and every call may have its own. `None` means "as much as suits the backbone's
     window": `HMTModel.view` holds numbers only.
@@ -198,7 +198,7 @@ class ViewConfig:
 
 
 def _check_types(config: HMTConfig | ViewConfig, *, at_least_one: set[str]) -> None:
-    """Check that every field holds one of its choices, or a whole number that is possible; None where that is its default."""
+    """Check that every field holds one of its choices, or a whole number that is possible, or None if that is its default."""
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in _CHOICES:

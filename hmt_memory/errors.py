@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose. Each is an `HMTError` and also the builtin a caller would expect.
+"""The errors this package raises on purpose. Each is an `HMTError` and also the builtin a caller would expect.
 
 A message says what is wrong, names the field or file, and ends with what to do.
 """
@@ -41,7 +41,7 @@ class StoreFullError(StoreError):
 
 
 class StoreDamagedError(StoreError):
-    """Rows on disk do not say what was written."""
+    """Rows on disk differ from what was written."""
 
 
 class SessionBusyError(HMTError, TimeoutError):

@@ -1,6 +1,6 @@
 """`HMTModel`: the memory, its backbone and the backbone's text in one object, to be loaded, trained, read with and asked.
 
-The facade: everything it does is done in `engine/` and `chat/`.
+A facade: the work is done in `engine/` and `chat/`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class HMTOutput(NamedTuple):
-    """What `HMTModel.forward` returns for B rows of T tokens."""
+    """The result of `HMTModel.forward` for B rows of T tokens."""
 
     loss: Tensor | None  # scalar fp32: mean cross-entropy of the next token, where `labels` were given
     logits: Tensor  # [B, T, vocab], aligned with the input; positions that are padding carry nothing
@@ -44,14 +44,18 @@ class HMTModel(MemoryCell):
     Build it with `from_pretrained` or `wrap`. Its parameters, and the equations they stand in, are `MemoryCell`'s.
     """
 
-    # --- building ---------------------------------------------------------------------------------------------------
-
     @classmethod
     def wrap(cls, causal_lm: nn.Module, tokenizer: Any = None, config: HMTConfig | None = None) -> Self:
-        """Around a loaded Hugging Face decoder, with untrained memory parameters. Its `requires_grad` flags stay.
+        """Put untrained memory parameters around a loaded Hugging Face decoder. Its `requires_grad` flags stay.
+
+        Args:
+            causal_lm: a `PreTrainedModel` with a language-model head, or a PEFT model around one.
+            tokenizer: needed for text; without it, token ids only.
+            config: the sizes; None: the paper's.
 
         Raises:
-            BackboneError: not a causal decoder. ConfigError: the sizes do not fit it; the message names the field.
+            BackboneError: the model is not a causal decoder.
+            ConfigError: the sizes do not fit it; the message names the field.
         """
         return cls(Backbone(causal_lm, tokenizer), config or HMTConfig())
 
@@ -79,22 +83,21 @@ class HMTModel(MemoryCell):
             device: "auto": CUDA, else MPS, else CPU; or a torch device.
             merge: whether a LoRA adapter is merged into the backbone's weights, which is faster; False: it stays beside
                 them, in PEFT, and can be trained on.
-            options: passed to transformers' `from_pretrained`.
+            **options: passed to transformers' `from_pretrained`.
 
         Raises:
-            ModelNotFoundError, BackboneError, CheckpointError, ConfigError: each says what to do.
+            ModelNotFoundError: nothing has that name.
+            BackboneError: the model is not a causal decoder, or would run code.
+            CheckpointError: the adapter is damaged or for another backbone.
+            ConfigError: a value is impossible, or the sizes do not fit the backbone.
         """
-
         return checkpoint.load_model(
             cls, str(name), adapter=adapter, config=config, dtype=dtype, device=device, merge=merge, options=options
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the memory parameters, the configuration and a PEFT adapter if the backbone has one; never its weights."""
-
         checkpoint.save(self, Path(folder))
-
-    # --- using ------------------------------------------------------------------------------------------------------
 
     def forward(
         self,
@@ -103,7 +106,7 @@ class HMTModel(MemoryCell):
         labels: Tensor | None = None,
         state: HMTState | Sequence[HMTState] | None = None,
     ) -> HMTOutput:
-        """Eq. 1-5 over whole rows, differentiable through all segments.
+        """Compute Eq. 1-5 over whole rows, differentiable through all segments.
 
         Args:
             input_ids: [B, T] int64.
@@ -155,15 +158,16 @@ class HMTModel(MemoryCell):
             pinned: text or token ids at the head of every view, instead of the messages' system part. The tokenizer's start
                 token, in families that have one, always comes first.
             replayed: text or token ids shown between the pinned part and the recent tokens, never added to the stream.
-            literal: whether what looks like a special token in a given text is plain text; False for a text that a chat
-                template has written. What messages say always is.
+            literal: whether special tokens in a given text are plain text; False for a text that a chat template has written.
+                In messages they always are.
             recollection: what P recalls from, and what is replayed, instead of the state's own memory and `replayed`.
             view: the view's budgets, instead of the model's own.
             decoding: how tokens are chosen, and what ends the answer.
-            options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
+            **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
         Raises:
-            InputError: nothing to continue, or an option out of range. BudgetError: pinned or replayed text is too long.
+            InputError: there is nothing to continue, or an option is out of range.
+            BudgetError: pinned or replayed text is too long.
         """
         model = self if view is None else self.with_view(view)
         chosen = (decoding or Decoding()).changed(**options)
@@ -190,10 +194,12 @@ class HMTModel(MemoryCell):
         """Finish answers to several prompts, one after the other, so that none depends, even by rounding, on its neighbours.
 
         Args:
-            prompts: as of `generate`. states: one for each prompt; None: fresh streams. options: as of `generate`.
+            prompts: as of `generate`.
+            states: one for each prompt; None: fresh streams.
+            **options: as of `generate`.
 
         Raises:
-            InputError: as many states as prompts are needed.
+            InputError: there are not as many states as prompts.
         """
         given = [None] * len(prompts) if states is None else states
         if len(given) != len(prompts):
@@ -202,7 +208,7 @@ class HMTModel(MemoryCell):
 
 
 def _are_messages(prompt: Any) -> bool:
-    """Tell messages, or one, from text and token ids."""
+    """Return whether a prompt is a message or several, rather than text or token ids."""
     several = isinstance(prompt, Sequence) and not isinstance(prompt, str) and len(prompt) > 0
     return isinstance(prompt[0] if several else prompt, Mapping)
 

@@ -47,15 +47,15 @@ def train(
     device: options.Device = "auto",
 ) -> None:
     """Train memory for a model; LoRA or full fine-tune. If it is stopped at any moment, the same command goes on."""
-    from . import experiments
+    from . import runs
 
-    chosen = experiments.changed(experiments.find_recipe(recipe), mode=mode.value, seed=seed, scale=scale)
+    chosen = runs.changed(runs.find_recipe(recipe), mode=mode.value, seed=seed, scale=scale)
     if show_recipe:
         print(chosen.to_json())
         return
-    experiments.check_sources(sources or [])
+    runs.check_sources(sources or [])
     screen = Screen.standard()
-    experiments.train(
+    runs.train(
         sources or [],
         out,
         screen,

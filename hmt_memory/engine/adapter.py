@@ -1,4 +1,4 @@
-"""Adapter files that others wrote: what may be loaded at all, and LoRA merged into the weights it is for, without PEFT.
+"""Adapter files that others wrote: which may be loaded at all, and LoRA merged into the weights it is for, without PEFT.
 
 `W + alpha / r * B A` (Hu et al., arXiv 2106.09685), computed in fp32 and rounded once. Adapters that are more than that (DoRA,
 trained biases or embeddings, ...) are left to PEFT.
@@ -42,17 +42,18 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Merged:
-    """An adapter that is in the weights: what a checkpoint and a fingerprint still need of it."""
+    """An adapter that is merged into the weights, as far as a checkpoint and a fingerprint still need it."""
 
     files: Mapping[str, bytes]  # by name, to be saved again
     tensors: Mapping[str, Tensor]  # by PEFT's names
 
 
 def check(folder: Path) -> None:
-    """Make sure that an adapter is no more than its tensors: no pickle, no other model, no size that no tensor has.
+    """Make sure that an adapter is only its tensors: no pickle, no other model, no size that no tensor has.
 
     Raises:
-        ValueError, OSError: it is more, or its files are damaged.
+        ValueError: the adapter is more than that, or damaged.
+        OSError: its files cannot be read.
     """
     config = _config(folder)
     if config.get("peft_type") not in _KINDS:
@@ -70,7 +71,7 @@ def check(folder: Path) -> None:
 
 
 def _largest(config: Mapping[str, Any], tensors: Mapping[str, trust.Stored]) -> int:
-    """The largest size that the configuration of these tensors can have."""
+    """Return the largest size that the configuration of these tensors can have."""
     ranks = [stored.shape[0] for name, stored in tensors.items() if ".lora_A." in name and stored.size]
     if ranks and config["peft_type"] == "LORA" and not config.get("rank_pattern"):
         return max(ranks)
@@ -89,10 +90,12 @@ def _config(folder: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def merge(causal_lm: nn.Module, folder: Path) -> Merged | None:
-    """Merge the adapter in `folder` into `causal_lm`; None, and nothing changed, where it is more than plain LoRA.
+    """Merge the adapter in `folder` into `causal_lm`. Returns None, with nothing changed, if it is more than plain LoRA.
 
     Raises:
-        ValueError, OSError, KeyError: the files are damaged or for another model.
+        ValueError: the files are damaged or for another model.
+        OSError: the files cannot be read.
+        KeyError: the files lack a field or a tensor.
     """
     from safetensors.torch import load
 
@@ -114,17 +117,17 @@ def merge(causal_lm: nn.Module, folder: Path) -> Merged | None:
 
 
 def _changed(causal_lm: nn.Module, stored: Mapping[str, trust.Stored]) -> dict[str, nn.Linear] | None:
-    """The linear layers that plain LoRA tensors change, by the tensors' names; None where they are others."""
+    """Return the linear layers that plain LoRA tensors change, by the tensors' names; None if they change anything else."""
     names = sorted({name.rsplit(".lora_", 1)[0] for name in stored})
     if set(stored) != {f"{name}.lora_{part}.weight" for name in names for part in "AB"}:
         return None
-    found = {name: causal_lm.get_submodule(name.removeprefix(_PREFIX)) for name in names}
-    linear = {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
+    modules = {name: causal_lm.get_submodule(name.removeprefix(_PREFIX)) for name in names}
+    linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     return linear if len(linear) == len(names) else None
 
 
 def _check_shapes(name: str, module: nn.Linear, stored: Mapping[str, trust.Stored], rank: Any) -> None:
-    """Raises ValueError unless the two matrices at `name` are of this rank, and for this layer."""
+    """Raise ValueError unless the two matrices at `name` have this rank and fit this layer."""
     low, high = (stored[f"{name}.lora_{part}.weight"] for part in "AB")
     if (low.shape, high.shape) != ((rank, module.in_features), (module.out_features, rank)):
         raise ValueError(

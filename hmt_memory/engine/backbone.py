@@ -31,13 +31,13 @@ _SAME_ROW_HALF, _SAME_LOGITS = 1e-3, 1e-2
 
 
 class Backbone(TextCodec, nn.Module):
-    """Wraps `causal_lm` (a `PreTrainedModel` with a language-model head, or a PEFT model around one) and its tokenizer.
+    """A wrapper of `causal_lm` (a `PreTrainedModel` with a language-model head, or a PEFT model around one) and its tokenizer.
 
     Checks by two tiny forward passes that the model is causal, that its body takes and returns the same width, and that
     its head is understood.
 
     Raises:
-        BackboneError: encoder-only, encoder-decoder, or a head this class cannot reproduce.
+        BackboneError: the model is an encoder, an encoder-decoder, or has a head this class cannot reproduce.
     """
 
     def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
@@ -50,7 +50,7 @@ class Backbone(TextCodec, nn.Module):
         if config is None or not hasattr(plain, "get_input_embeddings"):
             raise BackboneError(f"{type(causal_lm).__name__} is not a Hugging Face model. Pass a causal language model.")
         self.causal_lm: Any = causal_lm
-        if any(one.is_prompt_learning for one in self._peft_configs()):
+        if any(config.is_prompt_learning for config in self._peft_configs()):
             raise BackboneError(
                 f"{self.name} has a prompt-learning adapter, whose virtual tokens have no place in a segment. Use LoRA, or "
                 "another adapter that changes the weights."
@@ -77,7 +77,7 @@ class Backbone(TextCodec, nn.Module):
 
     @property
     def embedding(self) -> Any:
-        """The input embedding module; calling it applies what the family applies (Gemma scales)."""
+        """The input embedding module; calling it includes the family's own scaling (Gemma)."""
         return self._plain[0].get_input_embeddings()
 
     @property
@@ -87,42 +87,43 @@ class Backbone(TextCodec, nn.Module):
 
     @property
     def vocab_size(self) -> int:
+        """The number of input embeddings."""
         return int(self.embedding.weight.shape[0])
 
     @property
     def positions(self) -> int | None:
-        """How many positions the backbone was built for; None for state-space families."""
+        """The number of positions the backbone was built for; None for state-space families."""
         if self.cache_argument in _STATE_SPACE:
             return None
-        found = getattr(self.config, "max_position_embeddings", None)
-        return None if found is None else int(found)
+        limit = getattr(self.config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the input embeddings."""
         return self.embedding.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """The device of the input embeddings."""
         return self.embedding.weight.device
 
     @property
     def end_ids(self) -> frozenset[int]:
         """Every token id that ends an answer, by the tokenizer, the model's and the generation configuration."""
         generation = getattr(self._plain[0], "generation_config", None)
-        found: set[int] = set()
+        ids: set[int] = set()
         for owner in (self.tokenizer, self.config, generation):
             value = getattr(owner, "eos_token_id", None)
-            found |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
-        return frozenset(token for token in found if token < self.vocab_size)
-
-    # --- tensors ----------------------------------------------------------------------------------------------------
+            ids |= set(value) if isinstance(value, (list, tuple)) else {value} if value is not None else set()
+        return frozenset(token for token in ids if token < self.vocab_size)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """[..., T] token ids to input embeddings [..., T, d]."""
+        """Turn token ids [..., T] into input embeddings [..., T, d]."""
         return self.embedding(ids)
 
     def body(self, embeddings: Tensor) -> Tensor:
-        """[B, T, d] input embeddings to hidden states [B, T, d] after the final norm; no cache, no head."""
+        """Turn input embeddings [B, T, d] into hidden states [B, T, d] after the final norm; no cache, no head."""
         if self._compiled:
             self._choose_attention(learning=torch.is_grad_enabled())
         return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.embedding.weight)
@@ -130,27 +131,31 @@ class Backbone(TextCodec, nn.Module):
     def compile_blocks(self) -> None:
         """Compile the decoder's repeated blocks with `torch.compile`, for training: results differ by rounding only.
 
-        The first step then takes a minute; on a CPU each one after it takes about half the time.
+        The first step then takes a minute; on a CPU each later step takes about half the time.
 
         Raises:
             BackboneError: no blocks repeat, or there is no C++ compiler for a CPU.
         """
         if self.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
             raise BackboneError("compiling for a CPU needs a C++ compiler. Install g++, or train without --compile.")
-        lists = [one for one in self._body.modules() if isinstance(one, nn.ModuleList)]
+        lists = [module for module in self._body.modules() if isinstance(module, nn.ModuleList)]
         if not lists:
             raise BackboneError(f"{self.name} ({self.config.model_type}) has no repeated blocks. Train without --compile.")
-        for block in max(lists, key=lambda one: sum(value.numel() for value in one.parameters())):
+        for block in max(lists, key=lambda blocks: sum(value.numel() for value in blocks.parameters())):
             block.compile(dynamic=True)
         self._compiled = True
 
     def _choose_attention(self, *, learning: bool) -> None:
-        """On a CPU the backward pass of fused attention takes ten times as long as that of the plain one."""
+        """Choose plain attention for learning on a CPU: the backward pass of fused attention takes ten times as long there."""
         if self.device.type == "cpu" and self.config._attn_implementation in ("sdpa", "eager"):
             self.config._attn_implementation = "eager" if learning else "sdpa"
 
     def advance(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
-        """Append [1, T, d] to what `cache` holds: the last hidden state [1, d] and the new cache (the old is spent)."""
+        """Append [1, T, d] to a cache. Returns the last hidden state [1, d] and the new cache; the old one is spent.
+
+        Raises:
+            BackboneError: the model keeps no cache in this mode.
+        """
         output = self._body(inputs_embeds=embeddings, use_cache=True, **{self.cache_argument: cache})
         kept = getattr(output, self.cache_argument, None)
         if kept is None:
@@ -161,7 +166,7 @@ class Backbone(TextCodec, nn.Module):
         return output.last_hidden_state[:, -1].to(self.embedding.weight), kept
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., d] to logits [..., vocab], with the family's scaling and soft cap."""
+        """Turn hidden states [..., d] into logits [..., vocab], with the family's scaling and soft cap."""
         project = self._plain[0].get_output_embeddings()
         logits: Tensor = project(hidden.to(project.weight.dtype)) * self._head_scale
         cap = getattr(self.config, "final_logit_softcapping", None)
@@ -169,12 +174,12 @@ class Backbone(TextCodec, nn.Module):
 
     @torch.no_grad()
     def embedding_sample(self) -> Tensor:
-        """[v, d] fp32: input embeddings of up to 4096 tokens spread over the vocabulary, as they enter the body."""
+        """Return input embeddings [v, d] in fp32 of up to 4096 tokens spread over the vocabulary, as they enter the body."""
         ids = torch.arange(0, self.vocab_size, -(-self.vocab_size // 4096), device=self.device)
         return self.embed(ids).float()
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint remembers of its backbone: architecture and a digest of its weights, adapters left out."""
+        """Return what a checkpoint records of its backbone: architecture and a digest of its weights, adapters left out."""
         return {
             "name": self.name,
             "model_type": str(self.config.model_type),
@@ -185,7 +190,7 @@ class Backbone(TextCodec, nn.Module):
         }
 
     def merge_lora(self, folder: Path) -> bool:
-        """Merge the LoRA adapter in `folder` into the weights; False, and nothing changed, where PEFT is needed for it."""
+        """Merge the LoRA adapter in `folder` into the weights. Returns False, with nothing changed, if that takes PEFT."""
         digest = self._digest()
         self.merged = merge(self.causal_lm, folder)
         if self.merged is not None:
@@ -193,7 +198,7 @@ class Backbone(TextCodec, nn.Module):
         return self.merged is not None
 
     def _digest(self) -> str | None:
-        """Of 64 values of every weight, rounded to bf16: the same for fp32 and bf16, None in other precisions.
+        """Compute a digest of 64 values of every weight, rounded to bf16: the same for fp32 and bf16, None in other precisions.
 
         RWKV rescales its weights when it turns from training to eval mode, so there only the embeddings count.
         """
@@ -214,23 +219,23 @@ class Backbone(TextCodec, nn.Module):
             self.tokenizer.save_pretrained(folder)
 
     def adapter_parameters(self) -> list[tuple[str, Tensor]]:
-        """The parameters of an adapter by name, merged or not; none without one."""
+        """Return the parameters of an adapter by name, merged or not; none without one."""
         if self.merged is not None:
             return sorted(self.merged.tensors.items())
         active = f".{getattr(self.causal_lm, 'active_adapter', '')}."
-        found = (
+        parameters = (
             (name.replace(active, "."), value) for name, value in self.causal_lm.named_parameters() if self._of_adapter(name)
         )
-        return sorted(found, key=lambda one: one[0])
+        return sorted(parameters, key=lambda pair: pair[0])
 
     @property
     def has_adapter(self) -> bool:
-        """Whether a PEFT adapter is around the backbone."""
+        """True if a PEFT adapter is around the backbone."""
         return bool(self._peft_configs())
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The backbone as it was before its PEFT adapter, in eval mode; as it is where it has none."""
+        """Use the backbone without its PEFT adapter inside, in eval mode; unchanged if it has none."""
         with eval_mode(self), self.causal_lm.disable_adapter() if self.has_adapter else nullcontext():
             yield
 
@@ -273,7 +278,7 @@ class Backbone(TextCodec, nn.Module):
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """No dropout inside: memory is a function of the text. Every submodule's own training flag is put back."""
+    """Turn dropout off inside: memory is a function of the text. Every submodule's own training flag is put back."""
     training = [part for part in module.modules() if part.training]
     if training:
         module.eval()
@@ -293,11 +298,11 @@ def _cache_argument(body: Any) -> str:
 
 
 def _head_scale(config: Any) -> float:
-    """Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`."""
+    """Return the factor of the logits: Cohere multiplies them by `logit_scale`, Granite divides them by `logits_scaling`."""
     factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
     return (factor if isinstance(factor, (int, float)) else 1.0) / (divisor if isinstance(divisor, (int, float)) else 1.0)
 
 
-def _relative_difference(found: Tensor, expected: Tensor) -> float:
-    difference = (found.float() - expected.float()).norm()
+def _relative_difference(actual: Tensor, expected: Tensor) -> float:
+    difference = (actual.float() - expected.float()).norm()
     return float(difference / expected.float().norm().clamp(min=1e-12))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Step(NamedTuple):
-    """What Eq. 4-5 give for one segment of B rows."""
+    """The result of Eq. 4-5 for one segment of B rows."""
 
     hidden: list[Tensor]  # B x [t_b, d] hidden states of the segment's own tokens
     memory: Tensor  # [B, m, d] M_n
@@ -87,10 +87,8 @@ class MemoryCell(nn.Module):
         twin.view = view.resolve(self.config, positions=self.backbone.positions)
         return twin
 
-    # --- Eq. 1-5 ----------------------------------------------------------------------------------------------------
-
     def summarize(self, segments: Sequence[Tensor]) -> Tensor:
-        """Eq. 1: `S_n = BBM([T | H_n[0,j) | T])` at its last position, for S segments at once.
+        """Compute Eq. 1: `S_n = BBM([T | H_n[0,j) | T])` at its last position, for S segments at once.
 
         Args:
             segments: S tensors [t] of token ids; the first j of each are used, fewer where a segment is shorter.
@@ -101,17 +99,17 @@ class MemoryCell(nn.Module):
         prompt = self.summary_prompt.to(self.backbone.dtype)
         rows = [torch.cat([prompt, self._embed(ids[: self.config.summary_length]), prompt]) for ids in segments]
         hidden = self.backbone.body(pad_sequence(rows, batch_first=True))
-        return torch.stack([hidden[at, len(row) - 1] for at, row in enumerate(rows)])
+        return torch.stack([hidden[number, len(row) - 1] for number, row in enumerate(rows)])
 
     def prompt(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
-        """Eq. 2-3: the memorisation prompt P_n; P_0 for a row without memory.
-
-        Returns:
-            [B, m, d], where `recalled_tokens` is set and the mode recalls [B, m + r, d], in plain mode [B, 0, d].
+        """Compute Eq. 2-3: the memorisation prompt P_n; P_0 for a row without memory.
 
         Args:
             summaries: B x [d] S_n; only rows that recall need one.
             memories: B x [n_b, m, d], the latest N segments of each row.
+
+        Returns:
+            [B, m, d]; with `recalled_tokens` in a mode that recalls [B, m + r, d]; in plain mode [B, 0, d].
         """
         if self.config.mode == "plain":
             return self.initial_memory.new_zeros(len(memories), 0, self.backbone.hidden_size)
@@ -121,19 +119,20 @@ class MemoryCell(nn.Module):
         return self.joined(before, self.recalled(summaries, [self.recallable(memory) for memory in memories]))
 
     def recallable(self, memory: Tensor) -> Tensor:
-        """[..., m, d] to [..., s, d]: the embeddings of a segment that recall attends to, all or the last `recalled_tokens`."""
+        """Select the embeddings of a segment that recall attends to: [..., m, d] to [..., s, d], the last `recalled_tokens`."""
         return memory[..., self.slots - self.recalled_slots :, :]
 
     def joined(self, before: Sequence[Tensor], recalled: Tensor) -> Tensor:
-        """P_n of the memory before, B x [m, d], and what is recalled [B, s, d]: both, or the latter alone."""
+        """Join the memory before, B x [m, d], and recalled embeddings [B, s, d] into P_n: both, or the recalled ones alone."""
         if self.config.recalled_tokens is None:
             return recalled
         return torch.cat([torch.stack(list(before)).to(recalled), recalled], dim=1)
 
     def recalled(self, summaries: Sequence[Tensor | None], memories: Sequence[Tensor]) -> Tensor:
-        """Eq. 2-3 over what may be recalled: [B, s, d]; of P_0 for a row without memory.
+        """Compute Eq. 2-3 over embeddings that may be recalled: [B, s, d]; those of P_0 for a row without memory.
 
         Args:
+            summaries: B x [d] S_n; only rows with memory need one.
             memories: B x [n_b, s, d].
         """
         prompts: list[Tensor] = [self.recallable(self.initial_memory).to(self.backbone.dtype)] * len(memories)
@@ -152,10 +151,10 @@ class MemoryCell(nn.Module):
         return self.recall(torch.stack([summary for summary in summaries if summary is not None]), padded, mask).prompt
 
     def augment(self, prompt: Tensor, sensory: Sequence[Tensor], segments: Sequence[Tensor]) -> Step:
-        """Eq. 4-5: `H = BBM([P_n | H_{n-1}[L-k, L) | H_n | P_n])`, split into the segment's positions and M_n.
+        """Compute Eq. 4-5: `H = BBM([P_n | H_{n-1}[L-k, L) | H_n | P_n])`, split into the segment's positions and M_n.
 
         Args:
-            prompt: [B, m, d] P_n; what is recalled behind M_{n-1} is read, and writes nothing.
+            prompt: [B, m, d] P_n; embeddings recalled behind M_{n-1} are read, and write nothing.
             sensory: B x [s_b] token ids, the tail of the previous segment.
             segments: B x [t_b] token ids.
         """
@@ -170,8 +169,8 @@ class MemoryCell(nn.Module):
         starts = [fronts.shape[1] + len(tail) for tail in sensory]
         stops = [start + len(ids) for start, ids in zip(starts, segments, strict=True)]
         return Step(
-            hidden=[hidden[at, start:stop] for at, (start, stop) in enumerate(zip(starts, stops, strict=True))],
-            memory=torch.stack([hidden[at, stop : stop + slots] for at, stop in enumerate(stops)]),
+            hidden=[hidden[row, start:stop] for row, (start, stop) in enumerate(zip(starts, stops, strict=True))],
+            memory=torch.stack([hidden[row, stop : stop + slots] for row, stop in enumerate(stops)]),
         )
 
     def _embed(self, ids: Tensor) -> Tensor:
@@ -179,10 +178,10 @@ class MemoryCell(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, segments: Sequence[Tensor]) -> None:
-        """Before training with `memory_input="centred"`: measure the typical memory embedding, and how much they differ.
+        """Measure the typical memory embedding and the spread around it, before training with `memory_input="centred"`.
 
-        Reads each segment on its own. Afterwards P_0 is the typical one, and what a memory embedding differs by from it
-        enters with half the norm of an input embedding. Other kinds need none of this.
+        Reads each segment on its own. Afterwards P_0 is the typical embedding, and the deviation of a memory embedding from it
+        enters with half the norm of an input embedding. Other kinds of input need none of this.
 
         Args:
             segments: S tensors [t] of token ids; some tens from the training text.
@@ -192,8 +191,8 @@ class MemoryCell(nn.Module):
             return
         self.initial_memory.copy_(self.memory_input.centre)
         none = segments[0][:0]
-        found = [self.augment(self.initial_memory[None], [none], [ids]).memory[0].float() for ids in segments]
-        memory = torch.stack(found)  # [S, m, d]
+        memories = [self.augment(self.initial_memory[None], [none], [ids]).memory[0].float() for ids in segments]
+        memory = torch.stack(memories)  # [S, m, d]
         self.memory_input.centre.copy_(memory.mean(dim=0))
         spread = (memory - self.memory_input.centre).pow(2).mean().sqrt()
         torch.nn.init.eye_(entry.weight).mul_(0.5 * self.memory_input.unit / spread)
@@ -201,59 +200,64 @@ class MemoryCell(nn.Module):
 
     @property
     def is_trained(self) -> bool:
-        """Whether recall has left its start value, the identity: before, what is recalled means little."""
+        """True once recall has left its start value, the identity; before, recalled embeddings mean little."""
         weights = (self.recall.query.weight, self.recall.key.weight)
         return not all(torch.equal(weight, torch.eye(*weight.shape, device=weight.device)) for weight in weights)
 
     @property
     def slots(self) -> int:
-        """m, how many memory embeddings a segment leaves; 0 in plain mode."""
+        """m, the number of memory embeddings that a segment leaves; 0 in plain mode."""
         return 0 if self.config.mode == "plain" else self.config.memory_tokens
 
     @property
     def recalled_slots(self) -> int:
-        """s, how many memory embeddings of a segment recall attends to: its index keys; 0 in plain mode."""
+        """s, the number of a segment's memory embeddings that recall attends to, its index keys; 0 in plain mode."""
         return min(self.slots, self.config.recalled_tokens or self.slots)
 
     def by_segment(self, state: HMTState) -> Tensor:
-        """The state's memory as [h, m, d]: of all n segments, or of as many of the latest as it holds."""
+        """Return the state's memory as [h, m, d]: of all n segments, or of as many of the latest as it holds."""
         return state.memory.view(state.held, self.slots, self.backbone.hidden_size)
 
     def empty_state(self, dtype: torch.dtype | None = None) -> HMTState:
-        """The state of a stream before its first token. Its memory is kept in `dtype`; None: that of the backbone."""
+        """Return the state of a stream before its first token. Its memory is kept in `dtype`; None: the backbone's."""
         backbone = self.backbone
         return HMTState.empty(hidden_size=backbone.hidden_size, dtype=dtype or backbone.dtype, device=backbone.device)
 
     def states(self, state: HMTState | Sequence[HMTState] | None, rows: int) -> list[HMTState]:
-        """One state per row.
+        """Return one state per row, checked against this model.
+
+        Args:
+            state: one state, a sequence of them, or None for fresh streams.
+            rows: the number of rows.
 
         Raises:
-            InputError: as many states as rows are needed, each from a model of this width and memory_tokens.
+            InputError: there are not as many states as rows, or a state comes from a model of other sizes.
         """
         if state is None:
             return [self.empty_state() for _ in range(rows)]
-        found = [state] if isinstance(state, HMTState) else list(state)
-        if len(found) != rows:
-            raise InputError(f"{len(found)} states for {rows} rows. Pass one state per row.")
-        for one in found:
-            if one.tokens - len(one.open_ids) != one.segments * self.config.segment_length:
+        states = [state] if isinstance(state, HMTState) else list(state)
+        if len(states) != rows:
+            raise InputError(f"{len(states)} states for {rows} rows. Pass one state per row.")
+        for row_state in states:
+            if row_state.tokens - len(row_state.open_ids) != row_state.segments * self.config.segment_length:
                 raise InputError(
-                    f"a state of {one.segments} segments and {one.tokens} tokens was not read in segments of "
+                    f"a state of {row_state.segments} segments and {row_state.tokens} tokens was not read in segments of "
                     f"segment_length={self.config.segment_length}, or it was read to its end. Read the text again with this "
                     "configuration."
                 )
-            needed = min(one.segments, self.config.recall_window)
-            fits = one.memory.shape == (one.held * self.slots, self.backbone.hidden_size)
-            if not fits or not needed <= one.held <= one.segments:
+            needed = min(row_state.segments, self.config.recall_window)
+            fits = row_state.memory.shape == (row_state.held * self.slots, self.backbone.hidden_size)
+            if not fits or not needed <= row_state.held <= row_state.segments:
+                shape = tuple(row_state.memory.shape)
                 raise InputError(
-                    f"a state with memory of shape {tuple(one.memory.shape)} for {one.segments} segments does not fit this "
-                    f"model ({self.slots} embeddings of width {self.backbone.hidden_size} a segment). Read the text again with "
-                    "this model."
+                    f"a state with memory of shape {shape} for {row_state.segments} segments does not fit this model "
+                    f"({self.slots} embeddings of width {self.backbone.hidden_size} a segment). Read the text again with this "
+                    "model."
                 )
-        return [replace(one, memory=one.memory.to(self.backbone.device)) for one in found]
+        return [replace(row_state, memory=row_state.memory.to(self.backbone.device)) for row_state in states]
 
     def check_ids(self, ids: Tensor) -> None:
-        """Raises InputError unless every id is one of the backbone's tokens."""
+        """Raise InputError unless every id is one of the backbone's tokens."""
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise InputError(f"token ids must be whole numbers, not {ids.dtype}. Pass the tokenizer's ids.")
         if len(ids) and not (int(ids.min()) >= 0 and int(ids.max()) < self.backbone.vocab_size):
@@ -263,10 +267,10 @@ class MemoryCell(nn.Module):
             )
 
     def memory_parameters(self) -> Mapping[str, nn.Parameter]:
-        """The parameters HMT adds to its backbone, by their names in a checkpoint."""
+        """Return the parameters that HMT adds to its backbone, by their names in a checkpoint."""
         return {name: value for name, value in self.named_parameters() if not name.startswith("backbone.")}
 
 
 def _near(embedding: Tensor, rows: int) -> Tensor:
-    """[rows, d]: copies of `embedding` [d] with a little noise, so that slots can part in training."""
+    """Return copies [rows, d] of `embedding` [d] with a little noise, so that slots can part in training."""
     return embedding + 0.02 * embedding.std() * noise(rows, len(embedding)).to(embedding.device)

@@ -32,7 +32,7 @@ ADAPTER_FOLDER = "backbone_adapter"
 
 
 def save(model: MemoryCell, folder: Path) -> None:
-    """Write `folder`: each file of ours and the adapter's folder replaced whole, the configuration last.
+    """Write a checkpoint into `folder`: each file and the adapter's folder replaced whole, the configuration last.
 
     Raises:
         CheckpointError: `folder` is a file.
@@ -54,7 +54,7 @@ def save(model: MemoryCell, folder: Path) -> None:
 
 
 def _save_adapter(backbone: Backbone, folder: Path) -> None:
-    """Replace the adapter folder by the backbone's adapter, merged or active in PEFT, or by nothing where there is none."""
+    """Replace the adapter folder by the backbone's adapter, merged or active in PEFT; remove it if there is none."""
     target = folder / ADAPTER_FOLDER
     with tempfile.TemporaryDirectory(prefix=".adapter-", dir=folder) as scratch:
         source = _written_adapter(backbone, Path(scratch) / "new")
@@ -80,7 +80,7 @@ def _written_adapter(backbone: Backbone, folder: Path) -> Path | None:
 
 
 def _without_paths(folder: Path, backbone: str) -> None:
-    """PEFT records where the weights lay on this machine, in a template of a model card too: name the backbone instead."""
+    """Name the backbone instead of its path on this machine, which PEFT records, in a template of a model card too."""
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     content = json.loads(path.read_text())
@@ -99,7 +99,24 @@ def load_model(
     merge: bool,
     options: Mapping[str, Any],
 ) -> _Model:
-    """Load a model of class `build`; the other arguments are those of `HMTModel.from_pretrained`."""
+    """Load a model of class `build`.
+
+    Args:
+        build: a subclass of `MemoryCell`.
+        name: as in `HMTModel.from_pretrained`, like all others.
+        adapter: folder of a checkpoint, or "none".
+        config: sizes for an untrained model.
+        dtype: of the backbone.
+        device: of the model.
+        merge: whether LoRA is merged into the weights.
+        options: passed to transformers.
+
+    Raises:
+        ModelNotFoundError: nothing has that name.
+        BackboneError: the model is not a causal decoder, or would run code.
+        CheckpointError: the checkpoint is damaged or for another backbone.
+        ConfigError: a value is impossible, or the sizes do not fit the backbone.
+    """
     name, adapter = sources(name, adapter, config)
     stored = None if adapter is None else _checked(adapter)
     causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
@@ -117,17 +134,18 @@ def load_model(
 
 
 class _Stored(NamedTuple):
-    """What a checkpoint says of itself, as far as it can be believed before a model is made of it."""
+    """A checkpoint's own description, as far as it can be trusted before a model is made from it."""
 
     config: HMTConfig
     backbone: Mapping[str, Any]
 
 
 def _checked(folder: Path) -> _Stored:
-    """A checkpoint's configuration, whose sizes are those of its tensors, and whose adapter is no more than tensors.
+    """Read a checkpoint's configuration; check its sizes against its tensors, and that its adapter is only tensors.
 
     Raises:
-        CheckpointError, ConfigError: it is damaged, or other than that.
+        CheckpointError: the checkpoint is damaged, or the sizes differ.
+        ConfigError: a value is impossible.
     """
     content = read_config(folder)
     config = _known(folder / CONFIG_FILE, content["config"])
@@ -141,7 +159,7 @@ def _checked(folder: Path) -> _Stored:
 
 
 def _known(path: Path, values: Mapping[str, Any]) -> HMTConfig:
-    """The configuration in a file; what another version has added to it is named and left out."""
+    """Build the configuration in a file. Fields that another version has added are named in a warning and left out."""
     fields = {field.name for field in dataclasses.fields(HMTConfig)}
     if unknown := sorted(set(values) - fields):
         warnings.warn(
@@ -152,7 +170,7 @@ def _known(path: Path, values: Mapping[str, Any]) -> HMTConfig:
 
 
 def _check_sizes(path: Path, config: HMTConfig) -> None:
-    """Raises CheckpointError where the configuration would make larger parameters than the file holds."""
+    """Raise CheckpointError if the configuration would make larger parameters than the file holds."""
     tensors = _header(path)
     width = tensors["summary_prompt"].shape[-1:] if "summary_prompt" in tensors else (0,)
     rows = (config.recall_dim or width[0],) if width else (0,)
@@ -192,7 +210,7 @@ def load_memory(model: MemoryCell, folder: Path) -> None:
 
 
 def _compare(path: Path, tensors: Mapping[str, trust.Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises CheckpointError unless the tensors of a file are these, by name and shape; it may hold others."""
+    """Raise CheckpointError unless a file holds these tensors, by name and shape; it may hold others."""
     if missing := sorted(set(expected) - set(tensors)):
         raise CheckpointError(f"{path} lacks {', '.join(missing)}. Save the checkpoint again.")
     for name, shape in expected.items():
@@ -224,12 +242,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}. Restore the file.") from error
 
 
-def _check_backbone(folder: Path, stored: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def _check_backbone(folder: Path, stored: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
     for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "weights_digest"):
-        if stored.get(key) != found[key] and None not in (stored.get(key), found[key]):
+        if stored.get(key) != actual[key] and None not in (stored.get(key), actual[key]):
             raise CheckpointError(
-                f"{folder} was made for {stored.get('name')}: its {key} is {stored.get(key)}, that of {found['name']} is "
-                f"{found[key]}. Load the backbone it was made for."
+                f"{folder} was made for {stored.get('name')}: its {key} is {stored.get(key)}, that of {actual['name']} is "
+                f"{actual[key]}. Load the backbone it was made for."
             )
 
 

@@ -1,4 +1,4 @@
-"""From logits to tokens and from tokens to text: sampling, incremental decoding, stop strings. Knows no memory."""
+"""The way from logits to tokens and from tokens to text: sampling, incremental decoding, stop strings. Knows no memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DecodingOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the tokens of an answer are chosen from logits, and what ends it.
+    r"""The choice of an answer's tokens from logits, and its end.
 
     Raises:
         InputError: a value is out of range; the message names it.
@@ -138,7 +138,7 @@ class Detokenizer:
         return now[len(before) :]
 
     def flush(self) -> str:
-        """Return the text still held, when the tokens are known to be all: bytes that make no character become U+FFFD."""
+        """Return the text still held, when no more tokens come: bytes that make no character become U+FFFD."""
         before = self._decode(self._ids[self._settled : self._given])
         return self._decode(self._ids[self._settled :])[len(before) :]
 
@@ -154,10 +154,10 @@ class StopStrings:
     def push(self, text: str) -> str:
         """Append `text`; return the part that is safe to emit: up to a stop string, or up to what may begin one."""
         self._held += text
-        hits = [(at, -len(stop), stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        hits = [(place, -len(stop), stop) for stop in self.stops if (place := self._held.find(stop)) >= 0]
         if hits:
-            at, _, self.found = min(hits)
-            return self._release(at)
+            place, _, self.found = min(hits)
+            return self._release(place)
         return self._release(len(self._held) - self._overlap())
 
     def flush(self) -> str:
@@ -180,8 +180,14 @@ class StopStrings:
 def align(ids: Sequence[int], text: str, decode: Decode, encode: Callable[[str], list[int]]) -> tuple[list[int], int]:
     """Find token ids for `text`, the beginning of what `ids` decode to: as many of `ids` as fit, the rest encoded anew.
 
+    Args:
+        ids: token ids of a longer text.
+        text: its beginning.
+        decode: token ids to text.
+        encode: text to token ids.
+
     Returns:
-        the ids, and how many of them are the first of `ids`.
+        The ids, and how many of them are the first of `ids`.
     """
     for kept in range(len(ids), -1, -1):
         beginning = decode(ids[:kept])

@@ -1,4 +1,4 @@
-"""Which model made a memory: a fingerprint of everything memory is a function of, and the same in words.
+"""The fingerprint of the model that made a memory: everything memory is a function of, as a digest and in words.
 
 Backbone weights, adapter, memory parameters, tokenizer and the sizes that reading depends on; not the view's budgets, the
 precision or the device.
@@ -34,13 +34,13 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(model: MemoryCell) -> Fingerprint:
-    """The fingerprint of `model` as it is now; kept on the model until a parameter is written to."""
+    """Compute the fingerprint of `model` as it is now; it is kept on the model until a parameter is written to."""
     state = (model.config, model.backbone.name, [(id(value), value._version) for value in model.parameters()])
     known = model.__dict__.get(_KEPT)
     if known is None or known[0] != state:
         known = model.__dict__[_KEPT] = (state, _compute(model))
-    found: Fingerprint = known[1]
-    return found
+    result: Fingerprint = known[1]
+    return result
 
 
 def _compute(model: MemoryCell) -> Fingerprint:
@@ -60,12 +60,12 @@ def _compute(model: MemoryCell) -> Fingerprint:
 
 
 def text_parts(parts: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What the token stream depends on: two models that agree here can re-read each other's tokens."""
+    """Return what the token stream depends on: two models that agree here can re-read each other's tokens."""
     return parts["tokenizer"], parts["backbone"]["vocab_size"], parts["start_ids"]
 
 
 def digest_of(parts: Mapping[str, Any]) -> str:
-    """The digest of a fingerprint's parts; the backbone's name, which may be a path, does not count."""
+    """Compute the digest of a fingerprint's parts; the backbone's name, which may be a path, does not count."""
     counted = {**parts, "backbone": {key: value for key, value in parts["backbone"].items() if key != "name"}}
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -1,4 +1,4 @@
-"""Answering: decoding from the bounded view of a stream. Never writes to the stream before an answer is whole.
+"""Answers: decoding from the bounded view of a stream. Never writes to the stream before an answer is whole.
 
 The view is assembled when an answer begins and again each time the answer fills a segment, which is then read into memory
 like any other text; between, a key-value cache grows.
@@ -46,7 +46,7 @@ class SegmentWeight(NamedTuple):
 class Generation(Iterator[str]):
     """An answer being written: iterate for text pieces; when it is finished, `text`, `ids`, `state`, ... are set.
 
-    Abandoned, it leaves nothing behind: the state it was given never changes.
+    An abandoned answer leaves nothing behind: the state it was given never changes.
     """
 
     def __init__(self, pieces: Iterator[str], prompt_tokens: int) -> None:
@@ -64,7 +64,7 @@ class Generation(Iterator[str]):
 
     @property
     def state(self) -> HMTState:
-        """The state after prompt and answer, equal to reading both; what of it is not read yet is read when first asked for.
+        """The state after prompt and answer, equal to reading both. Tokens not read yet are read when it is first asked for.
 
         Raises:
             InputError: the answer is not finished.
@@ -93,7 +93,7 @@ def generate(
     """Continue a stream with `ids` and an answer of any length.
 
     Args:
-        model: what reads and answers; its `view` has the budgets.
+        model: reads and answers; its `view` has the budgets.
         ids: [t] token ids that are added to the stream before the answer.
         state: the stream so far; None: a fresh one. It is not changed.
         pinned: [p] token ids at the head of every view. The tokenizer's start token, in families that have one, always comes
@@ -103,7 +103,8 @@ def generate(
         decoding: how tokens are chosen, and what ends the answer; None: greedy, up to 256 tokens.
 
     Raises:
-        InputError: nothing to continue, or stop strings without a tokenizer. BudgetError: pinned or replayed text is too long.
+        InputError: there is nothing to continue, or stop strings are given without a tokenizer.
+        BudgetError: pinned or replayed text is too long.
     """
     decoding = decoding or Decoding()
     if decoding.stops and model.backbone.tokenizer is None:
@@ -121,10 +122,13 @@ def generate(
 
 @torch.no_grad()
 def recall_segments(model: MemoryCell, query: Any, state: HMTState, *, top_k: int = 5) -> list[SegmentWeight]:
-    """The segments a query remembers most, by falling weight: Eq. 1 on the query's last j tokens, Eq. 2 over all memory.
+    """Return the segments a query remembers most, by falling weight: Eq. 1 on its last j tokens, Eq. 2 over all memory.
 
     Args:
+        model: has read the stream.
         query: text or token ids.
+        state: the stream.
+        top_k: how many segments, at most.
 
     Raises:
         InputError: the query is empty, or `top_k` is below 1.
@@ -189,7 +193,7 @@ def _pieces(generation: Generation, view: View, decoding: Decoding, start: HMTSt
 
 
 def _rest(detokenizer: Detokenizer, stops: StopStrings, generation: Generation) -> str:
-    """The text still held when an answer is finished; after a cut, not the bytes of a character that is not whole."""
+    """Return the text still held when an answer is finished; after a cut, without the bytes of an incomplete character."""
     ended = generation.finish_reason == "stop" and stops.found is None
     held = stops.push(detokenizer.flush()) if ended else ""
     generation.stop_string = stops.found
@@ -208,5 +212,5 @@ def _close(generation: Generation, view: View, marks: list[tuple[int, HMTState]]
 
 
 def _without(start: Tensor, ids: Tensor) -> Tensor:
-    """`ids` without the start tokens a template or a caller put first: every view begins with them once."""
+    """Return `ids` without the start tokens that a template or a caller put first: every view begins with them once."""
     return ids[len(start) :] if torch.equal(ids[: len(start)], start) else ids

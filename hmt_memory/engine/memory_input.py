@@ -1,4 +1,4 @@
-"""How memory embeddings enter the backbone: as they are in the paper, or through one of the extensions.
+"""The entry of memory embeddings into the backbone: unchanged as in the paper, or through one of the extensions.
 
 Knows embeddings as tensors; no backbone.
 """
@@ -11,18 +11,25 @@ from torch.nn.functional import linear
 
 
 class MemoryInput(nn.Module):
-    """How memory embeddings [..., m, d] enter the backbone, in front of a text and at its end. `paper`: as they are.
+    """The entry of memory embeddings [..., m, d] into the backbone, in front of a text and at its end. `paper`: unchanged.
 
     Extensions beyond the paper, because a memory embedding is a hidden state, not an input embedding:
     `scaled`: standardised and brought to the norm of an input embedding times one learned gain. `mapped`: the same, then a
-    learned d x d map that starts as the identity. `centred`: what a memory embedding differs by from the typical one (nine
+    learned d x d map that starts as the identity. `centred`: the deviation of a memory embedding from the typical one (nine
     tenths of it are the same whatever was read), through a learned d x d map, plus one learned offset per slot in front
     (read) and another at the end (write); and in front of all a learned sink, because a decoder's first position becomes
     an attention sink (Xiao et al., arXiv 2309.17453) and tells the others nothing.
     """
 
     def __init__(self, kind: str, slots: int, recalled: int, sample: Tensor) -> None:
-        """`recalled`: embeddings that P_n has behind those of M_{n-1}. `sample`: [v, d] input embeddings, fp32."""
+        """Create the parameters of one kind of entry.
+
+        Args:
+            kind: `paper`, `scaled`, `mapped` or `centred`.
+            slots: m, the memory embeddings of a segment.
+            recalled: the embeddings that P_n has behind those of M_{n-1}.
+            sample: [v, d] input embeddings, fp32.
+        """
         super().__init__()
         width, self.kind = sample.shape[1], kind
         # A hidden state after the final norm has about unit variance times the norm's own weights.
@@ -40,18 +47,18 @@ class MemoryInput(nn.Module):
 
     @property
     def ahead(self) -> int:
-        """Learned embeddings in front of the prompt."""
+        """The number of learned embeddings in front of the prompt."""
         return int(self.kind == "centred")
 
     def front(self, prompt: Tensor) -> Tensor:
-        """[..., m + r, d] memory embeddings to the input embeddings [..., ahead + m + r, d] that a text begins with."""
+        """Turn memory embeddings [..., m + r, d] into the input embeddings [..., ahead + m + r, d] that a text begins with."""
         if self.kind != "centred" or not prompt.numel():
             return self._scaled(prompt)
         entering = self._deviation(prompt) + self.read[: prompt.shape[-2]]
         return torch.cat([self.sink.expand(*entering.shape[:-2], -1, -1), entering], dim=-2)
 
     def end(self, prompt: Tensor) -> Tensor:
-        """[..., m, d] memory embeddings to the input embeddings [..., m, d] whose hidden states become M_n."""
+        """Turn memory embeddings [..., m, d] into the input embeddings [..., m, d] whose hidden states become M_n."""
         return self._deviation(prompt) + self.write if self.kind == "centred" and prompt.numel() else self._scaled(prompt)
 
     def _deviation(self, prompt: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What a model will be, from the files that it is loaded from. Knows names and files; imports no torch, so it takes no time.
+"""A model's outline, from the files that it is loaded from. Knows names and files; imports no torch, so it takes no time.
 
-What differs from a stored fingerprint here is another model for certain; what does not may still be one.
+A model whose outline differs from a stored fingerprint is another model for certain; one that agrees may still be another.
 """
 
 from __future__ import annotations
@@ -36,21 +36,23 @@ _BACKBONE = ("model_type", "num_hidden_layers")  # what a backbone's configurati
 
 
 class Sources(NamedTuple):
-    """Where a model is loaded from."""
+    """The places that a model is loaded from."""
 
     name: str  # of the backbone, as it is recorded
     adapter: Path | None  # folder of a checkpoint; None: untrained memory
 
 
 def sources(name: str, adapter: str | Path | None, config: HMTConfig | None = None) -> Sources:
-    """Resolve what `HMTModel.from_pretrained` is given.
+    """Resolve the arguments of `HMTModel.from_pretrained`.
 
     Args:
         name: of a backbone, or the folder of a checkpoint, which names its backbone.
-        adapter: folder of a checkpoint, or "none". config: given, a bundled adapter is not taken by default.
+        adapter: folder of a checkpoint, or "none".
+        config: if given, no bundled adapter is taken by default.
 
     Raises:
-        ModelNotFoundError: there is no such folder. CheckpointError: it is no checkpoint.
+        ModelNotFoundError: there is no such folder.
+        CheckpointError: the folder is not a checkpoint.
     """
     if adapter is None and (Path(name) / CONFIG_FILE).is_file():
         adapter, name = name, str(read_config(Path(name))["backbone"].get("name"))
@@ -68,7 +70,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's configuration, with its "config" and its "backbone".
 
     Raises:
-        CheckpointError: there is none, or it is damaged.
+        CheckpointError: the file is missing or damaged.
     """
     path = folder / CONFIG_FILE
     try:
@@ -84,13 +86,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def difference(chosen: Sources, stored: Mapping[str, Any]) -> str | None:
-    """Say in what a model cannot be the one of a stored fingerprint; None: it may be that one.
+    """Say why a model cannot be the one of a stored fingerprint; None: it may be that one.
 
     Args:
+        chosen: where the model is loaded from.
         stored: `Fingerprint.parts`.
 
     Raises:
-        CheckpointError: the adapter is no checkpoint, or damaged.
+        CheckpointError: the adapter is not a checkpoint, or damaged.
     """
     return next(_differences(chosen, stored), None)
 
@@ -108,7 +111,7 @@ def _differences(chosen: Sources, stored: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _backbone(name: str) -> dict[str, Any]:
-    """What the configuration of the backbone's weights says, where that is on this machine in plain words."""
+    """Return what the configuration of the backbone's weights says, if it is on this machine in plain words."""
     folder = _folder(name)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
@@ -126,7 +129,7 @@ def _folder(name: str) -> Path | None:
 
 
 def _memory(path: Path) -> str | None:
-    """The digest of a checkpoint's memory parameters; None where it cannot be told from the file alone."""
+    """Return the digest of a checkpoint's memory parameters; None if the file alone does not tell it."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -140,10 +143,10 @@ def _memory(path: Path) -> str | None:
 
 
 def digest_of_arrays(arrays: Iterable[tuple[str, NDArray[np.float32]]]) -> str | None:
-    """Compute a digest of named numbers; None where there are none."""
-    digest, found = hashlib.sha256(), False
+    """Compute a digest of named numbers; None if there are none."""
+    digest, empty = hashlib.sha256(), True
     for name, values in arrays:
-        found = True
+        empty = False
         digest.update(name.encode())
         digest.update(values.tobytes())
-    return digest.hexdigest()[:16] if found else None
+    return None if empty else digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Where a backbone's weights lie: a bundled name, a `.gguf` file, a folder, or a hub id. Knows names, paths and the cache.
+"""The places of a backbone's weights: a bundled name, a `.gguf` file, a folder, or a hub id. Knows names, paths and the cache.
 
 Loads nothing and imports no torch, so that a name that leads nowhere is refused at once.
 """
@@ -22,10 +22,10 @@ _HUB_SECONDS = 10.0  # for one answer of the hub
 
 
 def check(name: str) -> None:
-    """Refuse a name that leads to no weights; a hub id that is not on this machine is asked for on the hub.
+    """Refuse a name that leads to no weights. A hub id that is not on this machine is looked up on the hub.
 
     Raises:
-        ModelNotFoundError: nothing of that name; the message says what to do.
+        ModelNotFoundError: nothing has that name; the message says what to do.
     """
     if name.lower() in BUNDLED:
         bundled_file(name)
@@ -37,7 +37,7 @@ def local(name: str) -> Path | None:
     """Return the `.gguf` file or folder that `name` is the path of; None: it may be a hub id.
 
     Raises:
-        ModelNotFoundError: it can be a path only, and there is nothing.
+        ModelNotFoundError: the name can only be a path, and there is nothing.
     """
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
@@ -52,7 +52,7 @@ def local(name: str) -> Path | None:
 
 
 def hub_folder(name: str, **where: Any) -> Path | None:
-    """Return the local copy of a hub id; None where there is none, or only part of one."""
+    """Return the local copy of a hub id; None if there is none, or only part of one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -63,10 +63,11 @@ def hub_folder(name: str, **where: Any) -> Path | None:
 
 
 def check_hub(name: str, **where: Any) -> None:
-    """Ask the hub for an id, once: the loaders try for half a minute where there is no network.
+    """Ask the hub for an id, once: the loaders try for half a minute if there is no network.
 
     Args:
-        where: `revision` and `token`, as transformers take them.
+        name: the hub id.
+        **where: `revision` and `token`, as transformers takes them.
 
     Raises:
         ModelNotFoundError: the hub has no such model, or did not answer.
@@ -81,7 +82,7 @@ def check_hub(name: str, **where: Any) -> None:
 
 
 def nothing_of(name: str, reason: str) -> str:
-    """Say that no model has a name, in which the hub's `reason` has a part."""
+    """Compose the message that no model has this name, with the hub's `reason`."""
     near = difflib.get_close_matches(name.lower(), BUNDLED)
     meant = f"Did you mean {near[0]}? " if near else ""
     return (
@@ -92,7 +93,11 @@ def nothing_of(name: str, reason: str) -> str:
 
 
 def bundled_file(name: str = DEFAULT_MODEL) -> Path:
-    """Return the GGUF file of a bundled model, found through its distribution's file list; the package is not imported."""
+    """Return the GGUF file of a bundled model, found through its distribution's file list; the package is not imported.
+
+    Raises:
+        ModelNotFoundError: the distribution is not installed.
+    """
     package = BUNDLED[name.lower()]
     try:
         files = metadata.files(package) or []
@@ -105,20 +110,20 @@ def bundled_file(name: str = DEFAULT_MODEL) -> Path:
 
 
 def bundled_adapter(name: str) -> Path | None:
-    """Return the trained adapter that this package brings for a bundled model; None where it brings none."""
+    """Return the trained adapter that this package brings for a bundled model; None if it brings none."""
     folder = ADAPTERS / name.lower()
     return folder if name.lower() in BUNDLED and folder.is_dir() else None
 
 
 def cache_folder() -> Path:
-    """Return where converted models are kept: $HMT_CACHE, else $XDG_CACHE_HOME/hmt-memory, else ~/.cache/hmt-memory."""
+    """Return the folder of converted models: $HMT_CACHE, else $XDG_CACHE_HOME/hmt-memory, else ~/.cache/hmt-memory."""
     if chosen := os.environ.get("HMT_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hmt-memory"
 
 
 def converted_folder(gguf: Path) -> Path:
-    """Return where the conversion of `gguf` is or will be; named by the file's SHA-256."""
+    """Return the folder of the conversion of `gguf`, existing or not; its name is from the file's SHA-256."""
     return cache_folder() / f"gguf-{_sha256(gguf)[:24]}-v{_CACHE_VERSION}"
 
 

@@ -20,16 +20,17 @@ def read(model: MemoryCell, ids_or_text: Any, state: HMTState | None = None) -> 
     """Append tokens to a stream: each segment they fill is read (Eq. 1-5) and leaves its memory embeddings.
 
     Args:
+        model: the model that reads.
         ids_or_text: a string, a sequence of token ids, or a 1-D tensor of them. Text is tokenised as it is; cut a long
-            text between words, or tokenise it once, for the same tokens in any chunks. What looks like a special token in
-            a string is plain text; a text that is meant to hold them is passed as the tokenizer's ids.
-        state: what to continue; None: a fresh stream. It is not changed.
+            text between words, or tokenise it once, for the same tokens in any chunks. Special tokens in a string are
+            plain text; a text that is meant to hold them is passed as the tokenizer's ids.
+        state: the stream to continue; None: a fresh one. It is not changed.
 
     Returns:
         The state afterwards: `memory` [n * m, d], `open_ids` the tokens of the segment that is not full yet.
 
     Raises:
-        InputError: not text and not token ids of this model.
+        InputError: the input is neither text nor token ids of this model.
     """
     ids = token_ids(model, ids_or_text)
     with eval_mode(model):
@@ -38,20 +39,29 @@ def read(model: MemoryCell, ids_or_text: Any, state: HMTState | None = None) -> 
 
 
 def read_in_chunks(model: MemoryCell, ids: Tensor, state: HMTState | None = None, *, segments: int = 16) -> Iterator[HMTState]:
-    """Read `ids` [t] some `segments` at a time and yield the state after each chunk: for progress, and to stop between."""
+    """Read some segments at a time and yield the state after each chunk: for progress, and to stop between.
+
+    Args:
+        model: the model that reads.
+        ids: [t] token ids.
+        state: the stream to continue; None: a fresh one.
+        segments: the length of a chunk.
+    """
     for chunk in ids.split(segments * model.config.segment_length) if len(ids) else [ids]:
         state = read(model, chunk, state)
         yield state
 
 
 def token_ids(model: MemoryCell, ids_or_text: Any, *, literal: bool = True) -> Tensor:
-    """Return [t] int64 on the CPU for a string, a sequence of ids or a 1-D tensor.
+    """Return int64 ids [t] on the CPU for a string, a sequence of ids or a 1-D tensor.
 
     Args:
-        literal: whether what looks like a special token in a string is plain text.
+        model: its tokenizer encodes a string.
+        ids_or_text: text or token ids.
+        literal: whether special tokens in a string are plain text.
 
     Raises:
-        InputError: none of these, or not token ids of this model.
+        InputError: the input is none of these, or holds ids that are not this model's.
     """
     if isinstance(ids_or_text, str):
         ids_or_text = model.backbone.encode(ids_or_text, literal=literal)

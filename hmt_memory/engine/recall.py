@@ -1,4 +1,4 @@
-"""Eq. 2-3: what a summary remembers. Knows the two projections and the shape of a memory; no backbone, no index.
+"""Recall, Eq. 2-3: what a summary remembers. Knows the two projections and the shape of a memory; no backbone, no index.
 
 The memory of n segments with m embeddings each is attended slot by slot: slot i of the prompt is recalled from the i-th
 embeddings of all segments, so m = 1 is the paper.
@@ -16,7 +16,7 @@ import hmt_kernels
 
 
 class Recalled(NamedTuple):
-    """What Eq. 3 gives for B summaries over n segments of m memory embeddings of width d."""
+    """The result of Eq. 3 for B summaries over n segments of m memory embeddings of width d."""
 
     prompt: Tensor  # [B, m, d] P_n, the memorisation prompt
     weights: Tensor  # [B, n] fp32, mean over the slots; sums to 1
@@ -35,7 +35,7 @@ class Recall(nn.Module):
             nn.init.eye_(projection.weight)
 
     def fold(self, summary: Tensor) -> Tensor:
-        """`q = (S W_q) W_k^T / sqrt(d_h)`: [B, d] summaries to queries [B, d] that meet raw memory embeddings."""
+        """Fold summaries [B, d] into queries [B, d] that meet raw memory embeddings: `q = (S W_q) W_k^T / sqrt(d_h)`."""
         query = summary.to(self.query.weight.dtype) @ self.query.weight.T
         return query @ self.key.weight / math.sqrt(self.key.out_features)
 
@@ -49,7 +49,7 @@ class Recall(nn.Module):
         ceiling: Tensor | None = None,
         folded: bool = False,
     ) -> Recalled:
-        """Eq. 2-3: `P_n = softmax(S W_q (M W_k)^T / sqrt(d_h)) M`, computed with the folded query.
+        """Compute Eq. 2-3: `P_n = softmax(S W_q (M W_k)^T / sqrt(d_h)) M`, with the folded query.
 
         Args:
             summary: [B, d] S_n.
@@ -64,17 +64,23 @@ class Recall(nn.Module):
         by_slot = memory.transpose(1, 2).reshape(rows * slots, segments, width)
         slot_mask = None if mask is None else mask.repeat_interleave(slots, dim=0)
         bound = None if ceiling is None else ceiling.repeat_interleave(slots, dim=0)
-        found = hmt_kernels.recall(query, by_slot, slot_mask, dropped=dropped, ceiling=bound)
+        by_row = hmt_kernels.recall(query, by_slot, slot_mask, dropped=dropped, ceiling=bound)
         return Recalled(
-            found.output.view(rows, slots, width),
-            found.weights.view(rows, slots, segments).mean(dim=1),
-            found.lse.view(rows, slots),
-            found.coverage.view(rows, slots),
+            by_row.output.view(rows, slots, width),
+            by_row.weights.view(rows, slots, segments).mean(dim=1),
+            by_row.lse.view(rows, slots),
+            by_row.coverage.view(rows, slots),
         )
 
 
 def segment_weights(recall: Recall, summary: Tensor, memory: Tensor) -> Tensor:
-    """Recall weights [n] of one summary [d] over a whole memory [n, m, d] that may be recalled; empty for an empty memory."""
+    """Compute the recall weights [n] of one summary over a whole memory; empty for an empty memory.
+
+    Args:
+        recall: the projections.
+        summary: [d].
+        memory: [n, m, d] that may be recalled.
+    """
     if memory.shape[0] == 0:
         return torch.zeros(0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What reading leaves behind, as a value: pass it in, get a new one back. Knows tensors; no model, no disk."""
+"""The state that reading leaves behind, as a value: pass it in, get a new one back. Knows tensors; no model, no disk."""
 
 from __future__ import annotations
 
@@ -25,21 +25,27 @@ class HMTState:
 
     @classmethod
     def empty(cls, *, hidden_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> HMTState:
-        """The state before the first token."""
+        """Make the state before the first token.
+
+        Args:
+            hidden_size: d, the width of a memory embedding.
+            dtype: the precision that memory is kept in.
+            device: where memory is kept.
+        """
         none = torch.zeros(0, dtype=torch.long)
         return cls(torch.zeros(0, hidden_size, dtype=dtype, device=device), none, none)
 
     def tail(self, segments: int) -> HMTState:
-        """The same stream with the memory of its latest `segments` segments only.
+        """Return the same stream with the memory of its latest `segments` segments only.
 
-        As many as the recall window is what reading on needs; a stream of any length then takes the same room.
+        Reading on needs as many as the recall window; a stream of any length then takes the same room.
         """
         held = min(segments, self.held)
         rows = held * (len(self.memory) // max(1, self.held))
         return replace(self, memory=self.memory[len(self.memory) - rows :].clone(), held=held)
 
     def detach(self) -> HMTState:
-        """The same state without gradient history: where truncated back-propagation stops."""
+        """Return the same state without gradient history, so that back-propagation is truncated here."""
         return replace(self, memory=self.memory.detach())
 
     def __repr__(self) -> str:

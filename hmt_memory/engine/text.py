@@ -21,9 +21,9 @@ class TextCodec:
     _literal: Any = None  # its twin, see `encode`
 
     def encode(self, text: str, *, literal: bool = False) -> list[int]:
-        """Token ids of `text`, without start or end tokens.
+        """Return the token ids of `text`, without start or end tokens.
 
-        With `literal`, what looks like a special token is text like any other: a document cannot end its own turn.
+        With `literal`, special tokens in the text are plain text: a document cannot end its own turn.
 
         Raises:
             InputError: there is no tokenizer, or `text` is not Unicode text (lone surrogates).
@@ -39,7 +39,7 @@ class TextCodec:
         return list(tokenizer(text, **options)["input_ids"])
 
     def holds_special(self, text: str) -> bool:
-        """Whether part of `text` reads like one of the tokenizer's special tokens."""
+        """Return whether part of `text` reads like one of the tokenizer's special tokens."""
         return any(special in text for special in self._special_texts)
 
     @cached_property
@@ -49,22 +49,22 @@ class TextCodec:
         return frozenset(marked.union(tokenizer.all_special_tokens))  # ByT5 does not mark its end token
 
     def _literal_tokenizer(self) -> Any:
-        """A copy, made once, because the setting is the tokenizer's own and other threads may be using it."""
+        """Return a copy of the tokenizer, made once: the setting belongs to the tokenizer, which other threads may be using."""
         with _copying:
             if self._literal is None:
                 self._literal = copy.deepcopy(self._tokenizer())
             return self._literal
 
     def start_ids(self) -> list[int]:
-        """What the tokenizer itself puts before a text: the start token in families that depend on one, else nothing."""
+        """Return what the tokenizer itself puts before a text: the start token in families that need one, else nothing."""
         if self.tokenizer is None:
             return []
         whole, bare = list(self._tokenizer()("a", verbose=False)["input_ids"]), self.encode("a")
-        at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
-        return whole[:at]
+        start = next((start for start in range(len(whole)) if whole[start : start + len(bare)] == bare), 0)
+        return whole[:start]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out; incomplete UTF-8 decodes to U+FFFD."""
+        """Return the text of token ids, without special tokens; incomplete UTF-8 decodes to U+FFFD."""
         return str(self._tokenizer().decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def render(
@@ -74,7 +74,12 @@ class TextCodec:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> str:
-        """The tokenizer's chat template applied to `messages` (role, content) and `tools` (JSON schemas).
+        """Apply the tokenizer's chat template.
+
+        Args:
+            messages: dicts with role and content.
+            add_generation_prompt: whether to open the model's turn.
+            tools: JSON schemas of the functions that it may call.
 
         Raises:
             InputError: the model has no chat template, or the template refuses these messages.

@@ -1,4 +1,4 @@
-"""What a folder of somebody else's may not do: run code of its own, be unpickled, or be larger than its header says.
+"""Limits on a stranger's folder: it may not run code of its own, be unpickled, or be larger than its header says.
 
 Knows where transformers asks and what a safetensors header says; nothing of models.
 """
@@ -27,13 +27,13 @@ class Stored(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of its largest dimension; 0 where it holds no number."""
+        """The size of its largest dimension; 0 if it holds no number."""
         return 0 if 0 in self.shape else max(self.shape, default=1)
 
 
 @contextmanager
 def nothing_asked() -> Iterator[None]:
-    """Inside, transformers refuses what it would ask about on standard input.
+    """Make transformers refuse, inside, whatever it would ask about on standard input.
 
     It asks wherever the argument `trust_remote_code` does not reach, as in a tokenizer that is made of two others.
     """
@@ -52,7 +52,7 @@ def nothing_asked() -> Iterator[None]:
 
 
 def needs_code(source: str | Path, error: BaseException) -> str | None:
-    """What to say where `error` is transformers' refusal to run code that comes with `source`; None: it is something else."""
+    """Return the message for transformers' refusal to run code that comes with `source`; None: `error` is something else."""
     if "trust_remote_code" not in str(error):
         return None
     return (
@@ -62,15 +62,15 @@ def needs_code(source: str | Path, error: BaseException) -> str | None:
 
 
 def pickled(folder: Path) -> str | None:
-    """What to say where the weights in `folder` are pickles, as a whole or in part; None: they are not."""
-    found = [name for index in folder.rglob(_INDEXES) for name in _shards(index) if not name.endswith(".safetensors")]
+    """Return the message for weights in `folder` that are pickles, wholly or in part; None: they are not."""
+    names = [name for index in folder.rglob(_INDEXES) for name in _shards(index) if not name.endswith(".safetensors")]
     if not any(folder.glob("*.safetensors")):
-        found += [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
-    return a_pickle(folder, found[0]) if found else None
+        names += [path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))]
+    return a_pickle(folder, names[0]) if names else None
 
 
 def a_pickle(folder: Path | str, name: str) -> str:
-    """What to say of weights in a file of that name."""
+    """Return the message for weights in a pickle of that name."""
     return (
         f"{folder} holds weights in {name}, a pickle, which can run code and is not loaded. Get them as safetensors, or load "
         "them in the library that wrote them and save them again."
@@ -78,7 +78,7 @@ def a_pickle(folder: Path | str, name: str) -> str:
 
 
 def _shards(index: Path) -> list[str]:
-    """Files that an index of weights names; none where it cannot be read."""
+    """Return the files that an index of weights names; none if it cannot be read."""
     try:
         named = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return sorted({str(name) for name in named.values()})
@@ -87,16 +87,17 @@ def _shards(index: Path) -> list[str]:
 
 
 def header(path: Path) -> dict[str, Stored]:
-    """The tensors in a safetensors file by name; their numbers are not read.
+    """Read the shapes of the tensors in a safetensors file, by name; their numbers are not read.
 
     Raises:
-        OSError: there is no such file. ValueError: it is damaged.
+        OSError: there is no such file.
+        ValueError: the file is damaged.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            found: dict[str, Any] = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: Stored(tuple(one.get_shape()), one.get_dtype() in _FLOATS) for name, one in found.items()}
+            slices: dict[str, Any] = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: Stored(tuple(tensor.get_shape()), tensor.get_dtype() in _FLOATS) for name, tensor in slices.items()}
     except SafetensorError as error:
         raise ValueError(f"{path.name}: {error}") from error

@@ -20,7 +20,7 @@ SUMMARY_BATCH_TOKENS = 2048
 
 
 class Turn(NamedTuple):
-    """What Eq. 3-5 take for the next segment of those streams that have one."""
+    """The inputs of Eq. 3-5 for the next segment of those streams that have one."""
 
     number: int  # of the segment, counted from the first one unrolled
     rows: list[int]  # which streams have it
@@ -31,7 +31,7 @@ class Turn(NamedTuple):
 
 
 class Steps:
-    """How the loop takes its steps; training takes them with other care for what backward needs."""
+    """The steps of the loop; training overrides them to save what the backward pass needs."""
 
     summary_tokens = SUMMARY_BATCH_TOKENS
 
@@ -39,11 +39,11 @@ class Steps:
         self.model = model
 
     def summarize(self, segments: Sequence[Tensor]) -> Tensor:
-        """Eq. 1 for S segments: [S, d]."""
+        """Compute Eq. 1 for S segments: [S, d]."""
         return self.model.summarize(segments)
 
     def read(self, turn: Turn) -> Step:
-        """Eq. 2-5 for one turn."""
+        """Compute Eq. 2-5 for one turn."""
         return self.model.augment(self.model.prompt(turn.summaries, turn.windows), turn.tails, turn.segments)
 
 
@@ -56,11 +56,21 @@ def unroll(
     final: bool = False,
     steps: Steps | None = None,
 ) -> tuple[list[HMTState], list[Tensor]]:
-    """Eq. 1-5 over every segment of B streams: the states afterwards and, if asked, hidden states of every new token.
+    """Compute Eq. 1-5 over every segment of B streams.
 
-    With `keep_hidden` the open segment is run too (it leaves no memory); without, closed segments only. With `final` the
-    streams end here: a last segment that is not full is closed as it is. Memory is kept in the precision of each state.
-    `steps` takes the steps; None: plainly.
+    Memory is kept in the precision of each state.
+
+    Args:
+        model: the cell.
+        states: the streams so far, B of them.
+        streams: B x [t_b] token ids to append.
+        keep_hidden: also run the open segment, which leaves no memory, and return hidden states; otherwise closed segments
+            only are run.
+        final: the streams end here: a last segment that is not full is closed as it is.
+        steps: takes the steps; None: plainly.
+
+    Returns:
+        The B states afterwards, and B x [t_b, d] hidden states of the new tokens, empty without `keep_hidden`.
     """
     steps = steps or Steps(model)
     length = model.config.segment_length
@@ -85,11 +95,11 @@ def unroll(
             [cuts[row][index] for row in rows],
         )
         step = steps.read(turn)
-        for at, row in enumerate(rows):
+        for place, row in enumerate(rows):
             if keep_hidden:
-                hidden[row].append(step.hidden[at])
+                hidden[row].append(step.hidden[place])
             if final or len(cuts[row][index]) == length:
-                made[row].append(step.memory[at].to(memories[row].dtype))
+                made[row].append(step.memory[place].to(memories[row].dtype))
                 windows[row] = torch.cat([windows[row], made[row][-1][None]])[-model.config.recall_window :]
                 tails[row] = _last(cuts[row][index], model.config.sensory_length)
     after = [_advance(model, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)]
@@ -98,7 +108,10 @@ def unroll(
 
 
 class _Summaries:
-    """Eq. 1 for all segments that will recall, computed in batches ahead of the recurrence and handed out once."""
+    """The summaries (Eq.
+
+    1) of all segments that will recall, computed in batches ahead of the recurrence and handed out once.
+    """
 
     def __init__(self, steps: Steps, cuts: Sequence[Sequence[Tensor]], has_memory: Sequence[bool]) -> None:
         self._steps, self._cuts, config = steps, cuts, steps.model.config

@@ -1,6 +1,6 @@
 """The view that an answer is conditioned on: `[P | pinned | replayed | recent tokens | open segment]`.
 
-Knows token ids and the budgets for them; what is worth replaying is a `Recollection`'s to say.
+Knows token ids and the budgets for them; a `Recollection` decides what is worth replaying.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from .state import HMTState
 
 
 class Recollection(Protocol):
-    """What an answer may remember beyond its stream's own recall window: sessions bring one."""
+    """The memory of an answer beyond its stream's own recall window; sessions bring one."""
 
     def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
         """Return the memory embeddings [k, m, d] that P recalls from.
 
         Args:
-            summary: [d], of the last `visible` tokens, which the view shows. state: the stream so far.
+            summary: [d], of the last tokens that the view shows.
+            state: the stream so far.
+            visible: the number of tokens that the view shows.
         """
         ...
 
     def passages(self) -> Tensor:
-        """Return [t] token ids to replay, at most `note_tokens`: those for the first view, once `memory` was asked for it."""
+        """Return token ids [t] to replay in the first view, at most `note_tokens`. Called after `memory`."""
         ...
 
 
@@ -40,8 +42,11 @@ class View:
         """Check the budgets of what is pinned and replayed.
 
         Args:
-            model: its view has the budgets. pinned, replayed: [t] token ids. recollection: see `Recollection`.
-            start: how many start tokens `pinned` begins with; where its budget is full they take from the recent tokens.
+            model: its view has the budgets.
+            pinned: [t] token ids at the head of the view.
+            replayed: [t] token ids between these and the recent tokens.
+            start: how many start tokens `pinned` begins with; if its budget is full they take from the recent tokens.
+            recollection: see `Recollection`.
 
         Raises:
             BudgetError: one of them is too long.
@@ -69,8 +74,8 @@ class View:
     def _prompt(self, state: HMTState) -> Tensor:
         """Return P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands.
 
-        With `recalled_tokens`, M_{n-1} is that of the last segment that is not visible, whose text the view goes on from; where
-        everything is visible the view begins with P_0, as a segment does that nothing was read before.
+        With `recalled_tokens`, M_{n-1} is the memory of the last segment that is not visible, whose text the view continues. If
+        everything is visible the view begins with P_0, as a stream's first segment does.
         """
         model = self.model
         if model.config.mode != "hmt":
@@ -89,20 +94,26 @@ class View:
         return model.joined([self._before(state, hidden)], model.recalled([summary], [memory]))[0]
 
     def _before(self, state: HMTState, hidden: int) -> Tensor:
-        """Return [m, d], the memory of the last of the hidden segments, P_0 where there is none or the state has let it go."""
+        """Return the memory [m, d] of the last hidden segment; P_0 if there is none or the state no longer holds it."""
         memory = self.model.by_segment(state)
         held = hidden - (state.segments - len(memory))
         return memory[held - 1] if held > 0 else self.model.initial_memory
 
     def _choose(self) -> None:
-        """Take over what the recollection has chosen to replay for the first view, where the question stands."""
+        """Take the passages that the recollection replays in the first view, where the question stands."""
         if self._recollection is not None and not self._chosen:
             self.replayed, self._chosen = self._recollection.passages(), True
             check_budget(self.model, "note_tokens", len(self.replayed))
 
 
 def check_budget(model: MemoryCell, name: str, count: int) -> None:
-    """Raise BudgetError if `count` tokens are over the view's budget `name`."""
+    """Raise BudgetError if `count` tokens are over the view's budget `name`.
+
+    Args:
+        model: its view has the budget.
+        name: a field of `ViewConfig`.
+        count: the number of tokens.
+    """
     budget = getattr(model.view, name)
     if count > budget:
         raise BudgetError(f"{count} tokens are over {name}={budget}. Shorten the text or raise {name}.")

@@ -1,4 +1,4 @@
-"""How a backbone's weights are loaded from where they lie (`places`), and in which precision.
+"""Loading of a backbone's weights from their place (`places`), in a chosen precision.
 
 Knows transformers' loaders; nothing of the network once the weights are there. A GGUF file is converted once to safetensors in
 fp32 (lossless), under a folder named by its hash, moved into place atomically.
@@ -30,17 +30,17 @@ _log = logging.getLogger(__name__)
 
 
 def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", **options: Any) -> tuple[Any, Any]:
-    """A causal language model in eval mode and its tokenizer.
+    """Load a causal language model in eval mode and its tokenizer.
 
     Args:
         name: `smollm2-135m-instruct`, a `.gguf` file, a local folder, or a hub id (local copy first, then the network).
         dtype: "auto" (see `auto_dtype`), or a torch dtype or its name.
         device: "auto" (see `auto_device`), or a torch device.
-        options: passed to transformers' `from_pretrained`. `trust_remote_code=True` allows a model to run code of its own,
+        **options: passed to transformers' `from_pretrained`. `trust_remote_code=True` allows a model to run code of its own,
             `use_safetensors=False` to be a pickle; nothing in a file does.
 
     Raises:
-        ModelNotFoundError: nothing of that name; the message says what to install or download.
+        ModelNotFoundError: nothing has that name; the message says what to install or download.
         BackboneError: the model is not a decoder, or would run code.
     """
     options["trust_remote_code"] = options.get("trust_remote_code") is True
@@ -54,7 +54,7 @@ def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", 
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder with safetensors for a bundled name, a `.gguf` file or a folder; None: `name` may be a hub id.
+    """Return the folder with safetensors for a bundled name, a `.gguf` file or a folder; None: `name` may be a hub id.
 
     Converts a GGUF file that has not been seen before (about 15 s for 135M parameters).
     """
@@ -65,7 +65,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def convert_gguf(gguf: Path) -> Path:
-    """Convert once, atomically. Two processes may race: both convert, the first to finish wins, the other's is dropped."""
+    """Convert a GGUF file once, atomically. If two processes race, both convert and the first to finish wins."""
     target = places.converted_folder(gguf)
     if target.is_dir():
         return target
@@ -107,7 +107,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
 
 
 def _alone(gguf: Path, folder: Path) -> Path:
-    """The file in an empty folder: transformers would also read what lies beside it, a tokenizer's or an adapter's settings."""
+    """Put the file alone in a folder: transformers would also read a tokenizer's or an adapter's settings beside it."""
     alone = folder / gguf.name
     try:
         alone.symlink_to(gguf.resolve())
@@ -129,7 +129,7 @@ def _from_gguf(gguf: Path) -> tuple[Any, Any]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what conversions killed more than a day ago have left."""
+    """Remove the remains of conversions that were killed more than a day ago."""
     for left in folder.glob(".converting-*"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
@@ -137,7 +137,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _from_hub(name: str, **options: Any) -> tuple[Any, Any]:
-    """The local copy of a hub id, as a folder: transformers asks the network about an id even when it has the files."""
+    """Load the local copy of a hub id as a folder: transformers asks the network about an id even when it has the files."""
     where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
     folder = places.hub_folder(name, **where)
     if folder is not None:
@@ -181,7 +181,7 @@ def _refusal(source: str | Path, error: Exception) -> BackboneError | None:
 
 
 def _check_files(source: str | Path, config: Any, *, use_safetensors: bool | None, **options: Any) -> None:
-    """Raises BackboneError where transformers would load a pickle, or an adapter that brings another model with it."""
+    """Raise BackboneError where transformers would load a pickle, or an adapter that brings another model with it."""
     from transformers.utils import find_adapter_config_file
 
     where = {key: options[key] for key in _PLACE_OPTIONS if key in options}
@@ -205,17 +205,17 @@ def _nothing_there(source: str | Path) -> str:
 
 
 def auto_device() -> torch.device:
-    """CUDA, else Apple's MPS, else the CPU."""
+    """Choose CUDA, else Apple's MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def auto_dtype(device: torch.device) -> torch.dtype:
-    """What dtype="auto" means: the precision that $HMT_DTYPE names, else what is fast on `device` (see `fast_dtype`).
+    """Return what dtype="auto" means: the precision that $HMT_DTYPE names, else what is fast on `device` (see `fast_dtype`).
 
     Raises:
-        ConfigError: $HMT_DTYPE names none that a model can be loaded in.
+        ConfigError: $HMT_DTYPE names no precision that a model can be loaded in.
     """
     chosen = os.environ.get("HMT_DTYPE")
     if not chosen:
@@ -226,7 +226,7 @@ def auto_dtype(device: torch.device) -> torch.dtype:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware multiplies it natively (on a CPU: AVX512-BF16 or AMX), fp16 on older GPUs, else fp32."""
+    """Choose bf16 where the hardware multiplies it natively (on a CPU: AVX512-BF16 or AMX), fp16 on older GPUs, else fp32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu":
@@ -236,34 +236,34 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def named_device(device: str) -> torch.device:
-    """A torch device from its name: "cpu", "cuda", "cuda:1", "mps".
+    """Return a torch device from its name: "cpu", "cuda", "cuda:1", "mps".
 
     Raises:
-        ConfigError: no such device, or none of this machine's.
+        ConfigError: there is no such device on this machine.
     """
     try:
-        found = torch.device(device)
-        torch.zeros(1, device=found)
+        place = torch.device(device)
+        torch.zeros(1, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"device={device!r} cannot be used here. Choose auto, or one that torch finds.") from error
-    return found
+    return place
 
 
 def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A torch dtype from itself or its name: "float32", "bfloat16", "float16".
+    """Return a torch dtype from itself or its name: "float32", "bfloat16", "float16".
 
     Raises:
-        ConfigError: no floating-point dtype of that name.
+        ConfigError: no floating-point dtype has that name.
     """
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(chosen, torch.dtype) or not chosen.is_floating_point:
         raise ConfigError(f"dtype={dtype!r} is unknown. Choose auto, float32, bfloat16 or float16.")
-    return found
+    return chosen
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide transformers' progress bars and advice while a model loads; what fails is raised all the same."""
+    """Hide transformers' progress bars and advice while a model loads; errors are raised all the same."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as hf_logging
 

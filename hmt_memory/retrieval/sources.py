@@ -26,7 +26,7 @@ from ..store.shelf import Shelf
 from . import lexical
 
 if TYPE_CHECKING:
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
 
 Decode = Callable[[Sequence[int]], str]
 _BROKEN = "\ufffd"  # what half a character decodes to, where a segment's edge cuts it

@@ -17,7 +17,7 @@ from .made_by import check_made_by, made_by
 
 if TYPE_CHECKING:
     from ..model import HMTModel
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
     from .storage import Storage
 
 T = TypeVar("T")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..config import ViewConfig
     from ..model import HMTModel
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
     from .storage import Storage
 
 

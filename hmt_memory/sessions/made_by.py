@@ -10,8 +10,8 @@ from ..engine.fingerprint import Fingerprint
 from ..errors import ModelMismatchError
 
 if TYPE_CHECKING:
-    from ..store.backend import Transaction
     from ..store.rows import CollectionRow
+    from ..store.transaction import Transaction
 
 
 def made_by(db: Transaction, row: CollectionRow) -> Fingerprint | None:

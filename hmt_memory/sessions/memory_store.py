@@ -22,7 +22,7 @@ from .verify import Verification, verify
 if TYPE_CHECKING:
     from ..config import ViewConfig
     from ..model import HMTModel
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
     from .corpus import Corpus
     from .lookup import FoundText
     from .reading import Progress

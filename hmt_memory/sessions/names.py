@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..errors import InputError, SessionExistsError, SessionNotFoundError
 
 if TYPE_CHECKING:
-    from ..store.backend import Transaction
     from ..store.rows import CollectionRow
+    from ..store.transaction import Transaction
 
 _LONGEST_NAME = 200
 # Characters that leave no trace on the screen and yet count as printable: two names must not look alike (Unicode's

@@ -22,7 +22,7 @@ from ..store.rows import Lineage, SegmentRow, chain
 
 if TYPE_CHECKING:
     from ..model import HMTModel
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
 
 CHUNK_SEGMENTS = 16  # read between two writes: what a crash may cost in time
 Progress = Callable[[int, int], None]  # tokens read, tokens to read

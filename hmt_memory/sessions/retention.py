@@ -16,7 +16,7 @@ from ..store.rewriting import in_force
 from ..store.rows import CollectionRow, MessageRow
 
 if TYPE_CHECKING:
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
 
 _COUNT_SLACK, _AGE_SLACK = 0.25, 0.1  # of a limit, how much room is made ahead
 _CLOCK = "clock"  # the fact what time it was when limits were last looked at

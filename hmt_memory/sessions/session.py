@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..config import ViewConfig
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
 
 _LATEST = 16  # messages among which what the user said last is looked for
 

@@ -31,7 +31,7 @@ from .stored_session import StoredSession
 
 if TYPE_CHECKING:
     from ..model import HMTModel
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
     from .storage import Storage
 
 

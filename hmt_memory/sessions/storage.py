@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..model import HMTModel
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
 
 log = logging.getLogger("hmt_memory")
 

@@ -20,7 +20,7 @@ from .made_by import made_by
 
 if TYPE_CHECKING:
     from ..model import HMTModel
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
     from .reading import Progress
 
 

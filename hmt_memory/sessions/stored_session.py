@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..model import HMTModel
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
     from .reading import Progress
     from .storage import Storage
 

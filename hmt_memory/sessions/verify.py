@@ -13,7 +13,7 @@ from ..store.shelf import shelf_of
 from .archive.agreement import UNVERIFIED
 
 if TYPE_CHECKING:
-    from ..store.backend import Transaction
+    from ..store.transaction import Transaction
     from .storage import Storage
 
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError
-from .backend import Transaction
 from .rows import CollectionRow, Kept, Lineage, MessageRow, Part, SegmentRow, StreamRow, TokenRow
+from .transaction import Transaction
 
 TOKENS_PER_ROW = 4096
 _FEW = 1000  # rows that one transaction may move

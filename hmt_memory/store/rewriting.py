@@ -20,7 +20,7 @@ from .backend import Backend
 from .rows import CollectionRow, Kept, Lineage, MessageRow, as_array
 
 if TYPE_CHECKING:
-    from .backend import Transaction
+    from .transaction import Transaction
 
 
 def positions(db: Transaction, row: CollectionRow, parts: Lineage, ids: Iterable[int]) -> dict[int, int]:

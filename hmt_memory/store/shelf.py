@@ -10,8 +10,8 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from . import lineage
-from .backend import Transaction
 from .rows import CollectionRow, Lineage, Part, SegmentRow
+from .transaction import Transaction
 
 
 class Volume(NamedTuple):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 
 from ..errors import SessionBusyError
-from .backend import Backend, Transaction
+from .backend import Backend
 from .rows import StreamRow
+from .transaction import Transaction
 
 _ROWS_PER_STEP = 512
 _BYTES_PER_STEP = 1 << 20

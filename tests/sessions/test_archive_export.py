@@ -15,7 +15,6 @@ from stored import user
 
 from hmt_memory import MemoryStore
 from hmt_memory.errors import StoreDamagedError, StoreError
-from hmt_memory.sessions.archive import exporting
 from hmt_memory.store import lineage
 from hmt_memory.store.sqlite.transaction import SqliteTransaction
 

@@ -16,9 +16,10 @@ import pytest
 
 from hmt_memory.errors import SessionBusyError, StoreDamagedError
 from hmt_memory.store import lineage, sweeping
-from hmt_memory.store.backend import Backend, Transaction
+from hmt_memory.store.backend import Backend
 from hmt_memory.store.rows import CollectionRow, DocumentRow, Lineage, MessageRow, SegmentRow, StreamRow, chain
 from hmt_memory.store.shelf import shelf_of, volume_of
+from hmt_memory.store.transaction import Transaction
 
 L = 8  # tokens of a segment
 MODEL = {"config": {"segment_length": L, "mode": "hmt"}, "start_ids": [], "backbone": {"name": "none"}}

@@ -22,7 +22,7 @@ from ...store.rows import CollectionRow, Lineage, MessageRow
 if TYPE_CHECKING:
     from ...engine.backbone import Backbone
     from ...model import HMTModel
-    from ...store.backend import Transaction
+    from ...store.transaction import Transaction
 
 log = logging.getLogger("hmt_memory")
 UNVERIFIED = "unverified"  # the setting of a session whose tokens no model has compared with its messages

@@ -24,7 +24,7 @@ from . import layout, messages
 from .container import fair
 
 if TYPE_CHECKING:
-    from ...store.backend import Transaction
+    from ...store.transaction import Transaction
 
 _MESSAGES, _TOKENS, _SEGMENTS = 32, 1 << 16, 64  # rows fetched at once
 _TIME = (1980, 1, 1, 0, 0, 0)  # ZIP's own: the same session gives the same file

@@ -24,7 +24,7 @@ from .manifest import Manifest, Model
 from .messages import read_messages
 
 if TYPE_CHECKING:
-    from ...store.backend import Transaction
+    from ...store.transaction import Transaction
     from ..storage import Storage
 
 _BATCH_BYTES = 1 << 16  # of messages and their tokens that are stored together

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from ...errors import SessionBusyError
 from ...files import replacing
-from ..backend import Transaction
 from ..shelf import Shelf, Volume
+from ..transaction import Transaction
 
 log = logging.getLogger("hmt_memory")
 _MAGIC = b"HMTINDEX"

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, StoreDamagedError
-from ..backend import Transaction
 from ..shelf import Shelf
+from ..transaction import Transaction
 from .base import DEFAULT, Halves, Search
 from .derived import Derived
 from .search import new_search

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import lineage
-from ..backend import Transaction
 from ..shelf import Shelf
+from ..transaction import Transaction
 from .derived import Derived
 
 Terms = Callable[[str], Sequence[str]]

@@ -1,4 +1,4 @@
-"""One SQLite file in one folder: connections, transactions, locks, the log. Knows no table, only the schema's version.
+"""One SQLite file in one folder: transactions, locks, the log. Knows no table, only the schema's version.
 
 WAL with synchronous=FULL: a committed transaction survives the process and the power. Every write and every checkpoint happens
 under one file lock, so that no two processes ever write at the same instant: SQLite before 3.51.3 can damage a WAL database
@@ -14,15 +14,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from ...errors import SessionBusyError, StoreDamagedError, StoreError, StoreFullError
+from ...errors import SessionBusyError, StoreError, StoreFullError
 from ...files import open_for_owner
-from ..backend import Capability, Transaction
+from ..backend import Capability
+from ..transaction import Transaction
 from . import files, migrations
-from .forking import GATE
+from .connections import Connections
 from .transaction import SqliteTransaction
 
 T = TypeVar("T")
@@ -31,19 +32,9 @@ _CHECKPOINT_BYTES = 4 << 20  # a WAL above this is copied back after the next wr
 _LARGEST_LOG = 16 << 20  # above this, a writer waits for readers to leave the log
 _PATIENCE_SECONDS = 0.05  # how long writers wait for readers at a time
 _POLL_SECONDS = 0.005
-_PRAGMAS = (
-    "synchronous = FULL",
-    "wal_autocheckpoint = 0",
-    "foreign_keys = ON",
-    "secure_delete = ON",
-    "trusted_schema = OFF",
-    "temp_store = MEMORY",  # stored content never passes through the system's temporary folder
-)
-_DAMAGE = ("malformed", "not a database", "corrupt", "no such table", "no such column", "disk image")
-_NO_ROOM = ("disk is full", "disk i/o error")
 
 
-class Database:
+class Database(Connections):
     """A folder's database. Safe to share between threads; a forked process opens its own connections.
 
     Args:
@@ -59,20 +50,15 @@ class Database:
     capabilities = frozenset({Capability.ERASES_BYTES})
 
     def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
-        self.folder, self.timeout, self.read_only = folder, timeout, read_only
-        self._idle: list[sqlite3.Connection] = []
-        self._mutex, self._write_mutex = threading.Lock(), threading.Lock()  # for the pool, and for writers
+        super().__init__(folder, timeout=timeout, read_only=read_only)
+        self._write_mutex = threading.Lock()
         self._views = threading.local()
-        self._closed = False
-        GATE.add(self)
-        self._path = files.find_store(folder) if read_only else files.make_store(folder)
-        self._identity = files.identity(self._path)
         self._migrate()
         if not read_only:
             self._drop_unused_locks()
 
     def _migrate(self) -> None:
-        with self._connection() as db, self._translated():
+        with self.connection() as db, self.translated():
             pending = migrations.pending(SqliteTransaction(db))
             ready = not pending and db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         if ready:
@@ -81,7 +67,7 @@ class Database:
             raise StoreError(
                 f"an older hmt-memory wrote {self.folder}. Open it once without read_only, to bring it up to date."
             )
-        with self.exclusive(), self._connection() as db, self._translated():
+        with self.exclusive(), self.connection() as db, self.translated():
             db.execute("PRAGMA journal_mode = WAL").fetchall()
             _in_transaction(db, migrations.migrate)
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
@@ -96,7 +82,7 @@ class Database:
         if view is not None and pid == os.getpid():
             yield view
             return
-        with self._connection() as db, self._translated():
+        with self.connection() as db, self.translated():
             db.execute("BEGIN")
             view = SqliteTransaction(db)
             self._views.open = (os.getpid(), view)
@@ -117,7 +103,7 @@ class Database:
         """
         if self.read_only:
             raise StoreError(f"the store {self.folder} was opened read-only. Open it without read_only to change it.")
-        with self.exclusive(), self._connection() as db, self._translated():
+        with self.exclusive(), self.connection() as db, self.translated():
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield SqliteTransaction(db)
@@ -125,7 +111,7 @@ class Database:
             except BaseException:
                 _roll_back(db)
                 raise
-            self._check_identity()
+            self.check_identity()
             self._checkpoint_if_large(db)
 
     def let_others_write(self) -> None:
@@ -158,7 +144,7 @@ class Database:
             time.sleep(_POLL_SECONDS)
 
     def _emptied(self) -> bool:
-        with self.exclusive(), self._connection() as db, self._translated():
+        with self.exclusive(), self.connection() as db, self.translated():
             return _checkpoint(db, "TRUNCATE", wait_seconds=_PATIENCE_SECONDS)
 
     def rewrite(self) -> None:
@@ -171,7 +157,7 @@ class Database:
             SessionBusyError: others wrote for longer than `timeout`.
             StoreFullError: there is no room for the new file.
         """
-        with self.exclusive(), self._connection() as db, self._translated():
+        with self.exclusive(), self.connection() as db, self.translated():
             _in_transaction(db, SqliteTransaction.drop_vacant)
             folder = str(self._path.parent).replace("'", "''")
             db.execute("PRAGMA temp_store = FILE").fetchall()
@@ -194,7 +180,7 @@ class Database:
         Raises:
             SessionBusyError: somebody else holds it.
         """
-        self._check_identity()
+        self.check_identity()
         wait = self.timeout if timeout is None else timeout
         with self._held(FileLock(self._lock_path(name), timeout=wait, poll_interval=_POLL_SECONDS, mode=0o600), wait):
             yield
@@ -232,7 +218,7 @@ class Database:
         """
         path = folder / files.DATABASE
         os.close(open_for_owner(path))
-        with self._connection() as db, self._translated(), contextlib.closing(sqlite3.connect(path)) as copy:
+        with self.connection() as db, self.translated(), contextlib.closing(sqlite3.connect(path)) as copy:
             db.backup(copy)
 
     def size(self) -> int:
@@ -249,86 +235,19 @@ class Database:
 
     def close(self) -> None:
         """Close all connections. The store must not be used afterwards."""
-        self._closed = True
-        self.close_idle()
+        super().close()
         if not self.read_only:
             self._drop_unused_locks()
 
-    def close_idle(self) -> None:
-        """Close the connections that nobody uses."""
-        with self._mutex:
-            idle, self._idle = self._idle, []
-        for db in idle:
-            with contextlib.suppress(sqlite3.Error):
-                db.close()
-
     def begin_anew(self) -> None:
         """Replace the locks that threads of the parent process may hold."""
-        self._mutex, self._write_mutex = threading.Lock(), threading.Lock()
-
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
-        """Use a connection that no other thread uses meanwhile, and that no other process ever used."""
-        with GATE.connection(), self._pooled() as db:
-            yield db
-
-    @contextlib.contextmanager
-    def _pooled(self) -> Iterator[sqlite3.Connection]:
-        self._check_identity()
-        with self._mutex:
-            if self._closed:
-                raise StoreError("the store is closed. Open it again: MemoryStore(folder).")
-            db = self._idle.pop() if self._idle else None
-        db = db or self._connect()
-        pid = os.getpid()
-        try:
-            yield db
-        finally:
-            if pid == os.getpid():  # a connection of another process is left alone
-                self._give_back(db)
-
-    def _give_back(self, db: sqlite3.Connection) -> None:
-        with self._mutex:
-            if not self._closed:
-                self._idle.append(db)
-                return
-        db.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        mode = "ro" if self.read_only else "rw"
-        with self._translated():
-            db = sqlite3.connect(
-                f"{self._path.as_uri()}?mode={mode}",
-                uri=True,
-                timeout=self.timeout,
-                isolation_level=None,
-                check_same_thread=False,
-                cached_statements=256,
-            )
-            try:
-                for pragma in _PRAGMAS:
-                    db.execute(f"PRAGMA {pragma}").fetchall()
-            except BaseException:
-                db.close()
-                raise
-            return db
-
-    def _check_identity(self) -> None:
-        """Notice that the file was removed or replaced: writes to the old one would be lost.
-
-        Raises:
-            StoreError: the file was removed or replaced.
-        """
-        if files.identity(self._path) != self._identity:
-            raise StoreError(
-                f"{self._path} was removed or replaced while the store was open: nothing more is kept in it. Open the store "
-                "anew."
-            )
+        super().begin_anew()
+        self._write_mutex = threading.Lock()
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep every other thread and process from writing and checkpointing inside. The block must not ask for it again."""
-        self._check_identity()
+        self.check_identity()
         with self._write_mutex:
             lock = FileLock(self._lock_path("store"), timeout=self.timeout, poll_interval=_POLL_SECONDS, mode=0o600)
             try:
@@ -354,13 +273,6 @@ class Database:
                 _checkpoint(db, "TRUNCATE", wait_seconds=_PATIENCE_SECONDS)
             elif size > _CHECKPOINT_BYTES:
                 _checkpoint(db, "PASSIVE", wait_seconds=0)
-
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise _as_ours(error, self.folder) from error
 
 
 def _checkpoint(db: sqlite3.Connection, mode: str, *, wait_seconds: float) -> bool:
@@ -391,16 +303,3 @@ def _roll_back(db: sqlite3.Connection) -> None:
     if db.in_transaction:
         with contextlib.suppress(sqlite3.Error):
             db.execute("ROLLBACK")
-
-
-def _as_ours(error: sqlite3.Error, folder: Path) -> Any:
-    text = str(error).lower()
-    if isinstance(error, sqlite3.OperationalError) and ("locked" in text or "busy" in text):
-        return SessionBusyError(f"the store {folder} is locked ({error}). Try again.")
-    if any(sign in text for sign in _NO_ROOM):
-        return StoreFullError(
-            f"the store {folder} cannot be written ({error}): nothing of this call was stored. Free some space."
-        )
-    if any(sign in text for sign in _DAMAGE) or not isinstance(error, sqlite3.OperationalError):
-        return StoreDamagedError(f"the store {folder} is damaged ({error}). Restore a backup or an export.")
-    return StoreError(f"the store {folder} cannot be used: {error}. Check the folder and its permissions.")

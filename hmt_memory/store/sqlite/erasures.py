@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..backend import Sweep
+from ..transaction import Sweep
 from .payloads import Payloads
 
 # Tables of rows that belong to streams: the column of the place in the stream, and that of the content.
