@@ -314,7 +314,7 @@ def test_a_fork_may_begin_at_any_message(session: Session) -> None:
 
 
 def test_a_fork_shares_rows(store: MemoryStore, session: Session) -> None:
-    session.add(user("word " * 2000))
+    session.add(user("word " * 400))
     counts = "SELECT (SELECT count(*) FROM messages), (SELECT count(*) FROM segments)"
     with store.database.reading() as db:
         before = db.execute(counts).fetchone()
@@ -330,10 +330,10 @@ def test_forgetting_leaves_no_byte_in_any_file(tmp_path: Path) -> None:
     store = MemoryStore(folder)
     session = store.session("alice", MODEL)
     words = "xyzzy plugh the secret is 271828"
-    for turn in range(40):
+    for turn in range(20):
         session.add(user(f"turn {turn} " + "of other words " * 8))
     (id,) = session.add(user(words))
-    for turn in range(40):
+    for turn in range(20):
         session.add(user(f"turn {turn} " + "of other words " * 8))
     session.recall("secret")
     store._save_index(1, store._indexes[1])
@@ -623,10 +623,10 @@ def test_any_text_is_kept_as_it_is(store: MemoryStore, session: Session) -> None
 
 def test_a_message_of_a_hundred_thousand_characters(store: MemoryStore) -> None:
     text = "".join(chr(97 + at % 26) for at in range(100_000))
-    sizes = replace(REMEMBERING, segment_length=64, pinned_tokens=60, replay_tokens=80)
+    sizes = replace(REMEMBERING, segment_length=128, pinned_tokens=60, replay_tokens=80)
     session = store.session("alice", tiny_model(config=sizes, tokenizer=TOKENIZER))
     session.add(user(text))
-    assert session.messages()[0].content == text and session.stats()["segments"] == session.stats()["tokens"] // 64
+    assert session.messages()[0].content == text and session.stats()["segments"] == session.stats()["tokens"] // 128
     assert session.reply(user("and?"), **FAST).finish().message_ids == [2, 3]
 
 
@@ -711,7 +711,7 @@ def test_a_deleted_session_and_a_closed_store_say_so(store: MemoryStore, session
 
 
 def test_deleting_shrinks_the_file(store: MemoryStore, session: Session) -> None:
-    session.add(user("word " * 3000))
+    session.add(user("word " * 1500))
     other = store.session("other", MODEL)
     other.add(user("hello"))
     before = (store.folder / "memory.db").stat().st_size + (store.folder / "memory.db-wal").stat().st_size

@@ -16,6 +16,7 @@ import crash_worker
 import pytest
 from processes import journal_of, start
 from stored import FAST, user
+from tiny import LONG
 
 from hmt_memory import MemoryStore
 from hmt_memory.errors import InputError, SessionExistsError, StoreError
@@ -25,6 +26,7 @@ from hmt_memory.store.index.words import WordIndex
 
 MODEL = crash_worker.MODEL
 DAY = 86_400.0
+ROUNDS = 25 if LONG else 8  # of recalling beside a writer
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_recall_beside_replacements_without_pause(store: MemoryStore) -> None:
 
     def recall() -> None:
         try:
-            for _ in range(25):
+            for _ in range(ROUNDS):
                 found = corpus.recall("words", 50)
                 moving = [one for one in found if one.source == "papers/moving"]
                 assert any(one.source == "papers/kept" for one in found)
