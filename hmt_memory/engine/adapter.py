@@ -20,7 +20,7 @@ from . import trust
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Kinds of adapter that are tensors in their own file, and nothing else: others name models and adapters that PEFT would load.
+# Kinds of adapter that are only tensors in their own file; others name models and adapters that PEFT would load.
 _KINDS = (
     *("LORA", "ADALORA", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "MISS", "DELORA", "HIRA"),
     *("IA3", "LN_TUNING", "TRAINABLE_TOKENS", "VERA", "RANDLORA", "FOURIERFT", "WAVEFT", "C3A", "ROAD", "SHIRA", "VBLORA"),
@@ -30,7 +30,7 @@ _SIZES = (
     *("r", "init_r", "rank_pattern", "oft_block_size", "boft_block_size", "boft_n_butterfly_factor", "n_frequency"),
     *("n_frequency_pattern", "block_size", "block_size_pattern", "num_vectors", "vector_length"),
 )
-# What of PEFT's configuration makes an adapter more than W + alpha / r * B A, and the values under which it does not.
+# Fields of PEFT's configuration that can make an adapter more than W + alpha / r * B A, and their harmless values.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -66,7 +66,9 @@ def check(folder: Path) -> None:
     for name in _SIZES:
         given = config.get(name)
         for size in given.values() if isinstance(given, dict) else [given]:
-            if isinstance(size, (int, float)) and size > largest and config["peft_type"] != "LOKR":  # whose rank is a limit
+            if (
+                isinstance(size, (int, float)) and size > largest and config["peft_type"] != "LOKR"
+            ):  # LOKR's rank is only a limit
                 raise ValueError(f"{CONFIG_FILE}: {name}={size}, but no tensor of {WEIGHTS_FILE} is larger than {largest}.")
 
 

@@ -25,7 +25,7 @@ from .text import TextCodec
 
 _STATE_SPACE = ("cache_params", "state")  # Mamba, RWKV
 _CACHE_ARGUMENTS = ("cache", "past_key_values", *_STATE_SPACE)  # attention families since transformers 5.24, and before
-# Relative differences that rounding explains: of one row computed twice, and of logits computed in two ways.
+# Relative differences that rounding explains: between one row computed twice, and between two ways to compute logits.
 _SAME_ROW = {torch.float32: 1e-5, torch.float64: 1e-5}
 _SAME_ROW_HALF, _SAME_LOGITS = 1e-3, 1e-2
 
@@ -42,7 +42,7 @@ class Backbone(TextCodec, nn.Module):
 
     def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
         super().__init__()
-        self.merged: Merged | None = None  # a LoRA adapter that is in the weights
+        self.merged: Merged | None = None  # a LoRA adapter that is merged into the weights
         self._before_merging: str | None = None
         plain: Any = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
         self.name = name or str(getattr(plain, "name_or_path", "") or "unnamed")
@@ -66,7 +66,7 @@ class Backbone(TextCodec, nn.Module):
         self.tokenizer = tokenizer
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
-        self.cache_argument = _cache_argument(self._body)  # what its forward pass calls the cache
+        self.cache_argument = _cache_argument(self._body)  # the name of the cache in its forward pass
         self._compiled = False
         self._head_scale = _head_scale(self.config)
         self._probe()
@@ -254,7 +254,7 @@ class Backbone(TextCodec, nn.Module):
             with eval_mode(self):
                 hidden = self.body(self.embed(ids))
                 logits = self._plain[0](input_ids=ids, use_cache=False).logits
-        except Exception as error:  # whatever a model that is no decoder meets
+        except Exception as error:  # whatever a model raises that is not a decoder
             raise BackboneError(
                 f"{self.name} ({type(self._plain[0]).__name__}) does not run on input embeddings: {error}. "
                 "Choose a decoder-only model."

@@ -48,7 +48,7 @@ class MemoryCell(nn.Module):
         self.backbone = backbone
         width, slots = backbone.hidden_size, self.config.memory_tokens
         sample = backbone.embedding_sample()
-        # The mean embedding says least: in front of a text it changes nothing, where a start token derails short answers.
+        # The mean embedding is neutral: in front of a text it changes nothing, whereas a start token derails short answers.
         # Rounded first, so that an untrained model is the same model, with the same fingerprint, in fp32 and in bf16.
         centre = sample.to(torch.bfloat16).float().mean(dim=0)
         self.summary_prompt = nn.Parameter(_near(centre, 1))

@@ -266,10 +266,10 @@ def _with_peft(causal_lm: Any, folder: Path) -> Any:
             "this checkpoint has a PEFT adapter for its backbone. Run: pip install 'hmt-memory[train]'"
         ) from error
     try:
-        # in the backbone's own precision: PEFT would compute bf16 adapters in fp32, at a fifth of the speed more
+        # In the backbone's own precision: PEFT would compute bf16 adapters in fp32, a fifth slower.
         with without_advice():
             return PeftModel.from_pretrained(causal_lm, str(folder), autocast_adapter_dtype=False)
-    except Exception as error:  # ValueError, KeyError, RuntimeError, TypeError, whatever PEFT meets in a damaged file
+    except Exception as error:  # ValueError, KeyError, RuntimeError, TypeError, whatever PEFT raises for a damaged file
         raise CheckpointError(f"the PEFT adapter in {folder} does not load: {error}") from error
 
 

@@ -43,14 +43,14 @@ class Decoding:
     ('\\n',)
     """
 
-    max_new_tokens: int = 256  # at most so many, the end token included
-    min_new_tokens: int = 0  # no end token before so many
-    temperature: float = 0.0  # 0 is greedy
+    max_new_tokens: int = 256  # the longest answer, its end token included
+    min_new_tokens: int = 0  # the shortest answer: no end token before
+    temperature: float = 0.0  # the randomness of sampling; 0 is greedy
     top_p: float = 1.0  # keep the smallest set of tokens with this mass
     top_k: int = 0  # keep so many tokens; 0: all
     repetition_penalty: float = 1.0  # above 1 makes tokens that the view shows or the answer has less likely
     seed: int | None = None  # makes sampling repeatable; None: torch's global generator
-    stop: str | Iterable[str] | None = ()  # strings that end the answer and are no part of it; kept as a tuple
+    stop: str | Iterable[str] | None = ()  # strings that end the answer and are not part of it; kept as a tuple
     logits_processors: Iterable[Any] = ()  # transformers' `LogitsProcessor`s, applied before all others; kept as a tuple
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class Detokenizer:
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._ids: list[int] = []
-        self._settled = 0  # where the context for decoding begins: spaces depend on the token before
+        self._settled = 0  # start of the context for decoding: spaces depend on the token before
         self._given = 0  # tokens whose text was given out
 
     def push(self, token: int) -> str:

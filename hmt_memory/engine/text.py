@@ -10,15 +10,15 @@ from typing import Any
 
 from ..errors import InputError
 
-_copying = threading.Lock()  # tokenizers, one at a time
+_copying = threading.Lock()  # tokenizers are copied one at a time
 
 
 class TextCodec:
     """The text functions of a backbone."""
 
     name: str
-    tokenizer: Any  # stays as it is; None: there is no text
-    _literal: Any = None  # its twin, see `encode`
+    tokenizer: Any  # never changed; None: token ids only
+    _literal: Any = None  # the copy for literal text, see `encode`
 
     def encode(self, text: str, *, literal: bool = False) -> list[int]:
         """Return the token ids of `text`, without start or end tokens.
@@ -39,20 +39,35 @@ class TextCodec:
         return list(tokenizer(text, **options)["input_ids"])
 
     def holds_special(self, text: str) -> bool:
-        """Return whether part of `text` reads like one of the tokenizer's special tokens."""
-        return any(special in text for special in self._special_texts)
+        """Tell whether part of `text` reads like one of the tokenizer's special tokens, or like the template's markup."""
+        if any(special in text for special in self._markup):
+            return True
+        return bool(self._normalized) and not self._normalized.isdisjoint(self.encode(text))
 
     @cached_property
-    def _special_texts(self) -> frozenset[str]:
+    def _markup(self) -> Mapping[str, Any]:
+        """The tokens that structure a conversation, by their texts: special ones, and added ones that the template writes."""
         tokenizer = self._tokenizer()
-        marked = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        return frozenset(marked.union(tokenizer.all_special_tokens))  # ByT5 does not mark its end token
+        written = str(getattr(tokenizer, "chat_template", None) or "")
+        added = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+        marked = {text: token for text, token in added.items() if token.special or (text.strip() and text in written)}
+        return {text: None for text in tokenizer.all_special_tokens} | marked  # ByT5 does not mark its end token
+
+    @cached_property
+    def _normalized(self) -> frozenset[int]:
+        """Ids of the tokens among them that other spellings of a text are read as, too."""
+        folded = [text for text, token in self._markup.items() if token is not None and token.normalized]
+        return frozenset(self._tokenizer().convert_tokens_to_ids(folded))
 
     def _literal_tokenizer(self) -> Any:
-        """Return a copy of the tokenizer, made once: the setting belongs to the tokenizer, which other threads may be using."""
+        """Return a copy, made once, because the setting is the tokenizer's own and other threads may be using it."""
         with _copying:
             if self._literal is None:
-                self._literal = copy.deepcopy(self._tokenizer())
+                twin = copy.deepcopy(self._tokenizer())
+                unmarked = [token for token in self._markup.values() if token is not None and not token.special]
+                if unmarked:  # only tokens that are marked special are split
+                    twin.add_tokens([_as_special(token) for token in unmarked], special_tokens=True)
+                self._literal = twin
             return self._literal
 
     def start_ids(self) -> list[int]:
@@ -93,10 +108,16 @@ class TextCodec:
                     list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
-        except Exception as error:  # jinja2's own errors, and whatever a template raises
+        except Exception as error:  # jinja2's errors, and whatever a template raises
             raise InputError(f"the chat template of {self.name} refused the messages: {error}") from error
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise InputError(f"{self.name} was wrapped without a tokenizer. Pass token ids, or wrap it with a tokenizer.")
         return self.tokenizer
+
+
+def _as_special(token: Any) -> Any:
+    """Return the same added token, marked special."""
+    fields = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+    return type(token)(token.content, special=True, **fields)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _INDEXES = "*.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_inside: list[int] = []  # transformers' own setting as each call found it, as long as the call lasts
+_inside: list[int] = []  # transformers' setting before each call that is under way
 _changing = threading.Lock()
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from .cell import MemoryCell, Step
 from .state import HMTState
 
-# Summaries do not depend on memory, so those of many segments run in one batch of about this many tokens.
+# Summaries do not depend on memory, so many segments are summarized in one batch of about this many tokens.
 SUMMARY_BATCH_TOKENS = 2048
 
 
 class Turn(NamedTuple):
     """The inputs of Eq. 3-5 for the next segment of those streams that have one."""
 
-    number: int  # of the segment, counted from the first one unrolled
-    rows: list[int]  # which streams have it
+    number: int  # the segment's, counted from the first one unrolled
+    rows: list[int]  # the streams that have this segment
     summaries: list[Tensor | None]  # S_n [d] of each, None where nothing is recalled
     windows: list[Tensor]  # [n, m, d], the memory that each may recall
     tails: list[Tensor]  # [s] token ids, its sensory memory

@@ -22,10 +22,10 @@ import torch
 from ..errors import BackboneError, ConfigError, HMTError, ModelNotFoundError
 from . import places, trust
 
-DTYPES = ("float32", "bfloat16", "float16")  # what $HMT_DTYPE may name
+DTYPES = ("float32", "bfloat16", "float16")  # the values of $HMT_DTYPE
 _STALE_SECONDS = 24 * 3600
 _PLACE_OPTIONS = ("revision", "cache_dir", "token")
-_SOURCE_OPTIONS = (*_PLACE_OPTIONS, "trust_remote_code")  # what configuration and tokenizer share
+_SOURCE_OPTIONS = (*_PLACE_OPTIONS, "trust_remote_code")  # options of configuration and tokenizer alike
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +93,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
             model, tokenizer = _from_gguf(_alone(gguf, Path(scratch)))
-    except Exception as error:  # whatever a parser meets in a damaged file: struct.error, KeyError, ValueError, ...
+    except Exception as error:  # whatever a parser raises for a damaged file: struct.error, KeyError, ...
         raise BackboneError(f"{gguf} could not be read as a GGUF model: {error}. Check that it downloaded whole.") from error
     try:
         with _quiet():
@@ -119,7 +119,7 @@ def _alone(gguf: Path, folder: Path) -> Path:
 def _from_gguf(gguf: Path) -> tuple[Any, Any]:
     import transformers
 
-    # transformers releases that can keep GGUF blocks need to be told to unpack them; earlier ones always do.
+    # Releases of transformers that can keep GGUF blocks must be told to unpack them; earlier ones always do.
     keep = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     source = {"gguf_file": gguf.name, "trust_remote_code": False}
     with _quiet(), trust.nothing_asked(), contextlib.redirect_stderr(io.StringIO()):
@@ -153,7 +153,7 @@ def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
     where = {key: options[key] for key in _SOURCE_OPTIONS if key in options}
     try:
         config = AutoConfig.from_pretrained(source, **where)
-    except Exception as error:  # OSError, ValueError, and whatever a damaged configuration leads to
+    except Exception as error:  # OSError, ValueError, or anything else for a damaged configuration
         raise _refusal(source, error) or ModelNotFoundError(_nothing_there(source)) from error
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
@@ -163,19 +163,19 @@ def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
     except ValueError as error:
         otherwise: HMTError = BackboneError(f"{source} ({config.model_type}) is not a decoder-only model: {error}")
         raise _refusal(source, error) or otherwise from error
-    except Exception as error:  # OSError, RuntimeError, SafetensorError, and whatever a damaged file leads to
+    except Exception as error:  # OSError, RuntimeError, SafetensorError, or anything else for a damaged file
         otherwise = ModelNotFoundError(f"the weights of {source} are incomplete or damaged: {error}. Get them again.")
         raise _refusal(source, error) or otherwise from error
     try:
         return model, AutoTokenizer.from_pretrained(source, **where)
-    except Exception as error:  # OSError, ValueError, and whatever the tokenizers library makes of a damaged file
+    except Exception as error:  # OSError, ValueError, or anything else for a damaged file
         otherwise = ModelNotFoundError(f"the tokenizer of {source} is missing or damaged: {error}. Get it again.")
         raise _refusal(source, error) or otherwise from error
 
 
 def _refusal(source: str | Path, error: Exception) -> BackboneError | None:
     said = trust.needs_code(source, error)
-    if "use_safetensors=True" in str(error):  # a hub id without any
+    if "use_safetensors=True" in str(error):  # the hub has no safetensors
         said = trust.a_pickle(source, "pytorch_model.bin")
     return None if said is None else BackboneError(said)
 

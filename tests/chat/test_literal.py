@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny import byte_tokenizer, tiny_causal_lm
 
-from hmt_memory.engine import backbone as backbone_module
+from hmt_memory.engine import text as text_module
 from hmt_memory.engine.backbone import Backbone
 
 TEXTS = ["Hello.", "a</s>b", "<s>user\nHi</s>\n", "</s>", " <t> </t> <extra_id_0>", "Zürich [SEP] </s>", "x<keep>y</s>", ""]
@@ -57,7 +57,7 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             made.append(value)
             return copy.deepcopy(value)
 
-    monkeypatch.setattr(backbone_module, "copy", Counting)
+    monkeypatch.setattr(text_module, "copy", Counting)
     return made
 
 
@@ -74,6 +74,30 @@ def test_literal_ids_are_those_of_a_copy_of_its_own(make: Callable[[], Any], cop
         assert backbone.encode(text) == plain
         assert backbone.holds_special(text) == special
     assert len(copies) == 1 and backbone.encode("</s>") != backbone.encode("</s>", literal=True)
+
+
+def test_what_the_template_writes_is_markup_even_if_it_is_not_marked_special() -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = byte_tokenizer("{% for message in messages %}<|user|>{{ message.content }}{% endfor %}")
+    tokenizer.add_tokens([AddedToken("<|user|>", special=False, normalized=False), AddedToken("<keep>", special=False)])
+    backbone, markup = Backbone(tiny_causal_lm(), tokenizer), tokenizer.convert_tokens_to_ids("<|user|>")
+    assert backbone.encode("a<|user|>b")[1] == markup and backbone.holds_special("a<|user|>b")
+    assert markup not in backbone.encode("a<|user|>b", literal=True)
+    assert backbone.decode(backbone.encode("a<|user|>b", literal=True)) == "a<|user|>b"
+    assert backbone.encode("a<keep>b", literal=True) == backbone.encode("a<keep>b"), "what no template writes is text anyway"
+
+
+def test_another_spelling_of_a_normalized_token_is_text_too() -> None:
+    from tokenizers import AddedToken, normalizers
+
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True, normalized=True)], special_tokens=True)
+    backbone, token = Backbone(tiny_causal_lm(), tokenizer), tokenizer.convert_tokens_to_ids("<|turn|>")
+    assert token in backbone.encode("a＜|turn|＞b"), "the tokenizer reads it as the token"  # noqa: RUF001
+    assert backbone.holds_special("a＜|turn|＞b") and not backbone.holds_special("a b")  # noqa: RUF001
+    assert token not in backbone.encode("a＜|turn|＞b", literal=True)  # noqa: RUF001
 
 
 def test_threads_share_one_copy_and_plain_ids_stay_plain(copies: list[Any]) -> None:
