@@ -18,12 +18,12 @@ Mode = Literal["hmt", "rmt", "plain"]
 Selection = Literal["fused", "recall", "words"]
 _CHOICES = {"memory_input": get_args(MemoryInput), "mode": get_args(Mode), "selection": get_args(Selection)}
 
-# What the view's budgets become when they are left to the backbone's window: at most so many tokens, and at most this
-# share of the room that those before have left. A system prompt comes first; notes give way first. Room that nobody has
-# asked for is the system prompt's: chains and query engines put what they retrieve there.
+# Budgets of the view that are left to the backbone's window: at most so many tokens, and at most this share of the room that
+# the budgets before have left. A system prompt comes first; notes give way first. Room that no budget asks for goes to the
+# system prompt, where chains and query engines put what they retrieve.
 _AUTOMATIC_BUDGETS = {"pinned_tokens": (512, 0.5), "recent_tokens": (1024, 0.67), "note_tokens": (1024, 1.0)}
-_LARGEST = 1 << 24  # of any size: a number beyond it is a mistake, or a damaged file
-_PARAMETER_BYTES, _MATRICES = 1 << 28, 16  # of the memory parameters, at most: as many bytes, or as many d x d matrices
+_LARGEST = 1 << 24  # for any size: a larger number is a mistake, or a damaged file
+_PARAMETER_BYTES, _MATRICES = 1 << 28, 16  # limits of the memory parameters: bytes, or d x d matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,10 @@ class HMTConfig:
     recall_window: int = 300  # N: how many segments recall attends to: the latest while reading, the best of all in a session
     recall_dim: int | None = None  # d_h: width of the recall projections; None: the hidden width
     memory_tokens: int = 1  # m: memory embeddings a segment (extension; the paper has 1)
-    recalled_tokens: int | None = None  # r: P_n is M_{n-1} and behind it r recalled embeddings (extension; None: all recalled)
+    recalled_tokens: int | None = None  # r: recalled embeddings of P_n, which follow M_{n-1} (extension); None: all of P_n
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
-    selection: Selection = "fused"  # as in `ViewConfig`, of which this and the next three are the model's own
+    selection: Selection = "fused"  # this and the next three: the model's own `ViewConfig`
     recent_tokens: int | None = None
     replay_tokens: int | None = None  # `note_tokens` of the view
     pinned_tokens: int | None = None
@@ -161,9 +161,9 @@ class ViewConfig:
     """
 
     recent_tokens: int | None = None  # the latest tokens, verbatim, before the segment that is not full; None: up to 1,024
-    note_tokens: int | None = None  # what is recalled and shown as text; None: up to 1,024
+    note_tokens: int | None = None  # recalled passages, shown as text; None: up to 1,024
     pinned_tokens: int | None = None  # system prompts and tools, which never scroll away; None: up to 512, and unused room
-    selection: Selection = "fused"  # what is listed and noted: by recall and words (extension), by recall or words alone
+    selection: Selection = "fused"  # how passages are selected: by recall and words (extension), or by one of them
 
     def __post_init__(self) -> None:
         _check_types(self, at_least_one=set())
