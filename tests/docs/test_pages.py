@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from places import ROOT
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 
+import hmt_memory
+import langchain_hmt
 from hmt_memory import MemoryStore
 from hmt_memory.cli.command import app
 from hmt_memory.engine import places, weights
@@ -93,6 +96,16 @@ def test_the_guides_do_what_they_say(workplace: Path) -> None:
     plain = run(guides / "without-a-store.md")
     assert plain["state"].tokens > 1000 and plain["wrapped"].initial_memory.grad.abs().sum() > 0
     assert (workplace / "adapter" / "hmt_config.json").is_file()
+
+
+# --- reference ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("page", "package"), [("python", hmt_memory), ("langchain", langchain_hmt)])
+def test_every_public_name_has_a_place_in_the_reference(page: str, package: ModuleType) -> None:
+    text = (ROOT / "docs" / "reference" / f"{page}.md").read_text(encoding="utf-8")
+    shown = re.findall(rf"^::: {package.__name__}\.(\w+)$", text, re.MULTILINE)
+    assert {"HMTError" if name == "errors" else name for name in shown} == set(package.__all__)
 
 
 # --- commands -----------------------------------------------------------------------------------------------------------
