@@ -1,0 +1,70 @@
+"""One object behind every framework: a model and a store, opened when they are needed and compared with what is sent again."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ..config import DEFAULT_MODEL, Selection
+from .namespace import Namespace
+
+if TYPE_CHECKING:
+    from ..chat.grammar import tool_choice_of
+    from ..chat.message import SYSTEM_ROLES
+    from ..chat.tools import called
+    from ..retrieval.lexical import distinct_terms, terms
+    from ..retrieval.ranking import quoted
+    from ..retrieval.sources import Message
+    from ..sessions.answer import Answer
+    from ..sessions.corpus import name_of
+    from ..sessions.stored_corpus import Document
+    from ..store.open import default_folder
+    from .assistant import Assistant
+    from .loading import ModelSettings, Weights
+    from .reconcile import HistoryMode
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "SYSTEM_ROLES",
+    "Answer",
+    "Assistant",
+    "Document",
+    "HistoryMode",
+    "Message",
+    "ModelSettings",
+    "Namespace",
+    "Selection",
+    "Weights",
+    "called",
+    "default_folder",
+    "distinct_terms",
+    "name_of",
+    "quoted",
+    "terms",
+    "tool_choice_of",
+]
+
+_LAZY = {
+    "SYSTEM_ROLES": "..chat.message",
+    "Answer": "..sessions.answer",
+    "Assistant": ".assistant",
+    "Document": "..sessions.stored_corpus",
+    "HistoryMode": ".reconcile",
+    "Message": "..retrieval.sources",
+    "ModelSettings": ".loading",
+    "Weights": ".loading",
+    "called": "..chat.tools",
+    "default_folder": "..store.open",
+    "distinct_terms": "..retrieval.lexical",
+    "name_of": "..sessions.corpus",
+    "quoted": "..retrieval.ranking",
+    "terms": "..retrieval.lexical",
+    "tool_choice_of": "..chat.grammar",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name with its first use."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

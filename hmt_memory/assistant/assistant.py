@@ -1,4 +1,4 @@
-"""A model and a store as an agent framework wants them: loaded when first needed, shared, asked with or without a session.
+"""A model and a store for agent frameworks: loaded when first needed, shared, asked with or without a session.
 
 Frameworks build, copy, pickle and print their model objects freely, and pass whole conversations again and again. An
 `Assistant` is the one object behind all of that. Knows sessions, corpora and models; no framework.
@@ -39,13 +39,18 @@ _sharing = threading.Lock()
 
 
 class Assistant:
-    """Answers conversations. Safe to use from several threads; copies are the object itself, pickles its settings.
+    """A model and a store that answer conversations.
+
+    Safe to use from several threads; a copy is the object itself, a pickle holds its settings.
 
     Args:
         model: a name, as for `HMTModel.from_pretrained`, or a model.
-        adapter, dtype, device, config: as there.
+        adapter: as there, like the next three.
         store: folder of the sessions, or an open `MemoryStore`; opened when a session is first named. None: where the `hmt`
             command keeps them ($HMT_STORE, else the user's data folder).
+        dtype: of the weights.
+        device: of the model.
+        config: of an untrained model, as JSON.
     """
 
     def __init__(
@@ -76,9 +81,9 @@ class Assistant:
 
     @classmethod
     def shared(cls, settings: ModelSettings, store: str | Path | MemoryStore | None = None) -> Assistant:
-        """The assistant of these settings and this folder: the same object for whoever asks, while somebody holds it.
+        """Return the assistant of these settings and this folder: the same object for all callers, as long as one holds it.
 
-        That of an open store is the caller's own; weights are shared all the same.
+        An open store gets an assistant of its own; weights are shared all the same.
         """
         made = cls(settings.model, store=store, **{name: value for name, value in vars(settings).items() if name != "model"})
         if made._store is not None:
@@ -88,25 +93,24 @@ class Assistant:
 
     @property
     def name(self) -> str:
-        """Of the model, without loading it."""
+        """The model's name. Does not load it."""
         return self._weights.settings.model
 
     @property
     def settings(self) -> ModelSettings:
-        """What the model is loaded by."""
+        """The settings that the model is loaded by."""
         return self._weights.settings
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the weights are in memory."""
+        """True once the weights are in memory."""
         return self._weights.is_loaded
 
     @property
     def model(self) -> HMTModel:
         """The model, loaded when first asked for.
 
-        Raises:
-            ModelNotFoundError and others: as `HMTModel.from_pretrained`.
+        Raises the errors of `HMTModel.from_pretrained`.
         """
         return self._weights.model
 
@@ -121,14 +125,12 @@ class Assistant:
             return self._store
 
     def session(self, name: str) -> Session:
-        """The session of that name, made if there is none."""
+        """Return the session of that name, made if there is none."""
         return self._sessions.get(name)
 
     def corpus(self, name: str) -> Corpus:
-        """The corpus of that name, made if there is none."""
+        """Return the corpus of that name, made if there is none."""
         return self.store.corpus(name, self.model)
-
-    # --- answering --------------------------------------------------------------------------------------------------
 
     def reply(
         self,
@@ -145,13 +147,17 @@ class Assistant:
             messages: without a session the whole conversation. With one, whatever the framework passes: `history` says how
                 that is compared with what the session holds (`reconcile.reconcile`).
             session: name of the session that remembers it; None: nothing is stored.
-            namespace: whose call without a session this is. What was read of a prompt makes the next one that begins with it
+            history: how the messages are compared with the session's.
+            namespace: the owner of a call without a session. A prompt that was read makes the next one that begins with it
                 faster in the same namespace only, or else callers could find out by the clock what others have said. None: the
-                assistant's own, which is right where it has one caller.
-            options: of `Session.reply`: tools, tool_choice, schema, stop, max_new_tokens, temperature, top_p, seed, ...
+                assistant's own, which is right if it has one caller.
+            **options: of `Session.reply`: tools, tool_choice, schema, stop, max_new_tokens, temperature, top_p, seed, ...
 
         Raises:
-            InputError, BudgetError, SessionBusyError, StoreError: as `Session.reply`.
+            InputError: messages or options are malformed.
+            BudgetError: a part of the view is too long.
+            SessionBusyError: another process is writing the session.
+            StoreError: the store fails.
         """
         from . import stateless
 
@@ -164,10 +170,15 @@ class Assistant:
         return held.reply(new, replacing=replacing, **options)
 
     def add(self, session: str, messages: Messages, *, history: HistoryMode = "auto") -> list[int]:
-        """Remember messages without answering: what the session does not hold yet.
+        """Remember the messages that the session does not hold yet, without answering.
+
+        Args:
+            session: name of the session.
+            messages: whatever the framework passes.
+            history: how the messages are compared with the session's.
 
         Returns:
-            The ids of those added.
+            The ids of the messages added.
         """
         held = self.session(session)
         with self._sessions.comparing(session):
@@ -175,19 +186,19 @@ class Assistant:
             return held.add(new, replacing=replacing)
 
     def set(self, session: str, messages: Messages) -> None:
-        """Make a session hold these messages and no others. What both begin with stays as it was read."""
+        """Make a session hold these messages and no others. Messages that it begins with already stay as they were read."""
         held, batch = self.session(session), validated(messages)
         with self._sessions.comparing(session):
             stored = held.messages()
             pairs = zip(stored, batch, strict=False)
-            differing = (at for at, (one, other) in enumerate(pairs) if entry(one.to_dict()).print != entry(other).print)
+            differing = (
+                number for number, (before, other) in enumerate(pairs) if entry(before.to_dict()).print != entry(other).print
+            )
             keep = next(differing, min(len(stored), len(batch)))
             if keep < len(batch):
                 held.add(batch[keep:], replacing=stored[keep].id if keep < len(stored) else None)
             else:
-                held.forget([one.id for one in stored[keep:]])
-
-    # --- looking ----------------------------------------------------------------------------------------------------
+                held.forget([message.id for message in stored[keep:]])
 
     def recall(
         self,
@@ -197,34 +208,47 @@ class Assistant:
         corpora: Sequence[str] = (),
         top_k: int = 5,
     ) -> RecalledSegments:
-        """The passages of a session, or of corpora, that a text remembers most.
+        """Return the passages of a session, or of corpora, that a text remembers most.
 
-        Of a session that has fewer, what was said last and fills no segment yet comes after them.
+        If a session has fewer, its latest words, which fill no segment yet, come after them.
+
+        Args:
+            query: what to recall for.
+            session: name of the session.
+            corpora: names of corpora, if no session is named.
+            top_k: how many, at most.
 
         Raises:
-            InputError: neither is named, or the query is empty. SessionNotFoundError: there is none of that name.
+            InputError: neither is named, or the query is empty.
+            SessionNotFoundError: no session or corpus has that name.
         """
         if session is not None:
             self.store.session(session)  # without a model, which makes none
             held = self.session(session)
-            found = held.recall(query, top_k)
-            latest = held.latest() if len(found) < top_k else None
-            found.extend([] if latest is None else [latest])
-            return found
+            passages = held.recall(query, top_k)
+            latest = held.latest() if len(passages) < top_k else None
+            passages.extend([] if latest is None else [latest])
+            return passages
         first, *others = self._known(corpora)
         return first.recall(query, top_k, others=others)
 
     def ask(self, question: str, corpora: Sequence[str], **options: Any) -> Answer:
-        """Answer one question from corpora, storing nothing; options of `Corpus.ask`.
+        """Answer one question from corpora, storing nothing.
+
+        Args:
+            question: what to answer.
+            corpora: names of the corpora.
+            **options: of `Corpus.ask`.
 
         Raises:
-            InputError: none is named. SessionNotFoundError: there is none of that name.
+            InputError: no corpus is named.
+            SessionNotFoundError: no corpus has that name.
         """
         first, *others = self._known(corpora)
         return first.ask(question, *others, **options)
 
     def _known(self, corpora: Sequence[str]) -> list[Corpus]:
-        """Corpora that are there."""
+        """Return corpora, all of which must exist."""
         if not corpora:
             raise InputError("name a session or a corpus to recall from.")
         for name in corpora:
@@ -241,57 +265,59 @@ class Assistant:
         tokens: int | None = None,
         before: int | None = None,
     ) -> list[RecalledSegment]:
-        """The passages that a model which sees only the messages `shown` of a session should be told for a query.
+        """Return the passages to tell a model that sees only some messages of a session.
 
         Args:
-            shown: what those messages say. top_k: at most so many of the heaviest. tokens: at most so many tokens of quotes.
+            query: what to recall for.
+            shown: the texts of the messages that the model sees.
+            session: name of the session.
+            top_k: the heaviest so many, at most.
+            tokens: the largest length of all quotes.
             before: id of the first of those messages, if they are in the session.
 
         Returns:
-            The heaviest that hold something not shown, and what was said last and fills no segment yet, in the order they were
-            said; none where there is no such session.
+            The heaviest passages that hold something not shown, and the latest words that fill no segment yet, in the order
+            they were said; none if there is no such session.
         """
         if not query.strip() or not self.has_session(session):
             return []
         visible = {text.strip() for text in shown}
 
-        def hidden(one: RecalledSegment) -> bool:
-            return not one.messages or any(message.content.strip() not in visible for message in one.messages)
+        def hidden(passage: RecalledSegment) -> bool:
+            return not passage.messages or any(message.content.strip() not in visible for message in passage.messages)
 
         held = self.session(session)
         candidates = held.recall(query, _CANDIDATES, before=before)
-        chosen = [one for one in candidates if hidden(one)][:top_k]
+        chosen = [passage for passage in candidates if hidden(passage)][:top_k]
         latest = held.latest()
         chosen += [latest] if latest is not None and hidden(latest) else []
         if tokens is not None:
             chosen = self._fitting(chosen, tokens)
-        return sorted(chosen, key=lambda one: (one.source, one.segment))
+        return sorted(chosen, key=lambda passage: (passage.source, passage.segment))
 
     def _fitting(self, passages: Sequence[RecalledSegment], tokens: int) -> list[RecalledSegment]:
-        """Those whose quotes fit into so many tokens, the first first."""
-        found: list[RecalledSegment] = []
-        for one in passages:
-            needed = len(self.token_ids(one.quote()))
+        """Return the passages whose quotes fit into so many tokens, taking them in order."""
+        fitting: list[RecalledSegment] = []
+        for passage in passages:
+            needed = len(self.token_ids(passage.quote()))
             if needed <= tokens:
-                found.append(one)
+                fitting.append(passage)
                 tokens -= needed
-        return found
+        return fitting
 
     def has_session(self, name: str) -> bool:
-        """Whether there is a session of that name."""
+        """Return whether there is a session of that name."""
         return self.store.has("session", name)
 
     def token_ids(self, text: str) -> list[int]:
-        """The tokens of a text."""
+        """Return the tokens of a text."""
         return list(self.model.backbone.encode(text, literal=True))
 
     def count_message_tokens(self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None) -> int:
-        """How many tokens the chat template makes of a conversation, with what it puts before an answer."""
+        """Count the tokens that the chat template makes of a conversation, with those before an answer."""
         from .stateless import prompt_of
 
         return prompt_of(Transcript(self.model.backbone), messages, tools).tokens
-
-    # --- what frameworks do with objects ----------------------------------------------------------------------------
 
     def __copy__(self) -> Assistant:
         return self

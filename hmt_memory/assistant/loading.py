@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What a model is loaded by, as for `HMTModel.from_pretrained`."""
+    """The settings that a model is loaded by, as for `HMTModel.from_pretrained`."""
 
     model: str = DEFAULT_MODEL
     adapter: str | None = None
@@ -26,7 +26,7 @@ class ModelSettings:
 
 
 class Weights:
-    """A model that is loaded when it is first needed, and what calls without a session have read."""
+    """A model that is loaded when it is first needed, and the states that calls without a session have left."""
 
     def __init__(self, settings: ModelSettings, model: HMTModel | None = None) -> None:
         from .stateless import PrefixCache
@@ -37,10 +37,12 @@ class Weights:
 
     @property
     def is_loaded(self) -> bool:
+        """True once the model is in memory."""
         return self._model is not None
 
     @property
     def model(self) -> HMTModel:
+        """The model, loaded when first asked for."""
         with self._loading:
             if self._model is None:
                 from ..model import HMTModel
@@ -59,9 +61,9 @@ _sharing = threading.Lock()
 
 
 def shared_weights(settings: ModelSettings) -> Weights:
-    """Return the weights of these settings: the same object for whoever asks, while somebody holds it."""
+    """Return the weights of these settings: the same object for all callers, as long as one holds it."""
     with _sharing:
-        found = _weights.get(settings)
-        if found is None:
-            found = _weights[settings] = Weights(settings)
-        return found
+        weights = _weights.get(settings)
+        if weights is None:
+            weights = _weights[settings] = Weights(settings)
+        return weights

@@ -1,4 +1,4 @@
-"""Sessions that are kept ready for the next call, and what is known of each to compare a resent conversation with."""
+"""Sessions that are kept ready for the next call, each with what a conversation sent again is compared with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
 
 @dataclass
 class _Log:
-    """What a session holds, as far as it is compared, and as of which version."""
+    """The content of a session, as far as it is compared, and its version."""
 
     version: tuple[int, int]
     messages: int = 0  # system messages included
@@ -31,10 +31,11 @@ class _Log:
 
 
 class OpenSessions:
-    """The sessions that an assistant has open, the least recently used let go first. Safe to use from several threads.
+    """The sessions that an assistant has open; the least recently used are closed first. Safe to use from several threads.
 
     Args:
-        open: opens a session by its name. is_there: tells whether a session is still the one of that name.
+        open: opens a session by its name.
+        is_there: tells whether a session still has that name.
     """
 
     def __init__(self, open: Callable[[str], Session], is_there: Callable[[str, Session], bool]) -> None:
@@ -48,11 +49,11 @@ class OpenSessions:
         return self._opened(name)[0]
 
     def names(self) -> list[str]:
-        """Return the names of those that are open, the least recently used first."""
+        """Return the names of the open sessions, the least recently used first."""
         return list(self._open)
 
     def _opened(self, name: str) -> tuple[Session, _Log]:
-        """Return a session and what is known of it; let the least recently used of many go."""
+        """Return a session with its log; close the least recently used of many."""
         with self._opening:
             known = self._open.get(name)
             if known is None or not self._is_there(name, known[0]):
@@ -73,7 +74,15 @@ class OpenSessions:
     def news(
         self, session: Session, batch: Sequence[Mapping[str, Any]], history: HistoryMode
     ) -> tuple[list[Mapping[str, Any]], int | None]:
-        """Tell what of a call is new to the session, and the first message that it takes the place of; inside `comparing`."""
+        """Return the messages of a call that are new to a session, and the id of the first message they replace.
+
+        Call it inside `comparing`.
+
+        Args:
+            session: the session.
+            batch: the messages of the call.
+            history: how they are compared with the session's.
+        """
         system = [message for message in batch if message["role"] in SYSTEM_ROLES]
         said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
         log = self._log(session)
@@ -85,7 +94,7 @@ class OpenSessions:
         return [*system, *said[plan.new :]], replacing
 
     def _log(self, session: Session) -> _Log:
-        """Bring what is known of the session up to date; only what is new since the last call is looked at."""
+        """Bring the log of a session up to date; only messages since the last call are looked at."""
         version = session.version()
         log = self._opened(session.name)[1]
         if log.version[0] != version[0]:

@@ -1,7 +1,7 @@
-"""What of a resent conversation is new to a session. Knows messages as fingerprints; no store, no model.
+"""The comparison of a conversation that is sent again with the session that holds it. Knows messages as fingerprints; no store.
 
 Agent frameworks pass the whole conversation with every call, or its last turns, or only the new turn; users edit earlier turns
-and ask for another try. Each is told from the others by comparing with what the session holds.
+and ask for another try. Comparing with the session tells these cases apart.
 """
 
 from __future__ import annotations
@@ -26,31 +26,33 @@ class Entry(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a call does to a session."""
+    """The changes that a call makes to a session."""
 
     keep: int  # how many of the session's messages stay; those after them are replaced
     new: int  # the first message of the call that is to be added
 
 
 def entry(message: Mapping[str, Any]) -> Entry:
-    """That of a message dict (role, content, optionally tool_calls, tool_call_id, id)."""
+    """Reduce a message (role, content, optionally tool_calls, tool_call_id, id) to what is compared."""
     calls = [called(call) for call in message.get("tool_calls") or ()]
     parts = [message["role"], str(message.get("content") or "").strip(), calls, message.get("tool_call_id")]
-    id = message.get("id")
-    print = blake2b(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return Entry(print, str(message["role"]), None if id is None else str(id))
+    own_id = message.get("id")
+    digest = blake2b(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return Entry(digest, str(message["role"]), None if own_id is None else str(own_id))
 
 
 def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode = "auto") -> Plan:
-    """How `messages`, which a call passes, go on from `log`, which the session holds; system messages are in neither.
+    """Decide how the messages of a call continue a session; system messages are in neither.
 
     Args:
+        log: the messages that the session holds.
+        messages: those that the call passes.
         mode: `incremental`: every call passes new messages only. `full`: every call passes the whole conversation, so that any
-            difference is an edit, and what was forgotten comes back. `auto`: whichever it looks like. The same text once more,
-            without ids that say otherwise, is said once more; turns in the middle may be missing.
+            difference is an edit, and forgotten messages come back. `auto`: whichever it looks like. The same text once more,
+            without ids that tell otherwise, counts as said once more; turns in the middle may be missing.
 
     Raises:
-        ConfigError: an unknown mode.
+        ConfigError: the mode is unknown.
     """
     if mode not in get_args(HistoryMode):
         raise ConfigError(f"history mode {mode!r} is unknown. Choose one of {', '.join(get_args(HistoryMode))}.")
@@ -70,32 +72,34 @@ def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode
 
 def _common(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
     pairs = enumerate(zip(log, messages, strict=False))
-    return next((at for at, (one, other) in pairs if one.print != other.print), min(len(log), len(messages)))
+    return next((number for number, (stored, passed) in pairs if stored.print != passed.print), min(len(log), len(messages)))
 
 
 def _continued(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
-    """How many messages go up to the last one of the log, where that is among them; what comes before may have been trimmed.
+    """Return how many messages go up to the log's last message, if that is among them; earlier ones may have been trimmed.
 
-    One that is found alone, not behind the one before it, counts if it has the same id, or is an answer and the log holds
-    everything before it too: many answers are alike.
+    A match that stands alone, not behind the message before it, counts if it has the same id, or if it is an answer and the log
+    holds everything before it too: many answers are alike.
     """
-    for at in range(len(messages) - 1, -1, -1):
-        if log[-1].print == messages[at].print:
-            behind = len(log) > 1 and at > 0 and log[-2].print == messages[at - 1].print
-            if behind or _same_ids(log[-1:], messages[at:]):
-                return at + 1
-            if log[-1].role == "assistant" and {one.print for one in messages[:at]} <= {one.print for one in log}:
-                return at + 1
+    for number in range(len(messages) - 1, -1, -1):
+        if log[-1].print == messages[number].print:
+            behind = len(log) > 1 and number > 0 and log[-2].print == messages[number - 1].print
+            if behind or _same_ids(log[-1:], messages[number:]):
+                return number + 1
+            if log[-1].role == "assistant" and {message.print for message in messages[:number]} <= {
+                message.print for message in log
+            }:
+                return number + 1
     return 0
 
 
 def _same_talk(common: Sequence[Entry], messages: Sequence[Entry]) -> int:
-    """How much of what a call has in common with the log is not merely the same words: ids do not say otherwise."""
-    for at, (one, other) in enumerate(zip(common, messages, strict=False)):
-        if one.id is not None and other.id is not None and one.id != other.id:
-            return at
+    """Return how many common messages are really the same, not merely the same words: their ids do not differ."""
+    for number, (stored, passed) in enumerate(zip(common, messages, strict=False)):
+        if stored.id is not None and passed.id is not None and stored.id != passed.id:
+            return number
     return len(common)
 
 
 def _same_ids(log: Sequence[Entry], messages: Sequence[Entry]) -> bool:
-    return all(one.id is not None and one.id == other.id for one, other in zip(log, messages, strict=False))
+    return all(stored.id is not None and stored.id == passed.id for stored, passed in zip(log, messages, strict=False))

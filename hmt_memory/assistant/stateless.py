@@ -1,7 +1,7 @@
-"""Answering a whole message list without a session: nothing is stored, and what an earlier call read is not read again.
+"""Answers to a whole message list without a session: nothing is stored, and a prompt that was read before is not read again.
 
 A call whose tokens begin with those of an earlier one continues from the state that call left. Memory is a function of the
-tokens, so an answer is the same whether or not something was kept.
+tokens, so an answer is the same whether or not a state was kept.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 
 class PrefixCache:
-    """States by the tokens they were read from, the least recently used let go first. Safe to use from several threads.
+    """States by the tokens they were read from; the least recently used are dropped first. Safe to use from several threads.
 
-    How long an answer takes tells whether its prompt was met before: each namespace therefore meets its own only.
+    The time of an answer tells whether its prompt was met before: each namespace therefore meets its own prompts only.
     """
 
     def __init__(self, entries: int = 16) -> None:
@@ -46,7 +46,7 @@ class PrefixCache:
         self._mutex = threading.Lock()
 
     def longest(self, ids: NDArray[np.uint32], namespace: Hashable = None) -> HMTState | None:
-        """The state of the longest stream kept in a namespace that `ids` [t] begins with."""
+        """Return the state of the longest stream kept in a namespace that `ids` [t] begins with."""
         with self._mutex:
             fitting = {
                 len(known): key
@@ -60,7 +60,13 @@ class PrefixCache:
             return self._kept[key][1]
 
     def keep(self, ids: NDArray[np.uint32], state: HMTState, namespace: Hashable = None) -> None:
-        """Keep the state that reading `ids` [t] left, for a namespace."""
+        """Keep the state that reading left.
+
+        Args:
+            ids: [t] tokens that were read.
+            state: the state after them.
+            namespace: the owner of the prompt.
+        """
         with self._mutex:
             key = (namespace, ids.tobytes())
             self._kept[key] = (ids, state)
@@ -78,7 +84,7 @@ class Prompt(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many they are altogether."""
+        """The number of all tokens."""
         return len(self.pinned) + len(self.batch.ids) + len(self.opening)
 
 
@@ -89,10 +95,13 @@ def prompt_of(
     *,
     limit: int | None = None,
 ) -> Prompt:
-    """Messages as the chat template writes them, with what is pinned.
+    """Write messages by the chat template, with the pinned part.
 
     Args:
-        limit: system messages of more tokens are not pinned but read, before what the user said last: chains and engines put
+        transcript: writes them.
+        messages: the whole conversation.
+        tools: JSON schemas of functions.
+        limit: longer system messages are not pinned but read, before the user's last message: chains and engines put
             whole documents there.
     """
     batch = validated(messages)
@@ -101,7 +110,7 @@ def prompt_of(
     said = [message for message in batch if message["role"] not in SYSTEM_ROLES]
     if limit is None or len(pinned) <= limit or not system or not said:
         return Prompt(Batch(batch, transcript.stretches(batch, first=True)), pinned, opening)
-    last = max((at for at, message in enumerate(said) if message["role"] == "user"), default=len(said))
+    last = max((number for number, message in enumerate(said) if message["role"] == "user"), default=len(said))
     before = transcript.stretches(said[:last], first=True)
     after = transcript.stretches(said[last:], first=False)
     whole = [*said[:last], {"role": "system", "content": system}, *said[last:]]
@@ -124,12 +133,18 @@ def reply(
     """Answer a conversation, as an iterator of text pieces.
 
     Args:
+        model: the model that answers.
         messages: the whole conversation; system messages, wherever they stand, are pinned, or read if they are too long.
-        cache: of what earlier calls read. namespace: whose calls those were; others' are not looked at.
-        tools, tool_choice, schema, decoding, options: as of `Session.reply`.
+        cache: the states that earlier calls left.
+        namespace: the owner of this call; others' states are not looked at.
+        tools: as of `Session.reply`, like the rest.
+        tool_choice: which of them may or must be called.
+        schema: of a JSON answer.
+        decoding: how tokens are chosen.
+        **options: fields of `Decoding`.
 
     Raises:
-        InputError: malformed messages, or none to answer.
+        InputError: messages are malformed, or there are none to answer.
     """
     transcript = Transcript(model.backbone)
     chosen = (decoding or Decoding()).changed(**options)
@@ -161,7 +176,7 @@ def reply(
 
 
 def _read(model: HMTModel, ids: list[int], cache: PrefixCache | None, namespace: Hashable) -> HMTState:
-    """The state after `ids`; what an earlier call has read of them is not read again."""
+    """Return the state after `ids`; tokens that an earlier call has read are not read again."""
     if cache is None:
         return model.read(ids)
     whole = as_array(ids)

@@ -30,7 +30,7 @@ from .messages import call_chunks, is_summary, to_dicts
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from hmt_memory.assistant.reconcile import HistoryMode
+    from hmt_memory.assistant import HistoryMode
 
 
 class HMTChatModel(Decoder, BaseChatModel):
@@ -234,7 +234,7 @@ class HMTChatModel(Decoder, BaseChatModel):
         Raises:
             HMTInvalidRequestError: the choice names no tool.
         """
-        from hmt_memory.chat.grammar import tool_choice_of
+        from hmt_memory.assistant import tool_choice_of
 
         for name in ("strict", "parallel_tool_calls"):  # calls are always strict, and one at a time
             kwargs.pop(name, None)

@@ -12,7 +12,7 @@ from langchain_core.documents import Document
 from .errors import HMTInvalidRequestError
 
 if TYPE_CHECKING:
-    from hmt_memory.sessions.stored_corpus import Document as StoredDocument
+    from hmt_memory.assistant import Document as StoredDocument
 
 _ID = "langchain_id"  # the key of LangChain's id in the stored metadata
 _OURS = uuid.UUID("5c0f1c3e-7e0b-5a57-9d0e-6f1d0f4c9a11")

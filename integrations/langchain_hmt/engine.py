@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from langchain_core.language_models import BaseLanguageModel
@@ -13,8 +14,7 @@ from langchain_core.load.serializable import Serializable, SerializedConstructor
 from langchain_core.runnables import ensure_config
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from hmt_memory.assistant.namespace import Namespace
-from hmt_memory.config import DEFAULT_MODEL, Selection
+from hmt_memory.assistant import DEFAULT_MODEL, Namespace, Selection
 
 from .checks import as_list, check_names, reasons, session_name
 from .errors import HMTInvalidRequestError, as_langchain
@@ -96,8 +96,8 @@ class Engine(Serializable):
         return {} if self.selection is None else {"selection": self.selection}
 
     def _made(self, model: str, adapter: str | None) -> Assistant:
-        from hmt_memory.assistant.assistant import Assistant
-        from hmt_memory.assistant.loading import ModelSettings
+        from hmt_memory import Assistant
+        from hmt_memory.assistant import ModelSettings
 
         return Assistant.shared(ModelSettings(model, adapter, self.dtype, self.device), self.store)
 
@@ -253,8 +253,6 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
         Raises:
             HMTInvalidRequestError: there are corpora but no session, or another object writes into the same session.
         """
-        from .history import check_writes_alone
-
         resolved = super().with_session(config, options)
         if "session_id" in resolved:
             check_writes_alone(config, self, resolved["session_id"])
@@ -342,3 +340,33 @@ def pieces(reply: Iterator[str]) -> Iterator[str]:
         if piece is None:
             return
         yield piece
+
+
+class KeepsSession:
+    """An object around a model that writes into a session of its own accord, such as a message history."""
+
+    session_id: str
+    _assistant: Assistant
+
+
+def check_writes_alone(config: RunnableConfig | None, model: Engine, session_id: str) -> None:
+    """Refuse a call whose turn would be stored twice: by the model, and by the history of the chain around it.
+
+    Args:
+        config: of the call.
+        model: keeps the session.
+        session_id: the session's name.
+
+    Raises:
+        HMTInvalidRequestError: a `RunnableWithMessageHistory` keeps the same session of the same folder.
+    """
+    kept = (ensure_config(config).get("configurable") or {}).get("message_history")
+    if not isinstance(kept, KeepsSession) or kept.session_id != session_id:
+        return
+    folders = (Path(owner.folder).expanduser().resolve() for owner in (kept._assistant, model.assistant()))
+    if len(set(folders)) == 1:
+        raise HMTInvalidRequestError(
+            f"RunnableWithMessageHistory and this {type(model).__name__} would both store every message in session "
+            f"{session_id!r}. Call the model without RunnableWithMessageHistory: its session is its history. Or leave the "
+            "session to the history: give the model session_keys=()."
+        )

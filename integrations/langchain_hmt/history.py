@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage, convert_to_messages, message_chunk_to_message
 from langchain_core.messages.base import BaseMessageChunk
-from langchain_core.runnables import ensure_config
 
 from .checks import session_name
-from .engine import Engine
-from .errors import HMTInvalidRequestError, as_langchain
+from .engine import Engine, KeepsSession
+from .errors import as_langchain
 from .messages import from_stored, to_dicts
 
 if TYPE_CHECKING:
-    from langchain_core.runnables import RunnableConfig
+    pass
 
 log = logging.getLogger("langchain_hmt")
 
 
-class HMTChatMessageHistory(BaseChatMessageHistory):
+class HMTChatMessageHistory(KeepsSession, BaseChatMessageHistory):
     """The messages of a session, verbatim and durable; each is read into memory as it is added.
 
     Args:
@@ -71,26 +69,3 @@ class HMTChatMessageHistory(BaseChatMessageHistory):
             return
         held = self._assistant.session(self.session_id)
         held.forget([message.id for message in held.messages()])
-
-
-def check_writes_alone(config: RunnableConfig | None, model: Engine, session_id: str) -> None:
-    """Refuse a call whose turn would be stored twice: by the model, and by the history of the chain around it.
-
-    Args:
-        config: of the call.
-        model: keeps the session.
-        session_id: the session's name.
-
-    Raises:
-        HMTInvalidRequestError: a `RunnableWithMessageHistory` keeps the same session of the same folder.
-    """
-    kept = (ensure_config(config).get("configurable") or {}).get("message_history")
-    if not isinstance(kept, HMTChatMessageHistory) or kept.session_id != session_id:
-        return
-    folders = (Path(owner.folder).expanduser().resolve() for owner in (kept._assistant, model.assistant()))
-    if len(set(folders)) == 1:
-        raise HMTInvalidRequestError(
-            f"RunnableWithMessageHistory and this {type(model).__name__} would both store every message in session "
-            f"{session_id!r}. Call the model without RunnableWithMessageHistory: its session is its history. Or leave the "
-            "session to the history: give the model session_keys=()."
-        )

@@ -6,7 +6,7 @@ import math
 import sys
 from collections import defaultdict
 
-from hmt_memory.retrieval.lexical import distinct_terms, terms
+from hmt_memory.assistant import distinct_terms, terms
 
 _PASSAGE = 200  # words of a long text that count as standing together
 

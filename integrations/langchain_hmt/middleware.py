@@ -116,7 +116,7 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
         run = self._run(request.state)
         if run is None or not run["recalled"]:
             return request
-        from hmt_memory.retrieval.ranking import quoted
+        from hmt_memory.assistant import quoted
 
         content: list[Any] = [*(request.system_message.content_blocks if request.system_message else ())]
         content.append({"type": "text", "text": quoted([passage["text"] for passage in run["recalled"]])})

@@ -36,7 +36,7 @@ from .errors import HMTInvalidRequestError, as_langchain
 from .lexicon import Lexicon
 
 if TYPE_CHECKING:
-    from hmt_memory.sessions.stored_corpus import Document
+    from hmt_memory.assistant import Document
 
 _EVERYTHING = 1 << 31
 _RECALL = 1 / 3  # recall's share of a score; the rest is for words: docs/guides/langchain.md

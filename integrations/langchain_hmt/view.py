@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from hmt_memory import Assistant
-from hmt_memory.assistant.loading import Weights
+from hmt_memory.assistant import Weights
 
 if TYPE_CHECKING:
     from hmt_memory import HMTModel, MemoryStore

@@ -31,13 +31,14 @@ from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
-from llama_index.llms.hmt import HMTLLM, from_stored, to_dicts
+from llama_index.llms.hmt import HMTLLM
 from pydantic import BaseModel
 from scripted import ScriptedAssistant
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant, MemoryStore
 from hmt_memory.errors import InputError
+from llama_index_hmt.messages import from_stored, to_dicts
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 

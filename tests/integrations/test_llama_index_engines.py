@@ -30,7 +30,7 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.workflow import Context, JsonSerializer
-from llama_index.llms.hmt import HMTLLM, to_dicts
+from llama_index.llms.hmt import HMTLLM
 from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock
 from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
 from pydantic import BaseModel
@@ -40,6 +40,7 @@ from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant
 from hmt_memory.errors import InputError, SessionNotFoundError
+from llama_index_hmt.messages import to_dicts
 
 # Segments that hold a sentence; random weights recall nothing in particular.
 MODEL = tiny_model(

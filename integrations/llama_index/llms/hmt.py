@@ -7,21 +7,16 @@ torch nor weights.
 
 from __future__ import annotations
 
-try:
-    import llama_index.core as _  # noqa: F401
-except ImportError as error:
-    raise ImportError("llama_index.*.hmt needs LlamaIndex. Run: pip install 'hmt-memory[llama-index]'") from error
+from llama_index_hmt.engine import HMTEngine, off_the_loop  # first: it says what to install
+from llama_index_hmt.messages import to_dicts
 
+# isort: split
 import asyncio
 import json
-import os
-import pickle
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_index.core.base.llms.types import (
-    AudioBlock,
-    CachePoint,
     ChatMessage,
     ChatResponse,
     ChatResponseAsyncGen,
@@ -29,183 +24,24 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     CompletionResponseAsyncGen,
     CompletionResponseGen,
-    DocumentBlock,
-    ImageBlock,
     LLMMetadata,
     MessageRole,
     TextBlock,
-    ThinkingBlock,
     ToolCallBlock,
-    VideoBlock,
 )
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
-from hmt_memory.assistant.namespace import Namespace
-from hmt_memory.config import DEFAULT_MODEL
+from hmt_memory.assistant import Namespace
 from hmt_memory.errors import BudgetError
 
 if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
-    from typing_extensions import Self
 
-    from hmt_memory import Assistant, Generation
-    from hmt_memory.retrieval.sources import Message
-    from hmt_memory.sessions.answer import Answer
-
-_T = TypeVar("_T")
-_ROLES = {"developer": "system", "chatbot": "assistant", "model": "assistant", "function": "tool"}
-_SILENT = (CachePoint, ThinkingBlock)
-_MEDIA = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
-
-
-class HMTEngine(BaseModel):
-    """Fields of every class here. Equal models share one set of weights, which load with the first call."""
-
-    model_config = ConfigDict(populate_by_name=True, arbitrary_types_allowed=True, protected_namespaces=(), extra="forbid")
-
-    model_name: str = Field(default_factory=lambda: os.environ.get("HMT_MODEL", DEFAULT_MODEL), alias="model")
-    """A bundled name, hub id, folder or .gguf file; the environment's HMT_MODEL, else the default model."""
-    adapter: str | None = None
-    """Folder with trained memory parameters; None: the one the package brings, if it brings one."""
-    store: Any = None
-    """Folder of the sessions and corpora, or an open `MemoryStore`; None: where the `hmt` command keeps them."""
-    dtype: str = "auto"
-    device: str = "auto"
-    engine: Any = Field(default=None, exclude=True, repr=False)
-    """An `hmt_memory.Assistant` to use instead of what the fields name."""
-
-    @model_validator(mode="after")
-    def _name_the_engine(self) -> Self:
-        """Set the fields from an engine or an open store, so that they lead back to the same memory once written down."""
-        if self.engine is None and hasattr(self.store, "folder"):
-            self.engine = self._made()
-        if self.engine is not None:
-            chosen, self.store = self.engine.settings, self.engine.folder
-            self.model_name, self.adapter, self.dtype, self.device = chosen.model, chosen.adapter, chosen.dtype, chosen.device
-        elif self.store is not None:
-            self.store = str(self.store)
-        return self
-
-    def assistant(self) -> Assistant:
-        """Return the assistant behind this object."""
-        if self.engine is None or not self._is_of(self.engine):
-            self.engine = self._made()
-        assistant: Assistant = self.engine
-        return assistant
-
-    def _is_of(self, engine: Assistant) -> bool:
-        """Return whether an assistant is still the one that the fields name."""
-        from hmt_memory.store.open import default_folder
-
-        known, folder = engine.settings, str(default_folder() if self.store is None else self.store)
-        ours = (self.model_name, self.adapter, self.dtype, self.device, folder)
-        return ours == (known.model, known.adapter, known.dtype, known.device, engine.folder)
-
-    def _made(self) -> Assistant:
-        from hmt_memory.assistant.assistant import Assistant
-        from hmt_memory.assistant.loading import ModelSettings
-
-        return Assistant.shared(ModelSettings(self.model_name, self.adapter, self.dtype, self.device), self.store)
-
-    def __deepcopy__(self, memo: Any = None) -> Self:
-        return self.model_copy()
-
-    def __getstate__(self) -> dict[Any, Any]:
-        pickle.dumps(self.engine)  # LlamaIndex would leave out what cannot be pickled, and load another model instead
-        return super().__getstate__()
-
-
-def assistant_of(llm: Any, settings: Mapping[str, Any]) -> Assistant:
-    """Return the assistant of an `HMTLLM`, or without one the assistant of settings (fields of `HMTEngine`).
-
-    Raises:
-        ValueError: both are given, or `llm` is another LLM.
-    """
-    if llm is None:
-        return HMTEngine(**settings).assistant()
-    if not isinstance(llm, HMTEngine):
-        raise ValueError(f"llm gives the model that reads, so it has to be an HMTLLM, not {type(llm).__name__}: leave it out.")
-    if settings:
-        raise ValueError(f"the model and the store are those of llm: leave out {', '.join(settings)}.")
-    return llm.assistant()
-
-
-def to_dicts(messages: Sequence[ChatMessage], *, text_only: bool = False) -> list[dict[str, Any]]:
-    """Convert LlamaIndex messages: role, content, and if present tool_calls and tool_call_id.
-
-    Args:
-        messages: in order.
-        text_only: leave out pictures, sound and files instead of refusing them.
-
-    Raises:
-        ValueError: a message's content is not text.
-    """
-    return [_to_dict(message, text_only) for message in messages]
-
-
-def _to_dict(message: ChatMessage, text_only: bool) -> dict[str, Any]:
-    role = MessageRole(message.role).value
-    texts, calls = [], []
-    for block in message.blocks:
-        if isinstance(block, ToolCallBlock):
-            calls.append(_call(block.tool_name, block.tool_kwargs, block.tool_call_id))
-        elif not isinstance(block, _SILENT) and (text := _text(block, text_only)) is not None:
-            texts.append(text)
-    fields: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}  # as ChatMessage.content has them
-    calls = calls or [_call_of_openai(call) for call in message.additional_kwargs.get("tool_calls") or ()]
-    if calls:
-        fields["tool_calls"] = calls
-    if (answers := message.additional_kwargs.get("tool_call_id")) is not None and fields["role"] == "tool":
-        fields["tool_call_id"] = str(answers)
-    return fields
-
-
-def _text(block: Any, text_only: bool) -> str | None:
-    if isinstance(block, TextBlock):
-        return block.text
-    if isinstance(block, _MEDIA):
-        if text_only:
-            return None
-        raise ValueError(f"HMT models read text only, not a block of type {block.block_type!r}. Leave it out or describe it.")
-    texts = (_text(nested, text_only) for nested in block.nested_blocks)  # a citation or a citable document
-    return "\n".join(text for text in texts if text is not None)
-
-
-def _call(name: str, arguments: dict[str, Any] | str, call_id: str | None) -> dict[str, Any]:
-    """Return a call in OpenAI's form."""
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return {"id": call_id or "", "type": "function", "function": {"name": name, "arguments": written}}
-
-
-def _call_of_openai(call: Any) -> dict[str, Any]:
-    """Convert a call that another integration left in `additional_kwargs`: a dict, or an object of OpenAI's client."""
-    held = call if isinstance(call, Mapping) else call.model_dump()
-    function = held.get("function", held)
-    return _call(str(function.get("name")), function.get("arguments") or {}, held.get("id"))
-
-
-def from_stored(message: Message) -> ChatMessage:
-    """Convert a stored message to a LlamaIndex message."""
-    calls = [
-        ToolCallBlock(tool_call_id=call_id, tool_name=name, tool_kwargs=given)
-        for call_id, name, given in _stored_calls(message)
-    ]
-    blocks = [TextBlock(text=message.content)] if message.content or not calls else []
-    known = {role.value for role in MessageRole}
-    answers = {"tool_call_id": message.fields["tool_call_id"]} if "tool_call_id" in message.fields else {}
-    role = MessageRole(message.role if message.role in known else "user")
-    return ChatMessage(role=role, blocks=[*blocks, *calls], additional_kwargs=answers)
-
-
-def _stored_calls(message: Message) -> Iterator[tuple[str | None, str, Any]]:
-    from hmt_memory.chat.tools import called
-
-    for call in message.fields.get("tool_calls") or ():
-        name, arguments = called(call)
-        yield call.get("id") or None, str(name), arguments
+    from hmt_memory import Generation
+    from hmt_memory.assistant import Answer
 
 
 class HMTLLM(HMTEngine, FunctionCallingLLM):
@@ -503,9 +339,3 @@ class _Growing:
 
 def _as_dict(arguments: dict[str, Any] | str) -> dict[str, Any]:
     return dict(json.loads(arguments)) if isinstance(arguments, str) else arguments
-
-
-async def off_the_loop(responses: Iterator[_T]) -> AsyncGenerator[_T, None]:
-    """Take each step in a thread. If the reader stops, the rest is dropped and nothing is stored."""
-    while (response := await asyncio.to_thread(next, responses, None)) is not None:
-        yield response

@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llama_index.llms.hmt import HMTEngine, assistant_of, from_stored, to_dicts  # first: it says what to install
+from llama_index_hmt.engine import HMTEngine, assistant_of  # first: it says what to install
+from llama_index_hmt.messages import from_stored, to_dicts
 
 # isort: split
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hmt_memory import RecalledSegment
-    from hmt_memory.retrieval.sources import Message
+    from hmt_memory.assistant import Message
 
 _SESSION = "session_id"  # the key in a message's additional_kwargs under which Memory names its session
 _AT_ONCE = 64  # messages looked at together, from the latest back
@@ -125,7 +126,7 @@ class HMTMemory(HMTEngine, BaseMemory):
         They begin with a user's turn: a call is not parted from its result, nor an answer from its question. The last turn is
         included at any length.
         """
-        from hmt_memory.chat.message import SYSTEM_ROLES
+        from hmt_memory.assistant import SYSTEM_ROLES
 
         session = self.assistant().session(self.session_id)
         first, used = session.stats()["messages"], 0
@@ -255,6 +256,6 @@ _BETWEEN = "\n\n["  # between passages, each of which begins with its time or so
 
 def _block(recalled: Sequence[RecalledSegment]) -> str:
     """Return recalled passages in the form in which a model is shown them."""
-    from hmt_memory.retrieval.ranking import quoted
+    from hmt_memory.assistant import quoted
 
     return quoted([passage.quote() for passage in recalled])

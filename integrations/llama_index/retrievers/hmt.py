@@ -13,7 +13,9 @@ import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llama_index.llms.hmt import HMTLLM, assistant_of, off_the_loop  # first: it says what to install
+from llama_index.llms.hmt import HMTLLM
+
+from llama_index_hmt.engine import assistant_of, off_the_loop  # first: it says what to install
 
 # isort: split
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from llama_index.core.callbacks import CallbackManager
 
     from hmt_memory import Corpus, RecalledSegment
-    from hmt_memory.sessions.answer import Answer
+    from hmt_memory.assistant import Answer
 
 _T = TypeVar("_T")
 log = logging.getLogger("llama_index.hmt")
@@ -226,7 +228,7 @@ def _nodes(recalled: Sequence[RecalledSegment]) -> dict[str, Any]:
 
 def _body(document: Document) -> dict[str, Any]:
     """Convert a document to the form that `Corpus.add_documents` takes."""
-    from hmt_memory.sessions.corpus import name_of
+    from hmt_memory.assistant import name_of
 
     about = document.metadata
     text = document.get_content(metadata_mode=MetadataMode.NONE)
