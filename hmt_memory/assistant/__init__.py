@@ -1,4 +1,8 @@
-"""One object behind every framework: a model and a store, opened when they are needed and compared with what is sent again."""
+"""One object behind all frameworks: a model and a store, asked with or without a session.
+
+What an integration needs beside the public names of `hmt_memory`, whichever framework it is for, is imported from here. A name
+loads what it needs with its first use, so that building a framework's objects loads neither torch nor weights.
+"""
 
 from __future__ import annotations
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from ..sessions.session import Reply, Session
     from .stateless import StatelessAnswer
 
-_CANDIDATES = 300  # passages looked at, of which those that show anyway are left out
+_CANDIDATES = 300  # passages to choose from, before visible ones are left out
 
 
-# What is in memory anyway is not made a second time: held by those who use it, not by this.
+# Assistants in use are shared; this mapping keeps none alive.
 _assistants: WeakValueDictionary[tuple[ModelSettings, str], Assistant] = WeakValueDictionary()
 _sharing = threading.Lock()
 
@@ -223,7 +223,7 @@ class Assistant:
             SessionNotFoundError: no session or corpus has that name.
         """
         if session is not None:
-            self.store.session(session)  # without a model, which makes none
+            self.store.session(session)  # checks that it exists: without a model none is made
             held = self.session(session)
             passages = held.recall(query, top_k)
             latest = held.latest() if len(passages) < top_k else None
@@ -252,7 +252,7 @@ class Assistant:
         if not corpora:
             raise InputError("name a session or a corpus to recall from.")
         for name in corpora:
-            self.store.corpus(name)  # without a model, which makes none
+            self.store.corpus(name)  # checks that it exists: without a model none is made
         return [self.corpus(name) for name in corpora]
 
     def recall_hidden(

@@ -22,7 +22,7 @@ class ModelSettings:
     adapter: str | None = None
     dtype: str = "auto"
     device: str = "auto"
-    config: str | None = None  # of an untrained model, as JSON
+    config: str | None = None  # sizes of an untrained model, as JSON
 
 
 class Weights:
@@ -55,7 +55,7 @@ class Weights:
             return self._model
 
 
-# What is in memory anyway is not loaded a second time: held by those who use it, not by this.
+# Weights in use are shared; this mapping keeps none alive.
 _weights: WeakValueDictionary[ModelSettings, Weights] = WeakValueDictionary()
 _sharing = threading.Lock()
 

@@ -12,4 +12,4 @@ class Namespace:
     The object that holds it shares it with its shallow copies; a deep copy or a pickle, which may go anywhere, has another.
     """
 
-    key: object = field(default_factory=object, compare=False)  # all are equal: objects with equal fields stay equal
+    key: object = field(default_factory=object, compare=False)  # not compared, so that objects with equal fields stay equal

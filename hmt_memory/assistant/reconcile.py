@@ -20,15 +20,15 @@ HistoryMode = Literal["auto", "incremental", "full"]
 class Entry(NamedTuple):
     """A message as far as it is compared."""
 
-    print: bytes  # of its role, text, calls and the call it answers; not of its id or name
+    print: bytes  # fingerprint of role, text, calls and the call it answers; not of id or name
     role: str
-    id: str | None = None  # that the framework gave it
+    id: str | None = None  # given by the framework
 
 
 class Plan(NamedTuple):
     """The changes that a call makes to a session."""
 
-    keep: int  # how many of the session's messages stay; those after them are replaced
+    keep: int  # the number of the session's messages that stay; later ones are replaced
     new: int  # the first message of the call that is to be added
 
 

@@ -41,7 +41,7 @@ class PrefixCache:
     """
 
     def __init__(self, entries: int = 16) -> None:
-        self._entries = entries  # of all namespaces together
+        self._entries = entries  # in all namespaces together
         self._kept: OrderedDict[tuple[Hashable, bytes], tuple[NDArray[np.uint32], HMTState]] = OrderedDict()
         self._mutex = threading.Lock()
 
@@ -80,7 +80,7 @@ class Prompt(NamedTuple):
 
     batch: Batch
     pinned: list[int]
-    opening: list[int]  # after which the answer comes
+    opening: list[int]  # the tokens before the answer
 
     @property
     def tokens(self) -> int:

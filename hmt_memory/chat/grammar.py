@@ -1,6 +1,6 @@
-"""Answers that have a form: JSON of a schema, or calls of functions, by llguidance. Knows tokens and grammars; no memory.
+"""Answers with a form, by llguidance: JSON of a schema, or calls of functions. Knows tokens and grammars; no memory.
 
-A `Constraint` is a logits processor: what does not fit the grammar cannot be said. Calls have the form that `calls` reads.
+A `Constraint` is a logits processor: text that does not fit the grammar cannot be said. Calls have the form that `tools` reads.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .tools import CALL, CALL_END, ToolCall, parse_calls
 if TYPE_CHECKING:
     from ..engine.backbone import Backbone
 
-_TAIL = 16  # tokens in which the beginning of a call is looked for
-RESERVE = 40  # tokens before the limit, or a third of it, from which on values are brought to an end
+_TAIL = 16  # latest tokens that are searched for the beginning of a call
+RESERVE = 40  # tokens before the limit, or a third of it, in which values are brought to an end
 _JSON_OPTIONS = {"whitespace_flexible": False, "lenient": True, "json_allowed_escapes": 'nrtbf\\"'}
 _CLOSING = ("}", "]", '"')
 _tokenizers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
@@ -31,36 +31,37 @@ _tokenizers: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Form:
-    """What an answer must look like."""
+    """The form that an answer must have."""
 
     grammar: str  # Lark, as llguidance reads it
     trigger: str | None = None  # the grammar begins with this text, and what comes before it is free; None: at once
 
 
 def json_form(schema: Mapping[str, Any]) -> Form:
-    """JSON of a schema, and nothing else."""
+    """Make the form of JSON under a schema."""
     return Form(f"start: {_json(strict(schema))}")
 
 
 def form_of(
     tools: Sequence[Mapping[str, Any]] | None, choice: str | None = None, schema: Mapping[str, Any] | None = None
 ) -> Form | None:
-    """What an answer to a request looks like; None: free text.
+    """Return the form of an answer to a request; None: free text.
 
     Args:
         tools: functions in OpenAI's form ({"type": "function", "function": {"name", "description", "parameters"}}).
-        choice: None or "auto": the model may call one; "none": it may not; "required": it must; a name: it must call that.
-        schema: of JSON that is to be answered, if no function is called.
+        choice: None or "auto": the model may call a function; "none": it may not; "required": it must; a name: it must call
+            that function.
+        schema: of the JSON to answer, if no function is called.
 
     Raises:
-        InputError: a tool is not of that form, or `choice` names none of them.
+        InputError: a tool has another form, or `choice` names no tool.
     """
     calls = _call_rules(tools or (), choice)
     if not calls:
         return None if schema is None else json_form(schema)
-    names = " | ".join(f"call{at}" for at in range(len(calls)))
+    names = " | ".join(f"call{number}" for number in range(len(calls)))
     rules = [f'call: "{CALL}" gap ({names}) gap "{CALL_END}"', r"gap: /[ \n]?/"]
-    rules += [f"call{at}: {rule}" for at, rule in enumerate(calls)]
+    rules += [f"call{number}: {rule}" for number, rule in enumerate(calls)]
     if choice not in (None, "auto"):
         return Form("\n".join(["start: call", *rules]))
     if schema is not None:
@@ -69,14 +70,15 @@ def form_of(
 
 
 def tool_choice_of(given: Any, tools: Sequence[Mapping[str, Any]] | None) -> str | None:
-    """A tool choice in any form that frameworks have for it, as `form_of` takes it.
+    """Convert a framework's tool choice to the form that `form_of` takes.
 
     Args:
-        given: as there, or False: the model decides; "any" or True: it must call one; {"type": "function", "function":
-            {"name": ...}}: it must call that.
+        given: as there, or False: the model decides; "any" or True: it must call a function; {"type": "function", "function":
+            {"name": ...}}: it must call that function.
+        tools: the functions of the call.
 
     Raises:
-        InputError: of no known form, or it names no tool.
+        InputError: the choice has an unknown form, or names no tool.
 
     >>> tool_choice_of("any", [])
     'required'
@@ -95,11 +97,11 @@ def tool_choice_of(given: Any, tools: Sequence[Mapping[str, Any]] | None) -> str
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SCHEMAS = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
-_JOINED = ("allOf", "anyOf", "oneOf", "$ref", "if")  # beside which an object may have properties that it does not name
+_JOINED = ("allOf", "anyOf", "oneOf", "$ref", "if")  # keywords that may add properties to an object
 
 
 def strict(schema: Any, *, closed: bool = True) -> Any:
-    """A JSON schema whose objects have no properties but those they name, where they name some and nothing else adds any.
+    """Close a JSON schema's objects to further properties, where they name some and nothing else adds any.
 
     >>> strict({"type": "object", "properties": {"n": {"type": "integer"}}})["additionalProperties"]
     False
@@ -107,22 +109,22 @@ def strict(schema: Any, *, closed: bool = True) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     joined = any(key in schema for key in _JOINED)
-    found = dict(schema)
+    result = dict(schema)
     for key, value in schema.items():
         if key in _MAPS and isinstance(value, Mapping):
-            found[key] = {name: strict(one) for name, one in value.items()}
+            result[key] = {name: strict(inner) for name, inner in value.items()}
         elif key in _LISTS and isinstance(value, (list, tuple)):
-            # What is one of several wholes is closed; what is a part of one is not.
-            found[key] = [strict(one, closed=key == "anyOf" and "properties" not in schema) for one in value]
+            # An alternative is a whole object and closed; a part of one object is not.
+            result[key] = [strict(inner, closed=key == "anyOf" and "properties" not in schema) for inner in value]
         elif key in _SCHEMAS:
-            found[key] = strict(value)
+            result[key] = strict(value)
     if closed and not joined and isinstance(schema.get("properties"), Mapping) and "additionalProperties" not in schema:
-        found["additionalProperties"] = False
-    return found
+        result["additionalProperties"] = False
+    return result
 
 
 class Speech:
-    """The free text of an answer as it is written, without the calls in it; without tools, everything is text."""
+    """The free text of an answer while it is written, without its calls; without tools, everything is text."""
 
     def __init__(self, *, tools: bool) -> None:
         self._tools = tools
@@ -132,14 +134,14 @@ class Speech:
         self.tool_calls: list[ToolCall] = []
 
     def push(self, piece: str) -> str:
-        """What of a piece, and of what was held back before, is free text."""
+        """Append a piece; return the free text that can be given out now."""
         self._written += piece
         free = self._calls.push(piece) if self._calls.found is None else ""
         self._given += free
         return free
 
     def finish(self) -> str:
-        """The free text still held, when the answer is whole."""
+        """Return the free text still held, when the answer is whole."""
         self.text, self.tool_calls = parse_calls(self._written) if self._tools else (self._written, [])
         return self.text[len(self._given) :]
 
@@ -148,11 +150,14 @@ class Constraint:
     """A logits processor for one answer: `__call__(ids [1, t], scores [1, v])`, as transformers calls it.
 
     Args:
-        limit: tokens the answer may have. Near it, strings, lists and objects are brought to an end, so that what was begun
-            can be parsed.
+        backbone: its tokenizer says what the tokens are.
+        form: the form of the answer.
+        limit: the largest number of tokens. Near it, strings, lists and objects are brought to an end, so that the answer can
+            be parsed.
 
     Raises:
-        MissingDependencyError: llguidance is not installed. InputError: the form's schema is not supported.
+        MissingDependencyError: llguidance is not installed.
+        InputError: the form's schema is not supported.
     """
 
     def __init__(self, backbone: Backbone, form: Form, *, limit: int) -> None:
@@ -164,6 +169,7 @@ class Constraint:
         self._begun = False
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Mask the scores [1, v] of tokens that do not fit the grammar after the ids [1, t] so far."""
         if self._begun:
             self._push(int(ids[0, -1]))
         self._begun = True
@@ -186,12 +192,12 @@ class Constraint:
             self._matcher.consume_token(token)
         elif self._form.trigger is not None:
             text = self._backbone.decode(self._ids[-_TAIL:])
-            at = text.find(self._form.trigger)
-            if at >= 0:
-                self._active = bool(self._matcher.consume_tokens(self._backbone.encode(text[at:], literal=True)))
+            start = text.find(self._form.trigger)
+            if start >= 0:
+                self._active = bool(self._matcher.consume_tokens(self._backbone.encode(text[start:], literal=True)))
 
     def _closing(self, allowed: np.ndarray) -> np.ndarray:
-        """Near the limit, only what ends a value, where something does."""
+        """Near the limit, allow only tokens that end a value, if there are any."""
         if self._limit - len(self._ids) > min(RESERVE, self._limit // 3):
             return allowed
         can = {mark: token for mark, token in self._marks.items() if allowed[token]}
@@ -220,13 +226,13 @@ def _call_rules(tools: Sequence[Mapping[str, Any]], choice: str | None) -> list[
     if choice == "none":
         return []
     if choice not in (None, "auto", "required"):
-        functions = [one for one in functions if one["name"] == choice]
+        functions = [function for function in functions if function["name"] == choice]
         if not functions:
             known = ", ".join(repr(_function(tool)["name"]) for tool in tools) or "none"
             raise InputError(f"there is no tool {choice!r} to choose. Tools of this call: {known}.")
     if choice == "required" and not functions:
         raise InputError("a tool call is required, and there are no tools.")
-    return [_json(_call_schema(one)) for one in functions]
+    return [_json(_call_schema(function)) for function in functions]
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -249,7 +255,7 @@ def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer_of(backbone: Backbone) -> tuple[Any, dict[str, int]]:
-    """llguidance's form of a tokenizer, made once, and the tokens that are one closing mark or the letter x."""
+    """Return llguidance's form of a tokenizer, made once, and the tokens that are one closing mark or the letter x."""
     if backbone.tokenizer is None:
         raise InputError("answers with a form need text, and this model was wrapped without a tokenizer. Wrap it with one.")
     known = _tokenizers.get(backbone.tokenizer)

@@ -1,4 +1,4 @@
-"""What a message may be: its fields and role, and values that a template is given without special tokens in them.
+"""The messages that are allowed: their fields and role, and values for a template without special tokens in them.
 
 Knows no template; `transcript` does.
 """
@@ -36,9 +36,9 @@ def validated(messages: Messages) -> list[Mapping[str, Any]]:
     """Return messages as plain dicts.
 
     Raises:
-        InputError: a message lacks its role or content, its role is no short word, it is not JSON, or not Unicode text.
+        InputError: a message lacks its role or content, its role is not a short word, or it is not JSON or not Unicode text.
     """
-    found: list[Mapping[str, Any]] = []
+    plain_messages: list[Mapping[str, Any]] = []
     for message in [messages] if isinstance(messages, Mapping) else messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
             raise InputError(f"a message is a dict with a 'role' and a 'content' string, not {str(message)[:200]!r}.")
@@ -52,19 +52,19 @@ def validated(messages: Messages) -> list[Mapping[str, Any]]:
             json.dumps(dict(message), ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:  # UnicodeEncodeError is one of the latter
             raise InputError(f"a message cannot be stored: {error}. Use JSON types and valid Unicode.") from error
-        found.append(dict(message))
-    return found
+        plain_messages.append(dict(message))
+    return plain_messages
 
 
 def system_texts(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what the system messages among these say."""
+    """Return the texts of the system messages."""
     return [message["content"] for message in messages if message["role"] in SYSTEM_ROLES]
 
 
 class Quoted:
-    """Values for a template in which texts that hold special tokens are hidden behind marks, and the ids of what it writes.
+    """Values for a template in which texts with special tokens are hidden behind marks, and the ids of the template's output.
 
-    A mark has a backslash: every time a template writes a text as JSON it doubles them, which tells how to write the text.
+    A mark has a backslash, which a template doubles each time it writes a text as JSON; that tells how to write the text.
     """
 
     def __init__(self, backbone: Backbone) -> None:

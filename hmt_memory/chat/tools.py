@@ -30,7 +30,7 @@ class ToolCall:
 
 
 def parse_calls(text: str) -> tuple[str, list[ToolCall]]:
-    """Part an answer into its free text and the calls in it; what looks like a call and is none is text.
+    """Split an answer into its free text and its calls; an imitation of a call is text.
 
     >>> parse_calls('Wait. <tool_call>{"name": "add", "arguments": {"n": 1}}</tool_call>')[1][0].arguments
     {'n': 1}
@@ -60,7 +60,7 @@ def _call(body: str) -> ToolCall | None:
 
 
 def call_text(call: Mapping[str, Any]) -> str:
-    """Write a call of OpenAI's form as a model does."""
+    """Write a call in OpenAI's form as a model writes it."""
     name, arguments = called(call)
     body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
     return f"{CALL}\n{body}\n{CALL_END}"

@@ -1,8 +1,8 @@
 """Messages as stretches of a token stream, each rendered alone, so that any of them can be forgotten.
 
-One after the other, the stretches are what the chat template writes for the whole conversation. Knows templates by their
-output: no template is parsed, short conversations are rendered and compared. Messages become tokens here and nowhere else;
-what a message says is read as plain text, so that none can end its own turn.
+Put together, the stretches are what the chat template writes for the whole conversation. Knows templates by their output: no
+template is parsed, short conversations are rendered and compared. Messages become tokens here and nowhere else; a message's
+text is read as plain text, so that no message can end its own turn.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Stretch(NamedTuple):
     """One message in the stream."""
 
     ids: list[int]
-    content: tuple[int, int]  # [start, stop) of what the message itself says, in `ids`
+    content: tuple[int, int]  # [start, stop) of the message's own text in `ids`
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Messages of one call, and the stretches that they become."""
+    """The messages of one call, and their stretches."""
 
     messages: Sequence[Mapping[str, Any]]
-    stretches: Sequence[Stretch]  # of each; empty for system messages, which are pinned instead
+    stretches: Sequence[Stretch]  # one for each; empty for system messages, which are pinned instead
 
     @property
     def ids(self) -> list[int]:
@@ -64,14 +64,14 @@ class Batch:
 
 
 class Asked(NamedTuple):
-    """Messages up to where their answer begins."""
+    """Messages up to the beginning of their answer."""
 
     pinned: list[int]  # the system part
     ids: list[int]  # the turns, and what opens the answer
 
 
 class _Frame(NamedTuple):
-    """What a template writes around the text of a message."""
+    """The text that a template writes around a message."""
 
     opening: str
     closing: str
@@ -79,7 +79,7 @@ class _Frame(NamedTuple):
 
 
 class Transcript:
-    """How one backbone's template writes a conversation, message by message.
+    """A conversation as one backbone's template writes it, message by message.
 
     Without a template it is a plain script: `User: ...`, `Assistant: ...`.
     """
@@ -94,10 +94,10 @@ class Transcript:
         if self.has_template:
             self._lead = [_SYSTEM] if self._renders_system() else []
             self._asked, self._prompted = (self._render([_USER], prompt=prompt) for prompt in (False, True))
-        self.stop = () if self.has_template else ("\nUser:",)  # what ends an answer that does not end itself
+        self.stop = () if self.has_template else ("\nUser:",)  # text that ends an answer without an end token
 
     def stretch(self, message: Mapping[str, Any], *, first: bool) -> Stretch:
-        """The stretch of one turn; `first` in its stream, it goes without the start token that every view begins with.
+        """Return the stretch of one turn. The `first` of its stream lacks the start token, which every view begins with.
 
         Raises:
             InputError: the template has no place for such a message.
@@ -106,22 +106,23 @@ class Transcript:
         if isinstance(message.get("content"), str) and set(message) <= {"role", "content"}:
             frame = self._frame(message["role"])
             text = message["content"].strip() if frame.trims else message["content"]
-            found = self._encode(frame, text)
+            stretch = self._encode(frame, text)
         elif self.has_template:
             ids = self._with_fields(message)
-            found = Stretch(ids, (0, len(ids)))
+            stretch = Stretch(ids, (0, len(ids)))
         else:
-            found = self._encode(self._frame(message["role"]), _as_text(message))
-        return self.without_start(found) if first else found
+            stretch = self._encode(self._frame(message["role"]), _as_text(message))
+        return self.without_start(stretch) if first else stretch
 
     def batch(self, messages: Messages, *, first: bool) -> Batch:
         """Write the messages of one call.
 
         Args:
+            messages: one or several.
             first: whether nothing stands before them in their stream.
 
         Raises:
-            InputError: malformed messages, or the template has no place for one.
+            InputError: messages are malformed, or the template has no place for one.
         """
         batch = validated(messages)
         return Batch(batch, self.stretches(batch, first=first))
@@ -136,13 +137,14 @@ class Transcript:
         return written
 
     def asked(self, messages: Messages, *, before: Sequence[int] | None = None) -> Asked:
-        """Write a conversation that is to be answered, or what follows in one; its system messages are pinned.
+        """Write a conversation that is to be answered, or its continuation; system messages are pinned.
 
         Args:
+            messages: one or several.
             before: the latest token ids of the stream so far, in which an answer is closed first. None: there is no stream.
 
         Raises:
-            InputError: malformed messages, none to answer, or the template has no place for one.
+            InputError: messages are malformed, there are none to answer, or the template has no place for one.
         """
         batch = self.batch(messages, first=before is None)
         if not batch.ids:
@@ -154,10 +156,12 @@ class Transcript:
         """Write a conversation of one user turn, cut in two where the rest of its text is to stand.
 
         Args:
-            before: how the turn's text begins. after: how it ends. system: the system prompt.
+            before: the beginning of the turn's text.
+            after: its end.
+            system: the system prompt.
 
         Returns:
-            Token ids from the system part to `before`, and from `after` to where the answer begins.
+            Token ids from the system part to `before`, and from `after` to the beginning of the answer.
         """
         frame = self._frame("user")
         opening = self._encode(_Frame(frame.opening, "", False), before).ids
@@ -165,11 +169,11 @@ class Transcript:
         return [*self.pinned(system), *opening], [*closing, *self.answer_opening()]
 
     def answer_opening(self) -> list[int]:
-        """Token ids after which the model answers."""
+        """Return the token ids after which the model answers."""
         return self._backbone.encode(self._answer_opening())
 
     def answer(self, ids: Sequence[int]) -> Stretch:
-        """The stretch of a generated answer: what opens it, its `ids` without an end token, what closes it."""
+        """Return the stretch of a generated answer: its opening, its `ids` without an end token, its closing."""
         ended = len(ids) > 0 and ids[-1] in self._backbone.end_ids
         body = list(ids[:-1] if ended else ids)
         opening = self.answer_opening()
@@ -177,16 +181,17 @@ class Transcript:
         return Stretch([*opening, *body, *closing], (len(opening), len(opening) + len(body)))
 
     def without_start(self, stretch: Stretch) -> Stretch:
-        """`stretch` as it stands at the beginning of a stream."""
+        """Return a stretch as it stands at the beginning of a stream."""
         skip = len(self._start) if self._start and stretch.ids[: len(self._start)] == self._start else 0
         start, stop = stretch.content
         return Stretch(stretch.ids[skip:], (max(0, start - skip), max(0, stop - skip)))
 
     def pinned(self, system: str | None, tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
-        """Token ids of the system part; without one, of what the template itself puts first.
+        """Return the token ids of the system part; without one, of what the template itself puts first.
 
         Args:
-            tools: JSON schemas of functions, in OpenAI's form; described in the system text where the template has no place
+            system: the system text.
+            tools: JSON schemas of functions, in OpenAI's form; described in the system text if the template has no place
                 for them.
         """
         if tools:
@@ -201,19 +206,17 @@ class Transcript:
         return self._backbone.encode(self._beginning()) if self.has_template else []
 
     def aside(self, text: str) -> list[int]:
-        """Token ids of a text that is no turn of the conversation: a system message, where the template knows them."""
+        """Return the token ids of a text that is not a turn: a system message, if the template knows them."""
         return self.aside_stretch(text).ids
 
     def aside_stretch(self, text: str) -> Stretch:
-        """The same where it stands in a stream."""
+        """Return such a text as a stretch of a stream."""
         if not self.has_template:
             ids = self._backbone.encode(f"{text}\n\n", literal=True)
             return Stretch(ids, (0, len(ids)))
         role = "system" if self._lead else "user"  # Gemma's template has no system turn
         opening, _, closing = self._render([{"role": role, "content": _MARK}], lead=False).partition(_MARK)
         return self.without_start(self._encode(_Frame(opening, closing, False), text))
-
-    # --- what the template writes -----------------------------------------------------------------------------------
 
     def _renders_system(self) -> bool:
         """Tell whether the template writes a system message, and nothing else of its own before the turns that follow."""
@@ -262,8 +265,8 @@ class Transcript:
         )
 
     def _writable(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A message without what no template writes, and, where the template knows no tools, with calls and results as text."""
-        message = {key: value for key, value in message.items() if key != "id"}  # that is for those who keep it
+        """Return a message without fields that no template writes, and with calls and results as text if it knows no tools."""
+        message = {key: value for key, value in message.items() if key != "id"}  # only frameworks use it
         if not ("tool_calls" in message or "tool_call_id" in message) or self._knows_tools():
             return message
         calls = [call_text(call) for call in message.get("tool_calls") or ()]
@@ -278,7 +281,7 @@ class Transcript:
         return self._tools_known
 
     def _with_fields(self, message: Mapping[str, Any]) -> list[int]:
-        """Write a message with more than text, such as tool calls, as the template does: its token ids."""
+        """Return the token ids of a message with more than text, such as tool calls, as the template writes it."""
         self._check_role(message["role"])
         quoted = Quoted(self._backbone)
         hidden = quoted.hide(message)
@@ -290,7 +293,7 @@ class Transcript:
         raise InputError(f"the chat template of {self._backbone.name} has no place for the message {dict(message)!r}.")
 
     def _native_tools(self, system: str | None, tools: Sequence[Mapping[str, Any]]) -> str | None:
-        """The system part with `tools`, if the template writes them there."""
+        """Return the system part with `tools`, if the template writes them there."""
         if not (self.has_template and self._lead):
             return None
         messages = [{"role": "system", "content": system or ""}]
@@ -320,7 +323,7 @@ class Transcript:
         return whole[len(before) :]
 
     def _encode(self, frame: _Frame, text: str) -> Stretch:
-        """Token ids of opening, text and closing as the template's text is tokenised, special tokens in `text` as text."""
+        """Return the token ids of a framed text as the template tokenises it; special tokens in `text` are plain text."""
         encode = self._backbone.encode
         opening, closing = encode(frame.opening), encode(frame.closing)
         if not self._backbone.holds_special(text):

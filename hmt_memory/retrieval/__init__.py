@@ -1,0 +1,1 @@
+"""The choice of passages that a question brings back: by recall, by words, or by both."""

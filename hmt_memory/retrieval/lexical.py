@@ -1,8 +1,8 @@
-"""What the words of a query say about the segments they stand in: BM25 with two changes. Knows texts and counts; no store.
+"""Scores of segments by a query's words: BM25 with two changes. Knows texts and counts; no store.
 
-The published BM25 (Robertson & Zaragoza 2009), with the inverse document frequency squared, which stands in for lists of stop
-words in every language, and with a share of each segment's score given to its neighbours, because what answers a question
-is often said just before or after the words it shares with it. Both were measured: docs/log.md.
+The published BM25 (Robertson & Zaragoza 2009), with the inverse document frequency squared, which replaces lists of stop
+words in every language, and with a share of each segment's score given to its neighbours, because the answer to a question
+often stands just before or after the words it shares with it. Both were measured: docs/log.md.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from ..store.index.words import Postings
 
 _K1, _B = 1.2, 0.75  # the customary values
-_NEIGHBOUR = 0.25  # of a segment's score, added to the one before and the one after
+_NEIGHBOUR = 0.25  # share of a segment's score that is added to the one before and the one after
 _PREFIX = 5  # characters of a word that count: a light stemmer for any alphabet (McNamee & Mayfield 2004)
 _WORD = re.compile(r"\w+")
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 
 
 def terms(text: str) -> list[str]:
-    """The words of a text as they are compared, in order: lower case, without accents' variants, cut to five characters.
+    """Split a text into its words as they are compared, in order: lower case, accents unified, cut to five characters.
 
     Scripts that write no spaces between words give pairs of characters.
 
@@ -35,25 +35,25 @@ def terms(text: str) -> list[str]:
     >>> terms("東京都")
     ['東京', '京都']
     """
-    found: list[str] = []
+    words: list[str] = []
     for word in _WORD.findall(unicodedata.normalize("NFKC", text).casefold()):
         unspaced = _UNSPACED.search(word)
         if unspaced:
-            found += [word[at : at + 2] for at in range(max(1, len(word) - 1))]
+            words += [word[start : start + 2] for start in range(max(1, len(word) - 1))]
         else:
-            found.append(word if word.isdigit() else word[:_PREFIX])
-    return found
+            words.append(word if word.isdigit() else word[:_PREFIX])
+    return words
 
 
 def distinct_terms(text: str) -> list[str]:
-    """Each word of a query once."""
+    """Return each word of a query once."""
     return list(dict.fromkeys(terms(text)))
 
 
 def scores(shards: Sequence[Postings]) -> list[NDArray[np.float64]]:
-    """What a query's words are worth in every segment of several collections that are searched as one: [n] for each.
+    """Score every segment of several collections that are searched as one by a query's words: [n] for each.
 
-    How rare a word is, and how long a segment usually is, is counted over all of them.
+    The rarity of a word and the usual length of a segment are counted over all of them.
     """
     total = sum(len(shard.lengths) for shard in shards)
     if not total:
@@ -71,7 +71,7 @@ def scores(shards: Sequence[Postings]) -> list[NDArray[np.float64]]:
 
 
 def _spread(values: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Each score with its share of the neighbours', within one session or document."""
+    """Add to each score its share of the neighbours' scores, within one session or document."""
     result = values.copy()
     linked = np.ones(max(0, len(values) - 1))
     linked[starts[starts > 0] - 1] = 0.0

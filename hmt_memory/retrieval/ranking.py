@@ -35,7 +35,7 @@ class RecalledSegment:
     segment: int  # counted from 0 in its session or document
     weight: float  # share of the softmax over what was preselected
     text: str  # verbatim
-    messages: tuple[Message, ...]  # those it is cut from; none in a corpus
+    messages: tuple[Message, ...]  # the messages it is cut from; none in a corpus
     token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
     created_at: datetime  # of the first message, or of the document; UTC
     coverage: float  # at least this share of the softmax over all segments fell on the preselected ones
@@ -45,24 +45,24 @@ class RecalledSegment:
 
     @property
     def id(self) -> str:
-        """Names the segment in its store, as long as it is there."""
+        """The segment's name in its store, as long as it is there."""
         return f"{self.source}:{self.segment}" if self.document is None else f"{self.source}:{self.document}:{self.segment}"
 
     def quote(self) -> str:
-        """The text as it is shown to a model, behind its time or source."""
+        """Return the text as a model is shown it, behind its time or source."""
         return quote(self.text, self.created_at if self.document is None else self.source)
 
     def to_dict(self) -> dict[str, Any]:
-        """What it is in short, ready for JSON."""
+        """Return a short form, ready for JSON."""
         return {"segment": self.segment, "weight": self.weight, "text": self.text, "source": self.source}
 
 
 def quoted(passages: Sequence[str]) -> str:
-    """Passages as they are shown to a model."""
+    """Join passages as a model is shown them."""
     return "\n\n".join(["Recalled from earlier:", *passages])
 
 
-_MOST_MISFITS = 3  # passages too long for what is left of the budget, before no more are tried
+_MOST_MISFITS = 3  # passages over the rest of the budget, before no more are tried
 
 
 class RecalledSegments(list[RecalledSegment]):
@@ -72,7 +72,7 @@ class RecalledSegments(list[RecalledSegment]):
 
 
 class Candidates(NamedTuple):
-    """What preselection left of all shards."""
+    """The segments that preselection kept, over all shards."""
 
     query: Tensor  # [d] the folded query
     places: list[tuple[int, int]]  # (shard, position) of each
@@ -82,7 +82,13 @@ class Candidates(NamedTuple):
 
 
 def segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment:
-    """A citation with its weight."""
+    """Add weight and coverage to a citation.
+
+    Args:
+        cited: the citation.
+        weight: its share of the softmax.
+        coverage: the least share of the softmax on the preselected segments.
+    """
     return RecalledSegment(
         segment=cited.segment,
         weight=weight,
@@ -98,51 +104,61 @@ def segment(cited: Citation, weight: float, coverage: float) -> RecalledSegment:
 
 
 def preselect(model: HMTModel, shards: Sequence[Shard], summary: Tensor, k: int, extra: Tensor | None = None) -> Candidates:
-    """The k segments of each shard that a summary [d] asks for most; `extra` [e, m, d] are segments that follow the first's."""
+    """Select the k segments of each shard that a summary asks for most.
+
+    Args:
+        model: its recall projections fold the summary.
+        shards: the collections to search.
+        summary: [d].
+        k: the number of segments of each shard.
+        extra: [e, m, d] embeddings of segments that follow the first shard's.
+    """
     with torch.no_grad():
         query = model.recall.fold(summary[None])[0].float()
-    found = Candidates(
+    candidates = Candidates(
         query, [], torch.zeros(0, model.recalled_slots, model.backbone.hidden_size, device=query.device), 0, float("-inf")
     )
-    for at, shard in enumerate(shards):
+    for number, shard in enumerate(shards):
         hits = shard.search(query.cpu().numpy(), k)
         memory = torch.from_numpy(hits.memory).to(query.device)
-        places = [(at, int(position)) for position in hits.positions]
-        one = Candidates(query, places, memory, shard.total - len(places), hits.ceiling)
-        if at == 0 and extra is not None:
-            latest = [(at, shard.total + offset) for offset in range(len(extra))]
-            one = _best(one._replace(places=places + latest, memory=torch.cat([memory, extra.to(memory)])), k)
-        found = Candidates(
+        places = [(number, int(position)) for position in hits.positions]
+        own = Candidates(query, places, memory, shard.total - len(places), hits.ceiling)
+        if number == 0 and extra is not None:
+            latest = [(number, shard.total + offset) for offset in range(len(extra))]
+            own = _best(own._replace(places=places + latest, memory=torch.cat([memory, extra.to(memory)])), k)
+        candidates = Candidates(
             query,
-            found.places + one.places,
-            torch.cat([found.memory.to(one.memory.dtype), one.memory]),
-            found.dropped + one.dropped,
-            max(found.ceiling, one.ceiling),
+            candidates.places + own.places,
+            torch.cat([candidates.memory.to(own.memory.dtype), own.memory]),
+            candidates.dropped + own.dropped,
+            max(candidates.ceiling, own.ceiling),
         )
-    return found
+    return candidates
 
 
-def _best(found: Candidates, k: int) -> Candidates:
-    """The candidates with the k best embeddings (times m, where a segment has m), as an index over all would choose them."""
-    scores = (found.memory.float() @ found.query).flatten()
-    best = scores.topk(min(k * found.memory.shape[1], len(scores)))
-    kept = list(dict.fromkeys((best.indices // max(1, found.memory.shape[1])).tolist()))
-    left_out = len(found.places) - len(kept)
-    ceiling = found.ceiling
+def _best(candidates: Candidates, k: int) -> Candidates:
+    """Keep the k best embeddings (times m, where a segment has m), as an index over all would."""
+    scores = (candidates.memory.float() @ candidates.query).flatten()
+    best = scores.topk(min(k * candidates.memory.shape[1], len(scores)))
+    kept = list(dict.fromkeys((best.indices // max(1, candidates.memory.shape[1])).tolist()))
+    left_out = len(candidates.places) - len(kept)
+    ceiling = candidates.ceiling
     if left_out:
         lowest = float(best.values[-1])
         ceiling = max(ceiling, lowest + 1e-5 * abs(lowest))  # scores may differ by rounding
-    places = [found.places[at] for at in kept]
-    return Candidates(found.query, places, found.memory[kept], found.dropped + left_out, ceiling)
+    places = [candidates.places[row] for row in kept]
+    return Candidates(candidates.query, places, candidates.memory[kept], candidates.dropped + left_out, ceiling)
 
 
-def weigh(model: HMTModel, found: Candidates) -> tuple[Tensor, float]:
-    """Eq. 2-3 over candidates: weights [k] that sum to 1, and the covered share of the softmax over everything."""
-    if not len(found.memory):
+def weigh(model: HMTModel, candidates: Candidates) -> tuple[Tensor, float]:
+    """Compute Eq. 2-3 over candidates: weights [k] that sum to 1, and the covered share of the softmax over everything."""
+    if not len(candidates.memory):
         return torch.zeros(0), 1.0
     with torch.no_grad():
-        ceiling = torch.tensor([found.ceiling], device=found.memory.device)
-        recalled = model.recall(found.query[None], found.memory[None], dropped=found.dropped, ceiling=ceiling, folded=True)
+        ceiling = torch.tensor([candidates.ceiling], device=candidates.memory.device)
+        recalled = model.recall(
+            candidates.query[None], candidates.memory[None], dropped=candidates.dropped, ceiling=ceiling, folded=True
+        )
     return recalled.weights[0].cpu(), float(recalled.coverage.min())
 
 
@@ -154,69 +170,87 @@ class Choice(NamedTuple):
     coverage: float  # at least this share of the softmax over all segments fell on these
 
 
-# How much a segment's recall score counts beside its words' score, both in standard deviations.
+# The weight of a segment's recall score beside that of its words, both in standard deviations.
 _RECALL_SHARE = 1.0
 
 
 def choose(
-    model: HMTModel, shards: Sequence[Shard], found: Candidates, query: str, k: int, extra: Tensor | None = None
+    model: HMTModel, shards: Sequence[Shard], candidates: Candidates, query: str, k: int, extra: Tensor | None = None
 ) -> Choice:
-    """The segments to list or replay for a query: by recall over the candidates, by its words, or by both.
+    """Choose the segments to list or replay for a query: by recall over the candidates, by its words, or by both.
 
     With both, the logits are the sum of the two scores, each in standard deviations: of the words over all segments, of
-    recall over those preselected. Untrained recall says nothing and is left out; so are words that stand nowhere.
+    recall over those preselected. Untrained recall means nothing and is left out; so are words that stand nowhere.
+
+    Args:
+        model: its view says by what to choose.
+        shards: the collections to search.
+        candidates: as `preselect` returns them.
+        query: its words count.
+        k: the number of segments.
+        extra: as in `preselect`.
     """
     method = model.view.selection
-    by_recall = method != "words" and model.config.mode == "hmt" and bool(found.places)
+    by_recall = method != "words" and model.config.mode == "hmt" and bool(candidates.places)
     values = (
         [np.zeros(0)] if method == "recall" else lexical.scores([shard.find(lexical.distinct_terms(query)) for shard in shards])
     )
     every = np.concatenate(values)
     if not every.any():
-        return _by_recall(model, found) if by_recall else Choice([], [], 1.0)
+        return _by_recall(model, candidates) if by_recall else Choice([], [], 1.0)
     every = (every - every.mean()) / (every.std() + 1e-9)
     first = np.cumsum([0, *map(len, values)])
     best = np.argsort(-every, kind="stable")[:k]
-    places = [(int(shard), int(at - first[shard])) for at in best for shard in [np.searchsorted(first, at, side="right") - 1]]
+    places = [
+        (int(shard), int(index - first[shard])) for index in best for shard in [np.searchsorted(first, index, side="right") - 1]
+    ]
     logits, beyond = every[best], float("-inf")
     if by_recall and model.is_trained:
-        memory, embedded = _with_embeddings(shards, found, places, extra)
-        scores = (memory.float() @ found.query).mean(dim=1).cpu().numpy()
+        memory, embedded = _with_embeddings(shards, candidates, places, extra)
+        scores = (memory.float() @ candidates.query).mean(dim=1).cpu().numpy()
         spread, middle = scores.std() + 1e-9, scores.mean()
         recalled = dict(zip(embedded, (scores - middle) / spread, strict=True))
-        places = [*embedded, *(place for place in places if place not in recalled)]  # a draft's segments are in no index
-        known = [every[first[shard] + at] if at < len(values[shard]) else 0.0 for shard, at in places]
+        places = [*embedded, *(place for place in places if place not in recalled)]  # no index has a draft's segments
+        known = [every[first[shard] + position] if position < len(values[shard]) else 0.0 for shard, position in places]
         logits = np.array(known) + _RECALL_SHARE * np.array([recalled.get(place, 0.0) for place in places])
-        beyond = _RECALL_SHARE * (found.ceiling - middle) / spread
+        beyond = _RECALL_SHARE * (candidates.ceiling - middle) / spread
     elif len(best) < len(every):
         beyond = 0.0
-    dropped = len(every) - sum(at < len(values[shard]) for shard, at in places)
-    # No segment left out has words that are worth more than the last of the best.
+    dropped = len(every) - sum(position < len(values[shard]) for shard, position in places)
+    # No segment that was left out has a higher score by words than the last of the best.
     return _weighed(places, logits, dropped, float(every[best[-1]]) + beyond)
 
 
-def _by_recall(model: HMTModel, found: Candidates) -> Choice:
-    weights, coverage = weigh(model, found)
+def _by_recall(model: HMTModel, candidates: Candidates) -> Choice:
+    weights, coverage = weigh(model, candidates)
     order = weights.argsort(descending=True, stable=True).tolist()
-    return Choice([found.places[at] for at in order], [float(weights[at]) for at in order], coverage)
+    return Choice([candidates.places[row] for row in order], [float(weights[row]) for row in order], coverage)
 
 
 def _with_embeddings(
-    shards: Sequence[Shard], found: Candidates, places: list[tuple[int, int]], extra: Tensor | None
+    shards: Sequence[Shard], candidates: Candidates, places: list[tuple[int, int]], extra: Tensor | None
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """The memory of the candidates and of those `places` that are none: [k, m, d], and all of their places."""
-    known = set(found.places)
-    memory, all_places = [found.memory.float()], list(found.places)
+    """Return the memory [k, m, d] of the candidates and of further `places`, and all of their places."""
+    known = set(candidates.places)
+    memory, all_places = [candidates.memory.float()], list(candidates.places)
     for number, shard in enumerate(shards):
-        missing = [at for one, at in places if one == number and at < shard.total and (one, at) not in known]
+        missing = [
+            position
+            for owner, position in places
+            if owner == number and position < shard.total and (owner, position) not in known
+        ]
         if missing:
-            memory.append(torch.from_numpy(shard.embeddings(missing)).to(found.memory.device).float())
-            all_places += [(number, at) for at in missing]
+            memory.append(torch.from_numpy(shard.embeddings(missing)).to(candidates.memory.device).float())
+            all_places += [(number, position) for position in missing]
     if extra is not None:
         first = shards[0].total
-        missing = [at - first for one, at in places if one == 0 and first <= at < first + len(extra) and (one, at) not in known]
-        memory.append(extra[missing].to(found.memory.device).float())
-        all_places += [(0, first + at) for at in missing]
+        missing = [
+            position - first
+            for owner, position in places
+            if owner == 0 and first <= position < first + len(extra) and (owner, position) not in known
+        ]
+        memory.append(extra[missing].to(candidates.memory.device).float())
+        all_places += [(0, first + offset) for offset in missing]
     return torch.cat(memory), all_places
 
 
@@ -225,23 +259,26 @@ def _weighed(places: list[tuple[int, int]], logits: np.ndarray, dropped: int, ce
     mass = np.exp(logits - logits.max())
     covered = mass.sum() / (mass.sum() + dropped * np.exp(min(ceiling - logits.max(), 50.0))) if dropped else 1.0
     weights = mass / mass.sum()
-    return Choice([places[at] for at in order], [float(weights[at]) for at in order], float(covered))
+    return Choice([places[row] for row in order], [float(weights[row]) for row in order], float(covered))
 
 
 MOST_RECALLED = 1000  # passages of one call
-Sources = Callable[[Callable[[Sequence[Shard]], T]], T]  # lets a function work over shards that belong to one view of the rows
+Sources = Callable[[Callable[[Sequence[Shard]], T]], T]  # runs a function over shards of one view of the rows
 
 
 def alone(shard: Shard) -> Sources[Any]:
-    """The sources of a stream that nothing is stored of."""
+    """Return the sources of a stream that nothing is stored of."""
     return lambda work: work([shard])
 
 
 def recall(model: HMTModel, sources: Sources[RecalledSegments], query: str, top_k: int) -> RecalledSegments:
-    """The segments of all shards that a text remembers most.
+    """Return the segments of all shards that a text remembers most.
 
     Args:
-        top_k: how many; `MOST_RECALLED` at most are given.
+        model: the model that recalls.
+        sources: gives the shards, as of one view of the rows.
+        query: the text.
+        top_k: the number of segments, of which `MOST_RECALLED` at most are given.
 
     Raises:
         InputError: the query is empty or `top_k` below 1.
@@ -256,7 +293,7 @@ def recall(model: HMTModel, sources: Sources[RecalledSegments], query: str, top_
 
 
 def _summary(model: HMTModel, ids: Tensor) -> Tensor | None:
-    """Eq. 1 for the end of a query; None where the model recalls nothing."""
+    """Compute Eq. 1 for the end of a query; None if the model recalls nothing."""
     if model.config.mode != "hmt":
         return None
     with torch.no_grad(), eval_mode(model):
@@ -269,8 +306,8 @@ def _listed(model: HMTModel, shards: Sequence[Shard], summary: Tensor | None, qu
     if not any(shard.total for shard in shards):
         return result
     k = max(model.config.recall_window, top_k)
-    found = _nothing(model) if summary is None else preselect(model, shards, summary, k)
-    chosen = choose(model, shards, found, query, k)
+    candidates = _nothing(model) if summary is None else preselect(model, shards, summary, k)
+    chosen = choose(model, shards, candidates, query, k)
     result.coverage = chosen.coverage
     for (shard, position), weight in zip(chosen.places, chosen.weights, strict=True):
         if len(result) < top_k and not shards[shard].is_asked(position):
@@ -284,14 +321,15 @@ def _nothing(model: HMTModel) -> Candidates:
 
 
 class ViewRecollection:
-    """What one answer remembers: P recalls from all shards, and the best passages that are not visible are replayed.
+    """The memory of one answer: P recalls from all shards, and the best passages that are not visible are replayed.
 
     Args:
+        model: the model that answers.
         aside: token ids of the block of quotes as it stands in the view, such as `Transcript.aside`.
-        sources: lets this work over all shards, as of one view of the rows.
-        own: whether the first shard is the answering stream's own. What the view shows of it is then not replayed, and
-            segments that the state has beyond it are recalled too.
-        question: what is answered, for the words in it.
+        sources: gives all shards, as of one view of the rows.
+        own: whether the first shard is the answering stream's own. The part of it that the view shows is then not replayed,
+            and segments that the state has beyond it are recalled too.
+        question: its words count.
         replay: whether to replay at all.
     """
 
@@ -308,15 +346,21 @@ class ViewRecollection:
         self._model, self._aside, self._sources = model, aside, sources
         self._own, self._replay, self._question = own, replay, question
         self._chosen: Tensor | None = None
-        self.recalled = RecalledSegments()  # what is replayed, once that is chosen
+        self.recalled = RecalledSegments()  # the replayed passages, once they are chosen
 
     def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
-        """[k, m, d] what P recalls from, where the view shows the latest `visible` tokens of the state's."""
+        """Return the memory [k, m, d] that P recalls from.
+
+        Args:
+            summary: [d], of the last visible tokens.
+            state: the stream so far.
+            visible: the number of its latest tokens that the view shows.
+        """
         memory: Tensor = self._sources(lambda shards: self._recall(shards, summary, state, state.tokens - visible))
         return memory
 
     def passages(self) -> Tensor:
-        """[t] token ids of the quoted passages: the heaviest that fit into `note_tokens`, in the order they were said.
+        """Return token ids [t] of the quoted passages: the heaviest that fit into `note_tokens`, in the order they were said.
 
         They are chosen for the first view, where the question stands.
         """
@@ -324,17 +368,17 @@ class ViewRecollection:
 
     def _recall(self, shards: Sequence[Shard], summary: Tensor, state: HMTState, visible_from: int) -> Tensor:
         beyond = self._beyond(shards, state)
-        found = preselect(self._model, shards, summary, self._model.config.recall_window, beyond)
+        candidates = preselect(self._model, shards, summary, self._model.config.recall_window, beyond)
         if self._chosen is None:
-            chosen = choose(self._model, shards, found, self._question, self._model.config.recall_window, beyond)
+            chosen = choose(self._model, shards, candidates, self._question, self._model.config.recall_window, beyond)
             ids, recalled = self._quoted(shards, chosen, visible_from)
             self._chosen = torch.tensor(ids, dtype=torch.long)
             self.recalled.coverage = chosen.coverage
             self.recalled.extend(recalled)
-        return found.memory
+        return candidates.memory
 
     def _quoted(self, shards: Sequence[Shard], chosen: Choice, visible_from: int) -> tuple[list[int], list[RecalledSegment]]:
-        """Token ids of the heaviest passages that fit, and these by falling weight."""
+        """Return token ids of the heaviest passages that fit, and these passages by falling weight."""
         quotes: dict[tuple[int, int], str] = {}
         recalled: list[RecalledSegment] = []
         ids: list[int] = []
@@ -344,7 +388,7 @@ class ViewRecollection:
             if cited is None:
                 continue
             longer = quotes | {place: cited.quote()}
-            block = self._aside(quoted([longer[one] for one in sorted(longer)]))
+            block = self._aside(quoted([longer[place] for place in sorted(longer)]))
             if len(block) > (self._model.view.note_tokens or 0):
                 misfits += 1
                 if misfits == _MOST_MISFITS:
@@ -355,7 +399,7 @@ class ViewRecollection:
         return ids, recalled
 
     def _hidden(self, shards: Sequence[Shard], place: tuple[int, int], visible_from: int) -> Citation | None:
-        """The part of a segment that the view does not show anyway, if there is any."""
+        """Return the part of a segment that the view does not show anyway, if there is any."""
         shard, position = place
         if not (self._own and shard == 0):
             return shards[shard].cite(position)
@@ -365,7 +409,7 @@ class ViewRecollection:
         return cited if cited.text.strip() else None
 
     def _beyond(self, shards: Sequence[Shard], state: HMTState) -> Tensor | None:
-        """[e, m, d] the memory of segments that are in no row yet, if there are any."""
+        """Return the memory [e, m, d] of segments that are in no row yet, if there are any."""
         beyond = state.segments - shards[0].total if self._own else 0
         if beyond <= 0:
             return None

@@ -1,4 +1,4 @@
-"""What recall searches and cites: a session's own past, and corpora. Knows rows, index and words; runs no model.
+"""The sources that recall searches and cites: a session's own past, and corpora. Knows rows, index and words; runs no model.
 
 A shard is a collection's closed segments as one numbered sequence with an index over their keys.
 """
@@ -29,82 +29,82 @@ if TYPE_CHECKING:
     from ..store.transaction import Transaction
 
 Decode = Callable[[Sequence[int]], str]
-_BROKEN = "\ufffd"  # what half a character decodes to, where a segment's edge cuts it
+_BROKEN = "\ufffd"  # half a character, cut by a segment's edge, decodes to this
 
 
 @dataclass(frozen=True)
 class Message:
     """One stored message."""
 
-    id: int  # what `forget` and `fork` take; never given twice in a session
+    id: int  # `forget` and `fork` take it; never given twice in a session
     role: str
     content: str
     created_at: datetime  # UTC
-    fields: dict[str, Any] = field(default_factory=dict)  # whatever else the message had, such as tool_calls
+    fields: dict[str, Any] = field(default_factory=dict)  # other fields of the message, such as tool_calls
 
     def to_dict(self) -> dict[str, Any]:
-        """The message as it was added."""
+        """Return the message as it was added."""
         return {"role": self.role, "content": self.content, **self.fields}
 
 
 class Citation(NamedTuple):
-    """What a shard says of one of its segments."""
+    """A shard's description of one of its segments."""
 
     segment: int  # counted from 0 in its session or document
     text: str  # verbatim
-    messages: tuple[Message, ...]  # those it is cut from; none in a corpus
+    messages: tuple[Message, ...]  # the messages it is cut from; none in a corpus
     token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
     created_at: datetime
     source: str  # name of the session, or "corpus/document"
-    timed: bool = True  # whether the time says when it was said
+    timed: bool = True  # whether it has a time or source to show
     document: int | None = None  # its id, in a corpus
     metadata: dict[str, Any] | None = None  # the document's
 
     def quote(self) -> str:
-        """The citation as it stands in a view."""
+        """Return the citation as it stands in a view."""
         return quote(self.text, self.created_at if self.messages else self.source) if self.timed else self.text
 
 
 def quote(text: str, origin: datetime | str) -> str:
-    """A text behind the time when it was said, or where it stands."""
+    """Put a text behind its time or its source."""
     return f"[{origin:%Y-%m-%d %H:%M}]\n{text}" if isinstance(origin, datetime) else f"[{origin}]\n{text}"
 
 
 class Indexes(NamedTuple):
-    """What a collection's segments are searched by."""
+    """The indexes that search a collection's segments."""
 
     memory: MemoryIndex
     words: WordIndex
 
 
 class Shard:
-    """A collection's closed segments, as of when it was made."""
+    """A collection's closed segments, as of one moment."""
 
     def __init__(self, database: Backend, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
         self.database, self.indexes, self.shelf, self.name, self._decode = database, indexes, shelf, name, decode
         self.total = shelf.total
 
     def search(self, query: NDArray[np.float32], k: int) -> Hits:
-        """The best segments for a folded query [d]."""
+        """Return the best segments for a folded query [d]."""
         with self.database.reading() as db:
             return self.indexes.memory.search(db, self.shelf, query, k)
 
     def is_asked(self, position: int) -> bool:
-        """Whether a segment belongs to the question itself."""
+        """Return whether a segment belongs to the question itself."""
         return False
 
     def find(self, query: Sequence[str]) -> Postings:
-        """Where distinct words (`words.distinct_terms`) stand."""
+        """Return the postings of distinct words (`lexical.distinct_terms`)."""
         with self.database.reading() as db:
             return self.indexes.words.find(db, self.shelf, query)
 
     def embeddings(self, positions: Sequence[int]) -> Halves:
-        """[k, m, d] the memory embeddings of segments."""
+        """Return the memory embeddings [k, m, d] of segments."""
         with self.database.reading() as db:
             return self.indexes.memory.embeddings(db, self.shelf, np.array(positions, np.int64))
 
     def cite(self, position: int, *, before: int | None = None) -> Citation:
-        """A segment's words; only of its tokens before `before`, where that is given."""
+        """Quote a segment's words; with `before`, only those of tokens before it."""
         volume, seq = self.shelf.locate(position)
         parts = self.shelf.volumes[volume].parts
         with self.database.reading() as db:
@@ -125,14 +125,14 @@ class Draft(NamedTuple):
 
 
 class SessionShard(Shard):
-    """A session's own past, and segments that a draft fills behind it."""
+    """A session's own past, and the segments that a draft fills behind it."""
 
     length = 0  # L
     draft = Draft()
-    asked_at: int | None = None  # the token where the question begins, which shares every word with itself
+    asked_at: int | None = None  # the token where the question begins; its own words are no match
 
     def cite(self, position: int, *, before: int | None = None) -> Citation:
-        """A segment's words; only of its tokens before `before`, where that is given."""
+        """Quote a segment's words; with `before`, only those of tokens before it."""
         if position < self.total:
             return super().cite(position, before=before)
         start, stop = position * self.length, (position + 1) * self.length
@@ -140,15 +140,15 @@ class SessionShard(Shard):
             return self._cite(db, 0, position, (start, stop if before is None else max(start, min(stop, before))))
 
     def cite_open(self, tokens: int) -> Citation:
-        """What of so many tokens was said last and fills no segment yet."""
+        """Quote the last of so many tokens, which fill no segment yet."""
         return self.cite(self.total, before=tokens)
 
     def is_asked(self, position: int) -> bool:
-        """Whether a segment belongs to the question itself."""
+        """Return whether a segment belongs to the question itself."""
         return self.asked_at is not None and position * self.length >= self.asked_at
 
     def find(self, query: Sequence[str]) -> Postings:
-        """Where distinct words stand before the question that they are of."""
+        """Return postings for the query words, without the question's own segments."""
         if self.asked_at is None:
             return super().find(query)
         until = min(self.total, self.asked_at // self.length)
@@ -175,9 +175,13 @@ class StreamShard(Shard):
     """A stream that is in memory only, with nothing stored: all of its segments follow `total`, like those of a draft.
 
     Args:
-        ids: tokens of the stream. rows: its messages, none if it is plain text. length: L.
+        name: its source in citations.
+        ids: tokens of the stream.
+        decode: token ids to text.
+        length: L, tokens a segment.
         slots: memory embeddings of a segment that may be recalled.
-        until: the token where the question begins; segments from there on are not found by their words.
+        until: the token where the question begins; later segments are not found by their words.
+        rows: its messages; none for plain text.
     """
 
     def __init__(
@@ -196,22 +200,24 @@ class StreamShard(Shard):
         self._now = time.time()
 
     def search(self, query: NDArray[np.float32], k: int) -> Hits:
-        """Nothing is stored."""
+        """Return no segments: nothing is stored."""
         return Hits(np.zeros(0, np.int64), np.zeros((0, self._slots, len(query)), np.float16), float("-inf"))
 
     def find(self, query: Sequence[str]) -> Postings:
-        """Where distinct words stand before the question that they are of."""
+        """Return postings for the query words, without the question's own segments."""
         segments = range(0, self._until // self._length * self._length, self._length)
-        counted = [Counter(lexical.terms(self._decode(self._ids[at : at + self._length]))) for at in segments]
-        found = []
+        counted = [Counter(lexical.terms(self._decode(self._ids[start : start + self._length]))) for start in segments]
+        places = []
         for word in query:
-            holding = [(at, count[word]) for at, count in enumerate(counted) if word in count]
-            found.append((np.array([at for at, _ in holding], np.int64), np.array([often for _, often in holding], np.int64)))
+            holding = [(number, count[word]) for number, count in enumerate(counted) if word in count]
+            places.append(
+                (np.array([number for number, _ in holding], np.int64), np.array([often for _, often in holding], np.int64))
+            )
         lengths = np.array([sum(count.values()) for count in counted], np.int64)
-        return Postings(lengths, found, np.zeros(min(1, len(lengths)), np.int64))
+        return Postings(lengths, places, np.zeros(min(1, len(lengths)), np.int64))
 
     def cite(self, position: int, *, before: int | None = None) -> Citation:
-        """A segment's words; only of its tokens before `before`, where that is given."""
+        """Quote a segment's words; with `before`, only those of tokens before it."""
         start, stop = position * self._length, min((position + 1) * self._length, len(self._ids))
         span = (start, stop if before is None else max(start, min(stop, before)))
         rows = [row for row in self._rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
@@ -228,7 +234,7 @@ class CorpusShard(Shard):
 
     def __init__(self, database: Backend, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
         super().__init__(database, indexes, shelf, name, decode)
-        self._known: dict[int, DocumentRow] = {}  # those that were cited, without their texts
+        self._known: dict[int, DocumentRow] = {}  # documents that were cited, without their texts
 
     def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         document = self._document(db, self.shelf.documents[volume])
@@ -239,14 +245,14 @@ class CorpusShard(Shard):
             seq, text, (), span, utc(document.created_at), source, document=document.id, metadata=document.body["metadata"]
         )
 
-    def _document(self, db: Transaction, id: int) -> DocumentRow:
-        if id not in self._known:
+    def _document(self, db: Transaction, number: int) -> DocumentRow:
+        if number not in self._known:
             (collection, _, _) = self.shelf.version or (0, 0, 0)
-            row = db.find_document(collection, id)
+            row = db.find_document(collection, number)
             if row is None:
-                raise StoreDamagedError(f"document {id} is missing from the store. Restore a backup.")
-            self._known[id] = row._replace(body={**row.body, "text": ""})
-        return self._known[id]
+                raise StoreDamagedError(f"document {number} is missing from the store. Restore a backup.")
+            self._known[number] = row._replace(body={**row.body, "text": ""})
+        return self._known[number]
 
 
 def _lines(
@@ -255,7 +261,7 @@ def _lines(
     ids: Callable[[MessageRow, int, int], Sequence[int]],
     decode: Decode,
 ) -> Iterator[str]:
-    """What each message says within a span; `ids` gives the tokens [start, stop) of one."""
+    """Yield each message's words within a span; `ids` gives a message's tokens [start, stop)."""
     for row in rows:
         start, stop = _overlap(span, row.content)
         said = _trimmed(decode(ids(row, start, stop)), (start, stop), row.content)
@@ -269,17 +275,17 @@ def _overlap(span: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
 
 
 def _trimmed(text: str, span: tuple[int, int], whole: tuple[int, int]) -> str:
-    """The text of a span without the halves of characters that its edges cut out of the whole."""
+    """Remove the halves of characters that a span's edges cut out of the whole."""
     text = text.lstrip(_BROKEN) if span[0] > whole[0] else text
     return text.rstrip(_BROKEN) if span[1] < whole[1] else text
 
 
 def as_message(row: MessageRow) -> Message:
-    """A message as users see it."""
+    """Convert a row to a message as users see it."""
     fields = {name: value for name, value in row.body.items() if name not in ("role", "content")}
     return Message(row.id, row.body["role"], row.body["content"] or "", utc(row.created_at), fields)
 
 
 def utc(seconds: float) -> datetime:
-    """A stored time."""
+    """Convert a stored time to UTC."""
     return datetime.fromtimestamp(seconds, timezone.utc)

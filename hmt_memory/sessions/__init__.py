@@ -1,0 +1,1 @@
+"""Everything that lasts: stores, sessions, corpora, their exports and their checks."""
