@@ -1,4 +1,4 @@
-"""A session as one file to keep or to give away: a ZIP of JSON lines and raw little-endian numbers (`docs/reference/format.md`).
+"""A session as one file to keep or to give away: a ZIP of JSON lines and little-endian numbers (`docs/reference/format.md`).
 
 Nothing in it is code, nothing is trusted: an import checks every length, digest and span before it writes a row.
 """
