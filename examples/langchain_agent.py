@@ -35,7 +35,7 @@ class Hosted(SimpleChatModel):
 
 def say(store: str, text: str) -> None:
     """One run of the agent, in a process of its own."""
-    agent = create_agent(HMTChatModel(store=store, max_tokens=40))
+    agent = create_agent(HMTChatModel(store=store, max_tokens=24))
     print(f"> {text}\n{agent.invoke({'messages': [HumanMessage(text)]}, THREAD)['messages'][-1].text}\n", flush=True)
 
 

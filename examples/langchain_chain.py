@@ -23,7 +23,7 @@ QUESTION = "What is the door code of the office?"
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        model = HMTChatModel(store=folder, max_tokens=40)  # instead of ChatOpenAI(...)
+        model = HMTChatModel(store=folder, max_tokens=24)  # instead of ChatOpenAI(...)
         prompt = ChatPromptTemplate.from_messages([("system", "You are brief."), ("human", "{text}")])
         chain = prompt | model | StrOutputParser()
         config = {"configurable": {"session_id": "alice"}}
@@ -32,8 +32,10 @@ def main() -> None:
             for piece in chain.stream({"text": text}, config):
                 print(piece, end="", flush=True)
             print("\n")
-        retriever = HMTRetriever(store=folder, session_id="alice", k=1)
-        print("Recalled:", retriever.invoke("the door code")[0].page_content)
+        retriever = HMTRetriever(store=folder, session_id="alice", k=8)
+        print("Recalled for 'the door code', by weight:")
+        for passage in retriever.invoke("the door code"):
+            print(f"[{passage.metadata['attention_weight']:.2f}] {' '.join(passage.page_content.split())}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ QUESTION = "What happens to a session when the disk is full?"
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        retriever = HMTRetriever(store=folder, corpora=("readme",), k=4)
+        retriever = HMTRetriever(store=folder, corpora=("readme",), k=2)
         retriever.add_documents([Document(README.read_text(encoding="utf-8"), metadata={"source": README.name})])
-        model = HMTChatModel(store=folder, max_tokens=60)
+        model = HMTChatModel(store=folder, max_tokens=40)
         prompt = ChatPromptTemplate.from_template("{passages}\n\nAnswer from these passages: {question}")
         found = retriever.invoke(QUESTION)
         for one in found:

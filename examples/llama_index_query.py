@@ -38,11 +38,11 @@ def main() -> None:
         for name, text in HANDBOOK.items():
             Path("office", name).write_text(text, encoding="utf-8")
         documents = SimpleDirectoryReader("office").load_data()
-        engine = HMTQueryEngine.from_documents(documents, "handbook", llm=HMTLLM(store="memories", max_tokens=40))
+        engine = HMTQueryEngine.from_documents(documents, "handbook", llm=HMTLLM(store="memories", max_tokens=24))
         for question in QUESTIONS:
             response = engine.query(question)
             print(f"> {question}\n{response}")
-            for one in response.source_nodes[:2]:
+            for one in response.source_nodes:
                 print(f"  [{one.score:.2f}] {one.metadata['file_name']}: {' '.join(one.text.split())[:90]}")
             print()
         os.chdir("/")
