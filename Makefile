@@ -5,19 +5,26 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test coverage lint docs bench adapter clean
+.PHONY: demo test test-real coverage lint docs bench adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
 	$(BIN)/python examples/read_and_ask.py
 	$(BIN)/python examples/remember.py
 
+# WORKERS: how many processes share the tests; 0 runs them in one, in order.
+WORKERS ?= auto
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Those on the real model alone, or those of TESTS; HMT_DTYPE=float32 or bfloat16 chooses the precision.
+TESTS ?= tests
+test-real: .venv/ready
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m real $(TESTS)
 
 # The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.
 coverage: .venv/ready
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term:skip-covered
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hmt_memory import HMTModel
 
-THREADS = torch.get_num_threads()
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = max(1, torch.get_num_threads() // WORKERS)  # the cores are shared out among the workers
+os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for the processes that tests start
+MOST_WORKERS = 4  # each holds the real model
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
 @pytest.fixture(autouse=True)
 def threads(request: pytest.FixtureRequest) -> None:
-    """Tiny models run fastest on one thread, many times so on a busy machine; the real one wants them all."""
+    """Tiny models run fastest on one thread, many times so on a busy machine; the real one wants all that there are for this worker."""
     torch.set_num_threads(THREADS if request.node.get_closest_marker("real") else 1)
 
 
