@@ -1,6 +1,6 @@
-"""An answer being written from a view: its text piece by piece, the calls in it, and what came back for it.
+"""An answer being written from a view: its text piece by piece, the calls in it, and the passages recalled for it.
 
-Knows a generation and what it was asked in; what is stored of it is the session's.
+Knows a generation and its request; the session stores the answer.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 
 class Request:
-    """What an answer is asked in: which functions it may call, what form it has, what ends it.
+    """The request for an answer: the functions it may call, its form, its end.
 
     Args:
-        model: what answers. decoding: how tokens are chosen, and what ends the answer.
-        tools, schema: see `grammar.form_of`. tool_choice: see `grammar.tool_choice_of`.
+        model: the model that answers.
+        decoding: how tokens are chosen, and what ends the answer.
+        tools: functions in OpenAI's form, see `grammar.form_of`.
+        tool_choice: which of them may or must be called, see `grammar.tool_choice_of`.
+        schema: of a JSON answer.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Request:
 
 
 class Answer(Iterator[str]):
-    """An answer being written: iterate for pieces of its text. Functions that it calls are no text: `tool_calls` has them.
+    """An answer being written: iterate for pieces of its text. Calls of functions are not in the text but in `tool_calls`.
 
     When it is finished, `text`, `tool_calls`, `finish_reason` and `usage` are set.
     """
@@ -65,12 +68,12 @@ class Answer(Iterator[str]):
         raise StopIteration
 
     def _advance(self) -> str | None:
-        """The next free text, which may be none yet; None after the last."""
+        """Return the next free text, which may still be empty; None after the last."""
         if self._ended:
             return None
         piece = next(self._generation, None)
         if piece is None and not self._ended:
-            return None  # it failed before
+            return None  # the generation failed before
         free = self._speech.push(piece or "") + (self._speech.finish() if self._ended else "")
         self.text += free
         return free
@@ -97,7 +100,7 @@ class Answer(Iterator[str]):
 
     @property
     def usage(self) -> Usage:
-        """Tokens of what was asked, of the answer and of the view."""
+        """Tokens of the request, of the answer and of the view."""
         return self._generation.usage
 
     @property

@@ -16,11 +16,13 @@ def back_up(store: Storage, place: Path) -> None:
     """Copy a store into a folder.
 
     Args:
-        place: must not be there, or be empty.
+        store: the store to copy.
+        place: must not exist, or be empty.
 
     Raises:
-        InputError: the folder holds something. StoreError: it cannot be written. StoreDamagedError: what was copied is not
-        whole. No copy is left then.
+        InputError: the folder holds something.
+        StoreError: the folder cannot be written.
+        StoreDamagedError: the copy is not whole. No copy is left then.
     """
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise InputError(f"{place} is there already. Name a new folder for the copy.")

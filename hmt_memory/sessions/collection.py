@@ -1,4 +1,4 @@
-"""What sessions and corpora share: a row in a store, the model that reads into it, one reader at a time."""
+"""The common ground of sessions and corpora: a row in a store, the model that reads into it, one reader at a time."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class Collection:
 
     @property
     def kind(self) -> str:
-        """What it is: "session" or "corpus"."""
+        """Its kind: "session" or "corpus"."""
         return self._kind
 
     def version(self) -> tuple[int, int]:
-        """Two numbers that change: the first when something is rewritten or erased, the second with anything."""
+        """Return two numbers: the first changes when something is rewritten or erased, the second with any change."""
         with self._database.reading() as db:
             row = self._row(db)
         return row.epoch, row.revision
 
     def made_by(self) -> Fingerprint | None:
-        """The model that made the memory; None where nothing was added yet."""
+        """Return the fingerprint of the model that made the memory; None if nothing was added yet."""
         with self._database.reading() as db:
             return made_by(db, self._row(db))
 
@@ -71,13 +71,13 @@ class Collection:
         return row
 
     def _own_row(self, db: Transaction) -> CollectionRow:
-        """The row, if it is this model's."""
+        """Return the row, if it is this model's."""
         row = self._row(db)
         check_made_by(db, row, self._made_by)
         return row
 
     def _in_one_view(self, work: Callable[[], T]) -> T:
-        """Work on one view of the rows; where an index is ahead of it, on another one."""
+        """Work on one view of the rows; if an index is ahead of it, work again on a newer view."""
         deadline = time.monotonic() + self._database.timeout
         while True:
             try:
@@ -89,18 +89,22 @@ class Collection:
 
     @contextmanager
     def _stored_already(self) -> Iterator[None]:
-        """What fails to be written here is derived from what is on disk already, and made by the next call instead."""
+        """Log and swallow failures of derived writes: the rows are durable, the next call redoes the rest."""
         try:
             yield
         except StoreDamagedError:
             raise
         except (StoreError, SessionBusyError) as error:
-            level = logging.DEBUG if isinstance(error, SessionBusyError) else logging.WARNING  # whoever is at it reads it
+            level = logging.DEBUG if isinstance(error, SessionBusyError) else logging.WARNING  # the one who holds it reads it
             log.log(level, "%s %r is stored, but reading it into memory waits: %s", self._kind, self.name, error)
 
     @contextmanager
     def _reading(self, *, wait: bool = True) -> Iterator[None]:
-        """One reader at a time: threads queue, another process waits briefly. Raises SessionBusyError where it gives up."""
+        """Let one reader in at a time: threads queue, another process waits briefly.
+
+        Raises:
+            SessionBusyError: somebody else has been reading for too long.
+        """
         mutex = self._store.reading_mutex(self._id)
         if not mutex.acquire(blocking=wait):
             raise SessionBusyError(f"another thread is reading into {self._kind} {self.name!r}. Try again.")

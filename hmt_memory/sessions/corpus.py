@@ -1,7 +1,7 @@
 """A corpus: documents read once, each a stream of its own, to recall from in any session.
 
-Knows the model and the records; what takes no model is `stored_corpus`'s. A document is on disk before it is read; what a crash
-left unread is read by the next call.
+Knows the model and the records; `stored_corpus` does what takes no model. A document is on disk before it is read; if a crash
+left it unread, the next call reads it.
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ class Corpus(StoredCorpus):
 
         Args:
             documents: strings, dicts with "text" and optionally "name" and "metadata" (JSON), or (name, text) pairs.
-            replace_named: whether they take the place of documents of the same names, which are erased.
-            replacing: ids of documents that they take the place of; what is not there any more is no fault.
+            replace_named: whether they replace documents with the same names, which are erased.
+            replacing: ids of documents that they replace; unknown ids are ignored.
             progress: called with the tokens read so far and the tokens to read.
 
         Returns:
             The documents' ids, for `remove`.
 
         Raises:
-            InputError: a document has no text. SessionBusyError: another process is reading into this corpus. StoreError: the
-            disk is full or failing. Nothing is stored then.
+            InputError: a document has no text.
+            SessionBusyError: another process is reading into this corpus.
+            StoreError: the disk is full or failing. Nothing is stored then.
         """
         model = self._needs_model()
         bodies = [_body(document) for document in documents]
@@ -84,13 +85,19 @@ class Corpus(StoredCorpus):
         return [row.next_id + offset for offset in range(len(bodies))]
 
     def _replaced(self, db: Transaction, row: CollectionRow, names: Iterable[str], ids: Iterable[int]) -> list[DocumentRow]:
-        """The documents of these names, and those of these ids that are there."""
+        """Return the documents that have one of these names or ids."""
         named = [document for name in names for document in db.documents_named(row.id, name)]
-        known = [db.find_document(row.id, id) for id in set(ids)]
+        known = [db.find_document(row.id, number) for number in set(ids)]
         return list({document.id: document for document in [*named, *known] if document is not None}.values())
 
     def recall(self, query: str, top_k: int = 5, *, others: Sequence[Corpus] = ()) -> RecalledSegments:
-        """The segments a text remembers most; as `Session.recall`. `others`: corpora to recall from as well."""
+        """Return the segments a text remembers most, as `Session.recall` does.
+
+        Args:
+            query: what to recall for.
+            top_k: how many, at most.
+            others: corpora to recall from as well.
+        """
         return ranking.recall(self._needs_model(), self._sources(others), query, top_k)
 
     def ask(
@@ -106,11 +113,13 @@ class Corpus(StoredCorpus):
         """Answer one question from this corpus: an iterator of text pieces, with `.recalled`. Nothing is stored.
 
         Args:
-            others: corpora of the same model to recall from as well.
-            system: pinned instead of the template's own system text. schema: JSON schema of the answer.
+            question: what to answer.
+            *others: corpora of the same model to recall from as well.
+            system: pinned instead of the template's own system text.
+            schema: JSON schema of the answer.
             view: the view's budgets for this answer, instead of the model's.
             decoding: how tokens are chosen, and what ends the answer.
-            options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
+            **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
         Raises:
             InputError: the question or an option is impossible.
@@ -127,10 +136,8 @@ class Corpus(StoredCorpus):
         )
         return Answer(generation, memory)
 
-    # --- inside -----------------------------------------------------------------------------------------------------
-
     def _read_pending(self, progress: Progress | None = None) -> None:
-        """Read what is stored and not read yet, each document to its end."""
+        """Read documents that are stored but not read yet, each to its end."""
         model = self._needs_model()
         with self._database.reading() as db:
             volumes = self._store.shelf(self._own_row(db)).volumes
@@ -145,16 +152,16 @@ class Corpus(StoredCorpus):
                     progress(done, sum(unread))
 
     def _read_chunk(self, model: HMTModel, parts: Lineage) -> int:
-        """Read and store the next segments of a document; how many tokens they have."""
+        """Read and store the next segments of a document. Returns how many tokens they have."""
         tokens = lineage.size(parts)[1]
         with self._database.reading() as db:
-            self._own_row(db)  # it may have been deleted
+            self._own_row(db)  # raises if the corpus was deleted
             before = load_state(db, parts, model)
-            at = before.tokens - len(before.open_ids)
-            before = replace(before, open_ids=before.open_ids[:0], tokens=at)
-            ids = torch.from_numpy(lineage.tokens(db, parts, at, at + CHUNK_SEGMENTS * model.config.segment_length))
+            start = before.tokens - len(before.open_ids)
+            before = replace(before, open_ids=before.open_ids[:0], tokens=start)
+            ids = torch.from_numpy(lineage.tokens(db, parts, start, start + CHUNK_SEGMENTS * model.config.segment_length))
             digest = lineage.digest_at(db, parts, before.segments)
-        *_, after = read_on(model, ids, before, final=at + len(ids) == tokens)
+        *_, after = read_on(model, ids, before, final=start + len(ids) == tokens)
         with self._database.writing() as db:
             row = self._own_row(db)
             if lineage.segment_count(db, parts) == before.segments:
@@ -163,7 +170,7 @@ class Corpus(StoredCorpus):
         return len(ids)
 
     def _sources(self, others: Sequence[Corpus]) -> Sources[Any]:
-        """This corpus and others, each once, whatever was left unread."""
+        """Read what was left unread of this corpus and others; return them as sources, each once."""
         corpora = {corpus._id: corpus for corpus in (self, *others)}
         for corpus in corpora.values():
             with corpus._reading():
@@ -176,7 +183,14 @@ class Corpus(StoredCorpus):
 
 
 def corpus_shard(store: Storage, row: CollectionRow, model: HMTModel, made_by: str) -> CorpusShard:
-    """A corpus as recall sees it, as of one view of the rows; `made_by` is the model's digest."""
+    """Return a corpus as a shard that recall searches, as of one view of the rows.
+
+    Args:
+        store: holds the corpus.
+        row: the corpus.
+        model: decodes its tokens.
+        made_by: the model's digest.
+    """
     indexes = store.indexes(row, model, made_by)
     return CorpusShard(store.database, indexes, store.shelf(row), row.name, model.backbone.decode)
 
@@ -198,6 +212,6 @@ def _body(document: Any) -> dict[str, Any]:
 
 
 def name_of(text: str) -> str:
-    """What a document without a name is called: its first words."""
+    """Return the name of a document without one: its first words."""
     words = " ".join(text.split())
     return words if len(words) <= 40 else f"{words[:39]}…"

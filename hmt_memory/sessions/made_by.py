@@ -1,4 +1,4 @@
-"""Which model made the memory of a session or corpus, and what to do where that is another one. Imports no torch."""
+"""The model that made the memory of a session or corpus, and the remedy if it is another one. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ def made_by(db: Transaction, row: CollectionRow) -> Fingerprint | None:
 
 
 def check_made_by(db: Transaction, row: CollectionRow, fingerprint: Fingerprint) -> None:
-    """Raise ModelMismatchError if another model than that of `fingerprint` made the memory of a session or corpus."""
+    """Raise ModelMismatchError if another model made the memory of a session or corpus.
+
+    Args:
+        db: the transaction to look in.
+        row: the session or corpus.
+        fingerprint: of the model that wants to use it.
+    """
     stored = made_by(db, row)
     if stored is not None and stored.digest != fingerprint.digest:
         command = rebuild_command(row.kind, row.name, model=str(fingerprint.parts["backbone"]["name"]))
@@ -31,7 +37,14 @@ def check_made_by(db: Transaction, row: CollectionRow, fingerprint: Fingerprint)
 
 
 def mismatch(kind: str, name: str, what: str, command: str) -> ModelMismatchError:
-    """Make the error for a session or corpus whose memory `what` says another model made; `command` reads it anew."""
+    """Make the error for a session or corpus whose memory another model made.
+
+    Args:
+        kind: "session" or "corpus".
+        name: its name.
+        what: what shows that the model is another.
+        command: reads it again with the wanted model.
+    """
     return ModelMismatchError(
         f"the memory of {kind} {name!r} {what}, to which it means nothing. Open it with the model that made it, or read its "
         f"text anew with this one: {command}"
@@ -39,6 +52,12 @@ def mismatch(kind: str, name: str, what: str, command: str) -> ModelMismatchErro
 
 
 def rebuild_command(kind: str, name: str, **options: str) -> str:
-    """Write the command that reads a session or corpus anew, with options such as `model`, but for the default model."""
+    """Write the command that reads a session or corpus again.
+
+    Args:
+        kind: "session" or "corpus".
+        name: its name.
+        **options: such as `model`; the default model is left out.
+    """
     given = [part for key, value in options.items() if value != DEFAULT_MODEL for part in (f"--{key}", value)]
     return shlex.join(["hmt", "sessions" if kind == "session" else "corpora", "rebuild", name, *given])

@@ -39,8 +39,6 @@ class MemoryStore(Storage):
     def __repr__(self) -> str:
         return f"MemoryStore({str(self.folder)!r})"
 
-    # --- sessions ---------------------------------------------------------------------------------------------------
-
     @overload
     def session(self, name: str, model: HMTModel, *, view: ViewConfig | None = None) -> Session: ...
     @overload
@@ -50,13 +48,14 @@ class MemoryStore(Storage):
 
         Args:
             name: any text of up to 200 characters that can be printed on one line.
-            model: what reads and answers. Without one, an existing session can be looked at, forked, exported, and forgotten
+            model: reads and answers. Without one, an existing session can be looked at, forked, exported, and forgotten
                 from, and torch is not imported.
-            view: what its answers are conditioned on, instead of the model's own view.
+            view: the view of its answers, instead of the model's own.
 
         Raises:
-            ModelMismatchError: another model made its memory. SessionNotFoundError: it does not exist, and there is no model to
-            create it for. InputError: no such name is possible.
+            ModelMismatchError: another model made its memory.
+            SessionNotFoundError: it does not exist, and there is no model to create it for.
+            InputError: the name is impossible.
         """
         row = self._open("session", name, model)
         return StoredSession(self, row) if model is None else self.session_of(row, _viewed(model, view))
@@ -66,7 +65,18 @@ class MemoryStore(Storage):
     @overload
     def corpus(self, name: str, model: None = None) -> StoredCorpus: ...
     def corpus(self, name: str, model: HMTModel | None = None, *, view: ViewConfig | None = None) -> StoredCorpus:
-        """Create a corpus, or open it; as `session`."""
+        """Create a corpus, or open it.
+
+        Args:
+            name: as of a session.
+            model: reads and answers. Without one, an existing corpus can be looked at and documents removed.
+            view: the view of its answers, instead of the model's own.
+
+        Raises:
+            ModelMismatchError: another model made its memory.
+            SessionNotFoundError: it does not exist, and there is no model to create it for.
+            InputError: the name is impossible.
+        """
         row = self._open("corpus", name, model)
         return StoredCorpus(self, row) if model is None else self.corpus_of(row, _viewed(model, view))
 
@@ -86,15 +96,21 @@ class MemoryStore(Storage):
         return row
 
     def sessions(self) -> list[str]:
-        """The names of all sessions, sorted."""
+        """Return the names of all sessions, sorted."""
         return self._names("session")
 
     def corpora(self) -> list[str]:
-        """The names of all corpora, sorted."""
+        """Return the names of all corpora, sorted."""
         return self._names("corpus")
 
     def has(self, kind: str, name: str, opened: StoredSession | StoredCorpus | None = None) -> bool:
-        """Whether there is a "session" or "corpus" of that name; with `opened`, whether it is still that one."""
+        """Return whether there is a session or corpus of a name.
+
+        Args:
+            kind: "session" or "corpus".
+            name: its name.
+            opened: whether it is still this one; None: any.
+        """
         with self.database.reading() as db:
             row = db.find_collection(kind, normal(name))
         return row is not None and (opened is None or opened._id == row.id)
@@ -104,15 +120,15 @@ class MemoryStore(Storage):
             return [row.name for row in db.collections(kind)]
 
     def delete(self, name: str) -> None:
-        """Delete a session: rows, index, and the bytes in all files. What forks of it share stays theirs.
+        """Delete a session: rows, index, and the bytes in all files. Its forks keep what they share of it.
 
         Raises:
-            SessionNotFoundError: there is none of that name.
+            SessionNotFoundError: no session has that name.
         """
         self._delete("session", name)
 
     def delete_corpus(self, name: str) -> None:
-        """Delete a corpus likewise; sessions it was attached to go on without it."""
+        """Delete a corpus in the same way; sessions it was attached to go on without it."""
         self._delete("corpus", name)
 
     def _delete(self, kind: str, name: str) -> None:
@@ -123,20 +139,21 @@ class MemoryStore(Storage):
             self.drop_index(row.id)
             return row.id, erasure
 
-        id, erasure = self.database.erasing(work)
+        collection, erasure = self.database.erasing(work)
         self.finish_erasing(erasure)
-        self.database.forget_lock(f"{kind}-{id}")
+        self.database.forget_lock(f"{kind}-{collection}")
 
     def rename(self, name: str, new: str) -> None:
         """Give a session another name.
 
         Raises:
-            SessionNotFoundError: there is none of that name. SessionExistsError: the new name is taken.
+            SessionNotFoundError: no session has that name.
+            SessionExistsError: the new name is taken.
         """
         self._rename("session", name, new)
 
     def rename_corpus(self, name: str, new: str) -> None:
-        """Give a corpus another name likewise; sessions that it is attached to go on recalling from it."""
+        """Give a corpus another name; sessions that it is attached to go on recalling from it."""
         self._rename("corpus", name, new)
 
     def _rename(self, kind: str, name: str, new: str) -> None:
@@ -146,25 +163,36 @@ class MemoryStore(Storage):
             db.rename_collection(row, normal(new), erasure)
         self.finish_erasing(erasure)
 
-    # --- searching --------------------------------------------------------------------------------------------------
-
     def search(self, query: str, *, top_k: int = 10, names: Sequence[str] | None = None) -> list[FoundText]:
-        """The messages of all sessions that share most words with a query. Takes no model; reads all of their text.
+        """Return the messages of all sessions that share most words with a query. Takes no model; reads all of their text.
 
         Args:
-            top_k: how many. names: of the sessions to search; None: all.
+            query: its words count.
+            top_k: how many, at most.
+            names: of the sessions to search; None: all.
 
         Raises:
-            InputError: the query has no word. SessionNotFoundError: there is no such session.
+            InputError: the query has no word.
+            SessionNotFoundError: there is no such session.
         """
         chosen = self.sessions() if names is None else names
-        return lookup.best(query, [lookup.messages_as_found(one, self.session(one).messages()) for one in chosen], top_k)
+        return lookup.best(query, [lookup.messages_as_found(name, self.session(name).messages()) for name in chosen], top_k)
 
     def search_corpora(self, query: str, *, top_k: int = 10, names: Sequence[str] | None = None) -> list[FoundText]:
-        """The paragraphs of all corpora likewise; `names`: of the corpora to search."""
+        """Return the paragraphs of all corpora that share most words with a query. Takes no model.
+
+        Args:
+            query: its words count.
+            top_k: how many, at most.
+            names: of the corpora to search; None: all.
+
+        Raises:
+            InputError: the query has no word.
+            SessionNotFoundError: there is no such corpus.
+        """
         chosen = self.corpora() if names is None else names
         documents = [(name, document) for name in chosen for document in self.corpus(name).documents()]
-        return lookup.best(query, [lookup.paragraphs_as_found(*one) for one in documents], top_k)
+        return lookup.best(query, [lookup.paragraphs_as_found(*pair) for pair in documents], top_k)
 
     def import_session(
         self, path: str | Path, *, name: str | None = None, model: HMTModel | None = None, progress: Progress | None = None
@@ -172,18 +200,22 @@ class MemoryStore(Storage):
         """Add the session of an exported file, after checking all of it.
 
         Args:
-            name: another name for it. model: the session is opened for this model, and read anew where another made it.
+            path: the file.
+            name: another name for it.
+            model: opens the session, which is read again if another model made it; None: no model.
+            progress: called with the tokens read so far and the tokens to read.
 
         Raises:
-            StoreDamagedError: the file is not whole, or no export. SessionExistsError: the name is taken. InputError: no such
-            name is possible, or the model's template has no place for a message. Nothing is added then.
+            StoreDamagedError: the file is not whole, or not an export.
+            SessionExistsError: the name is taken.
+            InputError: the name is impossible, or the model's template has no place for a message. Nothing is added then.
         """
         row = archive.import_session(self, Path(path), name)
         if model is None:
             return StoredSession(self, row)
         try:
             return self._imported(row, model, progress)
-        except InputError:  # the model's template has no place for one of its messages
+        except InputError:  # the template has no place for one of its messages
             self.delete(row.name)
             raise
 
@@ -194,30 +226,28 @@ class MemoryStore(Storage):
             return self.session_of(row, model)
         return StoredSession(self, row).rebuild(model, progress=progress)
 
-    # --- checking ---------------------------------------------------------------------------------------------------
-
     def backup(self, folder: str | Path) -> None:
         """Write a copy of the whole store, as of one moment, into a folder, and verify it. Others may write meanwhile.
 
-        What can be made again is left out. The copy is a store like any other; what is forgotten later is still in it.
+        Indexes, which can be made again, are left out. The copy is a store like any other; messages forgotten later are still
+        in it.
 
         Args:
-            folder: must not be there, or be empty.
+            folder: must not exist, or be empty.
 
         Raises:
-            InputError: the folder holds something. StoreError: it cannot be written. StoreDamagedError: what was copied is not
-            whole. No copy is left then.
+            InputError: the folder holds something.
+            StoreError: the folder cannot be written.
+            StoreDamagedError: the copy is not whole. No copy is left then.
         """
         back_up(self, Path(folder).expanduser())
 
     def verify(self, name: str | None = None) -> Verification:
         """Read every row of a session (None: of everything, with SQLite's own check) and follow every digest.
 
-        Runs no model: that embeddings are those of their tokens is what `rebuild` makes sure of.
+        Runs no model: only `rebuild` makes sure that embeddings are those of their tokens.
         """
         return verify(self, name)
-
-    # --- for sessions and corpora -----------------------------------------------------------------------------------
 
     def session_of(self, row: CollectionRow, model: HMTModel) -> Session:
         """Return the session of a row for a model."""

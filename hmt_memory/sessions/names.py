@@ -1,4 +1,4 @@
-"""What a session or corpus may be called, and finding it by its name."""
+"""The names of sessions and corpora: which are allowed, and the search for one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\u
 
 
 def normal(name: str) -> str:
-    """Return a name as it is stored: what looks the same to a reader is the same name."""
+    """Return a name as it is stored: names that look the same to a reader are the same name."""
     return unicodedata.normalize("NFC", name) if isinstance(name, str) else name
 
 
@@ -31,13 +31,17 @@ def check_name(name: str) -> None:
 
 
 def find(db: Transaction, kind: str, name: str, *, folder: object) -> CollectionRow:
-    """Return the row of the session or corpus of that name.
+    """Return the row of the session or corpus of a name.
 
     Args:
-        db: where to look. kind: "session" or "corpus". name: what it is called. folder: of the store, for the error.
+        db: the transaction to look in.
+        kind: "session" or "corpus".
+        name: its name.
+        folder: of the store, for the error.
 
     Raises:
-        InputError: no such name is possible. SessionNotFoundError: there is none.
+        InputError: the name is impossible.
+        SessionNotFoundError: nothing has that name.
     """
     check_name(name)
     row = db.find_collection(kind, normal(name))
@@ -48,7 +52,17 @@ def find(db: Transaction, kind: str, name: str, *, folder: object) -> Collection
 
 
 def check_new(db: Transaction, kind: str, name: str) -> None:
-    """Raise InputError if nothing can be called so, SessionExistsError if something is."""
+    """Check that a name is possible and free.
+
+    Args:
+        db: the transaction to look in.
+        kind: "session" or "corpus".
+        name: the new name.
+
+    Raises:
+        InputError: the name is impossible.
+        SessionExistsError: the name is taken.
+    """
     check_name(name)
     if db.find_collection(kind, normal(name)) is not None:
         raise SessionExistsError(f"there is a {kind} {name!r} already. Choose another name, or delete it first.")

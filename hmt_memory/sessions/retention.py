@@ -1,7 +1,7 @@
-"""Which messages a session's limits leave no room for, and what time it is for that purpose. Knows rows; runs no model.
+"""The limits of a session: which messages are beyond them, and what time it is for that purpose. Knows rows; runs no model.
 
-A clock may be wrong, and what is forgotten does not come back. So time that has jumped is believed only once it has gone on
-from there, and a message counts as no younger than those said after it.
+A clock may be wrong, and forgotten messages do not come back. So a time that has jumped is believed only once the clock has
+gone on from there, and a message counts as no younger than those said after it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..store.rows import CollectionRow, MessageRow
 if TYPE_CHECKING:
     from ..store.transaction import Transaction
 
-_COUNT_SLACK, _AGE_SLACK = 0.25, 0.1  # of a limit, how much room is made ahead
-_CLOCK = "clock"  # the fact what time it was when limits were last looked at
+_COUNT_SLACK, _AGE_SLACK = 0.25, 0.1  # shares of a limit by which room is made ahead
+_CLOCK = "clock"  # the fact that holds the time when limits were last checked
 _JUMP_SECONDS = 30 * 86_400.0  # a clock that was not looked at for longer may be wrong
-_PROOF_SECONDS = 86_400.0  # it is believed once it has gone on for so long
-_NOTED_SECONDS = 3600.0  # how exactly it is noted
+_PROOF_SECONDS = 86_400.0  # a jump is believed once the clock has gone on for so long
+_NOTED_SECONDS = 3600.0  # the time is noted at most so often
 
 
 def believable(clock: dict[str, float], now: float) -> tuple[float, dict[str, float]]:
-    """Return the time that may be gone by, and what is to be noted of the clock.
+    """Return the time to go by, and what is to be noted of the clock.
 
     Args:
         clock: what was noted before: "last", the time gone by then; "jump", a time that has to prove itself.
@@ -41,7 +41,13 @@ def believable(clock: dict[str, float], now: float) -> tuple[float, dict[str, fl
 
 
 def time_of(db: Transaction, row: CollectionRow, now: float) -> tuple[float, str | None]:
-    """Return the time that limits go by, and the fact to note about the clock; None: that it was noted lately."""
+    """Return the time that limits go by, and the fact to note about the clock; None if it was noted lately.
+
+    Args:
+        db: the transaction to look in.
+        row: the session.
+        now: seconds since 1970, as the clock says.
+    """
     stored = db.fact(_CLOCK)
     before = json.loads(stored) if stored else {"last": row.updated_at}
     believed, after = believable(before, now)
@@ -50,30 +56,42 @@ def time_of(db: Transaction, row: CollectionRow, now: float) -> tuple[float, str
 
 
 def note(db: Transaction, clock: str | None) -> None:
-    """Note what was found about the clock."""
+    """Note a fact about the clock."""
     if clock is not None:
         db.set_fact(_CLOCK, clock)
 
 
 class Oldest(NamedTuple):
-    """When the oldest turn of a session was said, so that not all are looked at each time."""
+    """The time of a session's oldest turn, kept so that not all turns are looked at each time."""
 
     epoch: int
-    messages: int  # so many were looked at
+    messages: int  # the number of messages looked at
     time: float
 
 
 def oldest(db: Transaction, row: CollectionRow, known: Oldest | None) -> Oldest:
-    """Look at what was added since; at everything where nothing is known."""
+    """Look at the turns added since; at all of them if nothing is known.
+
+    Args:
+        db: the transaction to look in.
+        row: the session.
+        known: the last result; None: there is none.
+    """
     parts = lineage.of(db, row)
     known = Oldest(row.epoch, 0, float("inf")) if known is None or known.epoch != row.epoch else known
     return Oldest(row.epoch, lineage.size(parts)[0], min(known.time, lineage.earliest(db, parts, known.messages)))
 
 
 def beyond_limits(db: Transaction, row: CollectionRow, now: float, age: Oldest) -> set[int]:
-    """Return the ids of messages that a session's limits leave no room for; the system messages in force do not count.
+    """Return the ids of messages that are beyond a session's limits; the system messages in force do not count.
 
-    Forgetting re-reads what is kept, so a limit that is reached makes room at once for a share of it.
+    Forgetting re-reads the messages that stay, so a limit that is reached makes room at once for a share of it.
+
+    Args:
+        db: the transaction to look in.
+        row: the session.
+        now: the time to go by.
+        age: the time of the oldest turn.
     """
     limits = row.settings.get("retention", {})
     most, seconds = limits.get("messages"), limits.get("seconds")
@@ -82,7 +100,7 @@ def beyond_limits(db: Transaction, row: CollectionRow, now: float, age: Oldest) 
     count = lineage.size(parts)[0]
     too_many = most is not None and count - len(kept) > most
     too_old = seconds is not None and age.time < now - seconds
-    messages = [one.row for one in lineage.kept(db, parts, 0, count)] if too_many or too_old else []
+    messages = [message.row for message in lineage.kept(db, parts, 0, count)] if too_many or too_old else []
     return _gone([message for message in messages if message.id not in kept], limits, now)
 
 

@@ -1,7 +1,7 @@
-"""A session: one conversation that lasts. Add, reply, recall; what a call has done is on disk when it returns.
+"""A session: one conversation that lasts. Add, reply, recall; the changes of a call are on disk when it returns.
 
-Knows the model, the transcript and the stored history. What takes no model is `stored_session`'s, what is read and recalled
-`session_memory`'s.
+Knows the model, the transcript and the stored history. `stored_session` does what takes no model, `session_memory` reads and
+recalls.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..config import ViewConfig
     from ..store.transaction import Transaction
 
-_LATEST = 16  # messages among which what the user said last is looked for
+_LATEST = 16  # latest messages, searched for the user's last one
 
 
 class Session(SessionMemory):
@@ -44,18 +44,19 @@ class Session(SessionMemory):
         """Append messages and read them into memory. They are on disk when it returns.
 
         Args:
-            messages: dicts with "role" and "content" (str), and whatever else the chat template knows. System messages are
+            messages: dicts with "role" and "content" (str), and other fields that the chat template knows. System messages are
                 pinned instead of read; the latest call that has any replaces those of earlier calls.
-            replacing: id of a message that these take the place of, with all after it.
+            replacing: id of a message that these replace, with all after it.
             progress: called with the tokens read so far and the tokens to read.
 
         Returns:
             The messages' ids, for `forget` and `fork`.
 
         Raises:
-            InputError: malformed messages, or text that is not Unicode. BudgetError: the system prompt is over
-            `pinned_tokens`. SessionBusyError: another process is writing this session. StoreError: the disk is full or failing.
-            Nothing is stored then.
+            InputError: messages are malformed, or their text is not Unicode.
+            BudgetError: the system prompt is over `pinned_tokens`.
+            SessionBusyError: another process is writing this session.
+            StoreError: the disk is full or failing. Nothing is stored then.
         """
         told = validated(messages)
         self._needs_model()
@@ -99,23 +100,27 @@ class Session(SessionMemory):
     ) -> Reply:
         """Answer, as an iterator of text pieces. The answer is stored before the last piece is given out.
 
-        An answer that is abandoned leaves nothing behind, and neither do `messages`.
+        An abandoned answer leaves nothing behind, and neither do its `messages`.
 
         Args:
-            messages: what to answer, stored together with the answer; none: what was added before.
-            replacing: id of a message that this call takes the place of, with all after it: an edit, or another try. They are
+            messages: the messages to answer, stored together with the answer; none: those added before.
+            replacing: id of a message that this call replaces, with all after it: an edit, or another try. They are
                 forgotten when the answer is stored.
             tools: functions in OpenAI's form, pinned for this answer; those that the model calls are in `tool_calls`.
             tool_choice: None or "auto": the model decides; "none", "required", or the name of a function it must call; other
-                forms: `constrained.tool_choice_of`.
+                forms: `grammar.tool_choice_of`.
             schema: JSON schema of the answer.
             replay: whether recalled passages that are no longer visible are shown to the model.
             view: the view's budgets for this answer, instead of the session's.
             decoding: how tokens are chosen, and what ends the answer.
-            options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
+            **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
         Raises:
-            As `add`; InputError where there is nothing to answer; SessionNotFoundError: there is no message `replacing`.
+            InputError: messages or options are malformed, or there is nothing to answer.
+            BudgetError: the system prompt is over `pinned_tokens`.
+            SessionNotFoundError: there is no message `replacing`.
+            SessionBusyError: another process is writing this session.
+            StoreError: the disk is full or failing.
         """
         model = self._needs_model() if view is None else self._needs_model().with_view(view)
         told = validated(messages)
@@ -145,12 +150,10 @@ class Session(SessionMemory):
         )
         return Reply(self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing)
 
-    # --- rows -------------------------------------------------------------------------------------------------------
-
     def _append(
         self, db: Transaction, row: CollectionRow, batch: Batch, *, asked_at: float | None = None
     ) -> tuple[CollectionRow, list[int]]:
-        """Store messages behind the last one, all but an answer as of `asked_at` (None: now); the row and their ids."""
+        """Store messages behind the last one, all but an answer as of `asked_at` (None: now). Returns the row and their ids."""
         parts, now = lineage.of(db, row), self._store.now()
         answers = 0 if asked_at is None else 1  # the last
         times = [asked_at or now] * (len(batch.messages) - answers) + [now] * answers
@@ -161,7 +164,7 @@ class Session(SessionMemory):
         return db.update_collection(changed), [message.id for message in rows]
 
     def _as_it_follows(self, db: Transaction, row: CollectionRow, batch: Batch) -> Batch:
-        """Write messages as they follow what is stored now."""
+        """Write messages as they follow the stored ones."""
         return self._transcript.batch(batch.messages, first=not lineage.size(lineage.of(db, row))[1])
 
     def _check_pinned(self, batch: Sequence[Mapping[str, Any]]) -> None:
@@ -174,7 +177,7 @@ class Session(SessionMemory):
         return Draft(rewriting.rows_of(batch.messages, batch.stretches, end, snapshot.row.next_id, times), batch.ids)
 
     def _question(self, snapshot: Snapshot, draft: Draft) -> tuple[str, int | None]:
-        """What the user said last, whose words passages are looked for by, and the token where that begins."""
+        """Return the user's last message, whose words select passages, and the token where it begins."""
         said = [row for row in draft.rows if row.body["role"] == "user"]
         if not said:
             with self._unless_rewritten(snapshot), self._database.reading() as db:
@@ -183,10 +186,8 @@ class Session(SessionMemory):
             said = [row for row in latest if row.body["role"] == "user"]
         return (str(said[-1].body["content"] or ""), said[-1].tokens[0]) if said else ("", None)
 
-    # --- after an answer --------------------------------------------------------------------------------------------
-
     def _commit(self, reply: Reply, snapshot: Snapshot, generation: Generation) -> list[int]:
-        """Store what was asked and answered, and the segments that were read on the way; ids of the new messages."""
+        """Store request and answer, and the segments that were read on the way. Returns the ids of the new messages."""
         text = reply.text if self._transcript.has_template else reply.text.strip()
         answer: dict[str, Any] = {"role": "assistant", "content": text}
         if reply.tool_calls:
@@ -209,7 +210,7 @@ class Session(SessionMemory):
         return ids
 
     def _forget_from(self, db: Transaction, row: CollectionRow, snapshot: Snapshot) -> tuple[CollectionRow, int]:
-        """Forget what follows a snapshot, unless somebody has added to it since; the row afterwards and the erasure."""
+        """Forget what follows a snapshot, unless somebody has added to it since. Returns the row afterwards and the erasure."""
         if row != snapshot.row:
             raise SessionBusyError(
                 f"session {self.name!r} was added to meanwhile, so nothing was replaced and nothing was stored. Try again."
@@ -219,7 +220,7 @@ class Session(SessionMemory):
         return forgotten.row, forgotten.erasure
 
     def _erase_replaced(self, erasure: int | None) -> None:
-        """Overwrite what was replaced; what stands in the way of that is no reason to lose what took its place."""
+        """Overwrite replaced messages; a failure of that is logged, so that it does not lose the new ones."""
         if erasure is None:
             return
         try:
@@ -230,7 +231,7 @@ class Session(SessionMemory):
             log.warning("%s", error)
 
     def _after_reply(self) -> None:
-        """Close segments that the answer filled, if nobody else is reading; the next call does it otherwise."""
+        """Close segments that the answer filled, if nobody else is reading; otherwise the next call does it."""
         with self._stored_already():
             with self._reading(wait=False):
                 row = self._read_pending().row
@@ -257,9 +258,9 @@ class Reply(Answer):
         super().__init__(generation, memory, may_call=may_call)
         self._session, self._snapshot, self._asked, self._replacing = session, snapshot, asked, replacing
         self._asked_at = session._store.now()
-        self._erasure: int | None = None  # of what was replaced
-        self._left = False  # whether what comes after the answer was done
-        self.message_ids: list[int] = []  # of what was asked with this call, and of the answer
+        self._erasure: int | None = None  # of the replaced messages
+        self._left = False  # whether the work after the answer is done
+        self.message_ids: list[int] = []  # of the messages of this call, and of the answer
 
     def _advance(self) -> str | None:
         if self.message_ids and not self._left:
@@ -270,5 +271,5 @@ class Reply(Answer):
             if free is None or not self._ended:
                 return free
             self.message_ids = self._session._commit(self, self._snapshot, self._generation)
-        self._session._erase_replaced(self._erasure)  # before the last piece: who has it may not come back
+        self._session._erase_replaced(self._erasure)  # before the last piece: the caller may not come back for more
         return free

@@ -1,7 +1,7 @@
-"""What a session has read and recalls: its memory brought up to date with its rows, and what is recalled from it.
+"""A session's memory: brought up to date with its rows, and recalled from.
 
-Memory is a function of the stored tokens: what is not read yet, after a crash or behind a reply, is read by the next call that
-needs it.
+Memory is a function of the stored tokens. Tokens that are not read yet, after a crash or behind a reply, are read by the next
+call that needs them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Snapshot:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are stored."""
+        """The number of stored tokens."""
         return lineage.size(self.parts)[1]
 
 
@@ -63,38 +63,39 @@ class SessionMemory(StoredSession):
                 archive.settle(self._database, row, model)
 
     def recall(self, query: str, top_k: int = 5, *, before: int | None = None) -> RecalledSegments:
-        """The segments a text remembers most, of this conversation and the attached corpora, by falling weight.
+        """Return the segments a text remembers most, of this conversation and the attached corpora, by falling weight.
 
         Args:
+            query: what to recall for.
+            top_k: how many, at most.
             before: id of a message; only what was said before it is recalled. A question that was added already shares every
                 word with itself.
 
         Returns:
-            A list with `.coverage`: at least this share of the softmax over all segments fell on those preselected.
+            A list with `.coverage`: the least share of the softmax over all segments that fell on those preselected.
 
         Raises:
-            InputError: the query is empty or `top_k` below 1. SessionNotFoundError: there is no message `before`.
+            InputError: the query is empty or `top_k` below 1.
+            SessionNotFoundError: there is no message `before`.
         """
         model = self._needs_model()
         snapshot = self._within_limits()
         length = model.config.segment_length
         with self._unless_rewritten(snapshot):
-            # A segment that holds something said before counts, whatever else it holds.
+            # A segment counts if any of it was said before.
             asked_at = None if before is None else -(-self._place(snapshot, before)[1] // length) * length
             return ranking.recall(model, self._sources(snapshot, asked_at=asked_at), query, top_k)
 
     def latest(self) -> RecalledSegment | None:
-        """What was said last and fills no segment yet, so that nothing recalls it; its weight is 0."""
+        """Return the latest words, which fill no segment yet, so that nothing recalls them; their weight is 0."""
         with self._reading():
             snapshot = self._read_pending()
         with self._unless_rewritten(snapshot):
             cited = self._in_one_view(lambda: self._own_shard(snapshot).cite_open(snapshot.tokens))
         return ranking.segment(cited, 0.0, 1.0) if cited.text.strip() else None
 
-    # --- reading ----------------------------------------------------------------------------------------------------
-
     def _within_limits(self) -> Snapshot:
-        """The session as it is now, without what is beyond its limits."""
+        """Return the session as it is now, without messages beyond its limits."""
         with self._reading():
             snapshot = self._read_pending()
         if snapshot.row.settings.get("retention"):
@@ -104,7 +105,7 @@ class SessionMemory(StoredSession):
         return snapshot
 
     def _snapshot(self, *, anew: bool = False) -> Snapshot:
-        """The session as it is now; the one in memory, where nobody has written since."""
+        """Return the session as it is now: the snapshot in memory, if nobody has written since."""
         model = self._needs_model()
         known = None if anew else self._cache
         with self._database.reading() as db:
@@ -116,27 +117,27 @@ class SessionMemory(StoredSession):
         return known
 
     def _seen_by(self, snapshot: Snapshot, model: HMTModel) -> Snapshot:
-        """Load the same with as many recent tokens as the model's view has room for."""
+        """Load the snapshot's state with as many recent tokens as the model's view has room for."""
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             return replace(snapshot, state=load_state(db, snapshot.parts, model))
 
     def _before(self, snapshot: Snapshot, message: int, model: HMTModel | None = None) -> Snapshot:
-        """The session as it was before a message; its row is that of now."""
+        """Return the session as it was before a message; its row is the present one."""
         model = model or self._needs_model()
-        at, tokens = self._place(snapshot, message)
+        count, tokens = self._place(snapshot, message)
         with self._unless_rewritten(snapshot), self._database.reading() as db:
-            parts = lineage.until(snapshot.parts, at, tokens, tokens // model.config.segment_length)
+            parts = lineage.until(snapshot.parts, count, tokens, tokens // model.config.segment_length)
             return Snapshot(snapshot.row, parts, load_state(db, parts, model))
 
     def _place(self, snapshot: Snapshot, message: int) -> tuple[int, int]:
-        """How many messages, and how many tokens, come before a message."""
+        """Return how many messages, and how many tokens, come before a message."""
         with self._unless_rewritten(snapshot), self._database.reading() as db:
-            at = rewriting.positions(db, snapshot.row, snapshot.parts, [message])[message]
-            (row,) = lineage.messages(db, snapshot.parts, at, at + 1)
-        return at, row.tokens[0]
+            count = rewriting.positions(db, snapshot.row, snapshot.parts, [message])[message]
+            (row,) = lineage.messages(db, snapshot.parts, count, count + 1)
+        return count, row.tokens[0]
 
     def _read_pending(self, progress: Progress | None = None) -> Snapshot:
-        """Read what is stored and not read yet, inside `_reading`; the snapshot afterwards, which lacks no full segment."""
+        """Read stored tokens that are not read yet, inside `_reading`. Returns a snapshot that lacks no full segment."""
         model = self._needs_model()
         length, snapshot = model.config.segment_length, self._snapshot()
         first, last = snapshot.state.tokens, snapshot.tokens // length * length
@@ -152,20 +153,23 @@ class SessionMemory(StoredSession):
         return snapshot
 
     def _unread(self, snapshot: Snapshot) -> Tensor | None:
-        """Return the next tokens to read [t]; None: the session was rewritten, and where they were is out of date."""
-        at, most = snapshot.state.tokens, CHUNK_SEGMENTS * self._needs_model().config.segment_length
+        """Return the next tokens to read [t]; None: the session was rewritten, and their place is out of date."""
+        start, most = snapshot.state.tokens, CHUNK_SEGMENTS * self._needs_model().config.segment_length
         with self._database.reading() as db:
             if self._row(db).epoch != snapshot.row.epoch:
                 return None
-            return torch.from_numpy(lineage.tokens(db, snapshot.parts, at, at + most))
+            return torch.from_numpy(lineage.tokens(db, snapshot.parts, start, start + most))
 
     def _read_ahead(self, snapshot: Snapshot, batch: Batch) -> HMTState:
-        """Read the first chunk of what will be added: a model that cannot read it stores nothing."""
+        """Read the first chunk of messages before they are added: a model that cannot read them stores nothing."""
         ids = torch.tensor(batch.ids, dtype=torch.long)
         return next(read_on(self._needs_model(), ids, snapshot.state), snapshot.state)
 
     def _store_segments(self, snapshot: Snapshot, state: HMTState) -> Snapshot:
-        """Write what `state` has beyond the snapshot's, unless the session was rewritten; the snapshot afterwards."""
+        """Write the segments by which `state` is ahead of the snapshot, unless the session was rewritten.
+
+        Returns a new snapshot.
+        """
         with self._database.writing() as db:
             row = self._own_row(db)
             if row.epoch == snapshot.row.epoch:
@@ -174,17 +178,15 @@ class SessionMemory(StoredSession):
         return self._snapshot(anew=True)
 
     def _write_segments(self, db: Transaction, snapshot: Snapshot, state: HMTState) -> None:
-        """Write the segments that `state` has beyond the snapshot's, unless a session that shares them was first."""
+        """Write the segments by which `state` is ahead of the snapshot, unless a session that shares them was first."""
         if lineage.segment_count(db, snapshot.parts) != snapshot.state.segments:
             return
         digest = lineage.digest_at(db, snapshot.parts, snapshot.state.segments)
         rows = segment_rows(self._needs_model(), snapshot.state, state, digest)
         lineage.append_segments(db, snapshot.parts, rows)
 
-    # --- what is recalled from --------------------------------------------------------------------------------------
-
     def _own_shard(self, snapshot: Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> SessionShard:
-        """This session's own past as of the snapshot."""
+        """Return this session's own past as of the snapshot."""
         model, row = self._needs_model(), snapshot.row
         with self._database.reading() as db:
             own = volume(db, snapshot.parts, snapshot.state.segments)
@@ -195,22 +197,22 @@ class SessionMemory(StoredSession):
         return shard
 
     def _attached(self) -> list[Shard]:
-        """The attached corpora as they are now."""
+        """Return the attached corpora as they are now."""
         model = self._needs_model()
         with self._database.reading() as db:
             ids = self._row(db).settings.get("corpora", [])
-            corpora = [corpus for id in ids if (corpus := db.collection(id))]
+            corpora = [corpus for number in ids if (corpus := db.collection(number))]
             for corpus in corpora:
                 check_made_by(db, corpus, self._made_by)
             return [corpus_shard(self._store, corpus, model, self._made_by.digest) for corpus in corpora]
 
     def _sources(self, snapshot: Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> Sources[Any]:
-        """This session's own past as of the snapshot, then the attached corpora."""
+        """Return this session's own past as of the snapshot, then the attached corpora."""
         return lambda work: self._in_one_view(lambda: work([self._own_shard(snapshot, draft, asked_at), *self._attached()]))
 
     @contextmanager
     def _unless_rewritten(self, snapshot: Snapshot) -> Iterator[None]:
-        """Rows that are missing because the session was rewritten or deleted meanwhile are no damage."""
+        """Turn missing rows into SessionBusyError if the session was rewritten or deleted meanwhile: that is no damage."""
         try:
             yield
         except StoreDamagedError as error:

@@ -1,6 +1,6 @@
-"""What sessions and corpora stand on: the database of a folder, the indexes beside it, and erasing.
+"""The ground that sessions and corpora stand on: the database of a folder, the indexes beside it, and erasing.
 
-What it keeps in memory can be made again from the folder at any time: search indexes, and what is known of corpora.
+Everything it keeps in memory can be made again from the folder at any time: search indexes, and shelves of corpora.
 """
 
 from __future__ import annotations
@@ -44,15 +44,16 @@ class Storage:
 
     Args:
         folder: made if it does not exist.
-        index: what preselects memories: a FAISS `index_factory` string for inner product, with `;name=value` search parameters
+        index: preselects memories: a FAISS `index_factory` string for inner product, with `;name=value` search parameters
             after it. The default is exact.
         timeout: seconds to wait for another process that writes before `SessionBusyError`.
         clock: seconds since 1970, for tests.
-        read_only: whether to change nothing in the folder, which has to be there then.
-        index_bytes: memory that the indexes of all sessions and corpora may take together; those used least lately are let go.
+        read_only: whether to change nothing in the folder, which has to exist then.
+        index_bytes: memory that all indexes may take together; the least recently used are closed.
 
     Raises:
-        StoreError: the folder cannot be used, or a newer version wrote it. StoreDamagedError: it is not whole.
+        StoreError: the folder cannot be used, or a newer version wrote it.
+        StoreDamagedError: the store is not whole.
     """
 
     def __init__(
@@ -84,24 +85,22 @@ class Storage:
 
     def close(self) -> None:
         """Save the indexes and close the database. Sessions of this object must not be used afterwards."""
-        for id, indexes in list(self._indexes.items()):
-            self._save_index(id, indexes)
+        for collection, indexes in list(self._indexes.items()):
+            self._save_index(collection, indexes)
         self.database.close()
 
-    def _save_index(self, id: int, indexes: Indexes, *, always: bool = False) -> None:
-        """Save an index, unless its session or corpus was deleted or rewritten: nobody can do that meanwhile."""
+    def _save_index(self, collection: int, indexes: Indexes, *, always: bool = False) -> None:
+        """Save an index, unless its session or corpus was deleted or rewritten. Nobody can do that meanwhile."""
         if self.database.read_only:
             return
         try:
             with self.database.exclusive(), self.database.reading() as db:
-                row = db.collection(id)
+                row = db.collection(collection)
                 if row is not None:
                     for index in indexes:
                         index.save(db, shelf_of(db, row), always=always)
         except (SessionBusyError, StoreError) as error:
-            log.warning("the index of collection %d is not saved: %s", id, error)
-
-    # --- what makes sessions and corpora ----------------------------------------------------------------------------
+            log.warning("the index of collection %d is not saved: %s", collection, error)
 
     def session_of(self, row: CollectionRow, model: HMTModel) -> Any:
         """Return the session of a row for a model."""
@@ -112,39 +111,52 @@ class Storage:
         raise NotImplementedError
 
     def find(self, db: Transaction, kind: str, name: str) -> CollectionRow:
-        """Return the row of the session or corpus of that name. Raises SessionNotFoundError."""
+        """Return the row of a session or corpus.
+
+        Args:
+            db: the transaction to look in.
+            kind: "session" or "corpus".
+            name: its name.
+
+        Raises:
+            SessionNotFoundError: nothing has that name.
+        """
         return find(db, kind, name, folder=self.folder)
 
-    # --- indexes ----------------------------------------------------------------------------------------------------
-
     def indexes(self, row: CollectionRow, model: HMTModel, made_by: str) -> Indexes:
-        """Return what searches a session or corpus, opening it on first use; `made_by` is the model's digest."""
+        """Return the indexes of a session or corpus, opening them on first use.
+
+        Args:
+            row: the session or corpus.
+            model: its sizes and tokenizer shape the indexes.
+            made_by: the model's digest.
+        """
         with self._alone():
-            found = self._indexes.get(row.id)
-            if found is None:
+            opened = self._indexes.get(row.id)
+            if opened is None:
                 memory, vocabulary = self.index_paths(row.id)
                 width, slots = model.backbone.hidden_size, model.recalled_slots
                 others = model.slots - slots
-                found = self._indexes[row.id] = Indexes(
+                opened = self._indexes[row.id] = Indexes(
                     MemoryIndex(memory, width=width, slots=slots, others=others, factory=self._factory, made_by=made_by),
                     WordIndex(vocabulary, decode=model.backbone.decode, terms=lexical.terms, made_by=made_by),
                 )
             self._indexes.move_to_end(row.id)
             least = self._over_the_bound(row.id)
-        for id, indexes in least:
-            self._save_index(id, indexes)
-        return found
+        for collection, unused in least:
+            self._save_index(collection, unused)
+        return opened
 
     def _over_the_bound(self, used: int) -> list[tuple[int, Indexes]]:
-        """Let go of the indexes used least lately until the others fit into `index_bytes`; the one in `use` stays."""
-        taken = {id: sum(index.nbytes for index in indexes) for id, indexes in self._indexes.items()}
+        """Close the least recently used indexes until the others fit into `index_bytes`; the one in use stays."""
+        taken = {collection: sum(index.nbytes for index in indexes) for collection, indexes in self._indexes.items()}
         total, let_go = sum(taken.values()), []
-        for id in list(self._indexes):
-            if total <= self._index_bytes or id == used:
+        for collection in list(self._indexes):
+            if total <= self._index_bytes or collection == used:
                 break
-            total -= taken[id]
-            let_go.append((id, self._indexes.pop(id)))
-            self._shelves.pop(id, None)
+            total -= taken[collection]
+            let_go.append((collection, self._indexes.pop(collection)))
+            self._shelves.pop(collection, None)
         return let_go
 
     @contextmanager
@@ -156,18 +168,18 @@ class Storage:
             yield
 
     def index_paths(self, id: int) -> tuple[Path, Path]:
-        """Where the index of the memory embeddings and that of the words of a session or corpus are kept."""
+        """Return the files of the memory index and the word index of a session or corpus."""
         return self.folder / "indexes" / f"{id}.index", self.folder / "indexes" / f"{id}.words"
 
     def drop_index(self, id: int) -> None:
-        """Delete the indexes, on disk and in memory: what they were made of is about to change."""
+        """Delete the indexes, on disk and in memory, before their content changes."""
         with self._alone():
             self._indexes.pop(id, None)
             self._shelves.pop(id, None)
         self.drop_index_files(id)
 
     def drop_index_files(self, id: int) -> None:
-        """Delete the indexes' files: something that they were made of is about to be erased."""
+        """Delete the indexes' files, before some of their content is erased."""
         for path in self.index_paths(id):
             derived.remove(path)
 
@@ -181,14 +193,12 @@ class Storage:
         return known[1]
 
     def reading_mutex(self, id: int) -> threading.Lock:
-        """Threads that read into one session or corpus queue here."""
+        """Return the lock in which threads queue that read into one session or corpus."""
         with self._alone():
             return self._reading.setdefault((os.getpid(), id), threading.Lock())
 
-    # --- erasing ----------------------------------------------------------------------------------------------------
-
     def _take_up(self) -> None:
-        """Go on with what a crash has left; where that cannot be now, the next erasure or opening tries again."""
+        """Go on with what a crash has left; if that is impossible now, the next erasure or opening tries again."""
         try:
             self._end(self._unended())
         except (SessionBusyError, StoreError) as error:
@@ -199,8 +209,8 @@ class Storage:
             return _Unended(db.drafted(), db.erasures())
 
     def _end(self, begun: _Unended) -> None:
-        """Bring to an end what was begun and nobody is at any more."""
-        given_up = [erasure for id in begun.drafted for erasure in self._given_up(id)]
+        """Finish what was begun and nobody is working on any more."""
+        given_up = [erasure for session in begun.drafted for erasure in self._given_up(session)]
         for erasure in (*begun.erasures, *given_up):
             sweeping.take_up(self.database, erasure)
         with self.database.reading() as db:
@@ -208,15 +218,15 @@ class Storage:
         if half_rewritten:
             self._end_rewriting()
 
-    def _given_up(self, id: int) -> list[int]:
-        """The erasure of what was being written for a session, unless somebody is at it."""
+    def _given_up(self, session: int) -> list[int]:
+        """Return the erasures of a session's abandoned drafts, unless somebody is writing them."""
 
         def work(db: Transaction) -> int:
             erasure = db.begin_erasure()
-            rewriting.abandon_drafts(db, id, erasure)
+            rewriting.abandon_drafts(db, session, erasure)
             return erasure
 
-        with self._unless_held(f"session-{id}") as free:
+        with self._unless_held(f"session-{session}") as free:
             return [self.database.erasing(work)] if free else []
 
     def _end_rewriting(self) -> None:
@@ -226,7 +236,7 @@ class Storage:
 
     @contextmanager
     def _unless_held(self, lock: str) -> Iterator[bool]:
-        """Hold a lock that nobody holds; False: somebody does."""
+        """Hold a lock if nobody else does; yield whether it is held."""
         with ExitStack() as held:
             try:
                 held.enter_context(self.database.lock(lock, timeout=0))
@@ -236,12 +246,13 @@ class Storage:
             yield True
 
     def finish_erasing(self, erasure: int | None) -> None:
-        """Overwrite what was deleted, in steps between which others write: it is then in no file.
+        """Overwrite deleted content, in steps between which others write: it is then in no file.
 
-        What a crash of another process has left may hold the same content, and is brought to its end as well.
+        The remains of another process's crash may hold the same content, so they are erased as well.
 
         Raises:
-            SessionBusyError, StoreError: that could not be done; the message says when it is tried again.
+            SessionBusyError: somebody kept reading or writing; the message says when it is tried again.
+            StoreError: the disk is failing.
         """
         if erasure is None:
             return
@@ -258,13 +269,14 @@ class Storage:
             ) from error
 
     def compact(self) -> int:
-        """Rewrite the database without the room that erasing has left in it; return the bytes given back to the disk.
+        """Rewrite the database without the room that erasing has left in it. Returns the bytes given back to the disk.
 
-        That room is used again for what is added later, so this is for giving it back only. Nobody can write meanwhile: about
-        12 seconds a gigabyte of what is kept, which the disk needs room for once more.
+        That room is used again for later content, so this only serves to give it back. Nobody can write meanwhile: it takes
+        about 12 seconds a gigabyte of content, and the disk needs room for the content once more.
 
         Raises:
-            SessionBusyError: others kept writing. StoreFullError: there is no room for it.
+            SessionBusyError: others kept writing.
+            StoreFullError: there is no room for the new file.
         """
         before = self.database.size()
         with self.database.writing() as db:
@@ -279,16 +291,16 @@ class Storage:
             db.set_fact(_REWRITING, None)
 
     def vacant_bytes(self) -> int:
-        """Count the bytes of content that were erased and whose room nothing has taken yet."""
+        """Count the bytes of erased content whose room nothing has taken yet."""
         with self.database.reading() as db:
             return db.vacant_bytes()
 
 
 class _Unended(NamedTuple):
-    """What was begun and is not at its end."""
+    """Work that was begun and is not finished."""
 
-    drafted: list[int]  # sessions that something is being written for
+    drafted: list[int]  # sessions that a draft is being written for
     erasures: list[int]
 
 
-_REWRITING = "rewriting"  # the fact that room was given up in the database, which has to be rewritten before anything is erased
+_REWRITING = "rewriting"  # the fact that rows were dropped: the database must be rewritten before anything is erased

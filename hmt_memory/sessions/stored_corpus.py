@@ -1,4 +1,4 @@
-"""A corpus as it is stored: what can be looked at and removed without a model. `corpus` adds the model.
+"""A corpus as it is stored: looked at and changed without a model. `corpus` adds the model.
 
 Knows rows; imports no torch.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Document:
     """One document of a corpus."""
 
-    id: int  # what `Corpus.remove` takes; never given twice in a corpus
+    id: int  # `Corpus.remove` takes it; never given twice in a corpus
     name: str
     text: str
     created_at: datetime  # when it was added; UTC
@@ -38,28 +38,28 @@ class Document:
 class StoredCorpus(Collection):
     """Documents in a store, without a model; `MemoryStore.corpus` makes it.
 
-    Nothing can be added to it or recalled from it: `Corpus` does that, which has a model.
+    Nothing can be added to it or recalled from it: that takes a `Corpus`, which has a model.
     """
 
     def add_documents(self, *_: Any, **__: Any) -> Any:
-        """Add nothing: that takes a model. Raises InputError."""
+        """Raise InputError: adding takes a model."""
         self._needs_model()
 
     def recall(self, *_: Any, **__: Any) -> Any:
-        """Recall nothing: that takes a model. Raises InputError."""
+        """Raise InputError: recalling takes a model."""
         self._needs_model()
 
     def ask(self, *_: Any, **__: Any) -> Any:
-        """Answer nothing: that takes a model. Raises InputError."""
+        """Raise InputError: answering takes a model."""
         self._needs_model()
 
     def documents(self) -> list[Document]:
-        """All documents in the order they were added."""
+        """Return all documents in the order they were added."""
         with self._database.reading() as db:
             return [_document(row) for row in db.documents(self._row(db).id)]
 
     def stats(self) -> dict[str, Any]:
-        """Counts and times, ready for JSON."""
+        """Return counts and times, ready for JSON."""
         with self._database.reading() as db:
             row = self._row(db)
             shelf = self._store.shelf(row)
@@ -85,13 +85,13 @@ class StoredCorpus(Collection):
 
     def _remove(self, db: Transaction, ids: set[int]) -> int | None:
         row = self._row(db)
-        found = {id: db.find_document(row.id, id) for id in sorted(ids)}
-        if missing := [id for id, document in found.items() if document is None]:
+        documents = {number: db.find_document(row.id, number) for number in sorted(ids)}
+        if missing := [number for number, document in documents.items() if document is None]:
             raise SessionNotFoundError(f"corpus {self.name!r} has no document {', '.join(map(str, missing))}.")
-        return self._erase(db, row, [document for document in found.values() if document is not None])[1]
+        return self._erase(db, row, [document for document in documents.values() if document is not None])[1]
 
     def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> StoredCorpus:
-        """Read all documents anew with `model`.
+        """Read all documents again with `model`.
 
         Returns:
             The corpus for that model, a `Corpus`; this object is then out of date.
@@ -115,10 +115,8 @@ class StoredCorpus(Collection):
         opened: StoredCorpus = corpus
         return opened
 
-    # --- inside -----------------------------------------------------------------------------------------------------
-
     def _erase(self, db: Transaction, row: CollectionRow, documents: Sequence[DocumentRow]) -> tuple[CollectionRow, int | None]:
-        """Delete documents; the row afterwards, and the erasure to be finished after the transaction."""
+        """Delete documents. Returns the row afterwards, and the erasure to finish after the transaction."""
         if not documents:
             return row, None
         erasure = db.begin_erasure()

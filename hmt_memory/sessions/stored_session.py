@@ -1,4 +1,4 @@
-"""A session as it is stored: what can be looked at, forked, forgotten and exported without a model. `session` adds the model.
+"""A session as it is stored: looked at, forked, forgotten and exported without a model. `session` adds the model.
 
 Knows rows and the stored history; imports no torch.
 """
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 
 class Forgotten(NamedTuple):
-    """What `Session.forget` did."""
+    """The result of `Session.forget`."""
 
     messages: int
-    also_in: tuple[str, ...]  # sessions that share a forgotten message and keep it: forget it there too
+    also_in: tuple[str, ...]  # sessions that share a forgotten message and still keep it
 
 
 class StoredSession(Collection):
     """One conversation in a store, without a model; `MemoryStore.session` makes it.
 
-    Nothing can be added to it, answered or recalled: `Session` does that, which has a model.
+    Nothing can be added to it, answered or recalled: that takes a `Session`, which has a model.
     """
 
     def __init__(self, store: Storage, row: CollectionRow, model: HMTModel | None = None) -> None:
@@ -49,40 +49,38 @@ class StoredSession(Collection):
         self._oldest: retention.Oldest | None = None
 
     def add(self, *_: Any, **__: Any) -> Any:
-        """Add nothing: that takes a model. Raises InputError."""
+        """Raise InputError: adding takes a model."""
         self._needs_model()
 
     def reply(self, *_: Any, **__: Any) -> Any:
-        """Answer nothing: that takes a model. Raises InputError."""
+        """Raise InputError: answering takes a model."""
         self._needs_model()
 
     def recall(self, *_: Any, **__: Any) -> Any:
-        """Recall nothing: that takes a model. Raises InputError."""
+        """Raise InputError: recalling takes a model."""
         self._needs_model()
 
     def _read_pending(self, progress: Progress | None = None) -> object:
-        """Leave what is not read yet to the next call that has a model."""
+        """Leave unread tokens to the next call that has a model."""
         return None
 
-    # --- looking ----------------------------------------------------------------------------------------------------
-
     def messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
-        """The conversation in order, system messages included; [start, stop) as in a slice."""
+        """Return the conversation in order, system messages included; [start, stop) as in a slice."""
         with self._database.reading() as db:
             return [as_message(row) for row in lineage.messages(db, lineage.of(db, self._row(db)), start, stop)]
 
     def system(self) -> str:
-        """The system prompt in force; empty where the template's own is."""
+        """Return the system prompt in force; empty if it is the template's own."""
         with self._database.reading() as db:
             return "\n\n".join(rewriting.system_in_force(db, lineage.of(db, self._row(db))))
 
     def stats(self) -> dict[str, Any]:
-        """Counts, times and settings, ready for JSON."""
+        """Return counts, times and settings, ready for JSON."""
         with self._database.reading() as db:
             row = self._row(db)
             parts = lineage.of(db, row)
             messages, tokens = lineage.size(parts)
-            corpora = (db.collection(id) for id in row.settings.get("corpora", []))
+            corpora = (db.collection(number) for number in row.settings.get("corpora", []))
             return {
                 "name": row.name,
                 "messages": messages,
@@ -95,16 +93,16 @@ class StoredSession(Collection):
                 "retention": row.settings.get("retention", {}),
             }
 
-    # --- rewriting --------------------------------------------------------------------------------------------------
-
     def fork(self, name: str, *, upto: int | None = None) -> Self:
-        """A new session that shares this one's past and goes its own way from here.
+        """Make a new session that shares this one's past and goes its own way from here.
 
         Args:
+            name: of the new session.
             upto: id of the last message to share; None: all.
 
         Raises:
-            SessionExistsError: the name is taken. SessionNotFoundError: there is no such message.
+            SessionExistsError: the name is taken.
+            SessionNotFoundError: there is no such message.
         """
         with self._database.writing() as db:
             check_new(db, "session", name)
@@ -114,12 +112,16 @@ class StoredSession(Collection):
     def forget(self, message_ids: Sequence[int], *, progress: Progress | None = None) -> Forgotten:
         """Erase messages for good: rows, every embedding that saw them, index entries, and the bytes in all files.
 
-        What came after is kept and read again, as if they had never been said; without a model, by the next call that has one.
-        The erasure comes first and is durable before the reading begins.
+        Later messages are kept and read again, as if the forgotten ones had never been said; without a model, by the next call
+        that has one. The erasure comes first and is durable before the reading begins.
+
+        Args:
+            message_ids: of the messages.
+            progress: called with the tokens read so far and the tokens to read.
 
         Raises:
-            SessionNotFoundError: an id is not in this session; nothing is forgotten then. SessionBusyError: another process is
-            writing.
+            SessionNotFoundError: an id is not in this session; nothing is forgotten then.
+            SessionBusyError: another process is writing.
         """
         ids = set(message_ids)
         if not ids:
@@ -136,7 +138,7 @@ class StoredSession(Collection):
         return forgotten
 
     def _finish(self, erasure: int) -> None:
-        """Overwrite what was erased, and join what that has split."""
+        """Overwrite erased content, and join streams that the rewriting has split."""
         self._store.finish_erasing(erasure)
         with self._database.reading() as db:
             row = db.collection(self._id)
@@ -145,7 +147,7 @@ class StoredSession(Collection):
             self._database.erasing(lambda db: rewriting.compact(db, self._row(db)))
 
     def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> StoredSession:
-        """Read the stored conversation anew with `model`: from its tokens, or from its text where they mean other text.
+        """Read the stored conversation again with `model`: from its tokens, or from its text if they differ for the model.
 
         Returns:
             The session for that model, a `Session`; this object is then out of date.
@@ -165,24 +167,25 @@ class StoredSession(Collection):
         """Let this session recall from corpora of the same store, read by the same model.
 
         Raises:
-            SessionNotFoundError: there is no such corpus. ModelMismatchError: another model read it.
+            SessionNotFoundError: there is no such corpus.
+            ModelMismatchError: another model read it.
         """
         with self._database.writing() as db:
-            found = [self._store.find(db, "corpus", name) for name in corpora]
-            for corpus in found if self._model is not None else ():
+            attached = [self._store.find(db, "corpus", name) for name in corpora]
+            for corpus in attached if self._model is not None else ():
                 check_made_by(db, corpus, self._made_by)
-            self._set(db, corpora=sorted({*self._row(db).settings.get("corpora", []), *(corpus.id for corpus in found)}))
+            self._set(db, corpora=sorted({*self._row(db).settings.get("corpora", []), *(corpus.id for corpus in attached)}))
 
     def detach(self, *corpora: str) -> None:
-        """The opposite of `attach`."""
+        """Let this session no longer recall from corpora."""
         with self._database.writing() as db:
             gone = {self._store.find(db, "corpus", name).id for name in corpora}
-            self._set(db, corpora=[id for id in self._row(db).settings.get("corpora", []) if id not in gone])
+            self._set(db, corpora=[number for number in self._row(db).settings.get("corpora", []) if number not in gone])
 
     def set_retention(self, *, messages: int | None = None, age: timedelta | None = None) -> None:
         """Keep at most so many messages, and none older than `age`; None: no limit. The rest is forgotten, now and from now on.
 
-        Forgetting the oldest re-reads what is kept, so a quarter (by count) or a tenth (by age) is forgotten ahead. The system
+        Forgetting the oldest re-reads the others, so a quarter (by count) or a tenth (by age) is forgotten ahead. The system
         messages in force do not count and are kept.
 
         Raises:
@@ -203,10 +206,8 @@ class StoredSession(Collection):
         """
         archive.export_session(self._database, self._id, Path(path))
 
-    # --- inside -----------------------------------------------------------------------------------------------------
-
     def _without_index(self, row: CollectionRow) -> CollectionRow:
-        """Delete the index of what is about to change, in the transaction that changes it."""
+        """Delete the index of a session that is about to change, in the transaction that changes it."""
         self._store.drop_index(row.id)
         return row
 
@@ -215,7 +216,7 @@ class StoredSession(Collection):
         return db.update_collection(replace(row, settings={**row.settings, **settings}))
 
     def _apply_retention(self, row: CollectionRow, *, asked: bool = False) -> None:
-        """Forget what is beyond the limits; `asked`: by somebody who knows what time it is."""
+        """Forget messages beyond the limits; `asked`: a person who knows the time asks for it."""
         if not row.settings.get("retention"):
             return
         with self._database.reading() as db:
@@ -227,12 +228,12 @@ class StoredSession(Collection):
         if not self._beyond_limits(now):
             return
         with self._reading():
-            if due := self._beyond_limits(now):  # others may have forgotten them meanwhile
+            if due := self._beyond_limits(now):  # others may have forgotten them
                 self._forget(due)
             self._read_pending()
 
     def _beyond_limits(self, now: float) -> set[int]:
-        """Ids of the messages that the limits leave no room for."""
+        """Return the ids of the messages beyond the limits."""
         with self._database.reading() as db:
             row = self._row(db)
             self._oldest = retention.oldest(db, row, self._oldest)

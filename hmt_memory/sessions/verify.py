@@ -1,4 +1,4 @@
-"""Checking a whole store, or one session of it: every row is read, and every digest followed. Runs no model."""
+"""The check of a whole store, or of one session: every row is read, and every digest followed. Runs no model."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class Verification(NamedTuple):
-    """What `MemoryStore.verify` found."""
+    """The findings of `MemoryStore.verify`."""
 
-    problems: list[str]  # what is wrong with the record, one line each; empty: it is whole
-    notes: list[str]  # what will be repaired by itself, such as a stale index
+    problems: list[str]  # faults of the record, one line each; empty: it is whole
+    notes: list[str]  # faults that repair themselves, such as a stale index
 
     @property
     def ok(self) -> bool:
-        """Whether the record is whole."""
+        """True if the record is whole."""
         return not self.problems
 
 
@@ -48,11 +48,11 @@ def verify(storage: Storage, name: str | None = None) -> Verification:
     return Verification(problems, notes)
 
 
-def _verify(storage: Storage, id: int, notes: list[str]) -> None:
+def _verify(storage: Storage, collection: int, notes: list[str]) -> None:
     with storage.database.reading() as db:
-        row = db.collection(id)
+        row = db.collection(collection)
         if row is None:
-            return  # it was deleted meanwhile
+            return  # deleted meanwhile
         if row.model is not None:
             stored = db.model(row.model)
             if digest_of(stored.parts) != stored.digest:
@@ -73,26 +73,26 @@ def _verify(storage: Storage, id: int, notes: list[str]) -> None:
 
 
 def _verify_messages(messages: list[MessageRow], *, has_messages: bool, tokens: int) -> None:
-    at, ids = 0, set()
+    end, ids = 0, set()
     for message in messages:
-        if message.tokens[0] != at or not at <= message.content[0] <= message.content[1] <= message.tokens[1]:
+        if message.tokens[0] != end or not end <= message.content[0] <= message.content[1] <= message.tokens[1]:
             raise StoreDamagedError(f"message {message.id} is not where the one before it ends")
         if message.id in ids:
             raise StoreDamagedError(f"message {message.id} is there twice")
         ids.add(message.id)
-        at = message.tokens[1]
-    if has_messages and at != tokens:
+        end = message.tokens[1]
+    if has_messages and end != tokens:
         raise StoreDamagedError("its messages and its tokens do not end together")
 
 
 def _verify_segments(db: Transaction, parts: Lineage, count: int) -> None:
-    tokens, digest, at = lineage.size(parts)[1], b"", 0
+    tokens, digest, end = lineage.size(parts)[1], b"", 0
     for start in range(0, tokens, lineage.TOKENS_PER_ROW):
         lineage.tokens(db, parts, start, start + lineage.TOKENS_PER_ROW)
     for row in lineage.segments(db, parts, 0, count):
         digest = chain(digest, row.tokens, row.memory, row.keys)
-        if digest != row.digest or row.tokens[0] != at:
+        if digest != row.digest or row.tokens[0] != end:
             raise StoreDamagedError(f"segment {row.seq} does not follow from the one before it. Rebuild the session or corpus")
-        at = row.tokens[1]
-    if at > tokens:
+        end = row.tokens[1]
+    if end > tokens:
         raise StoreDamagedError("its segments go beyond its tokens")

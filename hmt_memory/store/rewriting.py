@@ -1,7 +1,7 @@
-"""Rewriting a stored conversation: fork, forget, move it to another model. Knows rows and stretches; runs no model.
+"""Rewriting of a stored conversation: fork, forget, move it to another model. Knows rows and stretches; runs no model.
 
-Messages are never changed in place. What follows a forgotten message moves to a new stream that continues the old one at
-the cut, and rows that nobody shows any more are deleted.
+Messages are never changed in place. Messages behind a forgotten one move to a new stream that continues the old one at the
+cut, and rows that nobody shows any more are deleted.
 """
 
 from __future__ import annotations
@@ -24,24 +24,42 @@ if TYPE_CHECKING:
 
 
 def positions(db: Transaction, row: CollectionRow, parts: Lineage, ids: Iterable[int]) -> dict[int, int]:
-    """Where messages stand. Raises SessionNotFoundError if one is not in the session."""
+    """Return the places of messages in a session.
+
+    Args:
+        db: the transaction to look in.
+        row: the session, for the message of an error.
+        parts: its lineage.
+        ids: of the messages.
+
+    Raises:
+        SessionNotFoundError: a message is not in the session.
+    """
     wanted = set(ids)
-    found = lineage.positions(db, parts, wanted)
-    if missing := sorted(wanted - set(found)):
+    places = lineage.positions(db, parts, wanted)
+    if missing := sorted(wanted - set(places)):
         raise SessionNotFoundError(
             f"session {row.name!r} has no message {', '.join(map(str, missing))}. List them: messages() or hmt sessions show."
         )
-    return found
+    return places
 
 
 def fork(db: Transaction, row: CollectionRow, name: str, upto: int | None, *, now: float) -> CollectionRow:
-    """A new session whose stream continues that of `row` after message `upto` (None: after its last)."""
+    """Make a new session whose stream continues another's.
+
+    Args:
+        db: the transaction to write in.
+        row: the session that is continued.
+        name: of the new session.
+        upto: id of the last message to share; None: all.
+        now: seconds since 1970, UTC.
+    """
     parts = lineage.of(db, row)
     messages, tokens = lineage.size(parts)
     if upto is not None:
-        at = positions(db, row, parts, [upto])[upto]
-        (last,) = lineage.messages(db, parts, at, at + 1)
-        messages, tokens = at + 1, last.tokens[1]
+        place = positions(db, row, parts, [upto])[upto]
+        (last,) = lineage.messages(db, parts, place, place + 1)
+        messages, tokens = place + 1, last.tokens[1]
     stream = lineage.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
     new = db.add_collection("session", name, stream=stream, now=now)
     return db.update_collection(replace(new, model=row.model, next_id=row.next_id, settings=row.settings))
@@ -56,12 +74,12 @@ class Forgotten(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How a session is rewritten."""
+    """A plan of how to rewrite a session."""
 
-    messages: int  # so many stay where they are
+    messages: int  # the number of messages that stay in place
     tokens: int
     transfer: Callable[[Transaction, Lineage, int, int, int], None]  # appends messages [start, stop) to a stream
-    settle: Callable[[Transaction, CollectionRow], CollectionRow]  # makes what else changes of the session's row
+    settle: Callable[[Transaction, CollectionRow], CollectionRow]  # makes the other changes of the session's row
     sharing: tuple[str, ...] = ()
 
 
@@ -71,8 +89,10 @@ def forget(
     """Erase messages of a session and every segment that saw them, inside the session's own lock.
 
     Args:
-        id: of the session. ids: of the messages.
-        settle: makes what else changes of the session's row.
+        database: holds the session.
+        id: of the session.
+        ids: of the messages.
+        settle: makes the other changes of the session's row.
 
     Raises:
         SessionNotFoundError: the session or one of the messages is not there.
@@ -89,19 +109,28 @@ def move(
     anew: bool = False,
     settle: Callable[[CollectionRow], CollectionRow] = lambda row: row,
 ) -> Forgotten:
-    """Give a session to a model, nothing read yet: the same tokens, or the text anew where they mean other text.
+    """Give a session to a model, nothing read yet: the same tokens, or its text written again if they mean other text.
 
     Args:
+        database: holds the session.
         id: of the session, whose lock is held.
-        transcript: how the model writes messages. made_by: the model's fingerprint.
-        anew: whether to write the text anew in any case.
-        settle: makes what else changes of the session's row.
+        transcript: how the model writes messages.
+        made_by: the model's fingerprint.
+        anew: whether to write the text again in any case.
+        settle: makes the other changes of the session's row.
     """
     return _rewrite(database, id, lambda db, row: _moving(db, row, transcript, made_by, anew, settle))
 
 
 def cut(db: Transaction, row: CollectionRow, messages: int, tokens: int) -> Forgotten:
-    """Erase what follows so many messages and tokens of a session."""
+    """Erase everything after so many messages and tokens of a session.
+
+    Args:
+        db: the transaction to write in.
+        row: the session.
+        messages: that stay.
+        tokens: that stay.
+    """
     parts = lineage.of(db, row)
     sharing = _sharing(db, row, parts, range(messages, lineage.size(parts)[0]))
     stream = lineage.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
@@ -109,19 +138,19 @@ def cut(db: Transaction, row: CollectionRow, messages: int, tokens: int) -> Forg
 
 
 def compact(db: Transaction, row: CollectionRow) -> CollectionRow:
-    """Join what rewriting has split; who goes by the places of before is told that the session was rewritten."""
+    """Join streams that rewriting has split. The epoch changes, so that readers of the old places notice."""
     joined = lineage.compact(db, row)
     return row if joined == row else db.update_collection(replace(joined, epoch=joined.epoch + 1))
 
 
-_TOGETHER = 256  # messages that one transaction moves: others wait for no more
+_TOGETHER = 256  # messages that one transaction moves, so that others wait briefly
 
 
-def _rewrite(database: Backend, id: int, plan_of: Callable[[Transaction, CollectionRow], _Plan]) -> Forgotten:
-    """Write a session's new stream in short transactions, then let it take the place of the old one in one."""
+def _rewrite(database: Backend, session: int, plan_of: Callable[[Transaction, CollectionRow], _Plan]) -> Forgotten:
+    """Write a session's new stream in short transactions, then put it in place of the old one in one."""
     while True:
         with database.reading() as db:
-            row = _existing(db, id)
+            row = _existing(db, session)
             plan, parts = plan_of(db, row), lineage.of(db, row)
         draft, done = None, plan.messages
         while lineage.size(parts)[0] - done > _TOGETHER:
@@ -135,15 +164,15 @@ def _rewrite(database: Backend, id: int, plan_of: Callable[[Transaction, Collect
             return result
 
 
-def _existing(db: Transaction, id: int) -> CollectionRow:
-    row = db.collection(id)
+def _existing(db: Transaction, session: int) -> CollectionRow:
+    row = db.collection(session)
     if row is None:
         raise SessionNotFoundError("the session was deleted.")
     return row
 
 
 def _advance(db: Transaction, *, row: CollectionRow, parts: Lineage, plan: _Plan, draft: int | None, done: int) -> int | None:
-    """Write the next messages of a draft; return its stream, or None: the session was rewritten meanwhile."""
+    """Write the next messages of a draft. Returns its stream; None if the session was rewritten meanwhile."""
     if _existing(db, row.id).epoch != row.epoch:
         return None
     if draft is None:
@@ -159,7 +188,7 @@ def _begin(db: Transaction, row: CollectionRow, parts: Lineage, plan: _Plan) -> 
 
 
 def _complete(db: Transaction, *, row: CollectionRow, plan: _Plan, draft: int | None, done: int) -> Forgotten | None:
-    """Write what is left, as the session is now, and switch to it; None: it was rewritten meanwhile."""
+    """Write the rest, as the session is now, and switch to it. Returns None if it was rewritten meanwhile."""
     now = _existing(db, row.id)
     if now.epoch != row.epoch:
         return None
@@ -179,9 +208,14 @@ def _switched(db: Transaction, row: CollectionRow, stream: int, sharing: tuple[s
 
 
 def abandon_drafts(db: Transaction, id: int, erasure: int) -> None:
-    """Give up what is, or was, being written for a session; an erasure sweeps it away.
+    """Give up the drafts of a session; an erasure sweeps them away.
 
-    What a draft holds is the session's content, too: none of that is erased as long as there is the draft.
+    A draft holds the session's content, too: none of that is erased as long as the draft exists.
+
+    Args:
+        db: the transaction to write in.
+        id: of the session.
+        erasure: sweeps the drafts.
     """
     for stream in db.drafts(id):
         db.remove_draft(stream)
@@ -198,7 +232,7 @@ def _forgetting(db: Transaction, row: CollectionRow, ids: set[int], settle: Call
         start = list(db.model(row.model).parts["start_ids"])
 
     def transfer(db: Transaction, parts: Lineage, stream: int, low: int, high: int) -> None:
-        kept = [one for one in lineage.kept(db, parts, low, high) if one.row.id not in gone]
+        kept = [message for message in lineage.kept(db, parts, low, high) if message.row.id not in gone]
         if start and not db.stream(stream).tokens:
             kept = _without_start(db, parts, kept, start)
         lineage.append_kept(db, stream, kept)
@@ -237,9 +271,11 @@ def rows_of(
     """Make the rows of the messages of one call.
 
     Args:
-        messages, stretches: one for each.
+        messages: bodies of messages.
+        stretches: one for each.
         end: how many messages, and how many tokens, stand in the stream before them.
-        first_id: of the first; the others count on from there. times: when each was said, in seconds since 1970.
+        first_id: of the first; the others count on from there.
+        times: when each was said, in seconds since 1970.
     """
     rows = [
         MessageRow(0, first_id + offset, first_id, body["role"] in SYSTEM_ROLES, body, time, (0, 0), (0, 0))
@@ -249,27 +285,46 @@ def rows_of(
 
 
 def stored_stretches(db: Transaction, parts: Lineage, messages: Sequence[MessageRow]) -> list[Stretch]:
-    """Return the stretches of messages as they are stored."""
-    found = []
+    """Return the stretches of messages as they are stored.
+
+    Args:
+        db: the transaction to read in.
+        parts: the lineage.
+        messages: some of its messages.
+    """
+    stretches = []
     for message in messages:
         start, stop = message.tokens
         content = (message.content[0] - start, message.content[1] - start)
-        found.append(Stretch(lineage.tokens(db, parts, start, stop).tolist(), content))
-    return found
+        stretches.append(Stretch(lineage.tokens(db, parts, start, stop).tolist(), content))
+    return stretches
 
 
 def placed(messages: Sequence[MessageRow], stretches: Sequence[Stretch], end: tuple[int, int]) -> list[MessageRow]:
-    """Give messages the places and spans that they have in a stream of so many messages and tokens (`end`) before them."""
-    (seq, at), rows = end, []
+    """Give messages the places and spans that they have in a stream.
+
+    Args:
+        messages: rows without places.
+        stretches: one for each.
+        end: how many messages, and how many tokens, stand in the stream before them.
+    """
+    (seq, start), rows = end, []
     for offset, (message, stretch) in enumerate(zip(messages, stretches, strict=True)):
-        content = (at + stretch.content[0], at + stretch.content[1])
-        rows.append(message._replace(seq=seq + offset, tokens=(at, at + len(stretch.ids)), content=content))
-        at += len(stretch.ids)
+        content = (start + stretch.content[0], start + stretch.content[1])
+        rows.append(message._replace(seq=seq + offset, tokens=(start, start + len(stretch.ids)), content=content))
+        start += len(stretch.ids)
     return rows
 
 
 def append(db: Transaction, stream: int, rows: Sequence[MessageRow], stretches: Sequence[Stretch]) -> None:
-    """Append messages, whose places and spans are those at the end of a stream, to the stream."""
+    """Append messages to the end of a stream.
+
+    Args:
+        db: the transaction to write in.
+        stream: the stream.
+        rows: with the places and spans that they get there.
+        stretches: one for each.
+    """
     lineage.append_messages(db, stream, rows, as_array([token for stretch in stretches for token in stretch.ids]))
 
 
@@ -279,6 +334,7 @@ def system_in_force(db: Transaction, parts: Lineage) -> list[str]:
 
 
 def in_force(db: Transaction, parts: Lineage) -> list[MessageRow]:
+    """Return the system messages that are pinned: those of the latest call that added any."""
     latest: list[MessageRow] = []
     for message in lineage.pinned(db, parts):
         if latest and message.batch != latest[0].batch:
@@ -288,26 +344,26 @@ def in_force(db: Transaction, parts: Lineage) -> list[MessageRow]:
 
 
 def _segments(db: Transaction, row: CollectionRow, tokens: int) -> int:
-    """How many segments are full after so many tokens."""
+    """Return how many segments are full after so many tokens."""
     if row.model is None:
         return 0
     return tokens // int(db.model(row.model).parts["config"]["segment_length"])
 
 
 def _without_start(db: Transaction, parts: Lineage, messages: Sequence[Kept], start: Sequence[int]) -> list[Kept]:
-    """Messages that now begin a stream: the first goes without the start token that every view begins with."""
-    found = list(messages)
-    at = next((at for at, one in enumerate(found) if one.tokens), None)
-    if at is not None:
-        ids = lineage.tokens(db, parts, *found[at].row.tokens)
+    """Return messages that now begin a stream, the first of them without the start token that every view begins with."""
+    shortened = list(messages)
+    number = next((number for number, message in enumerate(shortened) if message.tokens), None)
+    if number is not None:
+        ids = lineage.tokens(db, parts, *shortened[number].row.tokens)
         if ids[: len(start)].tolist() == list(start):
-            found[at] = lineage.shortened(db, found[at], ids, len(start))
-    return found
+            shortened[number] = lineage.shortened(db, shortened[number], ids, len(start))
+    return shortened
 
 
 def _sharing(db: Transaction, row: CollectionRow, parts: Lineage, seqs: Iterable[int]) -> tuple[str, ...]:
-    """Names of other sessions that show a message of those at `seqs`."""
-    first: dict[int, int] = {}  # of each stream's own messages among them
+    """Return the names of other sessions that show one of the messages at `seqs`."""
+    first: dict[int, int] = {}  # the first of them in each stream
     for seq in sorted(seqs, reverse=True):
         first |= {part.stream: seq for part in parts if part.messages[0] <= seq < part.messages[1]}
     names = {name for stream, seq in first.items() for name in db.showing(stream, seq, besides=row.id)}

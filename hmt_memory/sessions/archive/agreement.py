@@ -1,6 +1,6 @@
-"""Whether the tokens of an imported session say what its messages say, which takes the model that will use them.
+"""The comparison of an imported session's tokens with its messages, which takes the model that will use them.
 
-An import is marked until then. Where they disagree, they are written anew from the messages, and their memory is not used.
+An import is marked until then. If they disagree, the tokens are written again from the messages, and their memory is not used.
 """
 
 from __future__ import annotations
@@ -26,19 +26,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("hmt_memory")
 UNVERIFIED = "unverified"  # the setting of a session whose tokens no model has compared with its messages
-_TOGETHER = 32  # messages that are looked at, or written, at once
+_TOGETHER = 32  # messages that are read or written at once
 _ANSWERED = {"role", "content", "tool_calls", "id"}  # the fields of an answer
 _INCOMPLETE, _CUT_OFF = "\ufffd", 3  # a byte of a character that is not whole; how many an answer may end with
 
 
 def settle(database: Backend, row: CollectionRow, model: HMTModel) -> CollectionRow:
-    """Make sure that the tokens of a session say what its messages say, if it was imported and nobody has yet; its row.
+    """Make sure, once after an import, that the tokens of a session say what its messages say. Returns the session's row.
 
     To be called before `model` uses a session's tokens or memory, inside the session's own lock. A store that is read-only
-    stays as it is, where they agree.
+    stays as it is, if they agree.
+
+    Args:
+        database: holds the session.
+        row: the session.
+        model: the model that is going to use it.
 
     Raises:
-        InputError: the model's template has no place for a message. StoreError: they disagree, and the store is read-only.
+        InputError: the model's template has no place for a message.
+        StoreError: they disagree, and the store is read-only.
     """
     while row.settings.get(UNVERIFIED):
         if not _agrees(database, row, model):
@@ -65,7 +71,7 @@ def _verified(row: CollectionRow) -> CollectionRow:
 
 
 def _written_anew(database: Backend, row: CollectionRow, model: HMTModel) -> CollectionRow:
-    """The same messages in the model's own tokens, nothing read yet."""
+    """Write the same messages in the model's own tokens; nothing is read yet."""
     log.warning("the tokens of session %r do not say what its messages say: they are written anew from the messages.", row.name)
     made_by = fingerprint(model)
     moved = rewriting.move(database, row.id, Transcript(model.backbone), made_by, anew=True, settle=_verified)
@@ -89,12 +95,12 @@ def _agrees(database: Backend, row: CollectionRow, model: HMTModel) -> bool:
 
 def _blocks(db: Transaction, parts: Lineage) -> Iterator[list[MessageRow]]:
     count = lineage.size(parts)[0]
-    for at in range(0, count, _TOGETHER):
-        yield lineage.messages(db, parts, at, min(at + _TOGETHER, count))
+    for start in range(0, count, _TOGETHER):
+        yield lineage.messages(db, parts, start, min(start + _TOGETHER, count))
 
 
 class _Sayings:
-    """Whether stretches say what messages say: what the transcript writes of them, or a generated answer's own tokens."""
+    """A comparison of stretches with messages: each must be the transcript's own writing, or a generated answer's tokens."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone, self._transcript = backbone, Transcript(backbone)
@@ -114,7 +120,7 @@ class _Sayings:
             return None
 
     def _answers(self, stretch: Stretch, body: Mapping[str, Any], first: bool) -> bool:
-        """Whether it is an answer: framed as one, of this text, with no token in it that no text shows."""
+        """Return whether a stretch is an answer: framed as one, with this text, and without tokens that no text shows."""
         if body["role"] != "assistant" or not set(body) <= _ANSWERED:
             return False
         ids = stretch.ids[slice(*stretch.content)]
@@ -125,8 +131,8 @@ class _Sayings:
     def _says(self, ids: Sequence[int], body: Mapping[str, Any]) -> bool:
         text, calls, content = self._backbone.decode(ids), [], body["content"] or ""
         if body.get("tool_calls"):
-            text, found = parse_calls(text)
-            calls = [(call.name, call.arguments) for call in found]
+            text, parsed = parse_calls(text)
+            calls = [(call.name, call.arguments) for call in parsed]
         if not self._transcript.has_template:
             text = text.strip()
         left = text[len(content) :]
@@ -134,6 +140,6 @@ class _Sayings:
         return whole and calls == [called(call) for call in body.get("tool_calls") or ()]
 
     def _is_hidden(self, token: int) -> bool:
-        """Whether a token, such as one that ends a turn, leaves no trace in a text."""
+        """Return whether a token, such as one that ends a turn, leaves no trace in a text."""
         bare, around = [*self._letter, *self._letter], [*self._letter, token, *self._letter]
         return token in self._backbone.end_ids or self._backbone.decode(around) == self._backbone.decode(bare)

@@ -21,9 +21,13 @@ from .manifest import Manifest, Stated
 
 BLOCK_BYTES = 1 << 16
 _FILES = (layout.MANIFEST, *layout.CONTENT)
-_HEADER, _ENTRY = 30, 46  # bytes of a file's header and of its entry in the directory, at least
+_HEADER, _ENTRY = 30, 46  # least bytes of a file's header and of its entry in the directory
 _MOST_DIRECTORY_BYTES = 1 << 13
-_END, _LOCATOR, _END_64 = "<4s4H2LH", "<4sLQL", "<4sQ2H2L4Q"  # of the directory; the latter two in files over 2 GiB
+_END, _LOCATOR, _END_64 = (
+    "<4s4H2LH",
+    "<4sLQL",
+    "<4sQ2H2L4Q",
+)  # structures at the directory's end; the last two in files over 2 GiB
 _ENCRYPTED = 0x1
 _DAMAGE = (Unfit, zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError)
 
@@ -37,7 +41,7 @@ class Part:
         self._digest = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes. Raises Unfit where there are not so many."""
+        """Return the next `size` bytes. Raises Unfit if there are not so many."""
         check(size <= self._left, f"{self.name} is not whole")
         try:
             data = self._member.read(size)
@@ -51,12 +55,12 @@ class Part:
         return data
 
     def blocks(self, size: int = BLOCK_BYTES) -> Iterator[bytes]:
-        """The rest, `size` bytes at a time."""
+        """Yield the rest, `size` bytes at a time."""
         while self._left:
             yield self.read(min(size, self._left))
 
     def lines(self) -> Iterator[bytes]:
-        """The rest, line by line, each without its end."""
+        """Yield the rest line by line, each without its end."""
         rest = bytearray()
         for block in self.blocks():
             first, *others = block.split(b"\n")
@@ -68,7 +72,7 @@ class Part:
         check(not rest, f"the last line of {self.name} has no end")
 
     def finish(self) -> None:
-        """Raises Unfit unless all was read, and was what the manifest says."""
+        """Raise Unfit unless all was read, and was what the manifest says."""
         check(not self._left and self._digest.hexdigest() == self._expected, f"{self.name} is not whole")
 
 
@@ -79,7 +83,7 @@ class Archive:
     """An exported session in an open file: its manifest, and the other files to be read in pieces, as often as needed.
 
     Raises:
-        Unfit: it is not such a file, or its sizes do not fit one another.
+        Unfit: the file is not an exported session, or its sizes do not fit one another.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -89,7 +93,7 @@ class Archive:
         except ValueError as error:
             raise Unfit(f"its ZIP directory is damaged: {error}") from error
         members = self._zip.infolist()
-        check(sorted(one.filename for one in members) == sorted(_FILES), f"its files are not {', '.join(_FILES)}")
+        check(sorted(member.filename for member in members) == sorted(_FILES), f"its files are not {', '.join(_FILES)}")
         _check_places(members, length)
         for member in members:
             _check_packing(member)
@@ -105,7 +109,7 @@ class Archive:
 
     @contextmanager
     def part(self, name: str) -> Iterator[Part]:
-        """One of the other files, all of which must be read inside."""
+        """Open one of the other files, all of which must be read inside."""
         with self._zip.open(name) as member:
             part = Part(name, member, self.manifest.files[name])
             yield part
@@ -114,10 +118,11 @@ class Archive:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Archive]:
-    """The exported session at `path`; what is found wrong with it inside is raised as one error.
+    """Open the exported session at `path`; anything found wrong with it inside is raised as one error.
 
     Raises:
-        StoreError: it cannot be read. StoreDamagedError: it is not whole, or beyond a limit of the format.
+        StoreError: the file cannot be read.
+        StoreDamagedError: the file is not whole, or beyond a limit of the format.
     """
     try:
         with _open(path) as file:
@@ -131,38 +136,38 @@ def opened(path: Path) -> Iterator[Archive]:
 
 def _open(path: Path) -> IO[bytes]:
     try:
-        check(path.is_file() or not path.exists(), "it is no file")  # a pipe would wait, or never end
+        check(path.is_file() or not path.exists(), "it is no file")  # a pipe might wait, or never end
         return path.open("rb")
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}. Check the path.") from error
 
 
 def _directory_at(file: IO[bytes]) -> int:
-    """Where the ZIP directory begins; it is the end of the file, and small."""
+    """Return the position of the ZIP directory, which must end the file and be small."""
     end, locator, end_64 = struct.calcsize(_END), struct.calcsize(_LOCATOR), struct.calcsize(_END_64)
     length = file.seek(0, 2)
     file.seek(max(0, length - end - locator - end_64))
     tail = file.read().rjust(end + locator + end_64, b"\0")
     mark, _, _, _, entries, size, _, comment = struct.unpack(_END, tail[-end:])
     check(mark == b"PK\5\6" and not comment, "it does not end with a ZIP directory")
-    at = length - end
+    start = length - end
     mark, _, place, _ = struct.unpack(_LOCATOR, tail[-end - locator : -end])
     if mark == b"PK\6\7":
-        at -= locator + end_64
+        start -= locator + end_64
         mark, _, _, _, _, _, _, entries, size, _ = struct.unpack(_END_64, tail[:end_64])
-        check(mark == b"PK\6\6" and place == at, "its ZIP directory is damaged")
+        check(mark == b"PK\6\6" and place == start, "its ZIP directory is damaged")
     check(entries == len(_FILES), f"its files are not {', '.join(_FILES)}")
     check(size <= _MOST_DIRECTORY_BYTES, "its ZIP directory is larger than that of four files")
-    return at - int(size)
+    return start - int(size)
 
 
 def _check_places(members: list[zipfile.ZipInfo], end: int) -> None:
-    """Raises Unfit if files overlap one another or the directory."""
-    at = 0
-    for member in sorted(members, key=lambda one: one.header_offset):
-        check(member.header_offset >= at, "its files overlap")
-        at = member.header_offset + _HEADER + len(member.filename) + member.compress_size
-    check(at <= end, "its files overlap")
+    """Raise Unfit if files overlap one another or the directory."""
+    position = 0
+    for member in sorted(members, key=lambda member: member.header_offset):
+        check(member.header_offset >= position, "its files overlap")
+        position = member.header_offset + _HEADER + len(member.filename) + member.compress_size
+    check(position <= end, "its files overlap")
 
 
 def _check_packing(member: zipfile.ZipInfo) -> None:
@@ -177,5 +182,5 @@ def _check_packing(member: zipfile.ZipInfo) -> None:
 
 
 def fair(packed: int, size: int) -> bool:
-    """Whether a file that unpacks to `size` bytes may be packed into so few."""
+    """Return whether a file that unpacks to `size` bytes may be packed into so few."""
     return size <= max(layout.SMALL_BYTES, layout.MOST_RATIO * packed)

@@ -1,6 +1,6 @@
-"""Writing a session into one file: row by row, in one view of the store, so that its length does not matter.
+"""Export of a session into one file: row by row, in one view of the store, so that its length does not matter.
 
-Knows the rows and the file; what may stand in it is `layout`'s.
+Knows the rows and the file; `layout` says what may stand in it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from ...store.transaction import Transaction
 
 _MESSAGES, _TOKENS, _SEGMENTS = 32, 1 << 16, 64  # rows fetched at once
-_TIME = (1980, 1, 1, 0, 0, 0)  # ZIP's own: the same session gives the same file
+_TIME = (1980, 1, 1, 0, 0, 0)  # always the same, so that the same session gives the same file
 _LARGE = 1 << 30  # bytes from which on a file in a ZIP may need 64-bit sizes
 
-Content = Mapping[str, Callable[[], Iterator[bytes]]]  # what each file holds, to be gone through as often as needed
+Content = Mapping[str, Callable[[], Iterator[bytes]]]  # the content of each file, readable as often as needed
 
 
 class _Measured(NamedTuple):
@@ -40,13 +40,18 @@ class _Measured(NamedTuple):
 
 
 def export_session(database: Backend, id: int, path: Path) -> None:
-    """Write the session of that id to `path`, replacing it whole or not at all. Only its owner can read the file.
+    """Write a session to `path`, replacing the file whole or not at all. Only its owner can read the file.
 
     A link at `path` is replaced, not followed.
 
+    Args:
+        database: holds the session.
+        id: of the session.
+        path: the file.
+
     Raises:
-        SessionNotFoundError: it was deleted. StoreError: the file cannot be written, or the session is beyond a limit of the
-        format.
+        SessionNotFoundError: the session was deleted.
+        StoreError: the file cannot be written, or the session is beyond a limit of the format.
     """
     with database.reading() as db:
         row = db.collection(id)
@@ -56,8 +61,8 @@ def export_session(database: Backend, id: int, path: Path) -> None:
         content = _content(db, parts)
         try:
             measured = {name: _measured(blocks()) for name, blocks in content.items()}
-            for name, found in measured.items():
-                layout.check(found.bytes <= layout.MOST_BYTES, f"{name} would be over {layout.MOST_BYTES >> 30} GiB")
+            for name, size in measured.items():
+                layout.check(size.bytes <= layout.MOST_BYTES, f"{name} would be over {layout.MOST_BYTES >> 30} GiB")
             manifest = json.dumps(_manifest(db, row, parts, measured), indent=2, ensure_ascii=False).encode()
             layout.check(len(manifest) <= layout.MOST_MANIFEST_BYTES, "its manifest would be too large")
         except layout.Unfit as error:
@@ -71,17 +76,17 @@ def _content(db: Transaction, parts: Lineage) -> Content:
     segments = lineage.segment_count(db, parts)
 
     def lines() -> Iterator[bytes]:
-        for at in range(0, count, _MESSAGES):
-            block = lineage.messages(db, parts, at, min(at + _MESSAGES, count))
+        for start in range(0, count, _MESSAGES):
+            block = lineage.messages(db, parts, start, min(start + _MESSAGES, count))
             yield b"".join(messages.written(message) for message in block)
 
     def ids() -> Iterator[bytes]:
-        for at in range(0, tokens, _TOKENS):
-            yield lineage.tokens(db, parts, at, min(at + _TOKENS, tokens)).astype("<u4").tobytes()
+        for start in range(0, tokens, _TOKENS):
+            yield lineage.tokens(db, parts, start, min(start + _TOKENS, tokens)).astype("<u4").tobytes()
 
     def memory() -> Iterator[bytes]:
-        for at in range(0, segments, _SEGMENTS):
-            yield b"".join(row.memory for row in lineage.segments(db, parts, at, min(at + _SEGMENTS, segments)))
+        for start in range(0, segments, _SEGMENTS):
+            yield b"".join(row.memory for row in lineage.segments(db, parts, start, min(start + _SEGMENTS, segments)))
 
     return {layout.MESSAGES: lines, layout.TOKENS: ids, layout.MEMORY: memory}
 
@@ -111,12 +116,12 @@ def _manifest(db: Transaction, row: CollectionRow, parts: Lineage, measured: Map
         "messages": count,
         "tokens": tokens,
         "segments": lineage.segment_count(db, parts),
-        "files": {name: {"bytes": found.bytes, "sha256": found.sha256} for name, found in measured.items()},
+        "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in measured.items()},
     }
 
 
 def _model(row: ModelRow) -> dict[str, Any]:
-    """What made the memory; its name, which may be any path and is no part of the digest, in printable characters."""
+    """Describe the model that made the memory; its name, which may be any path and is not in the digest, is made printable."""
     name = "".join(char if char.isprintable() else "?" for char in row.parts["backbone"]["name"])
     return {"digest": row.digest, "parts": {**row.parts, "backbone": {**row.parts["backbone"], "name": name}}}
 
@@ -136,7 +141,7 @@ def _write(file: IO[bytes], manifest: bytes, content: Content, measured: Mapping
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that only its owner can read and that takes the place of `path`; what the system says is a StoreError."""
+    """Open a file that only its owner can read and that replaces `path`; the system's errors become StoreError."""
     try:
         with replacing(path, private=True) as file:
             yield file

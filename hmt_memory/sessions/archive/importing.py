@@ -1,4 +1,4 @@
-"""Adding an exported session to a store: a pass that checks all of the file, then one that copies it into rows.
+"""Import of an exported session into a store: a pass that checks all of the file, then one that copies it into rows.
 
 The first needs no lock. The second is one transaction, and hashes again what it reads: a file that changes in between leaves
 nothing behind. Neither holds more than a block or the largest message.
@@ -27,17 +27,24 @@ if TYPE_CHECKING:
     from ...store.transaction import Transaction
     from ..storage import Storage
 
-_BATCH_BYTES = 1 << 16  # of messages and their tokens that are stored together
+_BATCH_BYTES = 1 << 16  # messages and their tokens that are stored together
 
 
 def import_session(store: Storage, path: Path, name: str | None) -> CollectionRow:
-    """Add the session of an exported file under `name` (None: its own); its row.
+    """Add the session of an exported file. Returns its row.
 
     Its tokens are not compared with its messages here, which takes the model: `settle` does it before a model uses them.
 
+    Args:
+        store: where it is added.
+        path: the file.
+        name: of the new session; None: its own.
+
     Raises:
-        StoreError: the file cannot be read. StoreDamagedError: it is not whole. SessionExistsError: the name is taken.
-        InputError: nothing can be called so. Nothing is stored then.
+        StoreError: the file cannot be read.
+        StoreDamagedError: the file is not whole.
+        SessionExistsError: the name is taken.
+        InputError: the name is impossible. Nothing is stored then.
     """
     with opened(path) as archive:
         wanted = normal(archive.manifest.name if name is None else name)
@@ -50,7 +57,7 @@ def import_session(store: Storage, path: Path, name: str | None) -> CollectionRo
 
 
 def _check(archive: Archive) -> None:
-    """Raises Unfit unless every file is what the manifest says, and can be stored."""
+    """Raise Unfit unless every file is what the manifest says, and can be stored."""
     model = archive.manifest.model
     with archive.part(layout.MESSAGES) as part:
         for _ in read_messages(part.lines(), archive.manifest):
@@ -109,8 +116,8 @@ def _copy_memory(db: Transaction, archive: Archive, stream: int, model: Model) -
         for first in range(0, archive.manifest.segments, together):
             numbers = range(first, min(first + together, archive.manifest.segments))
             rows = []
-            for at in numbers:
-                span, memory = (at * model.segment_length, (at + 1) * model.segment_length), part.read(size)
+            for number in numbers:
+                span, memory = (number * model.segment_length, (number + 1) * model.segment_length), part.read(size)
                 digest = chain(digest, span, memory, None)
-                rows.append(SegmentRow(at, span, memory, None, digest))
+                rows.append(SegmentRow(number, span, memory, None, digest))
             lineage.append_segments(db, parts, rows)

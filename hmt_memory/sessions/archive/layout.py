@@ -1,6 +1,6 @@
-"""Names and limits of an exported session, and the JSON that it may hold. Knows no row and no ZIP file.
+"""The names and limits of an exported session, and the JSON that it may hold. Knows no row and no ZIP file.
 
-The limits bound what an import takes, whatever a file says; an export keeps to them as well.
+The limits bound the size of an import, whatever a file says; an export keeps to them as well.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ FORMAT, VERSION = "hmt-session", 1
 MANIFEST, MESSAGES, TOKENS, MEMORY = "manifest.json", "messages.jsonl", "tokens.u32", "memory.f16"
 CONTENT = (MESSAGES, TOKENS, MEMORY)  # the files beside the manifest
 
-MOST_BYTES = 1 << 33  # of one file, unpacked: a year of talk is a thousandth of it
-MOST_RATIO, SMALL_BYTES = 100, 1 << 20  # unpacked to packed size, of a file that unpacks to more than the latter
+MOST_BYTES = 1 << 33  # largest file, unpacked: a year of talk is a thousandth of it
+MOST_RATIO, SMALL_BYTES = 100, 1 << 20  # largest ratio of sizes, in files that unpack to more than the latter
 MOST_MANIFEST_BYTES = 1 << 16
 MOST_MESSAGE_BYTES = 1 << 24  # of one line of messages.jsonl
 MOST_SEGMENT_BYTES = 1 << 24  # of the memory of one segment
 MOST_VALUES, MOST_STRINGS, MOST_DEPTH = 1 << 16, 1 << 17, 100  # in one JSON text
-LARGEST_ID = 1 << 53  # beyond it, JSON readers of other languages count wrong
+LARGEST_ID = 1 << 53  # JSON readers of other languages lose precision beyond it
 
 _BRACKETS = b"[]{}"
 _NO_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
 
 class Unfit(Exception):
-    """What is wrong with an exported session, and what to do about it."""
+    """A fault of an exported session, with its remedy."""
 
     def __init__(self, reason: str, remedy: str = "Export it again.") -> None:
         super().__init__(reason)
@@ -34,13 +34,19 @@ class Unfit(Exception):
 
 
 def check(holds: bool, reason: str, remedy: str = "Export it again.") -> None:
-    """Raises Unfit unless it holds."""
+    """Raise Unfit unless a condition holds.
+
+    Args:
+        holds: the condition.
+        reason: what is wrong otherwise.
+        remedy: what to do about it.
+    """
     if not holds:
         raise Unfit(reason, remedy)
 
 
 def parsed(text: bytes, what: str) -> Any:
-    """The value of a JSON text in UTF-8, whose size is checked before anything is made of it."""
+    """Parse a JSON text in UTF-8, whose size is checked before anything is made from it."""
     check_json(text, what)
     try:
         return json.loads(text.decode())
@@ -49,7 +55,7 @@ def parsed(text: bytes, what: str) -> Any:
 
 
 def check_json(text: bytes, what: str) -> None:
-    """Raises Unfit if a JSON text is nested deeply, or of so many values that they take far more room than their text."""
+    """Raise Unfit if a JSON text is nested deeply, or has so many values that they take far more room than the text."""
     plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     check(plain.count(b'"') <= 2 * MOST_STRINGS, f"{what} holds more than {MOST_STRINGS} strings, the most that one may hold")
     outside = b"".join(plain.split(b'"')[::2])
@@ -63,18 +69,37 @@ def check_json(text: bytes, what: str) -> None:
 
 
 def record(value: Any, keys: Iterable[str], what: str) -> dict[str, Any]:
-    """`value`, if it is an object with these keys and no others."""
+    """Return a value that must be an object with these keys and no others.
+
+    Args:
+        value: the value.
+        keys: of the object.
+        what: what it is, for the message of an error.
+
+    Raises:
+        Unfit: it is anything else.
+    """
     wanted = set(keys)
     check(isinstance(value, dict), f"{what} is no JSON object")
-    found: dict[str, Any] = value
-    if missing := wanted - set(found):
+    content: dict[str, Any] = value
+    if missing := wanted - set(content):
         raise Unfit(f"{what} lacks {', '.join(map(repr, sorted(missing)))}")
-    if other := set(found) - wanted:
+    if other := set(content) - wanted:
         raise Unfit(f"{what} has an unknown field {min(other)[:100]!r}", "A newer hmt-memory may have written it: upgrade.")
-    return found
+    return content
 
 
 def whole(value: Any, low: int, high: int, what: str) -> int:
-    """`value`, if it is a whole number from `low` to `high`."""
+    """Return a value that must be a whole number within bounds.
+
+    Args:
+        value: the value.
+        low: the smallest allowed.
+        high: the largest allowed.
+        what: what it is, for the message of an error.
+
+    Raises:
+        Unfit: it is anything else.
+    """
     check(type(value) is int and low <= value <= high, f"{what} is no whole number from {low} to {high}")
     return int(value)

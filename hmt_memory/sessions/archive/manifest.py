@@ -1,4 +1,4 @@
-"""The manifest of an exported session: what is in the file, and which model made its memory. Every field is checked.
+"""The manifest of an exported session: the content of the file, and the model that made its memory. Every field is checked.
 
 Knows JSON and what a fingerprint's parts are; opens no file.
 """
@@ -29,13 +29,13 @@ _CONFIG = (
     *("memory_tokens", "memory_input", "mode"),
 )
 _SHORTEN = "Forget some of the session, and export it again."
-_LONGEST_NAME = 4096  # of a backbone, which may be a path
+_LONGEST_NAME = 4096  # a backbone's, which may be a path
 _MOST_START_IDS = 64
 _FIRST_TIME, _LAST_TIME = -62_135_510_400.0, 253_402_128_000.0  # a day inside what a datetime holds, for every time zone
 
 
 class Stated(NamedTuple):
-    """What the manifest says of one file."""
+    """The manifest's statement about one file."""
 
     bytes: int
     sha256: str
@@ -49,25 +49,25 @@ class Model(NamedTuple):
 
     @property
     def segment_length(self) -> int:
-        """Tokens of a segment."""
+        """The tokens of a segment."""
         return int(self.parts["config"]["segment_length"])
 
     @property
     def segment_bytes(self) -> int:
-        """Size of the memory of one segment: m embeddings of width d in float16."""
+        """The size of one segment's memory: m embeddings of width d in float16."""
         config = self.parts["config"]
         slots = 0 if config["mode"] == "plain" else config["memory_tokens"]
         return 2 * int(slots) * int(self.parts["backbone"]["hidden_size"])
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens it knows."""
+        """The number of tokens it knows."""
         return int(self.parts["backbone"]["vocab_size"])
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an exported session says of itself; its numbers fit one another."""
+    """An exported session's description of itself; its numbers fit one another."""
 
     name: str
     created_at: float
@@ -82,31 +82,32 @@ class Manifest:
 
     @classmethod
     def read(cls, text: bytes) -> Manifest:
-        """The manifest of a file.
+        """Read the manifest of a file.
 
         Raises:
-            Unfit: a field is missing, unknown, or of another type or range, or the counts do not fit the sizes. StoreError: a
-            newer version wrote it.
+            Unfit: a field is missing, unknown, or of another type or range, or the counts do not fit the sizes.
+            StoreError: a newer version wrote it.
         """
-        found = layout.parsed(text, "the manifest")
-        check(isinstance(found, dict) and found.get("format") == layout.FORMAT, "it is not an exported session")
-        if found.get("version") != layout.VERSION:
+        content = layout.parsed(text, "the manifest")
+        check(isinstance(content, dict) and content.get("format") == layout.FORMAT, "it is not an exported session")
+        if content.get("version") != layout.VERSION:
+            version = str(content.get("version"))[:20]
             raise StoreError(
-                f"the exported session is of version {str(found.get('version'))[:20]!r} of its format, and this program reads "
-                f"{layout.VERSION}. Upgrade hmt-memory."
+                f"the exported session is of version {version!r} of its format, and this program reads {layout.VERSION}. "
+                "Upgrade hmt-memory."
             )
-        record(found, _KEYS, "the manifest")
+        record(content, _KEYS, "the manifest")
         made = cls(
-            name=_text(found["name"], _LONGEST_NAME, "the name of the session"),
-            created_at=time(found["created_at"], "created_at"),
-            updated_at=time(found["updated_at"], "updated_at"),
-            next_id=whole(found["next_id"], 1, layout.LARGEST_ID, "next_id"),
-            retention=_retention(found["retention"]),
-            model=None if found["model"] is None else _model(found["model"]),
-            messages=whole(found["messages"], 0, layout.MOST_BYTES, "the number of messages"),
-            tokens=whole(found["tokens"], 0, layout.MOST_BYTES, "the number of tokens"),
-            segments=whole(found["segments"], 0, layout.MOST_BYTES, "the number of segments"),
-            files=_files(found["files"]),
+            name=_text(content["name"], _LONGEST_NAME, "the name of the session"),
+            created_at=time(content["created_at"], "created_at"),
+            updated_at=time(content["updated_at"], "updated_at"),
+            next_id=whole(content["next_id"], 1, layout.LARGEST_ID, "next_id"),
+            retention=_retention(content["retention"]),
+            model=None if content["model"] is None else _model(content["model"]),
+            messages=whole(content["messages"], 0, layout.MOST_BYTES, "the number of messages"),
+            tokens=whole(content["tokens"], 0, layout.MOST_BYTES, "the number of tokens"),
+            segments=whole(content["segments"], 0, layout.MOST_BYTES, "the number of segments"),
+            files=_files(content["files"]),
         )
         made._check_counts()
         return made
@@ -123,43 +124,40 @@ class Manifest:
 
 
 def time(value: Any, what: str) -> float:
-    """Seconds since 1970, if a datetime can show them."""
+    """Return seconds since 1970 that a datetime must be able to show."""
     check(type(value) in (int, float) and _FIRST_TIME <= value <= _LAST_TIME, f"{what} is no time that can be shown")
     return float(value)
 
 
 def _retention(value: Any) -> dict[str, float]:
     check(isinstance(value, dict) and set(value) <= {"messages", "seconds"}, "its retention is no object of limits")
-    found: dict[str, float] = {}
+    limits: dict[str, float] = {}
     if "messages" in value:
-        found["messages"] = whole(value["messages"], 1, layout.LARGEST_ID, "the retention's number of messages")
+        limits["messages"] = whole(value["messages"], 1, layout.LARGEST_ID, "the retention's number of messages")
     if "seconds" in value:
         seconds = value["seconds"]
         holds = type(seconds) in (int, float) and math.isfinite(seconds) and 0 < seconds <= timedelta.max.total_seconds()
         check(holds, "the retention's age is no positive number of seconds")
-        found["seconds"] = seconds
-    return found
+        limits["seconds"] = seconds
+    return limits
 
 
 def _files(value: Any) -> dict[str, Stated]:
-    found = {}
+    files = {}
     for name, stated in record(value, layout.CONTENT, "the list of files").items():
         record(stated, ("bytes", "sha256"), f"what it says of {name}")
         size = whole(stated["bytes"], 0, 1 << 63, f"the size of {name}")
         check(size <= layout.MOST_BYTES, f"{name} is over {layout.MOST_BYTES >> 30} GiB, the most that it may be", _SHORTEN)
-        found[name] = Stated(size, _hex(stated["sha256"], 64, f"the digest of {name}"))
-    return found
-
-
-# --- the model ------------------------------------------------------------------------------------------------------
+        files[name] = Stated(size, _hex(stated["sha256"], 64, f"the digest of {name}"))
+    return files
 
 
 def _model(value: Any) -> Model:
-    """What `fingerprint` writes, and nothing else: whatever reads it may rely on every field."""
+    """Read what `fingerprint` writes, and nothing else: later code may rely on every field."""
     record(value, ("digest", "parts"), "its model")
     parts = value["parts"]
     check(isinstance(parts, dict) and isinstance(parts.get("backbone"), dict), "the parts of its model are no object")
-    nameless = parts["backbone"].get("weights_digest") is None  # by its digest: then the precision is a part
+    nameless = parts["backbone"].get("weights_digest") is None  # without a digest of the weights the precision is a part
     record(parts, (*_PARTS, "dtype") if nameless else _PARTS, "the parts of its model")
     _backbone(parts["backbone"])
     for name in ("tokenizer", "memory", "adapter"):

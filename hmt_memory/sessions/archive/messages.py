@@ -1,4 +1,4 @@
-"""The lines of `messages.jsonl` and the rows that they stand for. Every field is checked, and that each follows the last."""
+"""The lines of `messages.jsonl` and their rows. Every field is checked, and that each message follows the one before."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .layout import Unfit, check, record, whole
 from .manifest import Manifest, time
 
 _KEYS = ("id", "batch", "pinned", "body", "created_at", "tokens", "content")
-_FREE_TOKENS, _TOKENS_PER_BYTE = 1 << 16, 2  # of a message: no tokenizer makes as many of its line as both together
+_FREE_TOKENS, _TOKENS_PER_BYTE = 1 << 16, 2  # no tokenizer makes more tokens of a line than both allow
 
 
 def written(message: MessageRow) -> bytes:
-    """The line of a message. Raises Unfit if it is beyond the format's limits."""
+    """Write the line of a message. Raises Unfit if it is beyond the format's limits."""
     fields = message._asdict() | {"tokens": list(message.tokens), "content": list(message.content)}
     del fields["seq"]
     line = json.dumps(fields, ensure_ascii=False).encode()
@@ -31,10 +31,10 @@ def written(message: MessageRow) -> bytes:
 
 
 def read_messages(lines: Iterable[bytes], manifest: Manifest) -> Iterator[tuple[MessageRow, int]]:
-    """The messages of the lines, each with about how many bytes it takes.
+    """Yield the messages of the lines, each with about how many bytes it takes.
 
     Raises:
-        Unfit: one is malformed, does not follow from the one before it, or they are not what the manifest says.
+        Unfit: a message is malformed or does not follow the one before it, or they are not what the manifest says.
     """
     before = MessageRow(-1, 0, 0, False, {}, 0.0, (0, 0), (0, 0))
     for line in lines:
@@ -70,7 +70,13 @@ def _body(value: Any, what: str) -> Mapping[str, Any]:
         (body,) = validated([value])
         for call in body.get("tool_calls") or ():
             called(call)
-    except (InputError, ValueError, TypeError, AttributeError, RecursionError) as error:  # the latter of calls of no known form
+    except (
+        InputError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # the last two: calls in an unknown form
         raise Unfit(f"{what} is none: {error}") from error
     return body
 
@@ -82,7 +88,7 @@ def _span(value: Any, what: str) -> tuple[int, int]:
 
 
 def _check_order(before: MessageRow, message: MessageRow, manifest: Manifest) -> None:
-    """Ids rise, so that none is there twice; those of one call share its first one's."""
+    """Check that ids rise, so that none occurs twice, and that the messages of one call share its first id."""
     what, (start, stop) = f"message {message.seq}", message.tokens
     check(before.id < message.id < manifest.next_id, f"{what} has an id that is given already or to come")
     same_call = message.batch == before.batch
