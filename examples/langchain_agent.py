@@ -22,7 +22,7 @@ FACT, QUESTION = "The door code of the office is 4071.", "What is the door code 
 
 
 class Hosted(SimpleChatModel):
-    """Stands for any other chat model."""
+    """A stand-in for any other chat model."""
 
     @property
     def _llm_type(self) -> str:
@@ -34,7 +34,7 @@ class Hosted(SimpleChatModel):
 
 
 def say(store: str, text: str) -> None:
-    """One run of the agent, in a process of its own."""
+    """Run the agent once, in a process of its own."""
     agent = create_agent(HMTChatModel(store=store, max_tokens=24))
     print(f"> {text}\n{agent.invoke({'messages': [HumanMessage(text)]}, THREAD)['messages'][-1].text}\n", flush=True)
 

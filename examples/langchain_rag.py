@@ -25,12 +25,12 @@ def main() -> None:
         retriever.add_documents([Document(README.read_text(encoding="utf-8"), metadata={"source": README.name})])
         model = HMTChatModel(store=folder, max_tokens=40)
         prompt = ChatPromptTemplate.from_template("{passages}\n\nAnswer from these passages: {question}")
-        found = retriever.invoke(QUESTION)
-        for one in found:
-            print(f"[{one.id}, {one.metadata['attention_weight']:.2f}] {' '.join(one.page_content.split())[:100]}")
+        passages = retriever.invoke(QUESTION)
+        for passage in passages:
+            print(f"[{passage.id}, {passage.metadata['attention_weight']:.2f}] {' '.join(passage.page_content.split())[:100]}")
         chain = (
             {
-                "passages": retriever | (lambda documents: "\n\n".join(one.page_content for one in documents)),
+                "passages": retriever | (lambda documents: "\n\n".join(document.page_content for document in documents)),
                 "question": RunnablePassthrough(),
             }
             | prompt

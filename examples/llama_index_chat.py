@@ -18,7 +18,7 @@ TALK = [f"Tell me something about {animal}." for animal in ("cats", "bees", "owl
 
 
 def say(store: str, *texts: str) -> None:
-    """A few turns, in a process of its own."""
+    """Send a few turns, in a process of its own."""
     llm = HMTLLM(store=store, max_tokens=40)
     memory = HMTMemory.from_defaults("office", llm=llm, token_limit=300)  # small, so that the fact leaves the window
     engine = SimpleChatEngine.from_defaults(llm=llm, memory=memory)

@@ -42,8 +42,8 @@ def main() -> None:
         for question in QUESTIONS:
             response = engine.query(question)
             print(f"> {question}\n{response}")
-            for one in response.source_nodes:
-                print(f"  [{one.score:.2f}] {one.metadata['file_name']}: {' '.join(one.text.split())[:90]}")
+            for source in response.source_nodes:
+                print(f"  [{source.score:.2f}] {source.metadata['file_name']}: {' '.join(source.text.split())[:90]}")
             print()
         os.chdir("/")
 

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def language_reference(model: HMTModel) -> tuple[Tensor, dict[str, int]]:
-    """Token ids of whole topics in alphabetical order, and where each topic starts."""
+    """Return token ids of whole topics in alphabetical order, and where each topic starts."""
     parts: list[Tensor] = []
     starts: dict[str, int] = {}
     for topic in sorted(topics):
@@ -84,7 +84,7 @@ def what_the_view_held(model: HMTModel, question: Question, starts: dict[str, in
 
 
 def share_of_cost_limit(model: HMTModel, ids: Tensor, state: HMTState, *, segments: int = 8, rounds: int = 3) -> float:
-    """The least time the method can take, by the time it takes, on the first `segments`: median of rounds in turn.
+    """Return the least time the method can take divided by the time it takes, on the first `segments`: median of rounds.
 
     The least time is that of the backbone's body alone, times the positions that the method runs for each token.
     """
@@ -97,7 +97,7 @@ def share_of_cost_limit(model: HMTModel, ids: Tensor, state: HMTState, *, segmen
 
 @torch.no_grad()
 def body_alone(model: HMTModel, ids: Tensor) -> None:
-    """The backbone's blocks on pieces of one segment, without any memory."""
+    """Run the backbone's blocks on pieces of one segment, without any memory."""
     for piece in ids.split(model.config.segment_length):
         model.backbone.body(model.backbone.embed(piece.to(model.backbone.device))[None])
 
@@ -118,7 +118,7 @@ def report(model: HMTModel, reading: Reading, ids: Tensor) -> None:
 
 
 def peak_bytes() -> int:
-    """Peak resident memory of this process."""
+    """Return the peak resident memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

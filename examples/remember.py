@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def open_session(folder: str) -> tuple[MemoryStore, Session, HMTModel]:
-    """The session in `folder`, from what lies on disk."""
+    """Open the session in `folder`, from what lies on disk."""
     started = time.perf_counter()
     model = HMTModel.from_pretrained("smollm2-135m-instruct")
     model = model.with_config(recent_tokens=RECENT_TOKENS, replay_tokens=REPLAY_TOKENS)
@@ -61,8 +61,8 @@ def talk(folder: str) -> None:
     for text in TALK:
         reply = session.reply({"role": "user", "content": text}, max_new_tokens=48).finish()
         print(f"> {text}\n{beginning(reply.text, 100)}")
-    found = session.stats()
-    counts = f"{found['messages']} messages, {found['tokens']} tokens, {found['segments']} segments"
+    stats = session.stats()
+    counts = f"{stats['messages']} messages, {stats['tokens']} tokens, {stats['segments']} segments"
     print(f"{counts}; the process ends, the store not closed")
     sys.stdout.flush()
     os._exit(0)
@@ -83,14 +83,14 @@ def ask(folder: str) -> None:
 
 
 def report(reply: Reply, tokens: int, length: int) -> None:
-    """What the view could show of the fact, and what recall brought back."""
+    """Say what the view could show of the fact, and what recall brought back."""
     shown = RECENT_TOKENS
     hidden = (tokens - shown) // length
-    holding = [one.segment for one in reply.recalled if ANSWER in one.text]
+    holding = [passage.segment for passage in reply.recalled if ANSWER in passage.text]
     verdict = "Right" if ANSWER in reply.text else "Wrong"
     print(f"{verdict}: it was said {tokens} tokens ago and the view shows the last {shown} or so.")
-    found = f"and segment {holding[0]} says it" if holding else "and none says it"
-    print(f"Of about {hidden} hidden segments recall brought back {len(reply.recalled)}, {found}.")
+    evidence = f"and segment {holding[0]} says it" if holding else "and none says it"
+    print(f"Of about {hidden} hidden segments recall brought back {len(reply.recalled)}, {evidence}.")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """torch is imported with the first name that needs it."""
+    """Import a public name from its module when it is first used; only then is torch loaded."""
     if name in _LAZY:
         return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ class BackboneError(HMTError, ValueError):
 
 
 class ModelNotFoundError(HMTError, LookupError):
-    """No weights were found under the given name, folder or file."""
+    """A name, folder or file under which there are no weights."""
 
 
 class CheckpointError(HMTError, ValueError):
@@ -37,7 +37,7 @@ class StoreError(HMTError, OSError):
 
 
 class StoreFullError(StoreError):
-    """There is no room on the disk for what a call would store; it stored nothing."""
+    """A full disk: a call could not be stored, and stored nothing."""
 
 
 class StoreDamagedError(StoreError):
@@ -45,20 +45,20 @@ class StoreDamagedError(StoreError):
 
 
 class SessionBusyError(HMTError, TimeoutError):
-    """Another process or thread is writing, or has rewritten what this call was based on."""
+    """Another process or thread at work: it is writing, or has rewritten what this call was based on."""
 
 
 class SessionNotFoundError(HMTError, LookupError):
-    """There is no session, corpus, document or message of that name."""
+    """A name under which there is no session, corpus, document or message."""
 
 
 class SessionExistsError(HMTError, ValueError):
-    """The name is taken."""
+    """A name that is taken."""
 
 
 class ModelMismatchError(HMTError, ValueError):
-    """A memory was made by another model: its embeddings mean nothing to this one."""
+    """A memory made by another model: its embeddings mean nothing to this one."""
 
 
 class MissingDependencyError(HMTError, ImportError):
-    """An optional package is needed for this call."""
+    """An optional package that this call needs and that is not installed."""

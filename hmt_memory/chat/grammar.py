@@ -197,7 +197,7 @@ class Constraint:
                 self._active = bool(self._matcher.consume_tokens(self._backbone.encode(text[start:], literal=True)))
 
     def _closing(self, allowed: np.ndarray) -> np.ndarray:
-        """Near the limit, allow only tokens that end a value, if there are any."""
+        """Allow only tokens that end a value, near the limit and if there are any."""
         if self._limit - len(self._ids) > min(RESERVE, self._limit // 3):
             return allowed
         can = {mark: token for mark, token in self._marks.items() if allowed[token]}

@@ -1,4 +1,4 @@
-"""What commands print: tables and JSON on stdout, notes and questions on stderr. Knows consoles; no store, no model."""
+"""The output of commands: tables and JSON on stdout, notes and questions on stderr. Knows consoles; no store, no model."""
 
 from __future__ import annotations
 

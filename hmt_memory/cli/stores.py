@@ -1,4 +1,4 @@
-"""How commands open a store, and `hmt backup`."""
+"""The store that a command opens, and `hmt backup`."""
 
 from __future__ import annotations
 

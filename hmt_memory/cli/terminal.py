@@ -1,7 +1,6 @@
-"""The terminal that commands write to, and `hmt ask`: read with progress, stream an answer, show passages.
+"""The terminal that commands write to: notes, answers as they come, passages.
 
-Knows consoles and text; of a model only its public calls. Answers go to `Screen.out`, everything else to `Screen.notes`.
-torch is imported with the first call that needs it.
+Knows consoles and text; no model. Answers go to `Screen.out`, everything else to `Screen.notes`.
 """
 
 from __future__ import annotations
@@ -95,6 +94,13 @@ def show_recalled(passages: Sequence[RecalledSegment], screen: Screen) -> None:
 
 
 def show_rows(title: str, rows: Sequence[tuple[str, ...]], screen: Screen) -> None:
+    """Print rows under a title, the last column shortened.
+
+    Args:
+        title: stands above the rows.
+        rows: the columns of each.
+        screen: where they go.
+    """
     table = Table.grid(padding=(0, 2))
     for *columns, text in rows:
         table.add_row(*(Text(printable(column)) for column in columns), Text(beginning(text)))

@@ -55,7 +55,7 @@ class TextCodec:
 
     @cached_property
     def _normalized(self) -> frozenset[int]:
-        """Ids of the tokens among them that other spellings of a text are read as, too."""
+        """The ids of those markup tokens that other spellings of a text are read as, too."""
         folded = [text for text, token in self._markup.items() if token is not None and token.normalized]
         return frozenset(self._tokenizer().convert_tokens_to_ids(folded))
 

@@ -44,7 +44,7 @@ class Collection:
 
     @property
     def kind(self) -> str:
-        """Its kind: "session" or "corpus"."""
+        """The kind of the collection: "session" or "corpus"."""
         return self._kind
 
     def version(self) -> tuple[int, int]:

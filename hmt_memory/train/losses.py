@@ -27,7 +27,7 @@ class TokenLosses(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """How much of each token loss goes into the total."""
+    """The share of each token loss in the total."""
 
     next_token: float = 1.0
     distillation: float = 0.0

@@ -31,7 +31,7 @@ _SHARPNESS = 8.0  # scores of unit vectors a nat apart
 
 
 class Fitted(NamedTuple):
-    """How well held-out questions recall their segment after the fit."""
+    """The quality of a fit: how well held-out questions recall their segments."""
 
     first: float  # share of the questions whose largest weight falls on their segment
     loss: float  # mean of -log of that segment's weight, nats

@@ -26,7 +26,7 @@ class HMTInvalidRequestError(hmt.InputError, _INVALID):  # type: ignore[misc,val
 
 
 class HMTModelNotFoundError(hmt.ModelNotFoundError, _UNKNOWN):  # type: ignore[misc,valid-type]
-    """There are no weights of that name."""
+    """A name under which there are no weights."""
 
 
 class HMTSessionBusyError(hmt.SessionBusyError, _TIMEOUT):  # type: ignore[misc,valid-type]

@@ -32,7 +32,7 @@ class ViewedAssistant(Assistant):
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the weights are in memory."""
+        """True once the weights are in memory."""
         return self.base.is_loaded
 
     @property

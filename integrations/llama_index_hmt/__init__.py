@@ -1,4 +1,4 @@
-"""What the LlamaIndex classes of HMT share; they themselves are in `llama_index.{llms,memory,retrievers}.hmt`."""
+"""The base of HMT's LlamaIndex classes, which themselves are in `llama_index.{llms,memory,retrievers}.hmt`."""
 
 try:
     import llama_index.core as _  # noqa: F401

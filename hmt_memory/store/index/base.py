@@ -1,4 +1,4 @@
-"""What searches an index, whatever library does it: a growing matrix of float16 rows. Knows no library."""
+"""The interface of a search, whatever library does it: a growing matrix of float16 rows. Knows no library."""
 
 from __future__ import annotations
 
