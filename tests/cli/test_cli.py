@@ -182,7 +182,7 @@ def test_whatever_else_ends_a_command_shows_no_traceback(
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(terminal, "load_model", fail)
+    monkeypatch.setattr(models, "load_model", fail)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))  # typer replaces both after a broken pipe
     assert run("ask", text_file, "What?") == code

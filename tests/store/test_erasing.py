@@ -19,6 +19,7 @@ from stored import DECODING, bytes_in, memory_of, user
 from tiny import LONG
 
 from hmt_memory import MemoryStore
+from hmt_memory.chat.transcript import Batch
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError, StoreError, StoreFullError
 from hmt_memory.store import lineage, rewriting, sweeping
 from hmt_memory.store.sqlite import database, files
@@ -39,7 +40,8 @@ def told(store: MemoryStore, name: str, count: int, text: str = "{name} {turn} s
     session = store.session(name, MODEL)
     bodies = [user(text.format(name=name, turn=turn)) for turn in range(count)]
     with store.database.writing() as db:
-        _, ids = session._append(db, session._row(db), bodies)
+        row = session._row(db)
+        _, ids = session._append(db, row, session._as_it_follows(db, row, Batch(bodies, ())))
     return ids
 
 
@@ -238,7 +240,7 @@ def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypa
         stream = real(db, **options)
         if not added:
             row = session._row(db)
-            added.extend(session._append(db, row, [user("said meanwhile")])[1])
+            added.extend(session._append(db, row, session._as_it_follows(db, row, Batch([user("said meanwhile")], ())))[1])
         return stream
 
     monkeypatch.setattr(rewriting, "_advance", advance)

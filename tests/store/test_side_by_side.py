@@ -14,6 +14,7 @@ from tiny import PlainText
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError
+from hmt_memory.sessions import verify
 from hmt_memory.store import lineage, rewriting
 from hmt_memory.store.sqlite.payloads import Payloads
 
@@ -70,7 +71,7 @@ def test_what_is_deleted_or_rewritten_while_all_is_verified_is_no_damage(
         other.delete("bob")
         other.delete_corpus("papers")
 
-    beforehand(monkeypatch, store, "_verify", work)
+    beforehand(monkeypatch, verify, "_verify", work)
     assert store.verify() == ([], [])
 
 
