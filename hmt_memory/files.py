@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and files that only their owner can read. Knows nothing of what is in them."""
+"""Files that are replaced whole or not at all, and files that only their owner can read. Knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was renamed in a folder durable."""
+    """Make renames in a folder durable."""
     with contextlib.suppress(OSError):  # not every system syncs folders
         handle = os.open(folder, os.O_RDONLY)
         try:

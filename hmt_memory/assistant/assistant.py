@@ -144,8 +144,8 @@ class Assistant:
         """Answer a conversation, as an iterator of text pieces.
 
         Args:
-            messages: without a session the whole conversation. With one, whatever the framework passes: `history` says how
-                that is compared with what the session holds (`reconcile.reconcile`).
+            messages: without a session the whole conversation. With one, all messages that the framework passes: `history`
+                says how they are compared with the session's (`reconcile.reconcile`).
             session: name of the session that remembers it; None: nothing is stored.
             history: how the messages are compared with the session's.
             namespace: the owner of a call without a session. A prompt that was read makes the next one that begins with it
@@ -174,7 +174,7 @@ class Assistant:
 
         Args:
             session: name of the session.
-            messages: whatever the framework passes.
+            messages: those that the framework passes.
             history: how the messages are compared with the session's.
 
         Returns:

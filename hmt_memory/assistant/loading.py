@@ -1,4 +1,4 @@
-"""The weights behind an assistant: loaded when they are first needed, and shared by whoever asks for the same ones."""
+"""The weights behind an assistant: loaded when they are first needed, and shared by all who ask for the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions that are kept ready for the next call, each with what a conversation sent again is compared with."""
+"""Sessions kept ready for the next call, each with a log to compare a conversation with when it is sent again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Log:
     version: tuple[int, int]
     messages: int = 0  # system messages included
     entries: list[Entry] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)  # of the same messages
+    ids: list[int] = field(default_factory=list)  # ids of the same messages
     system: int = -1  # id of the last system message
 
 

@@ -28,7 +28,7 @@ from ..store.open import SQLITE, default_folder
 if TYPE_CHECKING:
     import torch
 
-_BROKEN = (ImportError, RuntimeError, OSError)  # what a missing, mismatched or half-installed package raises
+_BROKEN = (ImportError, RuntimeError, OSError)  # errors of a missing, mismatched or half-installed package
 _ADVICE = {
     "torch": "needed: pip install torch",
     "transformers": "needed: pip install 'transformers>=5,<6'",
@@ -63,8 +63,8 @@ class Hardware:
     cpu: str  # torch's name of the instruction set
     bf16_native: bool  # whether this CPU multiplies bf16 itself
     device: str
-    dtype: str | None  # what dtype="auto" means; None where HMT_DTYPE names no precision
-    dtype_from: str  # who says so: "HMT_DTYPE" or "hardware"
+    dtype: str | None  # the meaning of dtype="auto"; None if HMT_DTYPE names no precision
+    dtype_from: str  # the origin of `dtype`: "HMT_DTYPE" or "hardware"
     threads: int
     advice: str = ""  # what to do about HMT_DTYPE
 

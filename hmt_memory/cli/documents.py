@@ -142,7 +142,7 @@ def _zipped(name: str, content: bytes) -> str:
 
 
 def _read(name: str, what: str, reader: Callable[[bytes], str], content: bytes) -> str:
-    """Read a kind of document by the package that knows it. Turn whatever goes wrong into one line."""
+    """Read a kind of document by the package that knows it. Turn any error into one line."""
     try:
         text = reader(content)
     except ModuleNotFoundError as error:

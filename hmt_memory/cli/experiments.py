@@ -38,7 +38,7 @@ def perplexity(
         text: the file to measure on.
         out: folder of the results.
         screen: where progress and results go.
-        adapters: folders by what their adapter was trained as: hmt, rmt, plain.
+        adapters: folders of adapters by their kind of training: hmt, rmt, plain.
         other: a file to exchange memories with.
         visible: numbers of tokens that the plain twin sees before a segment, besides its own.
         tokens: how many tokens of the text are read.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..retrieval.ranking import RecalledSegment
     from ..sessions.lookup import FoundText
 
-_CHARACTERS = 200  # of a text that are shown
+_CHARACTERS = 200  # shown of a text
 
 
 def show_found(texts: Sequence[FoundText], query: str, screen: Screen, *, as_json: bool) -> None:

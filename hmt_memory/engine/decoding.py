@@ -161,7 +161,7 @@ class StopStrings:
         return self._release(len(self._held) - self._overlap())
 
     def flush(self) -> str:
-        """Return what is still held, when nothing more will come."""
+        """Return the text still held, when nothing more will come."""
         return self._release(len(self._held)) if self.found is None else ""
 
     def _release(self, count: int) -> str:

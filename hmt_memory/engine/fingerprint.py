@@ -25,7 +25,7 @@ class Fingerprint(NamedTuple):
     """A model as far as its memory goes."""
 
     digest: str  # 32 hex digits; memories with equal digests may be used together
-    parts: Mapping[str, Any]  # what the digest is made of, and the backbone's name
+    parts: Mapping[str, Any]  # the values behind the digest, and the backbone's name
 
     def __str__(self) -> str:
         config = self.parts["config"]

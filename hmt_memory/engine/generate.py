@@ -56,7 +56,7 @@ class Generation(Iterator[str]):
         self.finish_reason: FinishReason | None = None  # "stop": end token or stop string; "length": max_new_tokens
         self.stop_string: str | None = None  # the stop string that ended it, if one did
         self.usage = Usage(prompt_tokens, 0, 0)
-        self.closed: tuple[int, HMTState] | None = None  # how many of `ids` have been read into this state
+        self.closed: tuple[int, HMTState] | None = None  # the number of `ids` that have been read, and the state after them
         self._rest: Callable[[], HMTState] | None = None
 
     def __next__(self) -> str:

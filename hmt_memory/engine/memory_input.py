@@ -22,7 +22,7 @@ class MemoryInput(nn.Module):
     """
 
     def __init__(self, kind: str, slots: int, recalled: int, sample: Tensor) -> None:
-        """Create the parameters of one kind of entry.
+        """Make the parameters of one kind of entry.
 
         Args:
             kind: `paper`, `scaled`, `mapped` or `centred`.

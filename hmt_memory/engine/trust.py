@@ -33,7 +33,7 @@ class Stored(NamedTuple):
 
 @contextmanager
 def nothing_asked() -> Iterator[None]:
-    """Make transformers refuse, inside, whatever it would ask about on standard input.
+    """Make transformers refuse, inside, everything that it would ask about on standard input.
 
     It asks wherever the argument `trust_remote_code` does not reach, as in a tokenizer that is made of two others.
     """

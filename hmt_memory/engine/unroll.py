@@ -31,7 +31,7 @@ class Turn(NamedTuple):
 
 
 class Steps:
-    """The steps of the loop; training overrides them to save what the backward pass needs."""
+    """The steps of the loop; training overrides them to save activations for the backward pass."""
 
     summary_tokens = SUMMARY_BATCH_TOKENS
 

@@ -45,7 +45,7 @@ class Needle(NamedTuple):
 
     thing: str
     number: str
-    depth: float  # where it stands, as a share of the text
+    depth: float  # its place, as a share of the text
 
     @property
     def fact(self) -> str:

@@ -73,7 +73,7 @@ def token_losses(
 class _Scoring(Steps):
     """The usual steps with the hidden states kept.
 
-    `strange` [n, m, d], if given, replaces the memories of what was read; with `own`, all of them but M_{n-1}.
+    `strange` [n, m, d], if given, replaces the memories of the text; with `own`, all of them but M_{n-1}.
     """
 
     def __init__(self, model: HMTModel, strange: Tensor | None, progress: Callable[[int], None], *, own: bool) -> None:

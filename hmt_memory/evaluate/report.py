@@ -41,7 +41,7 @@ class Figure:
 class Report:
     """The result of one evaluation, with everything needed to repeat it."""
 
-    name: str  # what its files are called
+    name: str  # the name of its files
     title: str
     settings: Mapping[str, Any]  # data, sizes, seeds, adapters
     tables: Sequence[Table]

@@ -37,7 +37,7 @@ class RecalledSegment:
     text: str  # verbatim
     messages: tuple[Message, ...]  # the messages it is cut from; none in a corpus
     token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
-    created_at: datetime  # of the first message, or of the document; UTC
+    created_at: datetime  # time of the first message, or of the document; UTC
     coverage: float  # at least this share of the softmax over all segments fell on the preselected ones
     source: str  # name of the session, or "corpus/document"
     document: int | None = None  # its id, in a corpus

@@ -170,7 +170,7 @@ class Corpus(StoredCorpus):
         return len(ids)
 
     def _sources(self, others: Sequence[Corpus]) -> Sources[Any]:
-        """Read what was left unread of this corpus and others; return them as sources, each once."""
+        """Read the unread documents of this corpus and others; return the corpora as sources, each once."""
         corpora = {corpus._id: corpus for corpus in (self, *others)}
         for corpus in corpora.values():
             with corpus._reading():

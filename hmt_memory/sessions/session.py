@@ -258,9 +258,9 @@ class Reply(Answer):
         super().__init__(generation, memory, may_call=may_call)
         self._session, self._snapshot, self._asked, self._replacing = session, snapshot, asked, replacing
         self._asked_at = session._store.now()
-        self._erasure: int | None = None  # of the replaced messages
+        self._erasure: int | None = None  # the erasure of the replaced messages
         self._left = False  # whether the work after the answer is done
-        self.message_ids: list[int] = []  # of the messages of this call, and of the answer
+        self.message_ids: list[int] = []  # ids of the messages of this call, and of the answer
 
     def _advance(self) -> str | None:
         if self.message_ids and not self._left:

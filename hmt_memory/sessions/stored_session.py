@@ -216,7 +216,7 @@ class StoredSession(Collection):
         return db.update_collection(replace(row, settings={**row.settings, **settings}))
 
     def _apply_retention(self, row: CollectionRow, *, asked: bool = False) -> None:
-        """Forget messages beyond the limits; `asked`: a person who knows the time asks for it."""
+        """Forget messages beyond the limits; `asked`: a caller who knows the time asks for it."""
         if not row.settings.get("retention"):
             return
         with self._database.reading() as db:

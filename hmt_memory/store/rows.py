@@ -132,7 +132,7 @@ class DocumentStream(NamedTuple):
     stream: int
     tokens: int
     segments: int  # the number of closed ones
-    digest: bytes  # of the closed segments
+    digest: bytes  # digest of the closed segments
 
 
 def crc_of(*values: Any) -> int:

@@ -19,7 +19,7 @@ class Volume(NamedTuple):
 
     parts: Lineage
     segments: int  # the number of closed ones
-    digest: bytes  # of the closed segments
+    digest: bytes  # digest of the closed segments
 
     @property
     def stream(self) -> int:

@@ -1,7 +1,7 @@
 """The steps of an erasure: delete rows that nobody shows any more, then overwrite their content.
 
 Forgotten rows are taken from view in one transaction, which begins an erasure. Any process can do the steps that follow, and
-they are taken up again after a crash. Each is one short transaction: whoever else wants to write waits for one at most.
+they are taken up again after a crash. Each is one short transaction: another writer waits for one at most.
 """
 
 from __future__ import annotations

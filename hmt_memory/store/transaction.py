@@ -183,7 +183,7 @@ class CatalogueRows(Protocol):
 
 
 class ContentRows(Protocol):
-    """The verbs of what stands in one stream: messages, tokens, segments."""
+    """The verbs of the content of one stream: messages, tokens, segments."""
 
     def add_message(self, stream: int, message: MessageRow) -> None:
         """Add a message at its place."""
@@ -303,7 +303,7 @@ class ContentRows(Protocol):
 
 
 class Erasures(Protocol):
-    """The verbs of erasing: what is to be swept, deleted and overwritten."""
+    """The verbs of erasing: sweeps, deletions and overwriting."""
 
     def begin_erasure(self) -> int:
         """Begin an erasure; return its number."""

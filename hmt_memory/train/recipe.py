@@ -55,11 +55,11 @@ class Recipe:
     lora_alpha: int = 16
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] = ()  # names of linear modules; empty: all of them
-    learning_rate: float = 1e-4  # of the backbone or its LoRA
-    memory_learning_rate: float | None = None  # of the memory's matrices; None: the same
-    recall_learning_rate: float | None = None  # of W_q and W_k, which learn in the last stage alone; None: the same
+    learning_rate: float = 1e-4  # for the backbone or its LoRA
+    memory_learning_rate: float | None = None  # for the memory's matrices; None: the same
+    recall_learning_rate: float | None = None  # for W_q and W_k, which learn in the last stage alone; None: the same
     recall_questions: int = 0  # W_q and W_k are fitted to so many before the first stage that recalls; 0: no fit
-    prompt_learning_rate: float | None = None  # of the memory's embeddings (T, P_0, offsets, sink); None: the same
+    prompt_learning_rate: float | None = None  # for the memory's embeddings (T, P_0, offsets, sink); None: the same
     weight_decay: float = 0.0
     schedule: Schedule = (
         "steps"  # steps: times `decay` every 100 steps of a stage, as the authors; cosine: to `floor` at the end

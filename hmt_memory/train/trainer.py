@@ -1,6 +1,6 @@
 """The training loop: draws rows, unrolls them, steps, logs, and can be killed at any moment and resumed.
 
-What step n does depends on the recipe, the data and n alone, and on the weights step n - 1 left: a checkpoint is the
+Step n depends on the recipe, the data, n and the weights that step n - 1 left, and on nothing else: a checkpoint is the
 weights, the optimizer's moments and n.
 """
 
@@ -53,7 +53,7 @@ class StepReport:
     recall: float | None  # share of known evidence that got the largest weight
     tokens: int  # read with gradient so far
     tokens_per_second: float  # since the run was started or resumed
-    learning_rate: float  # of the backbone or its LoRA
+    learning_rate: float  # for the backbone or its LoRA
     gradient_norm: float
     seconds: float  # spent in steps, over all sittings
 

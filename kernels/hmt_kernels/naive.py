@@ -26,7 +26,7 @@ class Selection(NamedTuple):
 
     memory: Tensor  # [B, k, d]
     indices: Tensor  # [B, k] int64, by falling score
-    dropped: int  # how many embeddings a row left out; none of them scores above the lowest kept
+    dropped: int  # the number of embeddings left out of a row; none scores above the lowest kept
 
 
 def recall(

@@ -16,8 +16,8 @@ CONTENT = (MESSAGES, TOKENS, MEMORY)  # the files beside the manifest
 MOST_BYTES = 1 << 33  # largest file, unpacked: a year of talk is a thousandth of it
 MOST_RATIO, SMALL_BYTES = 100, 1 << 20  # largest ratio of sizes, in files that unpack to more than the latter
 MOST_MANIFEST_BYTES = 1 << 16
-MOST_MESSAGE_BYTES = 1 << 24  # of one line of messages.jsonl
-MOST_SEGMENT_BYTES = 1 << 24  # of the memory of one segment
+MOST_MESSAGE_BYTES = 1 << 24  # longest line of messages.jsonl
+MOST_SEGMENT_BYTES = 1 << 24  # largest memory of a segment
 MOST_VALUES, MOST_STRINGS, MOST_DEPTH = 1 << 16, 1 << 17, 100  # in one JSON text
 LARGEST_ID = 1 << 53  # JSON readers of other languages lose precision beyond it
 

@@ -47,7 +47,7 @@ class Derived:
     def _forget_all(self) -> None:
         self.count, self._check, self._saved = 0, "", 0
         self._version: tuple[int, int, int] | None = None
-        self._volumes: tuple[Volume, ...] = ()  # of the shelf that was last taken over
+        self._volumes: tuple[Volume, ...] = ()  # the volumes of the shelf that was last taken over
         self._clear()
 
     @contextlib.contextmanager
@@ -89,7 +89,7 @@ class Derived:
         raise NotImplementedError
 
     def _restore(self, header: dict[str, Any], body: memoryview) -> None:
-        """Load what `_dump` wrote. Raises whatever a foreign body causes."""
+        """Load what `_dump` wrote. A foreign body raises any error."""
         raise NotImplementedError
 
     def _sync(self, db: Transaction, shelf: Shelf) -> None:

@@ -57,7 +57,7 @@ class _Flat(Search):
         self._faiss, self._width = faiss, width
         self._index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         self._index.is_trained = True
-        self._advised = 0  # where the matrix lay when the system was last asked for huge pages
+        self._advised = 0  # the address for which huge pages were last asked
 
     def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         with _one_thread(self._faiss):

@@ -173,7 +173,7 @@ def _restricted(block: _Block, kept: NDArray[np.bool_], place: NDArray[np.int64]
 
 
 def _sorted(words: NDArray[np.uint64], positions: NDArray[np.int64], counts: NDArray[np.int64], segments: int) -> _Block:
-    order = np.argsort(words, kind="stable")  # which keeps positions rising within a word
+    order = np.argsort(words, kind="stable")  # stable, so that positions rise within a word
     distinct, starts = np.unique(words[order], return_index=True)
     return _Block(distinct, np.append(starts, len(words)).astype(np.int64), positions[order], counts[order], segments)
 

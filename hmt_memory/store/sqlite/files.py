@@ -99,5 +99,5 @@ def keep_reserve(folder: Path) -> None:
 
 
 def spend_reserve(folder: Path) -> None:
-    """Give the room that was set aside to whoever writes next."""
+    """Give the room that was set aside to the next write."""
     (folder / RESERVE).unlink(missing_ok=True)

@@ -36,7 +36,7 @@ class Gate:
 
     def __init__(self) -> None:
         self._pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-        self._mine = threading.local()  # how many connections a thread uses
+        self._mine = threading.local()  # the number of connections that a thread uses
         self._changed, self._used, self._forks = threading.Condition(), 0, 0
         self._inherited = False  # whether the process was forked while a connection was open
 
