@@ -18,11 +18,12 @@ from stored import FAST, bytes_in, memory_of, tokens_of, user
 from tiny import NO_SYSTEM, REMEMBERING, PlainText, byte_tokenizer, tiny_model
 from tokenizers.processors import TemplateProcessing
 
-from hmt_memory import HMTModel, MemoryStore, Session
+from hmt_memory import HMTModel, MemoryStore, Session, ViewConfig
 from hmt_memory.engine import generate
 from hmt_memory.engine.view import View
 from hmt_memory.errors import (
     BudgetError,
+    ConfigError,
     InputError,
     ModelMismatchError,
     SessionBusyError,
@@ -183,6 +184,37 @@ def test_tools_are_pinned_for_one_answer(store: MemoryStore, monkeypatch: pytest
 def test_a_system_prompt_over_its_budget_is_refused_before_anything_is_stored(session: Session) -> None:
     with pytest.raises(BudgetError, match="pinned_tokens=110"):
         session.add([user("kept?"), {"role": "system", "content": "word " * 100}])
+    assert session.messages() == []
+
+
+# --- views ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_and_a_call_may_have_a_view_of_their_own(store: MemoryStore) -> None:
+    """An answer under a view given with the call is that of a session opened with it, more recent tokens included."""
+    talk = [user(f"The number of house {number} is {number * 37}.") for number in range(12)]
+    store.session("alice", MODEL).add(talk)
+    few, many = ViewConfig(recent_tokens=8, note_tokens=0), ViewConfig(recent_tokens=160, note_tokens=150)
+    tokens = {}
+    for name, view in {"few": few, "many": many}.items():
+        whole = store.session("alice", MODEL.with_view(view)).fork(f"{name} as the model's")
+        opened = store.session("alice", MODEL).fork(f"{name} as the session's")
+        opened = store.session(opened.name, MODEL, view=view)
+        asked = store.session("alice", MODEL).fork(f"{name} as the call's")
+        replies = [
+            whole.reply(user("house 3?"), **FAST).finish(),
+            opened.reply(user("house 3?"), **FAST).finish(),
+            asked.reply(user("house 3?"), view=view, **FAST).finish(),
+        ]
+        assert len({(reply.text, reply.usage) for reply in replies}) == 1
+        tokens[name] = replies[0].usage.view_tokens
+        assert bool(replies[0].recalled) == (view is many)
+    assert tokens["few"] + 100 < tokens["many"]
+
+
+def test_a_view_that_does_not_fit_is_refused_before_anything_is_stored(session: Session) -> None:
+    with pytest.raises(ConfigError, match="Lower recent_tokens"):
+        session.reply(user("hello"), view=ViewConfig(recent_tokens=1 << 20))
     assert session.messages() == []
 
 
