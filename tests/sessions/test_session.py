@@ -194,7 +194,7 @@ def test_a_session_and_a_call_may_have_a_view_of_their_own(store: MemoryStore) -
     """An answer under a view given with the call is that of a session opened with it, more recent tokens included."""
     talk = [user(f"The number of house {number} is {number * 37}.") for number in range(12)]
     store.session("alice", MODEL).add(talk)
-    few, many = ViewConfig(recent_tokens=8, note_tokens=0), ViewConfig(recent_tokens=160, note_tokens=150)
+    few, many = ViewConfig(recent_tokens=8, note_tokens=0), ViewConfig(recent_tokens=90, note_tokens=110)
     tokens = {}
     for name, view in {"few": few, "many": many}.items():
         whole = store.session("alice", MODEL.with_view(view)).fork(f"{name} as the model's")
@@ -209,7 +209,7 @@ def test_a_session_and_a_call_may_have_a_view_of_their_own(store: MemoryStore) -
         assert len({(reply.text, reply.usage) for reply in replies}) == 1
         tokens[name] = replies[0].usage.view_tokens
         assert bool(replies[0].recalled) == (view is many)
-    assert tokens["few"] + 100 < tokens["many"]
+    assert tokens["few"] + 80 < tokens["many"]
 
 
 def test_a_view_that_does_not_fit_is_refused_before_anything_is_stored(session: Session) -> None:
