@@ -29,7 +29,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.fixture(autouse=True)
 def threads(request: pytest.FixtureRequest) -> None:
-    """Tiny models run fastest on one thread, many times so on a busy machine; the real one wants all that there are for this worker."""
+    """Tiny models run fastest on one thread, many times so on a busy machine; the real one takes all of this worker's."""
     torch.set_num_threads(THREADS if request.node.get_closest_marker("real") else 1)
 
 
