@@ -34,12 +34,12 @@ class OpenSessions:
     """The sessions that an assistant has open; the least recently used are closed first. Safe to use from several threads.
 
     Args:
-        open: opens a session by its name.
+        opener: opens a session by its name.
         is_there: tells whether a session still has that name.
     """
 
-    def __init__(self, open: Callable[[str], Session], is_there: Callable[[str, Session], bool]) -> None:
-        self._opener, self._is_there = open, is_there
+    def __init__(self, opener: Callable[[str], Session], is_there: Callable[[str, Session], bool]) -> None:
+        self._opener, self._is_there = opener, is_there
         self._opening = threading.Lock()
         self._open: OrderedDict[str, tuple[Session, _Log]] = OrderedDict()
         self._comparing: WeakValueDictionary[str, Any] = WeakValueDictionary()  # a lock for each session in use

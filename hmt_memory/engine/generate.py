@@ -56,6 +56,7 @@ class Generation(Iterator[str]):
         self.finish_reason: FinishReason | None = None  # "stop": end token or stop string; "length": max_new_tokens
         self.stop_string: str | None = None  # the stop string that ended it, if one did
         self.usage = Usage(prompt_tokens, 0, 0)
+        self.view_ids: list[int] = []  # token ids of the first view: what the answer was conditioned on, all but P
         self.closed: tuple[int, HMTState] | None = None  # the number of `ids` that have been read, and the state after them
         self._rest: Callable[[], HMTState] | None = None
 
@@ -163,6 +164,7 @@ def _pieces(generation: Generation, view: View, decoding: Decoding, start: HMTSt
     marks = [(0, state)]  # states at segment ends, the first and the latest two: (tokens of the answer so far, state)
     shown = view.visible(state)
     embedded = view.embed(state)
+    generation.view_ids = view.ids(state).tolist()
     generation.usage = Usage(len(prompt), 0, embedded.shape[1])
     hidden, cache = backbone.advance(embedded)
     detokenizer = Detokenizer(backbone.decode)

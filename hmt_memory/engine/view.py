@@ -62,11 +62,15 @@ class View:
         """Return [v] token ids of the stream that the view shows: recent tokens and the open segment."""
         return torch.cat([state.recent_ids[max(0, len(state.recent_ids) - self._recent) :], state.open_ids])
 
+    def ids(self, state: HMTState) -> Tensor:
+        """Return [v] token ids of what the view shows, all but P; once `embed` has chosen what is replayed."""
+        return torch.cat([self.pinned, self.replayed, self.visible(state)])
+
     def embed(self, state: HMTState) -> Tensor:
         """Return [1, t, d] input embeddings of `[P | pinned | replayed | recent | open]`."""
         backbone = self.model.backbone
         prompt = self.model.memory_input.front(self._prompt(state)).to(backbone.dtype)
-        ids = torch.cat([self.pinned, self.replayed, self.visible(state)]).to(backbone.device)
+        ids = self.ids(state).to(backbone.device)
         if not len(prompt) + len(ids):
             raise BudgetError("nothing is visible: no memory, no pinned text and recent_tokens=0. Raise recent_tokens.")
         return torch.cat([prompt, backbone.embed(ids)])[None]

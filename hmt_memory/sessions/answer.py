@@ -104,6 +104,11 @@ class Answer(Iterator[str]):
         return self._generation.usage
 
     @property
+    def view_ids(self) -> list[int]:
+        """Token ids of what the answer was conditioned on, all but P; there with the first piece."""
+        return self._generation.view_ids
+
+    @property
     def recalled(self) -> RecalledSegments:
         """The passages that were replayed to the model, by falling weight; chosen with the first piece."""
         return self._memory.recalled

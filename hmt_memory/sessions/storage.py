@@ -167,20 +167,20 @@ class Storage:
         with self._mutex:
             yield
 
-    def index_paths(self, id: int) -> tuple[Path, Path]:
+    def index_paths(self, collection: int) -> tuple[Path, Path]:
         """Return the files of the memory index and the word index of a session or corpus."""
-        return self.folder / "indexes" / f"{id}.index", self.folder / "indexes" / f"{id}.words"
+        return self.folder / "indexes" / f"{collection}.index", self.folder / "indexes" / f"{collection}.words"
 
-    def drop_index(self, id: int) -> None:
+    def drop_index(self, collection: int) -> None:
         """Delete the indexes, on disk and in memory, before their content changes."""
         with self._alone():
-            self._indexes.pop(id, None)
-            self._shelves.pop(id, None)
-        self.drop_index_files(id)
+            self._indexes.pop(collection, None)
+            self._shelves.pop(collection, None)
+        self.drop_index_files(collection)
 
-    def drop_index_files(self, id: int) -> None:
+    def drop_index_files(self, collection: int) -> None:
         """Delete the indexes' files, before some of their content is erased."""
-        for path in self.index_paths(id):
+        for path in self.index_paths(collection):
             derived.remove(path)
 
     def shelf(self, row: CollectionRow) -> Shelf:
@@ -192,10 +192,10 @@ class Storage:
                 known = self._shelves[row.id] = (row.revision, shelf_of(db, row))
         return known[1]
 
-    def reading_mutex(self, id: int) -> threading.Lock:
+    def reading_mutex(self, collection: int) -> threading.Lock:
         """Return the lock in which threads queue that read into one session or corpus."""
         with self._alone():
-            return self._reading.setdefault((os.getpid(), id), threading.Lock())
+            return self._reading.setdefault((os.getpid(), collection), threading.Lock())
 
     def _take_up(self) -> None:
         """Go on with what a crash has left; if that is impossible now, the next erasure or opening tries again."""

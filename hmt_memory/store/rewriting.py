@@ -84,25 +84,25 @@ class _Plan(NamedTuple):
 
 
 def forget(
-    database: Backend, id: int, ids: Iterable[int], *, settle: Callable[[CollectionRow], CollectionRow] = lambda row: row
+    database: Backend, session: int, ids: Iterable[int], *, settle: Callable[[CollectionRow], CollectionRow] = lambda row: row
 ) -> Forgotten:
     """Erase messages of a session and every segment that saw them, inside the session's own lock.
 
     Args:
         database: holds the session.
-        id: of the session.
+        session: its id.
         ids: of the messages.
         settle: makes the other changes of the session's row.
 
     Raises:
         SessionNotFoundError: the session or one of the messages is not there.
     """
-    return _rewrite(database, id, lambda db, row: _forgetting(db, row, set(ids), settle))
+    return _rewrite(database, session, lambda db, row: _forgetting(db, row, set(ids), settle))
 
 
 def move(
     database: Backend,
-    id: int,
+    session: int,
     transcript: Transcript,
     made_by: Fingerprint,
     *,
@@ -113,13 +113,13 @@ def move(
 
     Args:
         database: holds the session.
-        id: of the session, whose lock is held.
+        session: its id; its lock is held.
         transcript: how the model writes messages.
         made_by: the model's fingerprint.
         anew: whether to write the text again in any case.
         settle: makes the other changes of the session's row.
     """
-    return _rewrite(database, id, lambda db, row: _moving(db, row, transcript, made_by, anew, settle))
+    return _rewrite(database, session, lambda db, row: _moving(db, row, transcript, made_by, anew, settle))
 
 
 def cut(db: Transaction, row: CollectionRow, messages: int, tokens: int) -> Forgotten:
@@ -207,17 +207,17 @@ def _switched(db: Transaction, row: CollectionRow, stream: int, sharing: tuple[s
     return Forgotten(new, erasure, sharing)
 
 
-def abandon_drafts(db: Transaction, id: int, erasure: int) -> None:
+def abandon_drafts(db: Transaction, session: int, erasure: int) -> None:
     """Give up the drafts of a session; an erasure sweeps them away.
 
     A draft holds the session's content, too: none of that is erased as long as the draft exists.
 
     Args:
         db: the transaction to write in.
-        id: of the session.
+        session: its id.
         erasure: sweeps the drafts.
     """
-    for stream in db.drafts(id):
+    for stream in db.drafts(session):
         db.remove_draft(stream)
         db.sweep_later(erasure, "stream", stream)
 

@@ -31,7 +31,7 @@ class CatalogueRows(Protocol):
         """Remember a value under a name; None forgets it."""
         ...
 
-    def model(self, id: int) -> ModelRow:
+    def model(self, number: int) -> ModelRow:
         """Return the model of that id."""
         ...
 
@@ -48,7 +48,7 @@ class CatalogueRows(Protocol):
         """Return the session or corpus of that name."""
         ...
 
-    def collection(self, id: int) -> CollectionRow | None:
+    def collection(self, number: int) -> CollectionRow | None:
         """Return the session or corpus of that id."""
         ...
 
@@ -94,7 +94,7 @@ class CatalogueRows(Protocol):
         """Return the streams of a corpus's documents in the order they were added, without their texts."""
         ...
 
-    def find_document(self, collection: int, id: int) -> DocumentRow | None:
+    def find_document(self, collection: int, number: int) -> DocumentRow | None:
         """Return the document of that id, if the corpus has it."""
         ...
 
@@ -123,15 +123,15 @@ class CatalogueRows(Protocol):
         ...
 
     # streams
-    def stream(self, id: int) -> StreamRow:
+    def stream(self, stream: int) -> StreamRow:
         """Return the stream of that id."""
         ...
 
-    def has_stream(self, id: int) -> bool:
+    def has_stream(self, stream: int) -> bool:
         """Return whether there is a stream of that id."""
         ...
 
-    def children(self, id: int) -> list[StreamRow]:
+    def children(self, stream: int) -> list[StreamRow]:
         """Return the streams that continue a stream."""
         ...
 
@@ -143,7 +143,7 @@ class CatalogueRows(Protocol):
         """Write a stream back."""
         ...
 
-    def delete_stream(self, id: int) -> None:
+    def delete_stream(self, stream: int) -> None:
         """Delete the record of a stream that has no rows and that nothing continues."""
         ...
 
@@ -219,12 +219,12 @@ class ContentRows(Protocol):
         """
         ...
 
-    def position(self, stream: int, id: int, before: int) -> int | None:
+    def position(self, stream: int, message: int, before: int) -> int | None:
         """Return the place of a stream's own message, if it stands before message `before`.
 
         Args:
             stream: the stream that owns the rows.
-            id: of the message.
+            message: its id.
             before: the first message that does not count.
         """
         ...
@@ -317,13 +317,13 @@ class Erasures(Protocol):
         """List the erasures that are under way, or were left by a crash."""
         ...
 
-    def sweep_later(self, erasure: int, kind: str, id: int) -> None:
+    def sweep_later(self, erasure: int, kind: str, number: int) -> None:
         """Say that a "stream", or the documents of a "corpus", may hold rows that nobody shows any more.
 
         Args:
             erasure: the erasure that goes through it.
             kind: "stream" or "corpus".
-            id: of the stream or corpus.
+            number: the id of the stream or corpus.
         """
         ...
 

@@ -39,14 +39,14 @@ class _Measured(NamedTuple):
     packed: int  # bytes after deflation
 
 
-def export_session(database: Backend, id: int, path: Path) -> None:
+def export_session(database: Backend, session: int, path: Path) -> None:
     """Write a session to `path`, replacing the file whole or not at all. Only its owner can read the file.
 
     A link at `path` is replaced, not followed.
 
     Args:
         database: holds the session.
-        id: of the session.
+        session: its id.
         path: the file.
 
     Raises:
@@ -54,7 +54,7 @@ def export_session(database: Backend, id: int, path: Path) -> None:
         StoreError: the file cannot be written, or the session is beyond a limit of the format.
     """
     with database.reading() as db:
-        row = db.collection(id)
+        row = db.collection(session)
         if row is None:
             raise SessionNotFoundError("the session was deleted.")
         parts = lineage.of(db, row)

@@ -41,13 +41,13 @@ class Catalogue(Streams):
         else:
             self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
-    def model(self, id: int) -> ModelRow:
+    def model(self, number: int) -> ModelRow:
         """Return the model of that id."""
-        row = self.execute("SELECT digest, parts, crc FROM models WHERE id = ?", (id,)).fetchone()
+        row = self.execute("SELECT digest, parts, crc FROM models WHERE id = ?", (number,)).fetchone()
         if row is None:
-            raise StoreDamagedError(f"the record of model {id} is missing. Restore a backup or an export.")
-        digest, parts = checked(f"the record of model {id}", row)
-        return ModelRow(id, digest, json.loads(parts))
+            raise StoreDamagedError(f"the record of model {number} is missing. Restore a backup or an export.")
+        digest, parts = checked(f"the record of model {number}", row)
+        return ModelRow(number, digest, json.loads(parts))
 
     def add_model(self, digest: str, parts: Mapping[str, Any]) -> int:
         """Return the id of the model with this digest, recorded if it is new."""
@@ -67,9 +67,9 @@ class Catalogue(Streams):
         row = self.execute(f"SELECT {_COLLECTION} WHERE kind = ? AND key = ?", (kind, name_key(name))).fetchone()
         return None if row is None else _collection(row)
 
-    def collection(self, id: int) -> CollectionRow | None:
+    def collection(self, number: int) -> CollectionRow | None:
         """Return the session or corpus of that id."""
-        row = self.execute(f"SELECT {_COLLECTION} WHERE c.id = ?", (id,)).fetchone()
+        row = self.execute(f"SELECT {_COLLECTION} WHERE c.id = ?", (number,)).fetchone()
         return None if row is None else _collection(row)
 
     def add_collection(self, kind: str, name: str, *, stream: int | None, now: float) -> CollectionRow:
@@ -122,9 +122,9 @@ class Catalogue(Streams):
         """Return the streams of a corpus's documents in the order they were added, without their texts."""
         return [DocumentStream(*row) for row in self.execute(_DOCUMENT_STREAMS, (collection,)).fetchall()]
 
-    def find_document(self, collection: int, id: int) -> DocumentRow | None:
+    def find_document(self, collection: int, number: int) -> DocumentRow | None:
         """Return the document of that id, if the corpus has it."""
-        row = self.execute(f"SELECT {_DOCUMENT} AND d.id = ?", (collection, id)).fetchone()
+        row = self.execute(f"SELECT {_DOCUMENT} AND d.id = ?", (collection, number)).fetchone()
         return None if row is None else _document(row)
 
     def add_document(self, collection: int, document: DocumentRow) -> None:

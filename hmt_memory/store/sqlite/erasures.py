@@ -26,9 +26,9 @@ class Erasures(Payloads):
         """List the erasures that are under way, or were left by a crash."""
         return [int(erasure) for (erasure,) in self.execute("SELECT id FROM erasures ORDER BY id").fetchall()]
 
-    def sweep_later(self, erasure: int, kind: str, id: int) -> None:
+    def sweep_later(self, erasure: int, kind: str, number: int) -> None:
         """Say that a "stream", or the documents of a "corpus", may hold rows that nobody shows any more."""
-        self.execute("INSERT OR IGNORE INTO sweeps VALUES (?, ?, ?)", (erasure, kind, id))
+        self.execute("INSERT OR IGNORE INTO sweeps VALUES (?, ?, ?)", (erasure, kind, number))
 
     def next_sweep(self, erasure: int) -> Sweep | None:
         """Return a stream or corpus that an erasure has still to go through."""

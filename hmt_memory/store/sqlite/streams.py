@@ -21,20 +21,20 @@ WHERE shown > :seq AND c.id != :besides
 class Streams(Erasures):
     """Streams over one connection."""
 
-    def stream(self, id: int) -> StreamRow:
+    def stream(self, stream: int) -> StreamRow:
         """Return the stream of that id."""
-        row = self.execute(f"SELECT {_STREAM} FROM streams WHERE id = ?", (id,)).fetchone()
+        row = self.execute(f"SELECT {_STREAM} FROM streams WHERE id = ?", (stream,)).fetchone()
         if row is None:
-            raise StoreDamagedError(f"the record of stream {id} is missing. Restore a backup or an export.")
-        return StreamRow(id, *checked(f"the record of stream {id}", row[1:]))
+            raise StoreDamagedError(f"the record of stream {stream} is missing. Restore a backup or an export.")
+        return StreamRow(stream, *checked(f"the record of stream {stream}", row[1:]))
 
-    def has_stream(self, id: int) -> bool:
+    def has_stream(self, stream: int) -> bool:
         """Return whether there is a stream of that id."""
-        return self.execute("SELECT 1 FROM streams WHERE id = ?", (id,)).fetchone() is not None
+        return self.execute("SELECT 1 FROM streams WHERE id = ?", (stream,)).fetchone() is not None
 
-    def children(self, id: int) -> list[StreamRow]:
+    def children(self, stream: int) -> list[StreamRow]:
         """Return the streams that continue a stream."""
-        rows = self.execute(f"SELECT {_STREAM} FROM streams WHERE parent = ?", (id,)).fetchall()
+        rows = self.execute(f"SELECT {_STREAM} FROM streams WHERE parent = ?", (stream,)).fetchall()
         return [StreamRow(row[0], *checked(f"the record of stream {row[0]}", row[1:])) for row in rows]
 
     def add_stream(self, row: StreamRow) -> int:
@@ -48,9 +48,9 @@ class Streams(Erasures):
         columns = "parent = ?, parent_messages = ?, parent_tokens = ?, parent_segments = ?, messages = ?, tokens = ?, crc = ?"
         self.execute(f"UPDATE streams SET {columns} WHERE id = ?", (*row[1:], crc_of(*row[1:]), row.id))
 
-    def delete_stream(self, id: int) -> None:
+    def delete_stream(self, stream: int) -> None:
         """Delete the record of a stream that has no rows and that nothing continues."""
-        self.execute("DELETE FROM streams WHERE id = ?", (id,))
+        self.execute("DELETE FROM streams WHERE id = ?", (stream,))
 
     def give_rows(self, stream: int, to: int) -> None:
         """Give all rows of a stream to another one that has none at their places."""

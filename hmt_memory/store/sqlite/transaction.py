@@ -60,10 +60,10 @@ class SqliteTransaction(Catalogue):
         for row in self.execute(query, (stream, start, stop)):
             yield _message(row)
 
-    def position(self, stream: int, id: int, before: int) -> int | None:
+    def position(self, stream: int, message: int, before: int) -> int | None:
         """Return the place of a stream's own message, if it stands before message `before`."""
         query = "SELECT seq FROM messages WHERE stream = ? AND id = ? AND seq < ?"
-        row = self.execute(query, (stream, id, before)).fetchone()
+        row = self.execute(query, (stream, message, before)).fetchone()
         return None if row is None else int(row[0])
 
     def earliest(self, stream: int, start: int, stop: int) -> float | None:
