@@ -20,7 +20,8 @@ from ..chat.message import SYSTEM_ROLES, Messages, system_texts, validated
 from ..chat.transcript import Batch, Transcript
 from ..engine.decoding import Decoding, DecodingOptions
 from ..errors import InputError
-from ..retrieval.ranking import ViewRecollection, alone
+from ..retrieval.ranking import alone
+from ..retrieval.replay import ViewRecollection
 from ..retrieval.sources import StreamShard
 from ..sessions.answer import Answer, Request
 from ..store import rewriting

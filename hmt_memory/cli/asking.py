@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..engine.generate import Generation
     from ..engine.state import HMTState
     from ..model import HMTModel
-    from ..retrieval.ranking import ViewRecollection
+    from ..retrieval.replay import ViewRecollection
 
 _INTRODUCTION = "Read this text and answer the question after it.\n\n"
 _CHUNK_SEGMENTS = 8  # between two movements of the progress bar; larger reads hardly faster
@@ -142,7 +142,8 @@ def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection
         question: what to recall for.
         ids: [t] token ids of the text.
     """
-    from ..retrieval.ranking import ViewRecollection, alone
+    from ..retrieval.ranking import alone
+    from ..retrieval.replay import ViewRecollection
     from ..retrieval.sources import StreamShard
 
     backbone, length = model.backbone, model.config.segment_length

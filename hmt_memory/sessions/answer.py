@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ..engine.decoding import Decoding
     from ..engine.generate import Generation, Usage
     from ..model import HMTModel
-    from ..retrieval.ranking import RecalledSegments, ViewRecollection
+    from ..retrieval.ranking import RecalledSegments
+    from ..retrieval.replay import ViewRecollection
 
 
 class Request:

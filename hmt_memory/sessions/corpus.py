@@ -16,7 +16,8 @@ import torch
 from ..engine.decoding import Decoding, DecodingOptions
 from ..errors import InputError
 from ..retrieval import ranking
-from ..retrieval.ranking import RecalledSegments, Sources, ViewRecollection
+from ..retrieval.ranking import RecalledSegments, Sources
+from ..retrieval.replay import ViewRecollection
 from ..retrieval.sources import CorpusShard
 from ..store import lineage
 from ..store.rows import CollectionRow, DocumentRow, Lineage, as_array

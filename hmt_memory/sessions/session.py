@@ -16,7 +16,7 @@ from ..engine.decoding import Decoding, DecodingOptions
 from ..engine.generate import Generation
 from ..engine.view import check_budget
 from ..errors import InputError, SessionBusyError, StoreDamagedError, StoreError
-from ..retrieval.ranking import ViewRecollection
+from ..retrieval.replay import ViewRecollection
 from ..retrieval.sources import Draft
 from ..store import lineage, rewriting
 from ..store.rows import CollectionRow

@@ -31,7 +31,7 @@ from hmt_memory.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from hmt_memory.retrieval.ranking import ViewRecollection
+from hmt_memory.retrieval.replay import ViewRecollection
 from hmt_memory.store.sqlite.database import Database
 
 TOKENIZER = byte_tokenizer()
