@@ -112,7 +112,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
     top = {path.name for path in wheel.iterdir()}
     information = f"hmt_memory-{hmt_memory.__version__}.dist-info"
-    assert top == {"hmt_memory", "hmt_kernels", "langchain_hmt", "llama_index", information}
+    assert top == {"hmt_memory", "hmt_kernels", "langchain_hmt", "llama_index", "llama_index_hmt", information}
     assert {path.name for path in (wheel / "llama_index").rglob("*")} == {"llms", "memory", "retrievers", "hmt.py"}
     assert (wheel / "hmt_memory" / "py.typed").is_file()
     code = (

@@ -22,7 +22,8 @@ from hmt_memory.assistant.loading import ModelSettings
 from hmt_memory.assistant.stateless import PrefixCache, prompt_of, reply
 from hmt_memory.chat.transcript import Transcript
 from hmt_memory.cli.asking import ask, ask_about, remembering
-from hmt_memory.cli.terminal import Document, Screen
+from hmt_memory.cli.documents import Document
+from hmt_memory.cli.terminal import Screen
 from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
 
 MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
@@ -305,7 +306,7 @@ def test_a_system_prompt_too_long_to_be_pinned_is_read_before_the_question() -> 
     prompt = prompt_of(transcript, [long, *talk], limit=110)
     assert [one["role"] for one in prompt.batch.messages] == ["user", "assistant", "system", "user"]
     assert [one.ids for at, one in enumerate(prompt.batch.stretches) if at != 2] == [
-        one.ids for one in prompt_of(transcript, talk).stretches
+        one.ids for one in prompt_of(transcript, talk).batch.stretches
     ]
     start, stop = prompt.batch.stretches[2].content
     assert model.backbone.decode(prompt.batch.stretches[2].ids[start:stop]) == long["content"], "what is cited is what it says"
