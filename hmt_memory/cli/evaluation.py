@@ -135,6 +135,26 @@ def questions(
     experiments.questions(samples, out, screen, limit=limit, seed=seed, **chosen)
 
 
+@app.command()
+def answers(
+    conversations: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 10,
+    facts: Annotated[int, typer.Option(min=1, help="Facts told in each.")] = 20,
+    talk: Annotated[int, typer.Option(min=0, help="Turns of other talk after each fact.")] = 5,
+    seed: Annotated[int, typer.Option(help="Chooses facts, names and talk.")] = 0,
+    adapter: options.Adapter = None,
+    out: Results = Path("hmt-eval"),
+    model: options.Name = DEFAULT_MODEL,
+    dtype: options.Precision = Dtype.auto,
+    device: options.Device = "auto",
+) -> None:
+    """Tell facts among other talk, end the process, and ask for them in another: whether the answers say them."""
+    from . import experiments
+
+    screen = Screen.standard()
+    chosen: dict[str, Any] = {"adapter": adapter, "model": model, "dtype": dtype.value, "device": device}
+    experiments.answers(out, screen, conversations=conversations, facts=facts, talk=talk, seed=seed, **chosen)
+
+
 @app.command(no_args_is_help=True)
 def behaviour(
     text: Annotated[str, typer.Argument(help="A long text.")],

@@ -184,6 +184,44 @@ def passkey(
     _publish(report, out, screen)
 
 
+def answers(
+    out: Path,
+    screen: Screen,
+    *,
+    conversations: int,
+    facts: int,
+    talk: int,
+    seed: int,
+    adapter: Path | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Tell facts in conversations, and ask for them in another process.
+
+    Args:
+        out: folder of the results.
+        screen: where progress and results go.
+        conversations: how many.
+        facts: told in each; a quarter of them is told anew later.
+        talk: turns of other talk after each fact.
+        seed: decides facts, names and talk.
+        adapter: folder of the trained memory.
+        model: a folder or the name of a model.
+        dtype: the precision of the backbone.
+        device: where the model runs.
+    """
+    from ..evaluate.answers import Loading, Plan, measure
+
+    plan = Plan(conversations=conversations, facts=facts, changed=facts // 4, talk=talk, seed=seed)
+    loading = Loading(model, {"adapter": adapter, "dtype": dtype, "device": device})
+    with screen.notes.status("telling facts") as status:
+        report = measure(
+            loading, plan, settings={"model": model, "adapter": str(adapter or "as shipped")}, progress=status.update
+        )
+    _publish(report, out, screen)
+
+
 def questions(
     samples: str, out: Path, screen: Screen, *, limit: int, seed: int, adapter: Path | None, model: str, dtype: str, device: str
 ) -> None:

@@ -1,0 +1,239 @@
+"""Facts told in a conversation, asked for in another process: whether the answers say them, and say when nothing was told.
+
+A conversation tells facts about the user, each once and in plain words, among much other talk; some are told anew later. Then
+the process ends. Another one asks for each in other words, and for facts that were never told. Names, numbers and words are
+those of `train.facts` for evaluation, which no training has seen.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import re
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from ..model import HMTModel
+from ..sessions.memory_store import MemoryStore
+from ..train.facts import KINDS, ask, tell
+from ..train.talk import small_talk
+from .report import Report, Table
+from .statistics import mean_interval
+
+if TYPE_CHECKING:
+    from ..sessions.session import Session
+
+_THANKS = ("Good to know.", "Thanks for telling me.", "I see.", "Noted.", "That is nice to hear.", "All right.")
+_ABSTAINS = re.compile(
+    r"\b(?:do(?:n't| not) (?:know|have|recall|remember|see)"
+    r"|(?:did(?:n't| not)|have(?:n't| not)) (?:tell|told|mention|mentioned|say|said|been told)"
+    r"|not (?:sure|told|mentioned|known)|no (?:information|record|mention)|can(?:'t|not) (?:recall|remember|tell)"
+    r"|unknown|unaware)\b",
+    re.IGNORECASE,
+)
+
+
+class Question(NamedTuple):
+    """A question about the user, and what was told of it."""
+
+    text: str
+    value: str | None  # the words that a right answer has; None: nothing was told
+    before: str | None = None  # what was told first and holds no more
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """The turns of one conversation, and the questions about it."""
+
+    turns: Sequence[tuple[str, str]]  # what is said, what is answered
+    questions: Sequence[Question]
+
+
+class Answered(NamedTuple):
+    """The outcome of one question."""
+
+    question: Question
+    answer: str
+    in_view: bool  # whether the value stood in what the model was shown
+    recalled: int  # how many passages were recalled
+
+    @property
+    def says_it(self) -> bool:
+        """Whether the answer has the value, and not one that holds no more."""
+        before = self.question.before
+        return holds(self.answer, self.question.value) and not (before is not None and holds(self.answer, before))
+
+    @property
+    def abstains(self) -> bool:
+        """Whether the answer says that it does not know."""
+        return not self.says_it and _ABSTAINS.search(self.answer) is not None
+
+
+def holds(text: str, value: str | None) -> bool:
+    """Tell whether a text has a value in it, as words of their own.
+
+    >>> holds("It is called Rex.", "rex"), holds("Rexford", "Rex")
+    (True, False)
+    """
+    return value is not None and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is told and asked.
+
+    Raises:
+        InputError: there are not so many kinds of facts.
+    """
+
+    conversations: int = 10
+    facts: int = 20  # told in each
+    changed: int = 5  # of these, told anew later
+    unknown: int = 4  # asked for in each, and not told
+    talk: int = 5  # turns of other talk after each
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.facts + self.unknown > len(KINDS) or not 1 <= self.changed + 1 <= self.facts + 1:
+            raise InputError(
+                f"facts={self.facts} and unknown={self.unknown} take more than the {len(KINDS)} kinds of facts that there are, "
+                f"or more are changed ({self.changed}) than told. Lower them."
+            )
+        if min(self.conversations, self.facts) < 1 or min(self.unknown, self.talk) < 0:
+            raise InputError("at least one conversation with one fact is needed, and no count may be below 0.")
+
+    def make(self) -> list[Conversation]:
+        """Make the conversations."""
+        return [self._conversation(random.Random(self.seed * 1000 + number)) for number in range(self.conversations)]
+
+    def _conversation(self, chance: random.Random) -> Conversation:
+        kinds = chance.sample(sorted(KINDS), self.facts + self.unknown)
+        told = [tell(kind, chance, "evaluation") for kind in kinds[: self.facts]]
+        anew = {fact.kind: tell(fact.kind, chance, "evaluation", other_than=fact.value) for fact in told[: self.changed]}
+        chance.shuffle(told)
+        facts = [*told, *anew.values()]
+        talk = small_talk(chance, self.talk * len(facts))
+        turns: list[tuple[str, str]] = []
+        for number, fact in enumerate(facts):
+            turns.append((fact.told, chance.choice(_THANKS)))
+            turns += talk[number * self.talk : (number + 1) * self.talk]
+        questions = [Question(ask(kind, chance, "evaluation"), None) for kind in kinds[self.facts :]]
+        for fact in told:
+            later = anew.get(fact.kind)
+            value, before = (fact.value, None) if later is None else (later.value, fact.value)
+            questions.append(Question(ask(fact.kind, chance, "evaluation"), value, before))
+        chance.shuffle(questions)
+        return Conversation(turns, questions)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What a model is loaded by, in each of the two processes."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `HMTModel.from_pretrained`
+
+    def load(self) -> HMTModel:
+        """Load the model."""
+        return HMTModel.from_pretrained(self.name, **self.options)
+
+
+def measure(
+    loading: Loading,
+    plan: Plan | None = None,
+    *,
+    max_new_tokens: int = 48,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Tell conversations to sessions, and ask about them in a new process.
+
+    Args:
+        loading: the model to measure.
+        plan: what is told and asked.
+        max_new_tokens: the longest answer.
+        settings: what else the report records.
+        progress: called with a line about what begins.
+    """
+    plan = plan or Plan()
+    conversations = plan.make()
+    with tempfile.TemporaryDirectory(prefix="hmt-eval-") as folder:
+        _tell(loading, folder, conversations, progress)
+        progress("asking in a new process")
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            outcomes = pool.apply(_ask_all, (loading, folder, conversations, max_new_tokens))
+    return _report(outcomes, {**(settings or {}), **vars(plan), "max_new_tokens": max_new_tokens})
+
+
+def _tell(loading: Loading, folder: str, conversations: Sequence[Conversation], progress: Callable[[str], None]) -> None:
+    model = loading.load()
+    with MemoryStore(folder) as store:
+        for number, conversation in enumerate(conversations):
+            progress(f"telling conversation {number + 1} of {len(conversations)}")
+            messages = [
+                {"role": role, "content": text}
+                for turn in conversation.turns
+                for role, text in zip(("user", "assistant"), turn, strict=True)
+            ]
+            store.session(str(number), model).add(messages)
+
+
+def _ask_all(loading: Loading, folder: str, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Answered]:
+    model = loading.load()
+    with MemoryStore(Path(folder)) as store:
+        return [
+            answer(store.session(str(number), model), question, max_new_tokens=max_new_tokens)
+            for number, conversation in enumerate(conversations)
+            for question in conversation.questions
+        ]
+
+
+def answer(session: Session, question: Question, *, max_new_tokens: int = 48) -> Answered:
+    """Ask a session one question, and let it forget that it was asked.
+
+    Args:
+        session: what is asked; it is afterwards as it was before.
+        question: what to ask.
+        max_new_tokens: the longest answer.
+    """
+    reply = session.reply({"role": "user", "content": question.text}, max_new_tokens=max_new_tokens).finish()
+    assert session._model is not None
+    shown = session._model.backbone.decode(reply.view_ids)
+    session.forget(reply.message_ids)
+    return Answered(question, reply.text, holds(shown, question.value), len(reply.recalled))
+
+
+def _report(outcomes: Sequence[Answered], settings: Mapping[str, Any]) -> Report:
+    told = [outcome for outcome in outcomes if outcome.question.value is not None]
+    groups = {
+        "told: right": [outcome.says_it for outcome in told],
+        "told: in view": [outcome.in_view for outcome in told],
+        "told and in view: right": [outcome.says_it for outcome in told if outcome.in_view],
+        "told twice: the later value": [outcome.says_it for outcome in told if outcome.question.before is not None],
+        "told: says that it does not know": [outcome.abstains for outcome in told],
+        "not told: says so": [outcome.abstains for outcome in outcomes if outcome.question.value is None],
+    }
+    rows = []
+    for name, hits in groups.items():
+        if hits:
+            share = mean_interval(np.array(hits, float))
+            rows.append([name, sum(hits), len(hits), share.value, share.low, share.high])
+    answers = [
+        [outcome.question.text, outcome.question.value or "(not told)", outcome.answer.replace("\n", " ")[:120]]
+        for outcome in outcomes
+    ]
+    return Report(
+        "answers",
+        "Facts told, and asked for in another process",
+        {**settings, "intervals": "95 %, bootstrap over questions, seed 0"},
+        [
+            Table("Shares", ["", "so many", "of", "share", "low", "high"], rows),
+            Table("Answers", ["asked", "told", "said"], answers),
+        ],
+    )

@@ -1,0 +1,104 @@
+"""Facts told and asked for: what is made of a seed, what counts as right, and a whole run in two processes."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import pytest
+
+from hmt_memory.errors import InputError
+from hmt_memory.evaluate.answers import Answered, Loading, Plan, Question, holds, measure
+from hmt_memory.train.facts import KINDS, Split, ask, tell
+from hmt_memory.train.talk import small_talk
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_and_evaluation_share_neither_words_nor_values(kind: str) -> None:
+    made: dict[Split, set[tuple[str, str, str]]] = {}
+    splits: tuple[Split, ...] = ("training", "evaluation")
+    for split in splits:
+        chance = random.Random(0)
+        facts = [(tell(kind, chance, split), ask(kind, chance, split)) for _ in range(100)]
+        assert all(holds(fact.told, fact.value) and not holds(question, fact.value) for fact, question in facts)
+        made[split] = {(fact.told.replace(fact.value, "{}"), fact.value, question) for fact, question in facts}
+    for part in range(3):
+        assert not {entry[part] for entry in made["training"]} & {entry[part] for entry in made["evaluation"]}
+
+
+def test_a_fact_told_anew_has_another_value() -> None:
+    chance = random.Random(0)
+    for kind in KINDS:
+        first = tell(kind, chance, "evaluation")
+        assert tell(kind, chance, "evaluation", other_than=first.value).value != first.value
+
+
+def test_a_plan_tells_what_it_asks_for_and_nothing_else() -> None:
+    plan = Plan(conversations=3, facts=9, changed=3, unknown=4, talk=2)
+    conversations = plan.make()
+    assert conversations == plan.make() and len(conversations) == 3 and conversations[0] != conversations[1]
+    for conversation in conversations:
+        said = [said for said, _ in conversation.turns]
+        assert len(said) == 12 * 3 and len(conversation.questions) == 13
+        assert sum(question.value is None for question in conversation.questions) == 4
+        for question in conversation.questions:
+            places = [at for at, text in enumerate(said) if holds(text, question.value)]
+            assert len(places) >= (question.value is not None)
+            if question.before is not None:
+                assert min(at for at, text in enumerate(said) if holds(text, question.before)) < max(places)
+        assert sum(question.before is not None for question in conversation.questions) == 3
+
+
+def test_small_talk_tells_nothing_that_is_asked_for() -> None:
+    talk = " ".join(text for turn in small_talk(random.Random(0), 32) for text in turn)
+    values = {tell(kind, random.Random(seed), "evaluation").value for kind in KINDS for seed in range(50)}
+    assert not [value for value in values if holds(talk, value)]
+    assert len(small_talk(random.Random(0), 100)) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"facts": 30}, "facts=30"),
+        ({"changed": 21}, r"changed \(21\)"),
+        ({"conversations": 0}, "at least one"),
+        ({"talk": -1}, "0"),
+    ],
+    ids=str,
+)
+def test_an_impossible_plan_is_refused(options: dict[str, int], named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        Plan(**options)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "abstains"),
+    [
+        ("It is Rex.", True, False),
+        ("rex", True, False),
+        ("Her name is Rexford.", False, False),
+        ("It was Bello, now it is Rex.", False, False),
+        ("I don't know. It is Rex.", True, False),
+        ("I do not know.", False, True),
+        ("You haven't told me that.", False, True),
+        ("I have no information about your dog.", False, True),
+        ("The dog is a dog.", False, False),
+    ],
+)
+def test_what_counts_as_right_and_as_abstaining(answer: str, right: bool, abstains: bool) -> None:
+    outcome = Answered(Question("What is my dog called?", "Rex", "Bello"), answer, True, 1)
+    assert (outcome.says_it, outcome.abstains) == (right, abstains)
+    unknown = Answered(Question("What is my dog called?", None), answer, False, 0)
+    assert not unknown.says_it and unknown.abstains == (re.search("know|told|information", answer) is not None)
+
+
+def test_a_run_asks_in_another_process_what_the_first_has_told(chatty: str) -> None:
+    said: list[str] = []
+    plan = Plan(conversations=2, facts=3, changed=1, unknown=1, talk=0)
+    report = measure(Loading(chatty), plan, max_new_tokens=4, progress=said.append)
+    shares, answers = report.tables
+    counted = {row[0]: (row[1], row[2]) for row in shares.rows}
+    assert counted["told: in view"] == (6, 6), "the whole conversation is shown, and so is every fact"
+    assert counted["told twice: the later value"][1] == 2 and counted["not told: says so"][1] == 2
+    assert len(answers.rows) == 8 and all(row[2] for row in answers.rows)
+    assert said == ["telling conversation 1 of 2", "telling conversation 2 of 2", "asking in a new process"]
