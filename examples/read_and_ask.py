@@ -1,125 +1,75 @@
-"""Read CPython's language reference into memory, ask about it, and say what it cost: `make demo`.
+"""Read documents into a corpus, ask about them, and show what was recalled for the answer: the first half of `make demo`.
 
-The text comes with Python itself. Everything is measured here and now; nothing is stored.
+A few sentences that no model can know stand among topics of Python's language reference, which comes with Python itself.
+Everything is measured here and now; the store is a temporary folder.
 """
 
 from __future__ import annotations
 
-import resource
-import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
-from hmt_memory import HMTModel, HMTState
-from hmt_memory.cli.asking import Reading, ask_about, encode_documents, read, recalled_passages, show_passages
-from hmt_memory.cli.models import load_model, note_if_untrained, visible_tokens
-from hmt_memory.cli.terminal import Document, Screen, stream
+from hmt_memory import HMTModel, MemoryStore
+from hmt_memory.cli.terminal import Screen, show_recalled, stream
+from hmt_memory.config import ViewConfig
+from hmt_memory.sessions.corpus import Corpus
 
-AT_LEAST = 12_000  # tokens
-LAST_TOPIC = "class"  # one question is about the end of the text, so every Python version has to end alike
+TOPICS = ("assert", "break", "continue", "pass", "return", "while")
+HANDBOOK = {
+    "contract": "The notice period is three months to the end of a quarter. Thirty days of leave a year are yours.",
+    "canteen": "The canteen opens at half past eleven. The roof terrace is closed in winter.",
+    "travel": "Hotels are paid up to 120 euros a night. Receipts go to Carla in accounting within two weeks.",
+}
+VIEW = ViewConfig(note_tokens=160)  # two or three passages: a small model answers better, and sooner, from few
 
 
 class Question(NamedTuple):
-    topic: str  # where in the text the answer stands
     text: str
     answer: str  # what a right answer says
 
 
 QUESTIONS = (
-    Question("class", "Which PEP added class decorators?", "3129"),
-    Question("break", "What does the break statement do?", "loop"),
+    Question("How long is the notice period?", "three months"),
+    Question("When does the canteen open?", "half past eleven"),
 )
 
 
 def main() -> None:
     screen = Screen(Console(highlight=False), sys.stdout)
-    model = load_model("smollm2-135m-instruct", screen)
-    ids, starts = language_reference(model)
-    screen.note(
-        f"{len(starts)} topics of the language reference, {len(ids):,} tokens; segments of {model.config.segment_length}"
-    )
-    reading = read(model, ids, screen, line_every=4000)
-    note_if_untrained(model, screen, reading.state)
-    for question in QUESTIONS:
-        answer(model, question, ids, starts, reading, screen)
-    report(model, reading, ids)
+    model = HMTModel.from_pretrained("smollm2-135m-instruct")
+    with tempfile.TemporaryDirectory() as folder, MemoryStore(folder) as store:
+        corpus = store.corpus("office", model)
+        read(corpus)
+        for question in QUESTIONS:
+            ask(corpus, question, screen)
 
 
-def language_reference(model: HMTModel) -> tuple[Tensor, dict[str, int]]:
-    """Return token ids of whole topics in alphabetical order, and where each topic starts."""
-    parts: list[Tensor] = []
-    starts: dict[str, int] = {}
-    for topic in sorted(topics):
-        starts[topic] = sum(map(len, parts))
-        parts.append(encode_documents(model, [Document(topic, topics[topic] + "\n\n")]))
-        if topic >= LAST_TOPIC and starts[topic] + len(parts[-1]) >= AT_LEAST:
-            break
-    return torch.cat(parts), starts
-
-
-def answer(model: HMTModel, question: Question, ids: Tensor, starts: dict[str, int], reading: Reading, screen: Screen) -> None:
-    print(f"\nQuestion: {question.text}\nAnswer: ", end="", flush=True)
-    generation = ask_about(model, question.text, reading.state, max_new_tokens=60)
-    stream(generation, screen.out)
-    screen.note(
-        f"{'Right' if question.answer in generation.text else 'Wrong'}: {what_the_view_held(model, question, starts, reading)}"
-    )
-    show_passages(recalled_passages(model, question.text, reading.state, ids, top_k=3), screen)
-
-
-def what_the_view_held(model: HMTModel, question: Question, starts: dict[str, int], reading: Reading) -> str:
-    visible = visible_tokens(model, reading.state)
-    back = reading.tokens - starts[question.topic]
-    where = f"the topic {question.topic!r} starts {back:,} tokens before the end and the view holds the last {visible:,}"
-    if back <= visible:
-        return f"{where}, so the answer was there to read."
-    return f"{where}, so this is the backbone's own knowledge, not something remembered from the text."
-
-
-def share_of_cost_limit(model: HMTModel, ids: Tensor, state: HMTState, *, segments: int = 8, rounds: int = 3) -> float:
-    """Return the least time the method can take divided by the time it takes, on the first `segments`: median of rounds.
-
-    The least time is that of the backbone's body alone, times the positions that the method runs for each token.
-    """
-    sample, shares = ids[: segments * model.config.segment_length], []
-    for _ in range(rounds):
-        alone, whole = seconds(lambda: body_alone(model, sample)), seconds(lambda: model.read(sample, state))
-        shares.append(alone * model.config.positions_per_token() / whole)
-    return statistics.median(shares)
-
-
-@torch.no_grad()
-def body_alone(model: HMTModel, ids: Tensor) -> None:
-    """Run the backbone's blocks on pieces of one segment, without any memory."""
-    for piece in ids.split(model.config.segment_length):
-        model.backbone.body(model.backbone.embed(piece.to(model.backbone.device))[None])
-
-
-def seconds(call: Callable[[], object]) -> float:
+def read(corpus: Corpus) -> None:
+    """Read the documents, and say how fast that was and what is kept."""
     started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    corpus.add_documents([*((name, topics[name]) for name in TOPICS), *HANDBOOK.items()])
+    seconds = time.perf_counter() - started
+    stats = corpus.stats()
+    print(
+        f"Read {stats['documents']} documents: {stats['tokens']:,} tokens, {stats['segments']} segments, "
+        f"{stats['tokens'] / seconds:,.0f} tokens a second."
+    )
 
 
-def report(model: HMTModel, reading: Reading, ids: Tensor) -> None:
-    memory = reading.state.memory.numel() * reading.state.memory.element_size()
-    speed = reading.tokens / reading.seconds
-    print(f"\nreading:      {speed:,.0f} tokens/s ({reading.tokens:,} tokens in {reading.seconds:.1f} s)")
-    print(f"memory:       {memory:,} bytes for {reading.state.segments} segments; process peak {peak_bytes() / 1e6:,.0f} MB")
-    share, work = share_of_cost_limit(model, ids, reading.state), model.config.positions_per_token()
-    print(f"cost limit:   {share:.0%} reached (the limit: the backbone's own time on the text, times {work:.2f})")
-
-
-def peak_bytes() -> int:
-    """Return the peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def ask(corpus: Corpus, question: Question, screen: Screen) -> None:
+    """Ask, show what was recalled for the answer, and judge the answer by its own words."""
+    started = time.perf_counter()
+    print(f"\n> {question.text}")
+    answer = corpus.ask(question.text, view=VIEW, max_new_tokens=24)
+    stream(answer, screen)
+    show_recalled(answer.recalled, screen)
+    verdict = "Right" if question.answer in answer.text else f"Wrong, for the word {question.answer!r} is missing"
+    print(f"{verdict}. {time.perf_counter() - started:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A conversation, the end of its process, and a new process that answers from it: the second half of `make demo`.
+"""A few facts, much else, the end of the process, and a new process that is asked for them: the second half of `make demo`.
 
-The view is kept small (128 recent tokens and one or two replayed passages), so that a short conversation outgrows it: what was
-said first is then shown to the model only if memory brings it back. The store is a temporary folder.
+The view is kept small (128 recent tokens and a few recalled passages), so that a short conversation outgrows it: what was said
+first is then shown to the model only if memory brings it back. The store is a temporary folder.
 """
 
 from __future__ import annotations
@@ -11,87 +11,74 @@ import subprocess
 import sys
 import tempfile
 import time
+from pydoc_data.topics import topics
 
 from rich.console import Console
 
-from hmt_memory import HMTModel, MemoryStore
+from hmt_memory import HMTModel, MemoryStore, Session
 from hmt_memory.cli.terminal import Screen, beginning, show_recalled, stream
-from hmt_memory.sessions.session import Reply, Session
+from hmt_memory.config import ViewConfig
 
 SESSION = "demo"
-RECENT_TOKENS, REPLAY_TOKENS = 128, 160
-TALK = (
-    "The door code of the office is 4071.",
-    "What is the capital of France?",
-    "How do I cook rice?",
-    "What is a prime number?",
-    "Who wrote Hamlet?",
-    "How does a bicycle stay upright?",
-    "What is the longest river in the world?",
-    "How do I take a good photo of the moon?",
-    "Name three cities in Italy.",
-    "How many days are in a leap year?",
-)
-QUESTION, ANSWER = "What is the door code of the office?", "4071"
+VIEW = ViewConfig(recent_tokens=128, note_tokens=160)
+FACTS = ("The door code of the office is 4071.", "My dog is called Bruno.", "The meeting with Carla is on Friday at noon.")
+NOTED = "I will remember that."
+MUCH_ELSE = f"Please keep this text about Python for me: {topics['while']}"  # more than the view shows
+QUESTIONS = {  # with the word that a right answer says
+    "What is the door code of the office?": "4071",
+    "What is my dog called?": "Bruno",
+    "When is the meeting with Carla?": "Friday",
+}
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for part in ("talk", "ask"):
+        for part in ("tell", "ask"):
             subprocess.run([sys.executable, __file__, part, folder], check=True)
 
 
-def open_session(folder: str) -> tuple[MemoryStore, Session, HMTModel]:
+def open_session(folder: str) -> tuple[MemoryStore, Session]:
     """Open the session in `folder`, from what lies on disk."""
     started = time.perf_counter()
     model = HMTModel.from_pretrained("smollm2-135m-instruct")
-    model = model.with_config(recent_tokens=RECENT_TOKENS, replay_tokens=REPLAY_TOKENS)
     loaded = time.perf_counter()
     store = MemoryStore(folder)
     session = store.session(SESSION, model)
     opened = time.perf_counter()
     print(f"model loaded in {loaded - started:.1f} s, session opened in {(opened - loaded) * 1000:.0f} ms")
-    return store, session, model
+    return store, session
 
 
-def talk(folder: str) -> None:
-    """Tell and ask; every turn is on disk when its answer is whole."""
-    print(f"\n--- process {os.getpid()}: a conversation")
-    _, session, _ = open_session(folder)
-    for text in TALK:
-        reply = session.reply({"role": "user", "content": text}, max_new_tokens=48).finish()
-        print(f"> {text}\n{beginning(reply.text, 100)}")
+def tell(folder: str) -> None:
+    """Tell the facts and much else; each call is on disk when it returns."""
+    print(f"\n--- process {os.getpid()}: tells")
+    _, session = open_session(folder)
+    for text in (*FACTS, MUCH_ELSE):
+        print(f"> {beginning(text, 100)}")
+        session.add([{"role": "user", "content": text}, {"role": "assistant", "content": NOTED}])
     stats = session.stats()
-    counts = f"{stats['messages']} messages, {stats['tokens']} tokens, {stats['segments']} segments"
-    print(f"{counts}; the process ends, the store not closed")
+    print(f"{stats['messages']} messages, {stats['tokens']} tokens, {stats['segments']} segments; the store is not closed")
     sys.stdout.flush()
     os._exit(0)
 
 
 def ask(folder: str) -> None:
-    """Answer from what the other process left."""
-    print(f"\n--- process {os.getpid()}: a new one")
-    store, session, model = open_session(folder)
-    tokens = session.stats()["tokens"]
-    print(f"> {QUESTION}")
-    reply = session.reply({"role": "user", "content": QUESTION}, max_new_tokens=40)
-    stream(reply, sys.stdout)
-    show_recalled(reply.recalled, Screen(Console(highlight=False), sys.stdout))
-    report(reply, tokens, model.config.segment_length)
+    """Ask for the facts, from what the other process left."""
+    print(f"\n--- process {os.getpid()}: asks")
+    store, session = open_session(folder)
+    screen, right = Screen(Console(highlight=False), sys.stdout), 0
+    print(f"The facts were told {session.stats()['tokens']} tokens ago; the view shows the last {VIEW.recent_tokens} or so.")
+    for question, word in QUESTIONS.items():
+        print(f"\n> {question}")
+        reply = session.reply({"role": "user", "content": question}, view=VIEW, max_new_tokens=24)
+        stream(reply, screen)
+        show_recalled(reply.recalled, screen)
+        right += word in reply.text
+        print("Right." if word in reply.text else f"Wrong, for the word {word!r} is missing.")
+    print(f"\n{right} of {len(QUESTIONS)} answers are right.")
     print(f"The record after an exit without closing: {'whole' if store.verify().ok else 'damaged'}.")
     store.close()
 
 
-def report(reply: Reply, tokens: int, length: int) -> None:
-    """Say what the view could show of the fact, and what recall brought back."""
-    shown = RECENT_TOKENS
-    hidden = (tokens - shown) // length
-    holding = [passage.segment for passage in reply.recalled if ANSWER in passage.text]
-    verdict = "Right" if ANSWER in reply.text else "Wrong"
-    print(f"{verdict}: it was said {tokens} tokens ago and the view shows the last {shown} or so.")
-    evidence = f"and segment {holding[0]} says it" if holding else "and none says it"
-    print(f"Of about {hidden} hidden segments recall brought back {len(reply.recalled)}, {evidence}.")
-
-
 if __name__ == "__main__":
-    {"talk": talk, "ask": ask}[sys.argv[1]](sys.argv[2]) if len(sys.argv) == 3 else main()
+    {"tell": tell, "ask": ask}[sys.argv[1]](sys.argv[2]) if len(sys.argv) == 3 else main()
