@@ -655,10 +655,10 @@ def test_any_text_is_kept_as_it_is(store: MemoryStore, session: Session) -> None
 
 def test_a_message_of_a_hundred_thousand_characters(store: MemoryStore) -> None:
     text = "".join(chr(97 + at % 26) for at in range(100_000))
-    sizes = replace(REMEMBERING, segment_length=128, pinned_tokens=60, replay_tokens=80)
+    sizes = replace(REMEMBERING, segment_length=80, pinned_tokens=60, replay_tokens=80)
     session = store.session("alice", tiny_model(config=sizes, tokenizer=TOKENIZER))
     session.add(user(text))
-    assert session.messages()[0].content == text and session.stats()["segments"] == session.stats()["tokens"] // 128
+    assert session.messages()[0].content == text and session.stats()["segments"] == session.stats()["tokens"] // 80
     assert session.reply(user("and?"), **FAST).finish().message_ids == [2, 3]
 
 
