@@ -16,7 +16,7 @@ pytestmark = pytest.mark.real
 class TestHMTChatModelReal(Abilities, ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"max_tokens": 96}
+        return {"max_tokens": 48}
 
     @property
     def supports_model_override(self) -> bool:
