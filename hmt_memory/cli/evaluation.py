@@ -138,7 +138,7 @@ def questions(
 @app.command()
 def answers(
     conversations: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 10,
-    facts: Annotated[int, typer.Option(min=1, help="Facts told in each.")] = 20,
+    facts: Annotated[int, typer.Option(min=1, max=20, help="Facts told in each.")] = 20,
     talk: Annotated[int, typer.Option(min=0, help="Turns of other talk after each fact.")] = 5,
     seed: Annotated[int, typer.Option(help="Chooses facts, names and talk.")] = 0,
     adapter: options.Adapter = None,

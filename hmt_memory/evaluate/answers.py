@@ -188,23 +188,23 @@ def _ask_all(loading: Loading, folder: str, conversations: Sequence[Conversation
     model = loading.load()
     with MemoryStore(Path(folder)) as store:
         return [
-            answer(store.session(str(number), model), question, max_new_tokens=max_new_tokens)
+            answer(store.session(str(number), model), model, question, max_new_tokens=max_new_tokens)
             for number, conversation in enumerate(conversations)
             for question in conversation.questions
         ]
 
 
-def answer(session: Session, question: Question, *, max_new_tokens: int = 48) -> Answered:
+def answer(session: Session, model: HMTModel, question: Question, *, max_new_tokens: int = 48) -> Answered:
     """Ask a session one question, and let it forget that it was asked.
 
     Args:
         session: what is asked; it is afterwards as it was before.
+        model: the session's.
         question: what to ask.
         max_new_tokens: the longest answer.
     """
     reply = session.reply({"role": "user", "content": question.text}, max_new_tokens=max_new_tokens).finish()
-    assert session._model is not None
-    shown = session._model.backbone.decode(reply.view_ids)
+    shown = model.backbone.decode(reply.view_ids)
     session.forget(reply.message_ids)
     return Answered(question, reply.text, holds(shown, question.value), len(reply.recalled))
 
