@@ -218,6 +218,10 @@ class Transcript:
         opening, _, closing = self._render([{"role": role, "content": _MARK}], lead=False).partition(_MARK)
         return self.without_start(self._encode(_Frame(opening, closing, False), text))
 
+    def plain(self, text: str) -> list[int]:
+        """Return the token ids of a text inside a turn; special tokens in it are plain text."""
+        return self._backbone.encode(text, literal=True) if text else []
+
     def _renders_system(self) -> bool:
         """Tell whether the template writes a system message, and nothing else of its own before the turns that follow."""
         try:

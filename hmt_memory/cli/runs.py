@@ -63,6 +63,7 @@ def train(
     *,
     recipe: Recipe,
     start: Path | None,
+    exercises: Sequence[Path] = (),
     compiled: bool,
     model: str,
     dtype: str,
@@ -76,12 +77,14 @@ def train(
         screen: where progress and results go.
         recipe: the stages and rates of the run.
         start: an adapter to go on from.
+        exercises: files of exercises in answering from notes.
         compiled: compile the model's blocks first.
         model: a folder or the name of a model.
         dtype: the precision of the backbone.
         device: where the model runs.
     """
     from ..train import Trainer, open_sources, prepare
+    from ..train.exercises import Exercises, from_file
     from ..train.plot import plot_run
 
     accelerator = _accelerator(device)
@@ -93,7 +96,16 @@ def train(
         if compiled:
             loaded.backbone.compile_blocks()
         documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
-        trainer = Trainer(loaded, recipe, documents, folder, sources=sources, start=start, accelerator=accelerator)
+        trainer = Trainer(
+            loaded,
+            recipe,
+            documents,
+            folder,
+            exercises=Exercises([exercise for path in exercises for exercise in from_file(path)]),
+            sources=[*sources, *map(str, exercises)],
+            start=start,
+            accelerator=accelerator,
+        )
     if trainer.step:
         screen.note(f"Resumed at step {trainer.step} of {recipe.steps}.")
     screen.note(f"{trainer.trainable:,} parameters learn, in {recipe.steps} steps.")

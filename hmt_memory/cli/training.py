@@ -29,7 +29,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: log, checkpoints and, at the end, the adapter.")] = Path(
         "hmt-run"
     ),
-    recipe: Annotated[str, typer.Option(help="A preset (paper, paper-lora, compact) or a JSON file.")] = "compact",
+    recipe: Annotated[str, typer.Option(help="A preset (paper, paper-lora, compact, notes) or a JSON file.")] = "compact",
     mode: Annotated[
         TrainMode, typer.Option(help="rmt, plain: the twin without recall or memory, to compare with.")
     ] = TrainMode.hmt,
@@ -37,6 +37,10 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.", show_default=False)] = None,
     start: Annotated[
         Path | None, typer.Option(help="An adapter to go on from, instead of untrained memory.", show_default=False)
+    ] = None,
+    exercises: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSONL files of exercises in answering from notes, for recipes that have such.", show_default=False),
     ] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the model first: a slow first step, then about twice as fast on a CPU.")
@@ -61,6 +65,7 @@ def train(
         screen,
         recipe=chosen,
         start=start,
+        exercises=exercises or [],
         compiled=compiled,
         model=model,
         dtype=dtype.value,

@@ -156,6 +156,15 @@ class Backbone(TextCodec, nn.Module):
         Raises:
             BackboneError: the model keeps no cache in this mode.
         """
+        hidden, kept = self.extend(embeddings, cache)
+        return hidden[:, -1], kept
+
+    def extend(self, embeddings: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+        """Append [B, T, d] to a cache. Returns the hidden states [B, T, d] and the new cache; the old one is spent.
+
+        Raises:
+            BackboneError: the model keeps no cache in this mode.
+        """
         output = self._body(inputs_embeds=embeddings, use_cache=True, **{self.cache_argument: cache})
         kept = getattr(output, self.cache_argument, None)
         if kept is None:
@@ -163,7 +172,7 @@ class Backbone(TextCodec, nn.Module):
                 f"{self.name} ({self.config.model_type}) keeps no cache in this mode: it cannot answer. Put it in eval mode; "
                 "if it is, choose another model."
             )
-        return output.last_hidden_state[:, -1].to(self.embedding.weight), kept
+        return output.last_hidden_state.to(self.embedding.weight), kept
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into logits [..., vocab], with the family's scaling and soft cap."""

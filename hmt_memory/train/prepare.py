@@ -55,8 +55,15 @@ def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMT
     if bool(recipe.lora_rank) != model.backbone.has_adapter:
         raise ConfigError(f"{start} {'has no LoRA' if recipe.lora_rank else 'has LoRA'}, unlike the recipe. Change lora_rank.")
     for parameter_name, value in model.backbone.causal_lm.named_parameters():
-        value.requires_grad_("lora_" in parameter_name or not recipe.lora_rank)
+        learns = "lora_" in parameter_name and _layer(parameter_name) >= recipe.lora_from_layer
+        value.requires_grad_(learns or not recipe.lora_rank)
     return model
+
+
+def _layer(name: str) -> int:
+    """Return the number of the block that a parameter belongs to; a large one for what belongs to none."""
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    return numbers[0] if numbers else 1 << 30
 
 
 def _sizes(model: HMTModel) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Stage:
     distillation: float = 0.0  # weight of KL(the backbone that sees `teacher_tokens` more || the model)
     recall: float = 0.0  # weight of the recall loss where evidence is known
     view_tokens: int = 0  # length of two more rows, each whole behind P as an answer sees text; 0: no such rows
+    exercises: int = 0  # exercises in answering from notes, a device and step
+    answers: float = 1.0  # weight of the cross-entropy of their answers
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
@@ -54,6 +56,7 @@ class Recipe:
     lora_rank: int = 8  # 0: full fine-tune of the backbone
     lora_alpha: int = 16
     lora_dropout: float = 0.0
+    lora_from_layer: int = 0  # LoRA of earlier layers stays as it is: they then need no backward pass
     lora_targets: tuple[str, ...] = ()  # names of linear modules; empty: all of them
     learning_rate: float = 1e-4  # for the backbone or its LoRA
     memory_learning_rate: float | None = None  # for the memory's matrices; None: the same
@@ -204,4 +207,28 @@ COMPACT = Recipe(
     teacher_tokens=576,
     checkpoint_every=10,
 )
-PRESETS = {"paper": PAPER, "paper-lora": PAPER_LORA, "compact": COMPACT}
+# Goes on from an adapter that reads: short answers from notes, while text is read as before.
+NOTES = Recipe(
+    stages=(
+        Stage(
+            steps=160,
+            segments=2,
+            before=2,
+            batch=1,
+            distillation=1.0,
+            next_token=0.1,
+            exercises=8,
+        ),
+    ),
+    config=COMPACT.config,
+    lora_from_layer=8,
+    learning_rate=1e-3,
+    memory_learning_rate=1e-4,
+    recall_learning_rate=1e-4,
+    prompt_learning_rate=2e-4,
+    schedule="cosine",
+    warmup=10,
+    teacher_tokens=256,
+    checkpoint_every=20,
+)
+PRESETS = {"paper": PAPER, "paper-lora": PAPER_LORA, "compact": COMPACT, "notes": NOTES}

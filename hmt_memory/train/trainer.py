@@ -18,16 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..chat.transcript import Transcript
 from ..errors import CheckpointError, ConfigError
+from ..engine.backbone import eval_mode
 from ..files import replacing
 from ..model import HMTModel
+from .answering import answer_losses
 from .examples import IGNORED, Example
+from .exercises import Exercise, Exercises
 from .losses import Weights
 from .optimizer import Group, MasterAdamW
 from .projections import fit_recall
 from .recipe import Recipe, Stage
 from .sources import Documents, Stream
 from .tasks import Shape, draw
+from ..engine.unroll import unroll
 from .unrolled import Losses, unrolled_losses, view_losses
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ RECIPE_FILE, LOG_FILE, ADAPTER, BACKBONE = "recipe.json", "log.jsonl", "adapter"
 RECALL_FILE = "recall.json"  # how well the fitted projections recall held-out questions
 _SAMPLE = 32
 _VIEWS = 2  # rows shown as views, where a stage has them
+_TEXTS_BEFORE, _SEGMENTS_BEFORE = 2, 4  # texts, and their segments, that were read before the exercises of a step
 _CHECKPOINTS, _OPTIMIZER, _PROGRESS = "checkpoints", "optimizer.safetensors", "progress.json"
 
 
@@ -48,6 +54,7 @@ class StepReport:
     stage: int  # counted from 1
     loss: float  # weighted total
     next_token: float | None  # cross-entropy a token; None where nothing was predicted
+    answers: float | None  # cross-entropy a token of the answers to exercises
     perplexity: float | None
     distillation: float | None
     recall: float | None  # share of known evidence that got the largest weight
@@ -68,6 +75,7 @@ class Trainer:
         documents: Documents | Stream,
         folder: str | Path,
         *,
+        exercises: Exercises | None = None,
         sources: Sequence[str] = (),
         start: str | Path | None = None,
         accelerator: Accelerator | None = None,
@@ -79,6 +87,7 @@ class Trainer:
             recipe: the stages and rates of the run.
             documents: the text to train on.
             folder: holds everything about the run.
+            exercises: for stages that have them; None: about made-up facts only.
             sources: names of the data, recorded beside the recipe.
             start: the adapter that `prepare` went on from, which was calibrated when it was trained.
             accelerator: for several devices; None: the model's device alone.
@@ -87,6 +96,7 @@ class Trainer:
             ConfigError: the folder holds a run of another recipe.
         """
         self.model, self.recipe, self.documents, self.folder = model, recipe, documents, Path(folder)
+        self._exercises, self._transcript = exercises or Exercises(), None
         self._accelerator = accelerator
         self._rank: int = accelerator.process_index if accelerator else 0
         self._world: int = accelerator.num_processes if accelerator else 1
@@ -144,6 +154,7 @@ class Trainer:
         predictions, asked = self._sum([sum(map(_predictions, rows)), sum(map(_asked, rows))])
         losses = [self._backward(model, stage, batch, predictions, asked) for batch in batches]
         self._backward_views(model, stage)
+        answers = self._backward_exercises(model, stage)
         for gradient in self._optimizer.gradients() if self._world > 1 else ():
             gradient.copy_(self._accelerator.reduce(gradient, reduction="sum"))  # type: ignore[union-attr]
         factor = self.recipe.rate_factor(self.step)
@@ -166,6 +177,7 @@ class Trainer:
             loss=(stage.next_token * next_token + stage.distillation * distillation) / max(counted, 1)
             + stage.recall * recall_sum / max(asked, 1),
             next_token=entropy,
+            answers=answers,
             perplexity=None if entropy is None else math.exp(min(entropy, 50)),
             distillation=distillation / counted if stage.distillation and counted else None,
             recall=recalled / recalls if recalls else None,
@@ -218,6 +230,39 @@ class Trainer:
         total = view_losses(model, rows, Weights(stage.next_token, stage.distillation)).token_total
         if total.requires_grad:
             (total / sum(map(_predictions, rows)) / self._world).backward()
+
+    def _backward_exercises(self, model: HMTModel, stage: Stage) -> float | None:
+        """Learn from the exercises of this step and device. Returns their cross-entropy a token, None without any."""
+        if not stage.exercises:
+            return None
+        transcript = self._transcript = self._transcript or Transcript(model.backbone)
+        seeds = (f"{self.recipe.seed}/{self.step}/{self._rank}/exercise/{number}" for number in range(stage.exercises))
+        written = [self._exercises.draw(seed).tokens(transcript) for seed in seeds]
+        prompts = self._prompts(model, [branches[0][0] for _, branches in written])
+        wanted = sum(len(answer) for _, branches in written for _, answer in branches)
+        total = 0.0
+        for prompt, (ids, branches) in zip(prompts, written, strict=True):
+            losses = answer_losses(model, prompt, ids, branches)
+            (stage.answers * losses.total / wanted / self._world).backward()
+            total += float(losses.next_token.detach())
+        return total / wanted
+
+    @torch.no_grad()
+    def _prompts(self, model: HMTModel, questions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Return P for each question: P_0 for every other one, as where all is visible; else that of some text read before."""
+        length, pool, encode = model.config.segment_length, self.documents.at(self.step), model.backbone.encode
+        texts = [
+            draw({"text": 1.0}, pool, f"{self.recipe.seed}/{self.step}/{self._rank}/before/{number}", Shape(length, _SEGMENTS_BEFORE), encode)
+            for number in range(_TEXTS_BEFORE)
+        ]
+        with eval_mode(model):
+            states, _ = unroll(model, model.states(None, len(texts)), [row.ids for row in texts], keep_hidden=False)
+            known = [model.by_segment(states[number % len(states)]) for number in range(len(questions) // 2)]
+            asked = [torch.tensor(list(ids))[-(model.config.summary_length or 1) :] for ids in questions[1::2]]
+            summaries = model.summarize(asked)
+            behind = model.prompt(list(summaries), known)
+            first = model.prompt([None], [model.initial_memory[None][:0]])[0]
+        return [behind[number // 2] if number % 2 else first for number in range(len(questions))]
 
     def _sum(self, values: Sequence[float]) -> list[float]:
         """Sum numbers over all devices."""

@@ -1,0 +1,48 @@
+"""Losses of answers from notes: a view is read once, and its questions are branches behind it, which do not see each other.
+
+Knows a backbone and the token ids of exercises; P comes from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .examples import IGNORED
+from .losses import TokenLosses, Weights, token_losses
+
+if TYPE_CHECKING:
+    from ..engine.cell import MemoryCell
+
+Branch = tuple[Sequence[int], Sequence[int]]  # token ids up to the answer, and those of the answer
+
+
+def answer_losses(model: MemoryCell, prompt: Tensor, ids: Sequence[int], branches: Sequence[Branch]) -> TokenLosses:
+    """Compute the cross-entropy of the answers to several questions about one view, summed over their tokens.
+
+    Args:
+        model: the model that learns.
+        prompt: [m, d] P, without gradient.
+        ids: [t] token ids of the view up to its questions.
+        branches: the questions with their answers.
+    """
+    backbone = model.backbone
+    front = model.memory_input.front(prompt).to(backbone.dtype)
+    shown = backbone.embed(torch.tensor(list(ids), device=backbone.device))
+    cache = backbone.extend(torch.cat([front, shown])[None])[1]
+    rows = [torch.tensor([*asked, *answer], device=backbone.device) for asked, answer in branches]
+    hidden, _ = backbone.extend(backbone.embed(pad_sequence(rows, batch_first=True)), repeated(cache, len(rows)))
+    targets = torch.full(hidden.shape[:2], IGNORED, device=hidden.device)
+    for number, (asked, answer) in enumerate(branches):
+        targets[number, len(asked) - 1 : len(asked) - 1 + len(answer)] = torch.tensor(list(answer), device=hidden.device)
+    return token_losses(backbone.head, hidden.flatten(0, 1), targets.flatten(), Weights())
+
+
+def repeated(cache: Any, rows: int) -> Any:
+    """Return a cache of one row as one of several rows, with its gradient."""
+    cache.batch_repeat_interleave(rows)
+    return cache

@@ -1,0 +1,234 @@
+"""Exercises in answering from notes: a view up to its notes, and questions that are asked behind it, each on its own.
+
+Facts are made up (`relations`), so that what answers from them has to have read them; exercises about other texts come from
+files. Part of the questions ask for what no note says, part are general: then notes are no reason to answer otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+from ..chat.transcript import Transcript
+from ..errors import InputError
+from ..retrieval.notes import Note, day, written
+from . import relations
+from .talk import small_talk
+
+Pair = tuple[str, str]  # what is asked or said, and what is answered
+
+SYSTEM_PROMPTS = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant. Answer briefly.",
+    "You are a friendly personal assistant who remembers what the user says.",
+    "Answer the user's questions in one or two sentences.",
+    "You are the user's private assistant.",
+    "Be concise and honest. If you do not know something, say so.",
+)
+UNKNOWN = (
+    "I don't know. You haven't told me that.",
+    "You haven't told me that.",
+    "I don't know, you have not mentioned it.",
+    "You have not told me, so I don't know.",
+)
+_THANKS = (
+    "Thanks for telling me.",
+    "Good to know!",
+    "Noted.",
+    "I'll remember that.",
+    "That is nice to hear.",
+    "Got it.",
+    "Okay, thanks.",
+)
+_ONLY = (
+    "{} Answer with the bare answer only.",
+    "{} Just the answer, no sentence.",
+    "{} Reply with nothing else.",
+    "In a word or two: {}",
+    "{} Short answer please.",
+)
+_WHEN = ("When did I tell you this: {}", "On which day did I say that? I mean: {}", "When did I mention this: {}")
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A view and what is asked behind it."""
+
+    asked: Sequence[Pair]
+    notes: Sequence[Note] = ()
+    turns: Sequence[Pair] = ()  # recent ones
+    system: str | None = None
+
+    def tokens(self, transcript: Transcript) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
+        """Write the exercise as a view has it.
+
+        Args:
+            transcript: writes messages as the backbone's template does.
+
+        Returns:
+            Token ids up to the end of the notes, and for each question those up to its answer, and of the answer with what
+            closes it.
+        """
+        ids = transcript.pinned(self.system)
+        first = True
+        for said, answered in self.turns:
+            for role, text in (("user", said), ("assistant", answered)):
+                ids = [*ids, *transcript.stretch({"role": role, "content": text}, first=first).ids]
+                first = False
+        opening: list[int] = []
+        branches = []
+        for question, answer in self.asked:
+            turn = transcript.stretch({"role": "user", "content": question}, first=first)
+            opening = turn.ids[: turn.content[0]]
+            reply = transcript.stretch({"role": "assistant", "content": answer}, first=False)
+            branches.append(([*turn.ids[turn.content[0] :], *transcript.answer_opening()], reply.ids[reply.content[0] :]))
+        return [*ids, *opening, *transcript.plain(written(self.notes))], branches
+
+
+def from_file(path: str | Path) -> list[Exercise]:
+    """Read exercises from a JSONL file.
+
+    A row has `asked`, a list of [question, answer], and may have `notes` (objects with text, and origin and speaker where they
+    have them), `turns` (a list of [said, answered]) and `system`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: a row has another form; the message names its line.
+    """
+    exercises = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            exercises.append(_of_row(json.loads(line)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}, line {number}: not an exercise ({error}). A row needs `asked`: [[question, answer]].") from error
+    return exercises
+
+
+def _of_row(row: Mapping[str, Any]) -> Exercise:
+    pairs = {name: [(str(said), str(answered)) for said, answered in row.get(name, ())] for name in ("asked", "turns")}
+    if not pairs["asked"]:
+        raise ValueError("nothing is asked")
+    notes = [Note(note["text"], note.get("origin"), note.get("speaker", "")) for note in row.get("notes", ())]
+    return Exercise(pairs["asked"], notes, pairs["turns"], row.get("system"))
+
+
+class Exercises:
+    """All exercises of a run: those of files, and made-up facts.
+
+    Args:
+        given: exercises about other texts.
+        facts: the share of exercises about made-up facts.
+    """
+
+    def __init__(self, given: Sequence[Exercise] = (), *, facts: float = 0.5) -> None:
+        self._given, self._share = list(given), facts if given else 1.0
+        general = [pair for exercise in given if not exercise.notes for pair in exercise.asked]
+        self._facts = Facts(general or small_talk(random.Random(0), 32))
+
+    def draw(self, seed: str) -> Exercise:
+        """Draw the exercise that a seed stands for."""
+        chance = random.Random(seed)
+        return self._facts.make(chance) if chance.random() < self._share else chance.choice(self._given)
+
+
+class Facts:
+    """Exercises about made-up facts.
+
+    Args:
+        talk: other turns that stand beside the facts; the first half of a pair is also a general question.
+    """
+
+    def __init__(self, talk: Sequence[Pair]) -> None:
+        self._talk = talk
+
+    def make(self, chance: random.Random) -> Exercise:
+        """Make an exercise: facts in notes, or now and then in recent turns, with what is easily confused with them."""
+        told = {fact.key: fact for fact in (relations.tell(chance) for _ in range(chance.choice((1, 1, 2, 2, 3, 4, 5, 6))))}
+        others = {fact.key: fact for fact in (relations.near(chance, key) for key in told) if chance.random() < 0.4}
+        facts = [*told.values(), *(fact for key, fact in others.items() if key not in told)]
+        chance.shuffle(facts)
+        said: list[Note] = []
+        for fact in facts:
+            said += [Note(fact.text, None, "user"), *self._beside(chance)]
+        for key, fact in list(told.items()):
+            if chance.random() < 0.22:
+                told[key] = relations.tell(chance, key, other_than=fact.value)
+                earliest = 1 + next(place for place, note in enumerate(said) if note.text == fact.text)
+                said.insert(chance.randint(earliest, len(said)), Note(told[key].text, None, "user"))
+        system = chance.choice(SYSTEM_PROMPTS) if chance.random() < 0.35 else None
+        keys = {*told, *others}
+        if chance.random() < 0.2:
+            turns = [(note.text, chance.choice(_THANKS)) for note in said if note.speaker == "user"][-6:]
+            visible = [fact for fact in told.values() if any(fact.text == text for text, _ in turns)]
+            return Exercise(self._asked(chance, visible, keys, {}), (), turns, system)
+        dated = self._dated(chance, said)
+        asked = self._asked(chance, list(told.values()), keys, {note.text: note.origin for note in dated})
+        return Exercise(asked, dated, self._recent(chance), system)
+
+    @staticmethod
+    def _dated(chance: random.Random, said: Sequence[Note]) -> list[Note]:
+        moment = datetime(chance.randint(2019, 2027), chance.randint(1, 12), chance.randint(1, 28), tzinfo=timezone.utc)
+        dated = []
+        for note in said:
+            moment += timedelta(days=chance.choice((0, 0, 0, 1, 2, 9, 40)))
+            dated.append(replace(note, origin=moment))
+        return dated
+
+    def _beside(self, chance: random.Random) -> list[Note]:
+        if chance.random() < 0.55:
+            return []
+        said, answered = chance.choice(self._talk)
+        if chance.random() < 0.6 or len(answered) > 250:
+            return [Note(said, None, "user")]
+        return [Note(answered, None, "assistant")]
+
+    def _recent(self, chance: random.Random) -> list[Pair]:
+        kind = chance.random()
+        if kind < 0.35:
+            return []
+        if kind < 0.5:
+            return [(said, chance.choice(_THANKS)) for said, _ in chance.sample(self._talk, chance.randint(1, 4))]
+        if kind < 0.7:
+            return small_talk(chance, chance.randint(1, 4))
+        return [pair for pair in chance.sample(self._talk, chance.randint(1, 2)) if len(pair[1]) < 300]
+
+    def _asked(
+        self,
+        chance: random.Random,
+        facts: Sequence[relations.Told],
+        keys: set[str],
+        days: Mapping[str, datetime | str | None],
+    ) -> list[Pair]:
+        """Return questions with their answers.
+
+        Args:
+            chance: decides which.
+            facts: those that can be asked for.
+            keys: of all facts that are told.
+            days: when each text was said; without, nobody asks for that.
+        """
+        asked: list[Pair] = []
+        for fact in chance.sample(list(facts), min(len(facts), 4)):
+            form, question = chance.random(), fact.question if chance.random() < 0.5 else relations.ask(chance, fact.key)
+            told_at = days.get(fact.text)
+            if form < 0.12:
+                asked.append((chance.choice(_ONLY).format(question), fact.value))
+            elif form < 0.17 and isinstance(told_at, datetime):
+                asked.append((chance.choice(_WHEN).format(fact.text), f"You told me on {day(told_at)}."))
+            else:
+                asked.append((question, fact.answer))
+        for _ in range(chance.choice((1, 1, 2)) if asked else 2):
+            other = relations.near(chance, chance.choice(sorted(keys))) if chance.random() < 0.6 else relations.tell(chance)
+            if other.key not in keys:
+                asked.append((other.question, chance.choice(UNKNOWN)))
+        if chance.random() < 0.3 or not asked:
+            asked.append(chance.choice(self._talk))
+        chance.shuffle(asked)
+        return asked
