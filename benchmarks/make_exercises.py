@@ -19,7 +19,11 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-_UNKNOWN = ("I don't know. That is not mentioned.", "That is not mentioned, so I don't know.", "I don't know, the text does not say that.")
+_UNKNOWN = (
+    "I don't know. That is not mentioned.",
+    "That is not mentioned, so I don't know.",
+    "I don't know, the text does not say that.",
+)
 _SENTENCE = re.compile(r"(?<=[.!?\"”])\s+")
 _WORDS = 130  # the longest passage
 _SLOTS: dict[str, tuple[str, ...]] = {
@@ -96,12 +100,15 @@ def tales(folder: Path, chance: random.Random) -> Iterator[Row]:
     everyone = [row["question"] for tale in rows.values() for row in tale]
     for tale, questions in rows.items():
         sections = {
-            row["section"]: row["text"] for row in csv.DictReader((folder / "section-stories" / f"{tale}-story.csv").open(encoding="utf-8"))
+            row["section"]: row["text"]
+            for row in csv.DictReader((folder / "section-stories" / f"{tale}-story.csv").open(encoding="utf-8"))
         }
         by_section: dict[str, list[tuple[str, str]]] = {}
         for row in questions:
             if row["local-or-sum"] == "local" and row["ex-or-im1"] == "explicit" and row["answer1"].strip():
-                by_section.setdefault(row["cor_section"], []).append((row["question"].strip(), row["answer1"].strip().rstrip(".")))
+                by_section.setdefault(row["cor_section"], []).append(
+                    (row["question"].strip(), row["answer1"].strip().rstrip("."))
+                )
         for section, asked in by_section.items():
             if section not in sections:
                 continue

@@ -20,8 +20,10 @@ _CHOICES = {"memory_input": get_args(MemoryInput), "mode": get_args(Mode), "sele
 
 # Budgets of the view that are left to the backbone's window: at most so many tokens, and at most this share of the room that
 # the budgets before have left. A system prompt comes first; notes give way first. Room that no budget asks for goes to the
-# system prompt, where chains and query engines put what they retrieve.
-_AUTOMATIC_BUDGETS = {"pinned_tokens": (512, 0.5), "recent_tokens": (1024, 0.67), "note_tokens": (1024, 1.0)}
+# system prompt, where chains and query engines put what they retrieve. Small backbones are lost in long windows, and slow
+# machines run small backbones: theirs is shorter.
+_AUTOMATIC_BUDGETS = {"pinned_tokens": (512, 0.5), "recent_tokens": (1024, 0.67), "note_tokens": (256, 1.0)}
+_SMALL, _SMALL_RECENT = 1024, 256  # a backbone of a smaller width, and its `recent_tokens`
 _LARGEST = 1 << 24  # for any size: a larger number is a mistake, or a damaged file
 _PARAMETER_BYTES, _MATRICES = 1 << 28, 16  # limits of the memory parameters: bytes, or d x d matrices
 
@@ -160,22 +162,27 @@ class ViewConfig:
     True
     """
 
-    recent_tokens: int | None = None  # the latest tokens, verbatim, before the segment that is not full; None: up to 1,024
-    note_tokens: int | None = None  # recalled passages, shown as text; None: up to 1,024
+    recent_tokens: int | None = (
+        None  # the latest turns, verbatim, before the segment that is not full; None: up to 1,024, 256 for
+    )
+    # backbones narrower than 1,024
+    note_tokens: int | None = None  # notes of what was said before, verbatim, next to the question; None: up to 256
     pinned_tokens: int | None = None  # system prompts and tools, which never scroll away; None: up to 512, and unused room
     selection: Selection = "fused"  # how passages are selected: by recall and words (extension), or by one of them
 
     def __post_init__(self) -> None:
         _check_types(self, at_least_one=set())
 
-    def resolve(self, config: HMTConfig, *, positions: int | None) -> ViewConfig:
-        """Fill every `None` for a backbone with `positions` positions (None: no limit).
+    def resolve(self, config: HMTConfig, *, hidden_size: int, positions: int | None) -> ViewConfig:
+        """Fill every `None` for a backbone of width `hidden_size` with `positions` positions (None: no limit).
 
         Raises:
             ConfigError: the budgets that are given do not fit the backbone's window.
         """
         given = {name: value for name in _AUTOMATIC_BUDGETS if (value := getattr(self, name)) is not None}
         wanted = {name: limits for name, limits in _AUTOMATIC_BUDGETS.items() if name not in given}
+        if hidden_size < _SMALL and "recent_tokens" in wanted:
+            wanted["recent_tokens"] = (_SMALL_RECENT, wanted["recent_tokens"][1])
         if positions is None:
             return self._filled({name: size for name, (size, _) in wanted.items()})
         room = positions - config.front - config.segment_length - sum(given.values())

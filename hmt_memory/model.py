@@ -23,7 +23,7 @@ from .engine.generate import Generation, generate
 from .engine.reader import read, token_ids
 from .engine.state import HMTState
 from .engine.unroll import unroll
-from .engine.view import Recollection
+from .engine.view import Recollection, Turns
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -140,9 +140,10 @@ class HMTModel(MemoryCell):
         *,
         state: HMTState | None = None,
         pinned: Any = None,
-        replayed: Any = (),
+        notes: Any = (),
         literal: bool = True,
         recollection: Recollection | None = None,
+        turns: Turns | None = None,
         view: ViewConfig | None = None,
         decoding: Decoding | None = None,
         **options: Unpack[DecodingOptions],
@@ -157,34 +158,38 @@ class HMTModel(MemoryCell):
             state: the stream so far; None: a fresh one. It is not changed.
             pinned: text or token ids at the head of every view, instead of the messages' system part. The tokenizer's start
                 token, in families that have one, always comes first.
-            replayed: text or token ids shown between the pinned part and the recent tokens, never added to the stream.
+            notes: text or token ids shown before the question, never added to the stream.
             literal: whether special tokens in a given text are plain text; False for a text that a chat template has written.
                 In messages they always are.
-            recollection: what P recalls from, and what is replayed, instead of the state's own memory and `replayed`.
+            recollection: what P recalls from, and what is noted, instead of the state's own memory and `notes`.
+            turns: where the turns of the stream begin, those of `prompt` included. None: those of messages are known; in a text
+                notes stand behind the pinned part.
             view: the view's budgets, instead of the model's own.
             decoding: how tokens are chosen, and what ends the answer.
             **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
         Raises:
             InputError: there is nothing to continue, or an option is out of range.
-            BudgetError: pinned or replayed text is too long.
+            BudgetError: the pinned text or the notes are too long.
         """
         model = self if view is None else self.with_view(view)
         chosen = (decoding or Decoding()).changed(**options)
-        replayed = token_ids(self, replayed, literal=literal)
+        notes = token_ids(self, notes, literal=literal)
         if _are_messages(prompt):
             transcript = Transcript(self.backbone)
             latest = [] if state is None else torch.cat([state.recent_ids, state.open_ids])[-1:].tolist()
             asked = transcript.asked(prompt, before=latest if state is not None and state.tokens else None)
             chosen, prompt = chosen.also_stopping_at(transcript.stop), asked.ids
+            turns = turns or asked.turns.behind(state.tokens if state is not None else 0)
             pinned = asked.pinned if pinned is None else pinned
         return generate(
             model,
             token_ids(self, prompt, literal=literal),
             state=state,
             pinned=token_ids(self, () if pinned is None else pinned, literal=literal),
-            replayed=replayed,
+            notes=notes,
             recollection=recollection,
+            turns=turns,
             decoding=chosen,
         )
 

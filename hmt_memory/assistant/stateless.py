@@ -21,7 +21,7 @@ from ..chat.transcript import Batch, Transcript
 from ..engine.decoding import Decoding, DecodingOptions
 from ..errors import InputError
 from ..retrieval.ranking import alone
-from ..retrieval.replay import ViewRecollection
+from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import StreamShard
 from ..sessions.answer import Answer, Request
 from ..store import rewriting
@@ -165,12 +165,13 @@ def reply(
         until=asked.tokens[0],
         rows=rows,
     )
-    memory = ViewRecollection(model, transcript.aside, alone(shard), own=True, question=str(asked.body["content"] or ""))
+    memory = ViewRecollection(model, transcript.plain, alone(shard), own=True, question=str(asked.body["content"] or ""))
     generation = model.generate(
         prompt.opening,
         state=_read(model, ids, cache, namespace),
         pinned=prompt.pinned,
         recollection=memory,
+        turns=batch.turns,
         decoding=request.decoding.also_stopping_at(transcript.stop),
     )
     return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)

@@ -7,11 +7,13 @@ text is read as plain text, so that no message can end its own turn.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..engine.view import Turns
 from ..errors import InputError
 from .message import ROLES, SYSTEM_ROLES, Messages, Quoted, check_role, system_texts, validated
 from .tools import CALL, CALL_END, call_text
@@ -54,6 +56,14 @@ class Batch:
         return [token for stretch in self.stretches for token in stretch.ids]
 
     @property
+    def turns(self) -> Turns:
+        """The places of the user's turns in `ids`."""
+        places = list(itertools.accumulate((len(stretch.ids) for stretch in self.stretches), initial=0))
+        asked = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
+        question = places[asked[-1]] + self.stretches[asked[-1]].content[0] if asked else None
+        return Turns([places[number] for number in asked], question)
+
+    @property
     def system(self) -> list[str]:
         """The texts of the system messages."""
         return system_texts(self.messages)
@@ -68,6 +78,7 @@ class Asked(NamedTuple):
 
     pinned: list[int]  # the system part
     ids: list[int]  # the turns, and what opens the answer
+    turns: Turns  # where the user's turns begin in `ids`
 
 
 class _Frame(NamedTuple):
@@ -149,8 +160,9 @@ class Transcript:
         batch = self.batch(messages, first=before is None)
         if not batch.ids:
             raise InputError("there is nothing to answer: add a user message.")
-        ids = [*([] if before is None else self._closing(before)), *batch.ids, *self.answer_opening()]
-        return Asked(self.pinned("\n\n".join(batch.system) or None), ids)
+        closing = [] if before is None else self._closing(before)
+        ids = [*closing, *batch.ids, *self.answer_opening()]
+        return Asked(self.pinned("\n\n".join(batch.system) or None), ids, batch.turns.behind(len(closing)))
 
     def around(self, before: str, after: str, *, system: str | None = None) -> tuple[list[int], list[int]]:
         """Write a conversation of one user turn, cut in two where the rest of its text is to stand.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..engine.generate import Generation
     from ..engine.state import HMTState
     from ..model import HMTModel
-    from ..retrieval.replay import ViewRecollection
+    from ..retrieval.recollection import ViewRecollection
 
 _INTRODUCTION = "Read this text and answer the question after it.\n\n"
 _CHUNK_SEGMENTS = 8  # between two movements of the progress bar; larger reads hardly faster
@@ -124,14 +124,16 @@ def ask_about(model: HMTModel, question: str, state: HMTState, *, system: str | 
         **decoding: options of `HMTModel.generate`.
     """
     from ..chat.transcript import Transcript
+    from ..engine.view import Turns
 
     transcript, asked = Transcript(model.backbone), f"\n\nQuestion: {question}"
+    turns = Turns(question=state.tokens)
     if not transcript.has_template:
         script = f"{asked}\nAnswer:"
         pinned = f"{system}\n\n{_INTRODUCTION}" if system else _INTRODUCTION
-        return model.generate(script, state=state, pinned=pinned, stop="\nQuestion:", **decoding)
+        return model.generate(script, state=state, pinned=pinned, stop="\nQuestion:", turns=turns, **decoding)
     before, after = transcript.around(_INTRODUCTION, asked, system=system)
-    return model.generate(after, state=state, pinned=before, **decoding)
+    return model.generate(after, state=state, pinned=before, turns=turns, **decoding)
 
 
 def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection:
@@ -143,16 +145,16 @@ def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection
         ids: [t] token ids of the text.
     """
     from ..retrieval.ranking import alone
-    from ..retrieval.replay import ViewRecollection
+    from ..retrieval.recollection import ViewRecollection
     from ..retrieval.sources import StreamShard
 
     backbone, length = model.backbone, model.config.segment_length
     shard = StreamShard("text", ids.tolist(), backbone.decode, length=length, slots=model.recalled_slots, until=len(ids))
 
-    def aside(text: str) -> list[int]:
-        return backbone.encode(f"{text}\n\n", literal=True)
+    def encode(text: str) -> list[int]:
+        return backbone.encode(text, literal=True)
 
-    return ViewRecollection(model, aside, alone(shard), own=True, question=question)
+    return ViewRecollection(model, encode, alone(shard), own=True, question=question)
 
 
 def recalled_passages(model: HMTModel, question: str, state: HMTState, ids: Tensor, *, top_k: int) -> list[Passage]:

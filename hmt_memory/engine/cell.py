@@ -44,7 +44,7 @@ class MemoryCell(nn.Module):
         super().__init__()
         self.config = config.resolve(hidden_size=backbone.hidden_size, positions=backbone.positions)
         self._given_config = config
-        self.view = config.view.resolve(self.config, positions=backbone.positions)
+        self.view = config.view.resolve(self.config, hidden_size=backbone.hidden_size, positions=backbone.positions)
         self.backbone = backbone
         width, slots = backbone.hidden_size, self.config.memory_tokens
         sample = backbone.embedding_sample()
@@ -74,7 +74,7 @@ class MemoryCell(nn.Module):
                 raise ConfigError(f"{name} decides which parameters exist. Build a new model to change it.")
         twin = copy.copy(self)
         twin.config, twin._given_config = config, given
-        twin.view = given.view.resolve(config, positions=self.backbone.positions)
+        twin.view = given.view.resolve(config, hidden_size=self.backbone.hidden_size, positions=self.backbone.positions)
         return twin
 
     def with_view(self, view: ViewConfig) -> Self:
@@ -84,7 +84,7 @@ class MemoryCell(nn.Module):
             ConfigError: the budgets do not fit the backbone's window.
         """
         twin = copy.copy(self)
-        twin.view = view.resolve(self.config, positions=self.backbone.positions)
+        twin.view = view.resolve(self.config, hidden_size=self.backbone.hidden_size, positions=self.backbone.positions)
         return twin
 
     def summarize(self, segments: Sequence[Tensor]) -> Tensor:

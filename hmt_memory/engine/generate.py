@@ -21,7 +21,7 @@ from .decoding import Decoding, Detokenizer, Sampler, StopStrings, align
 from .reader import read, token_ids
 from .recall import segment_weights
 from .state import HMTState
-from .view import Recollection, View
+from .view import Recollection, Turns, View
 
 FinishReason = Literal["stop", "length"]
 
@@ -87,8 +87,9 @@ def generate(
     *,
     state: HMTState | None = None,
     pinned: Tensor,
-    replayed: Tensor,
+    notes: Tensor,
     recollection: Recollection | None = None,
+    turns: Turns | None = None,
     decoding: Decoding | None = None,
 ) -> Generation:
     """Continue a stream with `ids` and an answer of any length.
@@ -99,13 +100,14 @@ def generate(
         state: the stream so far; None: a fresh one. It is not changed.
         pinned: [p] token ids at the head of every view. The tokenizer's start token, in families that have one, always comes
             first.
-        replayed: [r] token ids shown between the pinned part and the recent tokens, never added to the stream.
-        recollection: what P recalls from, and what is replayed, instead of the state's own memory and `replayed`.
+        notes: [r] token ids shown before the question, never added to the stream.
+        recollection: what P recalls from, and what is noted, instead of the state's own memory and `notes`.
+        turns: where the turns of the stream begin, its new tokens included; None: notes stand behind the pinned part.
         decoding: how tokens are chosen, and what ends the answer; None: greedy, up to 256 tokens.
 
     Raises:
         InputError: there is nothing to continue, or stop strings are given without a tokenizer.
-        BudgetError: pinned or replayed text is too long.
+        BudgetError: the pinned text or the notes are too long.
     """
     decoding = decoding or Decoding()
     if decoding.stops and model.backbone.tokenizer is None:
@@ -113,7 +115,7 @@ def generate(
     start = model.states(state, 1)[0]
     first = torch.tensor(model.backbone.start_ids(), dtype=torch.long)
     added = ids if start.tokens else _without(first, ids)
-    view = View(model, torch.cat([first, _without(first, pinned)]), replayed, len(first), recollection)
+    view = View(model, torch.cat([first, _without(first, pinned)]), notes, len(first), recollection, turns)
     if not (start.tokens or len(added) or len(view.pinned)):
         raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
     generation = Generation(iter(()), len(added))

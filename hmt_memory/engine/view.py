@@ -1,10 +1,13 @@
-"""The view that an answer is conditioned on: `[P | pinned | replayed | recent tokens | open segment]`.
+"""The view that an answer is conditioned on: `[P | pinned | recent turns | notes | question]`.
 
-Knows token ids and the budgets for them; a `Recollection` decides what is worth replaying.
+What does not change from turn to turn stands in front of what does: the window of recent turns moves in steps, and notes stand
+next to the question. Knows token ids and the budgets for them; a `Recollection` decides what is worth noting.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -28,46 +31,90 @@ class Recollection(Protocol):
         """
         ...
 
-    def passages(self) -> Tensor:
-        """Return token ids [t] to replay in the first view, at most `note_tokens`. Called after `memory`."""
+    def notes(self) -> Tensor:
+        """Return token ids [t] of the notes, at most `note_tokens`. Called after `memory`, for the first view."""
         ...
 
 
+@dataclass(frozen=True)
+class Turns:
+    """The places of turns in a stream's tokens, as far as a view has to know them."""
+
+    starts: Sequence[int] = ()  # where the user's turns begin, rising; the window of recent turns begins at one of them
+    question: int | None = (
+        None  # where the words of the question begin, in front of which notes stand; None: behind the pinned part
+    )
+
+    def behind(self, tokens: int) -> Turns:
+        """Return the places as they are where so many tokens stand before."""
+        return Turns([start + tokens for start in self.starts], None if self.question is None else self.question + tokens)
+
+
 class View:
-    """The views of one call: each is a function of the state, and of the passages chosen for the first."""
+    """The views of one call: each is a function of the state, and of the notes chosen for the first."""
 
     def __init__(
-        self, model: MemoryCell, pinned: Tensor, replayed: Tensor, start: int, recollection: Recollection | None
+        self,
+        model: MemoryCell,
+        pinned: Tensor,
+        notes: Tensor,
+        start: int,
+        recollection: Recollection | None,
+        turns: Turns | None = None,
     ) -> None:
-        """Check the budgets of what is pinned and replayed.
+        """Check the budgets of what is pinned and noted.
 
         Args:
             model: its view has the budgets.
             pinned: [t] token ids at the head of the view.
-            replayed: [t] token ids between these and the recent tokens.
+            notes: [t] token ids of notes.
             start: how many start tokens `pinned` begins with; if its budget is full they take from the recent tokens.
             recollection: see `Recollection`.
+            turns: where turns begin; None: nobody knows.
 
         Raises:
             BudgetError: one of them is too long.
         """
-        self.model, self.pinned, self.replayed = model, pinned, replayed
+        self.model, self.pinned, self.notes = model, pinned, notes
         self._recollection, self._chosen = recollection, recollection is None
-        for name, count in (("pinned_tokens", len(pinned) - start), ("note_tokens", len(replayed))):
+        self._turns = turns or Turns()
+        for name, count in (("pinned_tokens", len(pinned) - start), ("note_tokens", len(notes))):
             check_budget(model, name, count)
         over = max(0, len(pinned) - (model.view.pinned_tokens or 0))
         self._recent = max(0, (model.view.recent_tokens or 0) - over)
 
+    def begins(self, state: HMTState) -> int:
+        """Return the first token of the stream that the view shows.
+
+        The window of recent turns moves in steps of half its size, to where a turn of the user begins if one is near, but
+        never past the question: between two steps the view grows at its end only. Without turns it moves token by token.
+        """
+        earliest = state.tokens - len(state.open_ids) - self._recent
+        held = state.tokens - len(state.open_ids) - len(state.recent_ids)
+        if earliest <= 0 or not self._recent or not self._turns.starts:
+            return max(held, earliest, 0)
+        step = max(1, self._recent // 2)
+        target, question = -(-earliest // step) * step, self._turns.question
+        last = target + step if question is None else min(target + step, question)
+        begin = next((place for place in self._turns.starts if target <= place <= last), target)
+        if question is not None and earliest <= question < begin:
+            begin = earliest
+        return max(held, begin)
+
     def visible(self, state: HMTState) -> Tensor:
-        """Return [v] token ids of the stream that the view shows: recent tokens and the open segment."""
-        return torch.cat([state.recent_ids[max(0, len(state.recent_ids) - self._recent) :], state.open_ids])
+        """Return [v] token ids of the stream that the view shows: recent turns and the open segment."""
+        shown = state.tokens - self.begins(state)
+        whole = torch.cat([state.recent_ids, state.open_ids])
+        return whole[len(whole) - shown :]
 
     def ids(self, state: HMTState) -> Tensor:
-        """Return [v] token ids of what the view shows, all but P; once `embed` has chosen what is replayed."""
-        return torch.cat([self.pinned, self.replayed, self.visible(state)])
+        """Return [v] token ids of what the view shows, all but P; once `embed` has chosen the notes."""
+        visible, question = self.visible(state), self._turns.question
+        place = 0 if question is None else min(max(0, question - self.begins(state)), len(visible))
+        return torch.cat([self.pinned, visible[:place], self.notes, visible[place:]])
 
     def embed(self, state: HMTState) -> Tensor:
-        """Return [1, t, d] input embeddings of `[P | pinned | replayed | recent | open]`."""
+        """Return [1, t, d] input embeddings of `[P | pinned | recent turns | notes | question]`."""
         backbone = self.model.backbone
         prompt = self.model.memory_input.front(self._prompt(state)).to(backbone.dtype)
         ids = self.ids(state).to(backbone.device)
@@ -104,10 +151,10 @@ class View:
         return memory[held - 1] if held > 0 else self.model.initial_memory
 
     def _choose(self) -> None:
-        """Take the passages that the recollection replays in the first view, where the question stands."""
+        """Take the notes of the recollection, for the first view, where the question stands."""
         if self._recollection is not None and not self._chosen:
-            self.replayed, self._chosen = self._recollection.passages(), True
-            check_budget(self.model, "note_tokens", len(self.replayed))
+            self.notes, self._chosen = self._recollection.notes(), True
+            check_budget(self.model, "note_tokens", len(self.notes))
 
 
 def check_budget(model: MemoryCell, name: str, count: int) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,12 +63,41 @@ def scores(shards: Sequence[Postings]) -> list[NDArray[np.float64]]:
     values = [np.zeros(len(shard.lengths)) for shard in shards]
     for word in range(len(shards[0].found)):
         holding = sum(len(shard.found[word][0]) for shard in shards)
-        rarity = np.log(1 + (total - holding + 0.5) / (holding + 0.5)) ** 2
+        rarity = _rarity(holding, total)
         for value, shard in zip(values, shards, strict=True):
             positions, counts = shard.found[word]
             weight = _K1 * (1 - _B + _B * shard.lengths[positions] / usual)
             value[positions] += rarity * counts * (_K1 + 1) / (counts + weight)
     return [_spread(value, shard.starts) for value, shard in zip(values, shards, strict=True)]
+
+
+def rarities(query: Sequence[str], shards: Sequence[Postings]) -> dict[str, float]:
+    """Return how much each word of a query is worth, counted over all collections that are searched as one."""
+    total = sum(len(shard.lengths) for shard in shards)
+    counts = [sum(len(shard.found[number][0]) for shard in shards) for number in range(len(query))]
+    return {word: _rarity(holding, total) for word, holding in zip(query, counts, strict=True)}
+
+
+def text_scores(texts: Sequence[str], worth: Mapping[str, float]) -> NDArray[np.float64]:
+    """Score texts by the words of a query that stand in them: [n], each at most the sum of what the words are worth.
+
+    Args:
+        texts: messages or sentences.
+        worth: of each word of the query, as `rarities` returns it.
+    """
+    counted = [Counter(terms(text)) for text in texts]
+    usual = max(1.0, float(np.mean([sum(count.values()) for count in counted]))) if counted else 1.0
+    values = np.zeros(len(texts))
+    for number, count in enumerate(counted):
+        weight = _K1 * (1 - _B + _B * sum(count.values()) / usual)
+        values[number] = sum(
+            worth[word] * min(1.0, often * (_K1 + 1) / (often + weight)) for word, often in count.items() if word in worth
+        )
+    return values
+
+
+def _rarity(holding: int, total: int) -> float:
+    return float(np.log(1 + (total - holding + 0.5) / (holding + 0.5)) ** 2)
 
 
 def _spread(values: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -164,6 +164,7 @@ class Choice(NamedTuple):
     places: list[tuple[int, int]]  # (shard, position) of each
     weights: list[float]  # sum to 1
     coverage: float  # at least this share of the softmax over all segments fell on these
+    worth: Mapping[str, float] = {}  # of the query's words; empty where they do not count
 
 
 # The weight of a segment's recall score beside that of its words, both in standard deviations.
@@ -188,12 +189,13 @@ def choose(
     """
     method = model.view.selection
     by_recall = method != "words" and model.config.mode == "hmt" and bool(candidates.places)
-    values = (
-        [np.zeros(0)] if method == "recall" else lexical.scores([shard.find(lexical.distinct_terms(query)) for shard in shards])
-    )
+    wanted = lexical.distinct_terms(query)
+    postings = [] if method == "recall" else [shard.find(wanted) for shard in shards]
+    values = lexical.scores(postings) if postings else [np.zeros(0)]
+    worth = lexical.rarities(wanted, postings) if postings else {}
     every = np.concatenate(values)
     if not every.any():
-        return _by_recall(model, candidates) if by_recall else Choice([], [], 1.0)
+        return _by_recall(model, candidates)._replace(worth=worth) if by_recall else Choice([], [], 1.0, worth)
     every = (every - every.mean()) / (every.std() + 1e-9)
     first = np.cumsum([0, *map(len, values)])
     best = np.argsort(-every, kind="stable")[:k]
@@ -214,7 +216,7 @@ def choose(
         beyond = 0.0
     dropped = len(every) - sum(position < len(values[shard]) for shard, position in places)
     # No segment that was left out has a higher score by words than the last of the best.
-    return _weighed(places, logits, dropped, float(every[best[-1]]) + beyond)
+    return _weighed(places, logits, dropped, float(every[best[-1]]) + beyond)._replace(worth=worth)
 
 
 def _by_recall(model: HMTModel, candidates: Candidates) -> Choice:

@@ -24,12 +24,17 @@ from ..store.index.words import Postings, WordIndex
 from ..store.rows import DocumentRow, MessageRow
 from ..store.shelf import Shelf
 from . import lexical
+from .notes import Note
+from .sentences import LONGEST, sentences, whole
 
 if TYPE_CHECKING:
     from ..store.transaction import Transaction
 
 Decode = Callable[[Sequence[int]], str]
+Ids = Callable[[MessageRow, int, int], Sequence[int]]  # the tokens [start, stop) of a message
+_LONGEST_TEXT = 600  # characters of a message that is cited whole
 _BROKEN = "\ufffd"  # half a character, cut by a segment's edge, decodes to this
+_BESIDE = 96  # tokens before and after a segment, within which its sentences begin and end
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,13 @@ class Citation(NamedTuple):
     metadata: dict[str, Any] | None = None  # the document's
 
     def quote(self) -> str:
-        """Return the citation as it stands in a view."""
+        """Return the citation behind its time or source."""
         return quote(self.text, self.created_at if self.messages else self.source) if self.timed else self.text
+
+    def note(self) -> Note:
+        """Return the citation as a note."""
+        origin = (self.created_at if self.messages else self.source) if self.timed else None
+        return Note(self.text, origin, self.messages[0].role if self.messages else "")
 
 
 def quote(text: str, origin: datetime | str) -> str:
@@ -116,6 +126,22 @@ class Shard:
     def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         raise NotImplementedError
 
+    def passages(self, position: int, *, before: int | None = None) -> list[Citation]:
+        """Cite the messages, or the sentences of long messages and of documents, that a segment has a part of; each whole.
+
+        Args:
+            position: the segment.
+            before: a token; what stands behind it is not cited.
+        """
+        volume, seq = self.shelf.locate(position)
+        parts = self.shelf.volumes[volume].parts
+        with self.database.reading() as db:
+            (row,) = lineage.segments(db, parts, seq, seq + 1)
+            return self._passages(db, volume, seq, row.tokens, before)
+
+    def _passages(self, db: Transaction, volume: int, seq: int, span: tuple[int, int], before: int | None) -> list[Citation]:
+        raise NotImplementedError
+
 
 class Draft(NamedTuple):
     """Messages that are being answered and not stored yet; they follow the last stored token."""
@@ -155,7 +181,25 @@ class SessionShard(Shard):
         with self.database.reading() as db:
             return self.indexes.words.find(db, self.shelf, query, until)
 
+    def passages(self, position: int, *, before: int | None = None) -> list[Citation]:
+        """Cite the messages, or the sentences of long ones, that a segment has a part of; none of the question."""
+        if position < self.total:
+            return super().passages(position, before=before)
+        with self.database.reading() as db:
+            return self._passages(db, 0, position, (position * self.length, (position + 1) * self.length), before)
+
     def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
+        rows, ids = self._said(db, volume, span)
+        text = "\n".join(_lines(rows, span, ids, self._decode))
+        return Citation(seq, text, tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name)
+
+    def _passages(self, db: Transaction, volume: int, seq: int, span: tuple[int, int], before: int | None) -> list[Citation]:
+        rows, ids = self._said(db, volume, span)
+        limits = [limit for limit in (before, self.asked_at) if limit is not None]
+        return _of_messages(rows, seq, span, min(limits, default=None), ids, self._decode, self.name)
+
+    def _said(self, db: Transaction, volume: int, span: tuple[int, int]) -> tuple[list[MessageRow], Ids]:
+        """Return the messages of tokens [start, stop), and a function that gives the tokens [start, stop) of a message."""
         parts = self.shelf.volumes[volume].parts
         stored = lineage.size(parts)[1]
         rows = lineage.messages_in(db, parts, min(span[0], stored), min(span[1], stored))
@@ -167,8 +211,7 @@ class SessionShard(Shard):
                 self.draft.ids[start - stored : stop - stored] if drafted else lineage.tokens(db, parts, start, stop).tolist()
             )
 
-        text = "\n".join(_lines(rows, span, ids, self._decode))
-        return Citation(seq, text, tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name)
+        return rows, ids
 
 
 class StreamShard(Shard):
@@ -228,6 +271,19 @@ class StreamShard(Shard):
             text, messages = _trimmed(self._decode(self._ids[slice(*span)]), span, (0, len(self._ids))), ()
         return Citation(position, text, messages, span, utc(self._now), self.name, timed=False)
 
+    def passages(self, position: int, *, before: int | None = None) -> list[Citation]:
+        """Cite the messages that a segment has a part of, or the sentences of a plain text."""
+        span = (position * self._length, min((position + 1) * self._length, len(self._ids)))
+        limit = self._until if before is None else min(before, self._until)
+        if self._rows:
+            rows = [row for row in self._rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
+            cited = _of_messages(
+                rows, position, span, limit, lambda row, low, high: self._ids[low:high], self._decode, self.name
+            )
+            return [passage._replace(timed=False) for passage in cited]
+        parts = _sentences(lambda low, high: self._ids[low:high], span, (0, limit), self._decode)
+        return [Citation(position, text, (), span, utc(self._now), self.name, timed=False) for text in parts]
+
 
 class CorpusShard(Shard):
     """A corpus: a volume for each document."""
@@ -245,6 +301,14 @@ class CorpusShard(Shard):
             seq, text, (), span, utc(document.created_at), source, document=document.id, metadata=document.body["metadata"]
         )
 
+    def _passages(self, db: Transaction, volume: int, seq: int, span: tuple[int, int], before: int | None) -> list[Citation]:
+        parts = self.shelf.volumes[volume].parts
+        cited = self._cite(db, volume, seq, span)
+        texts = _sentences(
+            lambda low, high: lineage.tokens(db, parts, low, high).tolist(), span, parts[-1].tokens, self._decode
+        )
+        return [cited._replace(text=text) for text in texts]
+
     def _document(self, db: Transaction, number: int) -> DocumentRow:
         if number not in self._known:
             (collection, _, _) = self.shelf.version or (0, 0, 0)
@@ -255,10 +319,45 @@ class CorpusShard(Shard):
         return self._known[number]
 
 
+def _of_messages(
+    rows: Sequence[MessageRow],
+    segment: int,
+    span: tuple[int, int],
+    before: int | None,
+    ids: Ids,
+    decode: Decode,
+    source: str,
+) -> list[Citation]:
+    """Cite messages whole if they are short, else the sentences in and around a segment's span."""
+    cited = []
+    for row in rows:
+        end = row.content[1] if before is None else min(row.content[1], before)
+        text = str(row.body.get("content") or "")
+        if row.tokens[0] >= (end if before is None else before) or not text.strip():
+            continue
+        if end == row.content[1] and len(text.split()) <= LONGEST and len(text) <= _LONGEST_TEXT:
+            texts = [text.strip()]
+        else:
+            texts = _sentences(lambda low, high, row=row: ids(row, low, high), span, (row.content[0], end), decode)  # type: ignore[misc]
+        cited += [Citation(segment, each, (as_message(row),), row.tokens, utc(row.created_at), source) for each in texts]
+    return cited
+
+
+def _sentences(
+    ids: Callable[[int, int], Sequence[int]], span: tuple[int, int], limits: tuple[int, int], decode: Decode
+) -> list[str]:
+    """Return the sentences of a text, between token limits, that stand in and around a segment's span; each whole."""
+    low, high = max(limits[0], span[0] - _BESIDE), min(limits[1], span[1] + _BESIDE)
+    if low >= high:
+        return []
+    text = _trimmed(decode(ids(low, high)), (low, high), limits)
+    return sentences(whole(text, from_start=low == limits[0], to_end=high == limits[1]))
+
+
 def _lines(
     rows: Sequence[MessageRow],
     span: tuple[int, int],
-    ids: Callable[[MessageRow, int, int], Sequence[int]],
+    ids: Ids,
     decode: Decode,
 ) -> Iterator[str]:
     """Yield each message's words within a span; `ids` gives a message's tokens [start, stop)."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..engine.generate import Generation, Usage
     from ..model import HMTModel
     from ..retrieval.ranking import RecalledSegments
-    from ..retrieval.replay import ViewRecollection
+    from ..retrieval.recollection import ViewRecollection
 
 
 class Request:
@@ -111,5 +111,5 @@ class Answer(Iterator[str]):
 
     @property
     def recalled(self) -> RecalledSegments:
-        """The passages that were replayed to the model, by falling weight; chosen with the first piece."""
+        """The passages that the model was shown as notes, by falling weight; chosen with the first piece."""
         return self._memory.recalled

@@ -17,7 +17,7 @@ from ..engine.decoding import Decoding, DecodingOptions
 from ..errors import InputError
 from ..retrieval import ranking
 from ..retrieval.ranking import RecalledSegments, Sources
-from ..retrieval.replay import ViewRecollection
+from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import CorpusShard
 from ..store import lineage
 from ..store.rows import CollectionRow, DocumentRow, Lineage, as_array
@@ -127,10 +127,11 @@ class Corpus(StoredCorpus):
         """
         model = self._needs_model() if view is None else self._needs_model().with_view(view)
         request = Request(model, (decoding or Decoding()).changed(**options), schema=schema)
-        memory = ViewRecollection(model, self._transcript.aside, self._sources(others), own=False, question=question)
-        turn = self._transcript.stretch({"role": "user", "content": question}, first=True)
+        memory = ViewRecollection(model, self._transcript.plain, self._sources(others), own=False, question=question)
+        turn = self._transcript.batch({"role": "user", "content": question}, first=True)
         generation = model.generate(
             [*turn.ids, *self._transcript.answer_opening()],
+            turns=turn.turns,
             pinned=self._transcript.pinned(system),
             recollection=memory,
             decoding=request.decoding.also_stopping_at(self._transcript.stop),

@@ -14,9 +14,9 @@ from ..chat.message import Messages, system_texts, validated
 from ..chat.transcript import Batch
 from ..engine.decoding import Decoding, DecodingOptions
 from ..engine.generate import Generation
-from ..engine.view import check_budget
+from ..engine.view import Turns, check_budget
 from ..errors import InputError, SessionBusyError, StoreDamagedError, StoreError
-from ..retrieval.replay import ViewRecollection
+from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import Draft
 from ..store import lineage, rewriting
 from ..store.rows import CollectionRow
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..config import ViewConfig
+    from ..model import HMTModel
     from ..store.transaction import Transaction
 
 _LATEST = 16  # latest messages, searched for the user's last one
@@ -110,7 +111,7 @@ class Session(SessionMemory):
             tool_choice: None or "auto": the model decides; "none", "required", or the name of a function it must call; other
                 forms: `grammar.tool_choice_of`.
             schema: JSON schema of the answer.
-            replay: whether recalled passages that are no longer visible are shown to the model.
+            replay: whether notes of what bears on the question and is no longer visible are shown to the model.
             view: the view's budgets for this answer, instead of the session's.
             decoding: how tokens are chosen, and what ends the answer.
             **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
@@ -138,14 +139,15 @@ class Session(SessionMemory):
             system = batch.system or rewriting.system_in_force(db, snapshot.parts)
         pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
         draft = self._draft(snapshot, batch)
-        question, asked_at = self._question(snapshot, draft)
+        question, asked_at, turns = self._question(snapshot, draft, model)
         sources = self._sources(snapshot, draft, asked_at)
-        memory = ViewRecollection(model, self._transcript.aside, sources, own=True, question=question, replay=replay)
+        memory = ViewRecollection(model, self._transcript.plain, sources, own=True, question=question, noting=replay)
         generation = model.generate(
             [*batch.ids, *self._transcript.answer_opening()],
             state=snapshot.state,
             pinned=pinned,
             recollection=memory,
+            turns=turns,
             decoding=request.decoding.also_stopping_at(self._transcript.stop),
         )
         return Reply(self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing)
@@ -176,15 +178,19 @@ class Session(SessionMemory):
         end, times = lineage.size(snapshot.parts), [self._store.now()] * len(batch.messages)
         return Draft(rewriting.rows_of(batch.messages, batch.stretches, end, snapshot.row.next_id, times), batch.ids)
 
-    def _question(self, snapshot: Snapshot, draft: Draft) -> tuple[str, int | None]:
-        """Return the user's last message, whose words select passages, and the token where it begins."""
-        said = [row for row in draft.rows if row.body["role"] == "user"]
+    def _question(self, snapshot: Snapshot, draft: Draft, model: HMTModel) -> tuple[str, int | None, Turns]:
+        """Return the user's last message, whose words select notes, the token where it begins, and where the latest turns do."""
+        stored_messages, stored_tokens = lineage.size(snapshot.parts)
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            first = max(0, stored_tokens - (model.view.recent_tokens or 0) - model.config.segment_length)
+            rows = lineage.messages_in(db, snapshot.parts, first, stored_tokens)
+            if not any(row.body["role"] == "user" for row in [*rows, *draft.rows]):
+                rows = lineage.messages(db, snapshot.parts, max(0, stored_messages - _LATEST), stored_messages)
+        said = [row for row in [*rows, *draft.rows] if row.body["role"] == "user"]
         if not said:
-            with self._unless_rewritten(snapshot), self._database.reading() as db:
-                stored = lineage.size(snapshot.parts)[0]
-                latest = lineage.messages(db, snapshot.parts, max(0, stored - _LATEST), stored)
-            said = [row for row in latest if row.body["role"] == "user"]
-        return (str(said[-1].body["content"] or ""), said[-1].tokens[0]) if said else ("", None)
+            return "", None, Turns()
+        turns = Turns([row.tokens[0] for row in said], said[-1].content[0])
+        return str(said[-1].body["content"] or ""), said[-1].tokens[0], turns
 
     def _commit(self, reply: Reply, snapshot: Snapshot, generation: Generation) -> list[int]:
         """Store request and answer, and the segments that were read on the way. Returns the ids of the new messages."""

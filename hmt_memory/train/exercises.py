@@ -107,7 +107,9 @@ def from_file(path: str | Path) -> list[Exercise]:
         try:
             exercises.append(_of_row(json.loads(line)))
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: not an exercise ({error}). A row needs `asked`: [[question, answer]].") from error
+            raise InputError(
+                f"{path}, line {number}: not an exercise ({error}). A row needs `asked`: [[question, answer]]."
+            ) from error
     return exercises
 
 

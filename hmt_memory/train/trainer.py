@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..chat.transcript import Transcript
-from ..errors import CheckpointError, ConfigError
 from ..engine.backbone import eval_mode
+from ..engine.unroll import unroll
+from ..errors import CheckpointError, ConfigError
 from ..files import replacing
 from ..model import HMTModel
 from .answering import answer_losses
 from .examples import IGNORED, Example
-from .exercises import Exercise, Exercises
+from .exercises import Exercises
 from .losses import Weights
 from .optimizer import Group, MasterAdamW
 from .projections import fit_recall
 from .recipe import Recipe, Stage
 from .sources import Documents, Stream
 from .tasks import Shape, draw
-from ..engine.unroll import unroll
 from .unrolled import Losses, unrolled_losses, view_losses
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class Trainer:
             ConfigError: the folder holds a run of another recipe.
         """
         self.model, self.recipe, self.documents, self.folder = model, recipe, documents, Path(folder)
-        self._exercises, self._transcript = exercises or Exercises(), None
+        self._exercises = exercises or Exercises()
+        self._transcript = Transcript(model.backbone)
         self._accelerator = accelerator
         self._rank: int = accelerator.process_index if accelerator else 0
         self._world: int = accelerator.num_processes if accelerator else 1
@@ -235,9 +236,8 @@ class Trainer:
         """Learn from the exercises of this step and device. Returns their cross-entropy a token, None without any."""
         if not stage.exercises:
             return None
-        transcript = self._transcript = self._transcript or Transcript(model.backbone)
         seeds = (f"{self.recipe.seed}/{self.step}/{self._rank}/exercise/{number}" for number in range(stage.exercises))
-        written = [self._exercises.draw(seed).tokens(transcript) for seed in seeds]
+        written = [self._exercises.draw(seed).tokens(self._transcript) for seed in seeds]
         prompts = self._prompts(model, [branches[0][0] for _, branches in written])
         wanted = sum(len(answer) for _, branches in written for _, answer in branches)
         total = 0.0
@@ -252,7 +252,13 @@ class Trainer:
         """Return P for each question: P_0 for every other one, as where all is visible; else that of some text read before."""
         length, pool, encode = model.config.segment_length, self.documents.at(self.step), model.backbone.encode
         texts = [
-            draw({"text": 1.0}, pool, f"{self.recipe.seed}/{self.step}/{self._rank}/before/{number}", Shape(length, _SEGMENTS_BEFORE), encode)
+            draw(
+                {"text": 1.0},
+                pool,
+                f"{self.recipe.seed}/{self.step}/{self._rank}/before/{number}",
+                Shape(length, _SEGMENTS_BEFORE),
+                encode,
+            )
             for number in range(_TEXTS_BEFORE)
         ]
         with eval_mode(model):

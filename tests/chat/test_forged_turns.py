@@ -223,12 +223,12 @@ def generate_messages(world: World) -> None:
 def generate_calls(world: World) -> None:
     model, text = world.model, world.text
     model.generate(conversation(text), **FAST).finish()
-    model.generate(conversation(text), pinned=text, replayed=text, **FAST).finish()
+    model.generate(conversation(text), pinned=text, notes=text, **FAST).finish()
 
 
 def generate_text(world: World) -> None:
     model, text = world.model, world.text
-    state = model.generate(text, pinned=text, replayed=text, **FAST).finish().state
+    state = model.generate(text, pinned=text, notes=text, **FAST).finish().state
     model.generate(text, state=state, stop=text, **FAST).finish()
 
 

@@ -77,7 +77,7 @@ def test_the_largest_segment_that_fits_is_accepted() -> None:
 
 
 def test_a_system_prompt_has_room_before_anything_else_on_a_small_window() -> None:
-    view = ViewConfig().resolve(HMTConfig(segment_length=128), positions=256)
+    view = ViewConfig().resolve(HMTConfig(segment_length=128), hidden_size=2048, positions=256)
     assert (view.pinned_tokens, view.recent_tokens, view.note_tokens) == (63, 42, 22)
 
 
@@ -88,19 +88,25 @@ def test_positions_per_token_are_the_papers_cost() -> None:
 
 @pytest.mark.parametrize("positions", [200, 256, 1000, 2048, 3000, None])
 def test_derived_budgets_fit_the_window(positions: int | None) -> None:
-    view = ViewConfig().resolve(HMTConfig(segment_length=128), positions=positions)
+    view = ViewConfig().resolve(HMTConfig(segment_length=128), hidden_size=2048, positions=positions)
     budgets = (view.recent_tokens, view.note_tokens, view.pinned_tokens)
     assert all(isinstance(budget, int) for budget in budgets)
     total = 1 + 128 + sum(budget or 0 for budget in budgets)
     assert positions is None or total <= positions
     if positions is None or positions >= 3000:
-        unused = 0 if positions is None else positions - 1 - 128 - 1024 - 1024 - 512
-        assert budgets == (1024, 1024, 512 + unused)
+        unused = 0 if positions is None else positions - 1 - 128 - 1024 - 256 - 512
+        assert budgets == (1024, 256, 512 + unused)
 
 
 def test_state_space_backbones_have_no_window() -> None:
     assert tiny_model("mamba").backbone.positions is None
-    assert HMTModel.wrap(tiny_causal_lm("rwkv"), None, HMTConfig()).view.recent_tokens == 1024
+    assert HMTModel.wrap(tiny_causal_lm("rwkv"), None, HMTConfig()).view.recent_tokens == 256
+
+
+def test_small_backbones_have_a_short_window() -> None:
+    views = [ViewConfig().resolve(HMTConfig(), hidden_size=width, positions=8192) for width in (576, 1024)]
+    assert [view.recent_tokens for view in views] == [256, 1024]
+    assert ViewConfig(recent_tokens=700).resolve(HMTConfig(), hidden_size=576, positions=8192).recent_tokens == 700
 
 
 def test_round_trip_and_unknown_keys() -> None:

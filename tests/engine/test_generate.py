@@ -212,10 +212,10 @@ def test_long_answers_never_pass_the_window() -> None:
     assert longest <= 1 + 20 + SMALL.segment_length - 1
 
 
-def test_pinned_and_replayed_text_shape_the_answer_but_not_the_stream(model: HMTModel) -> None:
+def test_pinned_text_and_notes_shape_the_answer_but_not_the_stream(model: HMTModel) -> None:
     state = model.read(random_ids(40))
     plain = model.generate("Q", state=state, max_new_tokens=12, min_new_tokens=12).finish()
-    for name in ("pinned", "replayed"):
+    for name in ("pinned", "notes"):
         other = model.generate("Q", state=state, max_new_tokens=12, min_new_tokens=12, **{name: "Be brief!"}).finish()
         assert other.ids != plain.ids
         assert other.usage.view_tokens == plain.usage.view_tokens + 9
@@ -293,7 +293,7 @@ def test_text_over_its_budget_is_refused_by_name() -> None:
     with pytest.raises(BudgetError, match="pinned_tokens=4"):
         model.generate("Q", pinned="12345")
     with pytest.raises(BudgetError, match="note_tokens=3"):
-        model.generate("Q", replayed="12345")
+        model.generate("Q", notes="12345")
 
 
 def test_recall_names_segments_by_falling_weight(model: HMTModel) -> None:
@@ -446,7 +446,7 @@ def turns(*contents: str) -> list[dict[str, str]]:
 def asked(model: HMTModel, *contents: str, system: str | None = None) -> tuple[list[int], list[int]]:
     """Token ids of the system part and of the turns."""
     pinned = [{"role": "system", "content": system}] if system else []
-    return Transcript(model.backbone).asked([*pinned, *turns(*contents)])
+    return Transcript(model.backbone).asked([*pinned, *turns(*contents)])[:2]
 
 
 def test_messages_are_what_the_template_writes(model: HMTModel) -> None:

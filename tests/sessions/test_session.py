@@ -1,4 +1,4 @@
-"""A session call by call: what is stored, pinned, replayed, cited, forgotten and refused."""
+"""A session call by call: what is stored, pinned, noted, cited, forgotten and refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from hmt_memory.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from hmt_memory.retrieval.replay import ViewRecollection
+from hmt_memory.retrieval import notes
+from hmt_memory.retrieval.recollection import ViewRecollection
 from hmt_memory.store.sqlite.database import Database
 
 TOKENIZER = byte_tokenizer()
@@ -83,9 +84,7 @@ def test_what_is_replied_is_what_the_engine_answers(store: MemoryStore, session:
     """Without anything hidden to replay, a session's reply is `HMTModel.generate` on its stream."""
     session.add(user("hi"))
     reply = session.reply(max_new_tokens=20).finish()
-    ids = TOKENIZER("<s>user\nhi</s>\n<s>assistant\n", add_special_tokens=False)["input_ids"]
-    pinned = TOKENIZER("<s>system\nDefault.</s>\n", add_special_tokens=False)["input_ids"]
-    assert reply.text == MODEL.generate(ids, pinned=pinned, max_new_tokens=20).finish().text
+    assert reply.text == MODEL.generate(user("hi"), max_new_tokens=20).finish().text
 
 
 def test_a_message_cannot_end_its_own_turn(session: Session) -> None:
@@ -147,19 +146,19 @@ def test_a_template_with_a_start_token_in_every_turn(store: MemoryStore) -> None
 # --- pinned -----------------------------------------------------------------------------------------------------------
 
 
-def seen_by(session: Session, monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
+def seen_by(session: Session, monkeypatch: pytest.MonkeyPatch, asked: str = "what?", **options: Any) -> str:
     """The text of the view of the next answer."""
     views: list[list[int]] = []
     real = View.embed
 
     def spy(self: Any, state: Any) -> Any:
         found = real(self, state)
-        views.append(torch.cat([self.pinned, self.replayed, self.visible(state)]).tolist())
+        views.append(self.ids(state).tolist())
         return found
 
     with monkeypatch.context() as patch:
         patch.setattr(View, "embed", spy)
-        next(session.reply(user("what?"), **options))
+        next(session.reply(user(asked), **options))
     return str(TOKENIZER.decode(views[0]))
 
 
@@ -221,47 +220,47 @@ def test_a_view_that_does_not_fit_is_refused_before_anything_is_stored(session: 
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 
-def test_replay_quotes_what_is_hidden_with_its_time_and_never_what_is_visible(
+def test_notes_are_whole_messages_with_their_day_and_never_what_is_visible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = MemoryStore(tmp_path / "timed", clock=lambda: datetime(2026, 11, 20, 18, 2, tzinfo=timezone.utc).timestamp())
     session = store.session("alice", MODEL)
-    for turn in range(12):
-        session.add(user(f"fact {turn} is {turn * 7}"))
-    view = seen_by(session, monkeypatch)
-    quoted = view.split("Recalled from earlier:\n\n")[1].split("</s>")[0]
-    assert quoted.startswith("[2026-11-20 18:02]\nuser: ") and "fact" in quoted
-    shown = view.split("</s>", 2)[2]
-    for line in quoted.splitlines():
-        assert line.startswith(("[", "user: ")) or not line
-        assert line.removeprefix("user: ") not in shown or len(line) < 10
-    assert "Recalled" not in seen_by(session, monkeypatch, replay=False)
+    told = [f"fact {turn} is {turn * 7}" for turn in range(12)]
+    for text in told:
+        session.add(user(text))
+    view = seen_by(session, monkeypatch, asked="fact 3 is?")
+    before, _, rest = view.partition(notes.HEADING)
+    noted, _, question = rest.partition("\n\n")
+    assert before.endswith("<s>user\n") and question == "fact 3 is?</s>\n<s>assistant\n", "inside the turn that asks"
+    assert noted.splitlines()[1] == "[20 November 2026]" and "user: fact 3 is 21" in noted.splitlines()
+    for line in noted.splitlines()[2:]:
+        assert line.removeprefix("user: ") in told, "whole and verbatim"
+        assert line.removeprefix("user: ") not in before, "told once"
+    assert notes.HEADING not in seen_by(session, monkeypatch, asked="fact 3 is?", replay=False)
+    assert notes.HEADING not in seen_by(session, monkeypatch, asked="Thanks!"), "nothing bears on it"
     store.close()
 
 
-def test_replayed_passages_fit_their_budget_and_are_the_heaviest(session: Session) -> None:
+def test_notes_fit_their_budget_and_are_the_best(session: Session) -> None:
     for turn in range(20):
         session.add(user(f"fact {turn} is {turn * 7} and so on"))
-    reply = session.reply(user("what?"), **FAST)
+    reply = session.reply(user("which fact is so on?"), **FAST)
     next(reply, None)
     weights = [one.weight for one in reply.recalled]
     assert weights and weights == sorted(weights, reverse=True)
     state = session._snapshot().state
     sources = session._sources(session._snapshot())
-    memory = ViewRecollection(MODEL, session._transcript.aside, sources, own=True, question="fact 7 is?")
+    memory = ViewRecollection(MODEL, session._transcript.plain, sources, own=True, question="fact 7 is?")
     summary = torch.randn(32, generator=torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     for visible in (0, *range(20, 40), 200, state.tokens):
-        found = ViewRecollection(MODEL, session._transcript.aside, sources, own=True, question="fact 7 is?")
+        found = ViewRecollection(MODEL, session._transcript.plain, sources, own=True, question="fact 7 is?")
         found.memory(torch.randn(32, generator=generator), state, visible)
-        block = found.passages()
+        block = found.notes()
         assert len(block) <= REMEMBERING.replay_tokens and bool(len(block)) == bool(found.recalled)
         assert visible not in (0, state.tokens) or bool(len(block)) == (visible == 0)
-        assert all(one.token_span[1] <= state.tokens - visible for one in found.recalled), "what is visible is not quoted"
+        assert all(one.token_span[0] < state.tokens - visible for one in found.recalled), "what is visible is not noted"
     assert len(memory.memory(summary, state, 0)) == REMEMBERING.recall_window
-    own = [session._own_shard(session._snapshot())]
-    partly = memory._hidden(own, (0, 30), 30 * 16 + 7)
-    assert partly is not None and partly.token_span == (480, 487) and memory._hidden(own, (0, 30), 480) is None
 
 
 def test_a_short_conversation_replays_nothing(session: Session) -> None:
@@ -271,6 +270,7 @@ def test_a_short_conversation_replays_nothing(session: Session) -> None:
 
 def test_the_first_view_recalls_what_its_own_prompt_filled(store: MemoryStore, session: Session) -> None:
     """Segments that a question fills are in no row yet, and P recalls from them all the same."""
+    session.add([user("It was a long question."), user("nothing " * 20)])
     question = user("a long question " * 10)
     reply = session.reply(question, **FAST).finish()
     session.forget(reply.message_ids)
