@@ -2,8 +2,9 @@
 
     python benchmarks/make_exercises.py DATA --general ANSWERS.jsonl --out exercises.jsonl
 
-DATA is a folder with fairytaleqa/train, qa/ (Natural Questions, QED, XQuAD) and sgd/, in the form they are published in. ANSWERS holds general
-questions with the answers that the model itself gives to them (rows of "prompt" and "answer"): it is to go on answering so.
+DATA is a folder with fairytaleqa/train, qa/ (Natural Questions, XQuAD) and sgd/, in the form they are published in. ANSWERS
+holds general questions with the answers that the model itself gives to them (rows of "prompt" and "answer"): it is to go on
+answering so.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _UNKNOWN = (
     "I don't know, the text does not say that.",
 )
 _SENTENCE = re.compile(r"(?<=[.!?\"”])\s+")
+_MONTHS = ("January", "March", "May", "June", "July", "August", "October", "December")
 _WORDS = 130  # the longest passage
 _SLOTS: dict[str, tuple[str, ...]] = {
     "Events.event_name": ("What event was it?", "Which event did we settle on?"),
@@ -187,7 +189,7 @@ def dialogues(folder: Path, chance: random.Random) -> Iterator[Row]:
             services = {service.split("_")[0] for service in dialogue["services"]}
             missing = [key for key in _SLOTS if key.split(".")[0] not in services]
             asked = [*asked[:3], (chance.choice(_SLOTS[chance.choice(missing)]), "I don't know. You haven't told me that.")]
-            day = f"{chance.randint(1, 28)} {chance.choice('January March May June July August October December'.split())} {chance.randint(2019, 2027)}"
+            day = f"{chance.randint(1, 28)} {chance.choice(_MONTHS)} {chance.randint(2019, 2027)}"
             notes = [
                 {"text": turn["utterance"], "origin": day, "speaker": "user" if turn["speaker"] == "USER" else "assistant"}
                 for turn in part

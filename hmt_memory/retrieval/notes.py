@@ -1,4 +1,4 @@
-"""Notes: what was said, word for word, as a view shows it next to the question. Knows texts and their origins; no store, no model.
+"""Notes: what was said, word for word, as a view shows it next to the question. Knows texts and origins; no store, no model.
 
 A note stands inside the user's own turn, before the question: its words have no more authority than the user's, and a chat
 template needs no place for them.

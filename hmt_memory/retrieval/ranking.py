@@ -19,6 +19,7 @@ from torch import Tensor
 from ..engine.backbone import eval_mode
 from ..errors import InputError
 from . import lexical
+from .passages import Choice, ranked
 from .sources import Citation, Message, Shard, quote
 
 if TYPE_CHECKING:
@@ -158,15 +159,6 @@ def weigh(model: HMTModel, candidates: Candidates) -> tuple[Tensor, float]:
     return recalled.weights[0].cpu(), float(recalled.coverage.min())
 
 
-class Choice(NamedTuple):
-    """Segments by falling weight."""
-
-    places: list[tuple[int, int]]  # (shard, position) of each
-    weights: list[float]  # sum to 1
-    coverage: float  # at least this share of the softmax over all segments fell on these
-    worth: Mapping[str, float] = {}  # of the query's words; empty where they do not count
-
-
 # The weight of a segment's recall score beside that of its words, both in standard deviations.
 _RECALL_SHARE = 1.0
 
@@ -270,13 +262,13 @@ def alone(shard: Shard) -> Sources[Any]:
 
 
 def recall(model: HMTModel, sources: Sources[RecalledSegments], query: str, top_k: int) -> RecalledSegments:
-    """Return the segments of all shards that a text remembers most.
+    """Return the passages of all shards that a text remembers most.
 
     Args:
         model: the model that recalls.
         sources: gives the shards, as of one view of the rows.
         query: the text.
-        top_k: the number of segments, of which `MOST_RECALLED` at most are given.
+        top_k: the number of passages, of which `MOST_RECALLED` at most are given.
 
     Raises:
         InputError: the query is empty or `top_k` below 1.
@@ -307,9 +299,9 @@ def _listed(model: HMTModel, shards: Sequence[Shard], summary: Tensor | None, qu
     candidates = _nothing(model) if summary is None else preselect(model, shards, summary, k)
     chosen = choose(model, shards, candidates, query, k)
     result.coverage = chosen.coverage
-    for (shard, position), weight in zip(chosen.places, chosen.weights, strict=True):
-        if len(result) < top_k and not shards[shard].is_asked(position):
-            result.append(segment(shards[shard].cite(position), weight, result.coverage))
+    passages = ranked(shards, chosen, query, enough=2 * top_k)
+    total = sum(passage.score for passage in passages)
+    result.extend(segment(passage.cited, passage.score / total, result.coverage) for passage in passages[:top_k])
     return result
 
 

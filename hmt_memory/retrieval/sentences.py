@@ -1,7 +1,7 @@
-r"""Sentences of a text, verbatim and whole. Knows punctuation; no language.
+r"""Sentences of a text, verbatim and whole. Knows punctuation, and a few abbreviations.
 
-A sentence ends at a mark that is followed by space, at a line's end, or, in scripts that write no spaces, at their own marks. What
-is longer than `LONGEST` words is cut between words.
+A sentence ends at a mark that is followed by space, at a line's end, or, in scripts that write no spaces, at their own marks.
+What is longer than `LONGEST` words is cut between words.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 LONGEST = 60  # words of a sentence; and of a message that is noted whole
 _LONGEST_WORD = 400  # characters; longer ones, such as encoded files, are cut
-_NO_END = r"(?<!\b[A-Z]\.)" + "".join(
-    rf"(?<!\b{word}\.)" for word in ("Mr", "Ms", "Mrs", "Dr", "St", "Prof", "No", "vs", "etc")
-)
-_END = re.compile(rf"{_NO_END}(?:(?<=[.!?…])|(?<=[.!?…][\"'”’»)\]]))\s+(?![a-z])|(?<=[。！？])|\s*\n\s*")
+_ABBREVIATIONS = ("Mr", "Ms", "Mrs", "Dr", "St", "Prof", "No", "vs", "etc", "e.g", "i.e", "a.m", "p.m")
+_NO_END = r"(?<!\b[A-Z]\.)" + "".join(rf"(?<!\b{re.escape(word)}\.)" for word in _ABBREVIATIONS)
+_CLOSING = "\"')\\]\N{RIGHT DOUBLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
+_UNSPACED = "\N{IDEOGRAPHIC FULL STOP}\N{FULLWIDTH EXCLAMATION MARK}\N{FULLWIDTH QUESTION MARK}"
+_END = re.compile(rf"{_NO_END}(?:(?<=[.!?…])|(?<=[.!?…][{_CLOSING}]))\s+|(?<=[{_UNSPACED}])|\s*\n\s*")
 
 
 def sentences(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -281,8 +282,8 @@ class StreamShard(Shard):
                 rows, position, span, limit, lambda row, low, high: self._ids[low:high], self._decode, self.name
             )
             return [passage._replace(timed=False) for passage in cited]
-        parts = _sentences(lambda low, high: self._ids[low:high], span, (0, limit), self._decode)
-        return [Citation(position, text, (), span, utc(self._now), self.name, timed=False) for text in parts]
+        texts, around = _sentences(lambda low, high: self._ids[low:high], span, (0, limit), self._decode)
+        return [Citation(position, text, (), around, utc(self._now), self.name, timed=False) for text in texts]
 
 
 class CorpusShard(Shard):
@@ -304,10 +305,12 @@ class CorpusShard(Shard):
     def _passages(self, db: Transaction, volume: int, seq: int, span: tuple[int, int], before: int | None) -> list[Citation]:
         parts = self.shelf.volumes[volume].parts
         cited = self._cite(db, volume, seq, span)
-        texts = _sentences(
-            lambda low, high: lineage.tokens(db, parts, low, high).tolist(), span, parts[-1].tokens, self._decode
-        )
-        return [cited._replace(text=text) for text in texts]
+
+        def ids(low: int, high: int) -> Sequence[int]:
+            return list(map(int, lineage.tokens(db, parts, low, high)))
+
+        texts, around = _sentences(ids, span, parts[-1].tokens, self._decode)
+        return [cited._replace(text=text, token_span=around) for text in texts]
 
     def _document(self, db: Transaction, number: int) -> DocumentRow:
         if number not in self._known:
@@ -335,23 +338,22 @@ def _of_messages(
         text = str(row.body.get("content") or "")
         if row.tokens[0] >= (end if before is None else before) or not text.strip():
             continue
-        if end == row.content[1] and len(text.split()) <= LONGEST and len(text) <= _LONGEST_TEXT:
-            texts = [text.strip()]
-        else:
-            texts = _sentences(lambda low, high, row=row: ids(row, low, high), span, (row.content[0], end), decode)  # type: ignore[misc]
-        cited += [Citation(segment, each, (as_message(row),), row.tokens, utc(row.created_at), source) for each in texts]
+        texts, tokens = [text.strip()], row.tokens
+        if end < row.content[1] or len(text.split()) > LONGEST or len(text) > _LONGEST_TEXT:
+            texts, tokens = _sentences(partial(ids, row), span, (row.content[0], end), decode)
+        cited += [Citation(segment, each, (as_message(row),), tokens, utc(row.created_at), source) for each in texts]
     return cited
 
 
 def _sentences(
     ids: Callable[[int, int], Sequence[int]], span: tuple[int, int], limits: tuple[int, int], decode: Decode
-) -> list[str]:
-    """Return the sentences of a text, between token limits, that stand in and around a segment's span; each whole."""
+) -> tuple[list[str], tuple[int, int]]:
+    """Return the whole sentences of a text that stand in and around a segment's span, and the tokens that hold them."""
     low, high = max(limits[0], span[0] - _BESIDE), min(limits[1], span[1] + _BESIDE)
     if low >= high:
-        return []
+        return [], span
     text = _trimmed(decode(ids(low, high)), (low, high), limits)
-    return sentences(whole(text, from_start=low == limits[0], to_end=high == limits[1]))
+    return sentences(whole(text, from_start=low == limits[0], to_end=high == limits[1])), (low, high)
 
 
 def _lines(

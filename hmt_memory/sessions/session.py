@@ -179,7 +179,7 @@ class Session(SessionMemory):
         return Draft(rewriting.rows_of(batch.messages, batch.stretches, end, snapshot.row.next_id, times), batch.ids)
 
     def _question(self, snapshot: Snapshot, draft: Draft, model: HMTModel) -> tuple[str, int | None, Turns]:
-        """Return the user's last message, whose words select notes, the token where it begins, and where the latest turns do."""
+        """Return the user's last message, whose words select notes, the token where it begins, and where turns do."""
         stored_messages, stored_tokens = lineage.size(snapshot.parts)
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             first = max(0, stored_tokens - (model.view.recent_tokens or 0) - model.config.segment_length)

@@ -26,7 +26,7 @@ from hmt_memory.cli.documents import Document
 from hmt_memory.cli.terminal import Screen
 from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
 
-MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+MODEL = tiny_model(config=replace(REMEMBERING, pinned_tokens=60, replay_tokens=150), tokenizer=byte_tokenizer())
 FAST: dict[str, Any] = {"max_new_tokens": 8}
 
 
@@ -116,8 +116,8 @@ def test_a_file_s_beginning_is_replayed_for_a_question_about_it() -> None:
     model = MODEL.with_config(pinned_tokens=120, replay_tokens=100, recent_tokens=0)
     memory = remembering(model, "What is the lighthouse keeper called?", ids)
     ask_about(model, "What is the lighthouse keeper called?", model.read(ids), recollection=memory, **FAST).finish()
-    assert memory.recalled and memory.recalled[0].token_span[0] < 48 and memory.recalled[0].messages == ()
-    assert all(one.text == model.backbone.decode(ids[slice(*one.token_span)].tolist()) for one in memory.recalled)
+    assert memory.recalled[0].text == "The lighthouse keeper is called Felix." and memory.recalled[0].messages == ()
+    assert all(one.text in model.backbone.decode(ids[slice(*one.token_span)].tolist()) for one in memory.recalled)
 
 
 def test_quotes_of_a_conversation_that_nobody_dated_have_no_time() -> None:
@@ -297,13 +297,13 @@ def test_what_a_model_is_not_shown_is_recalled_for_it(assistant: Assistant) -> N
 
 
 def test_a_system_prompt_too_long_to_be_pinned_is_read_before_the_question() -> None:
-    model = MODEL.with_config(pinned_tokens=110, recent_tokens=20, replay_tokens=90)
+    model = MODEL.with_config(pinned_tokens=90, recent_tokens=20, replay_tokens=110)
     long = {"role": "system", "content": "the red door leads to the garden. " + "nothing more is known here. " * 12}
     talk = [user("hello"), {"role": "assistant", "content": "hi"}, user("red door?")]
     answer = reply(model, [long, *talk], max_new_tokens=4).finish()
     assert "red door" in "".join(one.text for one in answer.recalled) and answer.usage.view_tokens <= 256
     transcript = Transcript(model.backbone)
-    prompt = prompt_of(transcript, [long, *talk], limit=110)
+    prompt = prompt_of(transcript, [long, *talk], limit=90)
     assert [one["role"] for one in prompt.batch.messages] == ["user", "assistant", "system", "user"]
     assert [one.ids for at, one in enumerate(prompt.batch.stretches) if at != 2] == [
         one.ids for one in prompt_of(transcript, talk).batch.stretches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,7 +27,7 @@ from hmt_memory.errors import (
 from hmt_memory.store import lineage
 
 TOKENIZER = byte_tokenizer()
-MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
+MODEL = tiny_model(config=replace(REMEMBERING, pinned_tokens=60, replay_tokens=150), tokenizer=TOKENIZER)
 TEXTS = ["the first text of the handbook, four segments and a bit", "short", "x" * 16, "the last one " * 30]
 
 
@@ -113,7 +114,7 @@ def test_recall_cites_the_document(corpus: Corpus) -> None:
     }
     for one in found:
         text = TEXTS[0] if one.source.endswith("one.md") else TEXTS[3]
-        assert one.text == text[slice(*one.token_span)] and one.token_span[0] == one.segment * 16 and one.messages == ()
+        assert one.text in text[slice(*one.token_span)] and one.text == one.text.strip() and one.messages == ()
 
 
 def test_a_session_recalls_from_its_own_past_and_from_attached_corpora(store: MemoryStore, corpus: Corpus) -> None:
@@ -124,13 +125,13 @@ def test_a_session_recalls_from_its_own_past_and_from_attached_corpora(store: Me
     alone = session.recall("text", top_k=100)
     session.attach("handbook")
     both = session.recall("text", top_k=100)
-    assert {one.source for one in both} == {"alice", "handbook/one.md"} and len(both) == len(alone) + 4
+    assert {one.source for one in both} == {"alice", "handbook/one.md"} and len(both) == len(alone) + 1
     assert sum(one.weight for one in both) == pytest.approx(1)
     ratio = both[[one.source for one in both].index("alice")].weight
     assert ratio < alone[0].weight
     assert store.session("alice").stats()["corpora"] == ["handbook"]
-    reply = session.reply(user("what?"), **FAST).finish()
-    assert any(one.source == "handbook/one.md" for one in reply.recalled) or len(reply.recalled)
+    reply = session.reply(user("which text?"), **FAST).finish()
+    assert [one.source for one in reply.recalled] == ["handbook/one.md"]
     session.forget(reply.message_ids)
     session.detach("handbook")
     assert [one.text for one in session.recall("text", top_k=100)] == [one.text for one in alone]

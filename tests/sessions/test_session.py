@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -31,8 +31,10 @@ from hmt_memory.errors import (
     SessionNotFoundError,
     StoreError,
 )
-from hmt_memory.retrieval import notes
+from hmt_memory.retrieval import notes, ranking
+from hmt_memory.retrieval.passages import Choice
 from hmt_memory.retrieval.recollection import ViewRecollection
+from hmt_memory.retrieval.sources import Shard
 from hmt_memory.store.sqlite.database import Database
 
 TOKENIZER = byte_tokenizer()
@@ -286,20 +288,17 @@ def test_the_first_view_recalls_what_its_own_prompt_filled(store: MemoryStore, s
 
 
 def test_recall_cites_messages_words_and_span(session: Session) -> None:
-    ids = session.add([user("The door code is 4071, keep it."), {"role": "assistant", "content": "I will keep it."}])
+    told = [user("The door code is 4071, keep it."), {"role": "assistant", "content": "I will keep it. " + "And more. " * 40}]
+    ids = session.add(told)
     found = session.recall("door code", top_k=100)
     assert sum(one.weight for one in found) == pytest.approx(1) and found.coverage == pytest.approx(1)
+    assert found[0].text == told[0]["content"] and [message.id for message in found[0].messages] == ids[:1], "whole"
+    assert {one.text for one in found[1:]} == {"I will keep it.", "And more."}, "a long message comes in sentences"
     everything = tokens_of(session)
     for one in found:
-        start, stop = one.token_span
-        assert (start, stop) == (one.segment * 16, one.segment * 16 + 16) and one.source == "alice"
-        words = TOKENIZER.decode(everything[start:stop], skip_special_tokens=True)
-        for line in one.text.splitlines():
-            role, said = line.split(": ", 1)
-            assert said in words and role in {message.role for message in one.messages}
+        words = TOKENIZER.decode(everything[slice(*one.token_span)], skip_special_tokens=True)
+        assert one.text in words and one.text in one.messages[0].content and one.source == "alice"
         assert {message.id for message in one.messages} <= set(ids) and one.created_at.tzinfo is not None
-    texts = " ".join(one.text for one in sorted(found, key=lambda one: one.segment))
-    assert "The door c" in texts and "ode is 4071" in texts
 
 
 def test_characters_cut_by_a_segment_are_left_out_whole(session: Session) -> None:
@@ -315,19 +314,28 @@ def test_weights_and_coverage_are_those_of_full_recall(store: MemoryStore, model
     session = store.session("alice", model)
     for turn in range(30):
         session.add(user(f"{turn} " * 8))
+
+    def chosen(k: int) -> Choice:
+        """Choose segments from a preselection of k."""
+
+        def work(shards: Sequence[Shard]) -> Choice:
+            return ranking.choose(model, shards, ranking.preselect(model, shards, summary, k), "7 7 7", k)
+
+        return session._sources(session._snapshot())(work)
+
     with torch.no_grad():
         ids = torch.tensor(model.backbone.encode("7 7 7"))
         (summary,) = model.summarize([ids[-8:]])
         memory = torch.from_numpy(memory_of(session)).view(1, -1, model.slots, 32)
         true = model.recall(summary[None], model.recallable(memory))
-    everything = session.recall("7 7 7", top_k=1000)
-    assert len(everything) == memory.shape[1] and everything.coverage == pytest.approx(1)
-    for one in everything:
-        assert one.weight == pytest.approx(float(true.weights[0, one.segment]), rel=1e-3, abs=1e-6)
-    few = session.recall("7 7 7", top_k=3)
-    kept = {one.segment for one in few}
+    everything = chosen(1000)
+    assert len(everything.places) == memory.shape[1] and everything.coverage == pytest.approx(1)
+    for (_, position), weight in zip(everything.places, everything.weights, strict=True):
+        assert weight == pytest.approx(float(true.weights[0, position]), rel=1e-3, abs=1e-6)
+    few = chosen(3)
+    kept = {position for _, position in few.places}
     assert few.coverage <= float(true.weights[0, sorted(kept)].sum()) + 1e-3 or model.recalled_slots > 1
-    assert 0 < few.coverage <= 1
+    assert 0 < few.coverage <= 1 and session.recall("7 7 7", top_k=1000).coverage == pytest.approx(1)
 
 
 # --- fork, forget, retention ------------------------------------------------------------------------------------------
