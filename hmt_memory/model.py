@@ -23,11 +23,13 @@ from .engine.generate import Generation, generate
 from .engine.reader import read, token_ids
 from .engine.state import HMTState
 from .engine.unroll import unroll
-from .engine.view import Recollection, Turns
+from .engine.view import Recollection
 from .errors import InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
+
+    from .engine.turns import Turns
 
 
 class HMTOutput(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..engine.view import Turns
+from ..engine.turns import Turns
 from ..errors import InputError
 from .message import ROLES, SYSTEM_ROLES, Messages, Quoted, check_role, system_texts, validated
 from .tools import CALL, CALL_END, call_text

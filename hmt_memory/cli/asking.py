@@ -124,7 +124,7 @@ def ask_about(model: HMTModel, question: str, state: HMTState, *, system: str | 
         **decoding: options of `HMTModel.generate`.
     """
     from ..chat.transcript import Transcript
-    from ..engine.view import Turns
+    from ..engine.turns import Turns
 
     transcript, asked = Transcript(model.backbone), f"\n\nQuestion: {question}"
     turns = Turns(question=state.tokens)

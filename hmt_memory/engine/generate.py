@@ -21,7 +21,8 @@ from .decoding import Decoding, Detokenizer, Sampler, StopStrings, align
 from .reader import read, token_ids
 from .recall import segment_weights
 from .state import HMTState
-from .view import Recollection, Turns, View
+from .turns import Turns
+from .view import Recollection, View
 
 FinishReason = Literal["stop", "length"]
 

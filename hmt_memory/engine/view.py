@@ -6,8 +6,6 @@ next to the question. Knows token ids and the budgets for them; a `Recollection`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 from ..errors import BudgetError
 from .cell import MemoryCell
 from .state import HMTState
+from .turns import Turns
 
 
 class Recollection(Protocol):
@@ -34,20 +33,6 @@ class Recollection(Protocol):
     def notes(self) -> Tensor:
         """Return token ids [t] of the notes, at most `note_tokens`. Called after `memory`, for the first view."""
         ...
-
-
-@dataclass(frozen=True)
-class Turns:
-    """The places of turns in a stream's tokens, as far as a view has to know them."""
-
-    starts: Sequence[int] = ()  # where the user's turns begin, rising; the window of recent turns begins at one of them
-    question: int | None = (
-        None  # where the words of the question begin, in front of which notes stand; None: behind the pinned part
-    )
-
-    def behind(self, tokens: int) -> Turns:
-        """Return the places as they are where so many tokens stand before."""
-        return Turns([start + tokens for start in self.starts], None if self.question is None else self.question + tokens)
 
 
 class View:

@@ -86,8 +86,7 @@ def scored(passages: Sequence[Found], question: str, worth: Mapping[str, float])
         known = best.get(key, ((shard, position, number), cited, 0.0))
         first = min(known[:2], ((shard, position, number), cited), key=lambda one: one[0])
         best[key] = (*first, max(known[2], weight))
-    latest = {cited.text: (place, cited, weight) for place, cited, weight in sorted(best.values(), key=lambda one: one[0])}
-    rows = [row for row in sorted(latest.values(), key=lambda one: one[0]) if row[1].text.strip() != question.strip()]
+    rows = [row for row in sorted(best.values(), key=lambda one: one[0]) if row[1].text.strip() != question.strip()]
     if not rows:
         return []
     total = sum(worth.values())

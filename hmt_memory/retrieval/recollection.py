@@ -84,9 +84,14 @@ class ViewRecollection:
         return candidates.memory
 
     def _noted(self, passages: Sequence[Scored]) -> list[Scored]:
-        """Return the passages that bear on the question."""
+        """Return the passages that bear on the question; of those that say the same, the latest."""
         least = max([_LEAST, *(_LEAST_OF_BEST * passage.score for passage in passages[:1])])
-        return [passage for passage in passages if passage.shares_words and passage.score >= least]
+        latest = {passage.cited.text: passage.place for passage in sorted(passages, key=lambda one: one.place)}
+        return [
+            passage
+            for passage in passages
+            if passage.shares_words and passage.score >= least and passage.place == latest[passage.cited.text]
+        ]
 
     def _fitting(self, passages: Sequence[Scored], coverage: float) -> list[int]:
         """Take the best passages that fit; return the token ids of the notes."""

@@ -14,7 +14,8 @@ from ..chat.message import Messages, system_texts, validated
 from ..chat.transcript import Batch
 from ..engine.decoding import Decoding, DecodingOptions
 from ..engine.generate import Generation
-from ..engine.view import Turns, check_budget
+from ..engine.turns import Turns
+from ..engine.view import check_budget
 from ..errors import InputError, SessionBusyError, StoreDamagedError, StoreError
 from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import Draft
