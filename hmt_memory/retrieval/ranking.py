@@ -7,6 +7,7 @@ may also depend on the words they share with the query (`selection` in the confi
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,13 +31,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RecalledSegment:
-    """A segment that a query remembers, with its source."""
+    """A passage that a query brings back, with its source: a message, a sentence of a long one, or of a document."""
 
-    segment: int  # counted from 0 in its session or document
-    weight: float  # share of the softmax over what was preselected
+    segment: int  # the one it was found in, counted from 0 in its session or document
+    weight: float  # share of the scores of all passages that were looked at
     text: str  # verbatim
-    messages: tuple[Message, ...]  # the messages it is cut from; none in a corpus
-    token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
+    messages: tuple[Message, ...]  # the message it is, or is a sentence of; none in a corpus
+    token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document, in which it stands
     created_at: datetime  # time of the first message, or of the document; UTC
     coverage: float  # at least this share of the softmax over all segments fell on the preselected ones
     source: str  # name of the session, or "corpus/document"
@@ -45,12 +46,14 @@ class RecalledSegment:
 
     @property
     def id(self) -> str:
-        """The segment's name in its store, as long as it is there."""
-        return f"{self.source}:{self.segment}" if self.document is None else f"{self.source}:{self.document}:{self.segment}"
+        """The passage's name in its store, the same as long as its words are there: source, message or document, and words."""
+        owner = self.messages[0].id if self.messages else self.segment if self.document is None else self.document
+        return f"{self.source}:{owner}:{zlib.crc32(self.text.encode('utf-8', 'surrogatepass')):08x}"
 
     def quote(self) -> str:
-        """Return the text as a model is shown it, behind its time or source."""
-        return quote(self.text, self.created_at if self.document is None else self.source)
+        """Return the text as a model is shown it, with who said it, behind its time or source."""
+        said = f"{self.messages[0].role}: {self.text}" if self.messages else self.text
+        return quote(said, self.created_at if self.document is None else self.source)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a short form, ready for JSON."""

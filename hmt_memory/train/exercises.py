@@ -106,7 +106,7 @@ def from_file(path: str | Path) -> list[Exercise]:
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
             exercises.append(_of_row(json.loads(line)))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path}, line {number}: not an exercise ({error}). A row needs `asked`: [[question, answer]]."
             ) from error
@@ -166,6 +166,8 @@ class Facts:
                 said.insert(chance.randint(earliest, len(said)), Note(told[key].text, None, "user"))
         system = chance.choice(SYSTEM_PROMPTS) if chance.random() < 0.35 else None
         keys = {*told, *others}
+        if chance.random() < 0.07:  # nothing was told of what is asked, and nothing is noted
+            return Exercise(self._asked(chance, (), keys, {}), (), self._recent(chance), system)
         if chance.random() < 0.2:
             turns = [(note.text, chance.choice(_THANKS)) for note in said if note.speaker == "user"][-6:]
             visible = [fact for fact in told.values() if any(fact.text == text for text, _ in turns)]
@@ -226,7 +228,7 @@ class Facts:
                 asked.append((chance.choice(_WHEN).format(fact.text), f"You told me on {day(told_at)}."))
             else:
                 asked.append((question, fact.answer))
-        for _ in range(chance.choice((1, 1, 2)) if asked else 2):
+        for _ in range(chance.choice((0, 1, 1)) if asked else 2):
             other = relations.near(chance, chance.choice(sorted(keys))) if chance.random() < 0.6 else relations.tell(chance)
             if other.key not in keys:
                 asked.append((other.question, chance.choice(UNKNOWN)))

@@ -211,7 +211,7 @@ COMPACT = Recipe(
 NOTES = Recipe(
     stages=(
         Stage(
-            steps=160,
+            steps=100,
             segments=2,
             before=2,
             batch=1,

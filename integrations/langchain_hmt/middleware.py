@@ -100,7 +100,10 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
         passages = self._assistant.recall_hidden(
             question, [message.text for message in messages], session=session, top_k=self._k
         )
-        return [{"segment": passage.segment, "text": passage.text, "weight": passage.weight} for passage in passages]
+        return [
+            {"segment": passage.segment, "text": passage.text, "quote": passage.quote(), "weight": passage.weight}
+            for passage in passages
+        ]
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]) -> Any:
         """Show the model the recalled passages."""
@@ -119,7 +122,7 @@ class HMTMemoryMiddleware(AgentMiddleware[HMTMemoryState, Any, Any]):
         from hmt_memory.assistant import quoted
 
         content: list[Any] = [*(request.system_message.content_blocks if request.system_message else ())]
-        content.append({"type": "text", "text": quoted([passage["text"] for passage in run["recalled"]])})
+        content.append({"type": "text", "text": quoted([passage["quote"] for passage in run["recalled"]])})
         return request.override(system_message=SystemMessage(content=content))
 
     def after_agent(self, state: HMTMemoryState, runtime: Any) -> dict[str, Any] | None:

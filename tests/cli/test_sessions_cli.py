@@ -106,7 +106,7 @@ def test_recall_cites(talked: Path, chatty: str, capsys: pytest.CaptureFixture[s
     assert "The meeting is on Friday" in captured.out and captured.err == ""
     assert run(*command, "--json") == 0
     found = printed(capsys)
-    assert len(found["segments"]) == 2 and 0 < found["coverage"] <= 1
+    assert len(found["segments"]) in (1, 2) and 0 < found["coverage"] <= 1
     assert found["segments"][0]["messages"][0] in (1, 2, 3, 4) and found["segments"][0]["source"] == "alice"
 
 

@@ -207,7 +207,7 @@ def test_a_view_is_chosen_before_any_weights_are_loaded(tmp_path: Path, monkeypa
 
 def test_corpora_are_recalled_from_in_sessions(assistant: Assistant) -> None:
     assistant.corpus("handbook").add_documents([("codes.md", "The door code of the office is 4071. " * 3)])
-    chat = HMTChatModel(engine=assistant, max_tokens=4, corpora=("handbook",))
+    chat = HMTChatModel(engine=assistant, max_tokens=4, corpora=("handbook",), pinned_tokens=50, replay_tokens=150)
     answer = chat.invoke("What is the door code?", ALICE)
     assert "handbook/codes.md" in {one["source"] for one in answer.response_metadata["hmt"]["recalled"]}
     version = assistant.session("alice").version()

@@ -1,0 +1,98 @@
+"""Notes and the passages they are made of: whole, verbatim, told once, and none where nothing bears on the question."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hmt_memory.retrieval import lexical
+from hmt_memory.retrieval.notes import HEADING, Note, day, written
+from hmt_memory.retrieval.passages import Scored, scored
+from hmt_memory.retrieval.sentences import LONGEST, sentences, whole
+from hmt_memory.retrieval.sources import Citation, Message
+
+DAY = datetime(2026, 3, 9, 12, tzinfo=timezone.utc)
+
+
+def said(number: int, text: str, role: str = "user", segment: int | None = None) -> Citation:
+    """A message of a session, with tokens that follow those of the one before."""
+    message = Message(number, role, text, DAY)
+    return Citation(segment or number, text, (message,), (number * 10, number * 10 + 10), DAY, "alice")
+
+
+def ranked(question: str, *texts: str | tuple[str, str]) -> list[Scored]:
+    """Rank messages, each found by a segment of its own and of the same weight."""
+    cited = [said(number, *((text,) if isinstance(text, str) else text)) for number, text in enumerate(texts)]
+    worth = dict.fromkeys(lexical.distinct_terms(question), 1.0)
+    return scored([((0, one.segment), one, 1.0) for one in cited], question, worth)
+
+
+def test_notes_say_when_and_by_whom_once_a_day() -> None:
+    notes = [
+        Note("I live in Bremen.", DAY, "user"),
+        Note("Good to know.", DAY, "assistant"),
+        Note("Shops open at 9.", "handbook/hours.md"),
+        Note("They close at 6.", "handbook/hours.md"),
+    ]
+    assert written(notes).splitlines() == [
+        HEADING,
+        "[9 March 2026]",
+        "user: I live in Bremen.",
+        "assistant: Good to know.",
+        "[handbook/hours.md]",
+        "Shops open at 9.",
+        "They close at 6.",
+        "",
+    ]
+    assert written([]) == "" and day(DAY) == "9 March 2026"
+
+
+@given(st.text(alphabet=st.sampled_from("ab .!?\n\u3002\u201d\"'Dr"), max_size=200))
+def test_sentences_are_verbatim_and_lose_no_word(text: str) -> None:
+    parts = sentences(text)
+    place = 0
+    for part in parts:
+        found = text.find(part, place)
+        assert found >= 0 and not text[place:found].strip() and part == part.strip()
+        place = found + len(part)
+    assert not text[place:].strip()
+
+
+@pytest.mark.parametrize("text", ["word " * 500, "x" * 5000, "1234 " * 100 + "y" * 3000])
+def test_what_has_no_end_is_cut_between_words_or_at_a_length(text: str) -> None:
+    parts = sentences(text)
+    assert all(len(part.split()) <= LONGEST and len(part) <= 800 for part in parts)
+    assert "".join("".join(parts).split()) == "".join(text.split())
+
+
+def test_a_part_of_a_text_gives_up_the_sentences_it_begins_and_ends_in() -> None:
+    text = "nd of one. A whole one. Another. The begin"
+    assert whole(text, from_start=False, to_end=False) == "A whole one. Another."
+    assert whole(text, from_start=True, to_end=True) == text
+    assert whole("alf a word and more wor", from_start=False, to_end=False) == "a word and more"
+
+
+def test_the_message_that_shares_rare_words_comes_first_and_an_answer_with_its_question() -> None:
+    order = ranked("Where is the spare key?", "The spare key is in the shed.", "It rained.", "The key of this song is G.")
+    assert [one.cited.text for one in order][0] == "The spare key is in the shed."
+    assert [one.shares_words for one in order] == [True, True, False]
+    order = ranked("What was the code?", "What is the code of the gate?", ("It is 4071.", "assistant"), "Nice weather.")
+    texts = [one.cited.text for one in order]
+    assert texts[:2] == ["It is 4071.", "What is the code of the gate?"], "what asks counts less than what answers it"
+    assert not order[2].shares_words
+
+
+def test_the_question_itself_is_no_passage_and_a_passage_found_twice_is_one() -> None:
+    assert ranked("Where is it?", "Where is it?") == []
+    cited = said(1, "The key is here.")
+    twice = scored([((0, 1), cited, 0.2), ((0, 2), cited._replace(segment=2), 0.8)], "key?", {"key": 1.0})
+    assert len(twice) == 1 and twice[0].cited.segment == 1, "named by the first segment that has a part of it"
+
+
+def test_scores_of_texts_rise_with_rare_words_and_never_above_what_the_words_are_worth() -> None:
+    worth = {"key": 3.0, "the": 0.1}
+    scores = lexical.text_scores(["the key", "the the the the", "nothing", "key " * 50], worth)
+    assert scores[0] > scores[1] > scores[2] == 0 and max(scores) <= 3.1 + 1e-9

@@ -1,0 +1,98 @@
+"""Exercises in answering from notes: what they hold, how they are written as a view, and their losses."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import byte_tokenizer, tiny_model
+from torch.nn.functional import cross_entropy
+
+from hmt_memory.chat.transcript import Transcript
+from hmt_memory.errors import InputError
+from hmt_memory.retrieval.notes import HEADING, Note
+from hmt_memory.train import relations
+from hmt_memory.train.answering import answer_losses
+from hmt_memory.train.exercises import UNKNOWN, Exercise, Exercises, from_file
+from hmt_memory.train.facts import KINDS
+
+MODEL = tiny_model(tokenizer=byte_tokenizer())
+EXERCISE = Exercise(
+    [("Who?", "Rex."), ("Where is he now?", "I don't know.")], [Note("He is Rex.", None, "user")], [("hi", "hello")], "Be kind."
+)
+
+
+def test_made_up_facts_can_be_told_asked_for_and_told_anew() -> None:
+    chance = random.Random(1)
+    for _ in range(2000):
+        fact = relations.tell(chance)
+        later, near = relations.tell(chance, fact.key, other_than=fact.value), relations.near(chance, fact.key)
+        assert fact.value in fact.text and fact.value in fact.answer and fact.value.lower() not in fact.question.lower()
+        assert later.key == fact.key and later.value != fact.value and near.key != fact.key
+        assert relations.ask(chance, fact.key).strip()
+
+
+def test_no_word_of_the_evaluation_is_trained_on() -> None:
+    told = {text for kind in KINDS.values() for split in ("evaluation",) for text in (*kind.told[split], *kind.asked[split])}
+    chance = random.Random(2)
+    for _ in range(3000):
+        fact = relations.tell(chance)
+        assert fact.question not in told and fact.text not in told
+
+
+def test_every_answer_of_an_exercise_rests_on_its_notes() -> None:
+    """What is answered stands in the notes or the turns, and what is not told is answered with not knowing."""
+    answers = unknown = 0
+    for number in range(300):
+        exercise = Exercises().draw(f"{number}")
+        shown = "\n".join([*(note.text for note in exercise.notes), *(said for said, _ in exercise.turns)]).lower()
+        for _, answer in exercise.asked:
+            if answer in UNKNOWN:
+                unknown += 1
+            elif not answer.startswith("You told me on"):
+                words = [word.strip(".,:'").lower() for word in answer.split()]
+                answers += any(word in shown for word in words if len(word) > 2)
+    assert answers > 2 * unknown > 100
+
+
+def test_an_exercise_is_written_as_the_view_has_it() -> None:
+    ids, branches = EXERCISE.tokens(Transcript(MODEL.backbone))
+    text = MODEL.backbone.tokenizer.decode(ids)
+    assert text.startswith("<s>system\nBe kind.</s>\n<s>user\nhi</s>\n<s>assistant\nhello</s>\n<s>user\n" + HEADING)
+    assert text.endswith("user: He is Rex.\n\n")
+    assert [MODEL.backbone.tokenizer.decode(asked) for asked, _ in branches] == [
+        "Who?</s>\n<s>assistant\n",
+        "Where is he now?</s>\n<s>assistant\n",
+    ]
+    assert MODEL.backbone.tokenizer.decode(branches[0][1]) == "Rex.</s>\n"
+
+
+def test_branches_cost_what_each_question_alone_costs_and_do_not_see_each_other() -> None:
+    ids, branches = EXERCISE.tokens(Transcript(MODEL.backbone))
+    prompt = MODEL.prompt([None], [MODEL.initial_memory[None][:0]])[0].detach()
+    losses = answer_losses(MODEL, prompt, ids, branches)
+    expected = torch.zeros(())
+    for asked, answer in branches:
+        whole = MODEL.backbone.embed(torch.tensor([*ids, *asked, *answer]))
+        hidden = MODEL.backbone.body(torch.cat([MODEL.memory_input.front(prompt), whole])[None])[0]
+        expected = expected + cross_entropy(
+            MODEL.backbone.head(hidden[-len(answer) - 1 : -1]), torch.tensor(answer), reduction="sum"
+        )
+    assert float(losses.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert losses.tokens == sum(len(answer) for _, answer in branches)
+
+
+def test_files_of_exercises_are_read_and_their_mistakes_named(tmp_path: Path) -> None:
+    row = {"asked": [["Who?", "Rex."]], "notes": [{"text": "He is Rex.", "speaker": "user"}], "turns": [["hi", "hello"]]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (exercise,) = from_file(path)
+    assert exercise.asked == [("Who?", "Rex.")] and exercise.notes == [Note("He is Rex.", None, "user")]
+    assert Exercises([exercise], facts=0.0).draw("x") is exercise
+    for bad in ("{}", "[1]", '{"asked": [["one"]]}', "no json"):
+        path.write_text(json.dumps(row) + "\n" + bad + "\n")
+        with pytest.raises(InputError, match=r"line 2.*A row needs `asked`"):
+            from_file(path)
