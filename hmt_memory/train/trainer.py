@@ -19,12 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..chat.transcript import Transcript
-from ..engine.backbone import eval_mode
-from ..engine.unroll import unroll
 from ..errors import CheckpointError, ConfigError
 from ..files import replacing
 from ..model import HMTModel
-from .answering import answer_losses
+from .answering import backward_answers
 from .examples import IGNORED, Example
 from .exercises import Exercises
 from .losses import Weights
@@ -236,39 +234,12 @@ class Trainer:
         """Learn from the exercises of this step and device. Returns their cross-entropy a token, None without any."""
         if not stage.exercises:
             return None
-        seeds = (f"{self.recipe.seed}/{self.step}/{self._rank}/exercise/{number}" for number in range(stage.exercises))
-        written = [self._exercises.draw(seed).tokens(self._transcript) for seed in seeds]
-        prompts = self._prompts(model, [branches[0][0] for _, branches in written])
-        wanted = sum(len(answer) for _, branches in written for _, answer in branches)
-        total = 0.0
-        for prompt, (ids, branches) in zip(prompts, written, strict=True):
-            losses = answer_losses(model, prompt, ids, branches)
-            (stage.answers * losses.total / wanted / self._world).backward()
-            total += float(losses.next_token.detach())
-        return total / wanted
-
-    @torch.no_grad()
-    def _prompts(self, model: HMTModel, questions: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        """Return P for each question: P_0 for every other one, as where all is visible; else that of some text read before."""
-        length, pool, encode = model.config.segment_length, self.documents.at(self.step), model.backbone.encode
-        texts = [
-            draw(
-                {"text": 1.0},
-                pool,
-                f"{self.recipe.seed}/{self.step}/{self._rank}/before/{number}",
-                Shape(length, _SEGMENTS_BEFORE),
-                encode,
-            )
-            for number in range(_TEXTS_BEFORE)
-        ]
-        with eval_mode(model):
-            states, _ = unroll(model, model.states(None, len(texts)), [row.ids for row in texts], keep_hidden=False)
-            known = [model.by_segment(states[number % len(states)]) for number in range(len(questions) // 2)]
-            asked = [torch.tensor(list(ids))[-(model.config.summary_length or 1) :] for ids in questions[1::2]]
-            summaries = model.summarize(asked)
-            behind = model.prompt(list(summaries), known)
-            first = model.prompt([None], [model.initial_memory[None][:0]])[0]
-        return [behind[number // 2] if number % 2 else first for number in range(len(questions))]
+        seed, pool, encode = f"{self.recipe.seed}/{self.step}/{self._rank}", self.documents.at(self.step), model.backbone.encode
+        drawn = [self._exercises.draw(f"{seed}/exercise/{number}") for number in range(stage.exercises)]
+        shape = Shape(model.config.segment_length, _SEGMENTS_BEFORE)
+        before = [draw({"text": 1.0}, pool, f"{seed}/before/{number}", shape, encode).ids for number in range(_TEXTS_BEFORE)]
+        weight = stage.answers / self._world
+        return backward_answers(model, [each.tokens(self._transcript) for each in drawn], before, weight=weight)
 
     def _sum(self, values: Sequence[float]) -> list[float]:
         """Sum numbers over all devices."""

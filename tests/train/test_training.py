@@ -581,7 +581,15 @@ RECIPE = Recipe(
     stages=(
         Stage(steps=3, segments=2, mode="rmt", batch=2),
         Stage(
-            steps=4, segments=3, before=1, batch=2, tasks={"text": 1, "cloze": 1}, recall=0.1, distillation=0.5, view_tokens=40
+            steps=4,
+            segments=3,
+            before=1,
+            batch=2,
+            tasks={"text": 1, "cloze": 1},
+            recall=0.1,
+            distillation=0.5,
+            view_tokens=40,
+            exercises=2,
         ),
     ),
     config=replace(SMALL, memory_tokens=2, memory_input="centred"),
