@@ -1,7 +1,7 @@
-"""A few facts, much else, the end of the process, and a new process that is asked for them: the second half of `make demo`.
+"""Ten facts, much else, the end of the process, and a new process that is asked for them: the second half of `make demo`.
 
-The view is kept small (128 recent tokens and a few recalled passages), so that a short conversation outgrows it: what was said
-first is then shown to the model only if memory brings it back. The store is a temporary folder.
+The conversation outgrows the view: what was said first is shown to the model only if memory brings it back. The store is a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from rich.console import Console
 
 from hmt_memory import HMTModel, MemoryStore, Session
 from hmt_memory.cli.terminal import Screen, beginning, show_recalled, stream
-from hmt_memory.config import ViewConfig
 
 SESSION = "demo"
-VIEW = ViewConfig(recent_tokens=128, note_tokens=160)
-FACTS = ("The door code of the office is 4071.", "My dog is called Bruno.", "The meeting with Carla is on Friday at noon.")
 NOTED = "I will remember that."
 MUCH_ELSE = f"Please keep this text about Python for me: {topics['while']}"  # more than the view shows
-QUESTIONS = {  # with the word that a right answer says
-    "What is the door code of the office?": "4071",
-    "What is my dog called?": "Bruno",
-    "When is the meeting with Carla?": "Friday",
-}
+FACTS = (  # what is told, what is asked, and the word that a right answer says
+    ("The door code of the office is 4071.", "What is the door code of the office?", "4071"),
+    ("We got a dog last week, he is called Bruno.", "What is my dog called?", "Bruno"),
+    ("The meeting with Carla is on Friday at noon.", "When do I meet Carla?", "Friday"),
+    ("I'm allergic to hazelnuts, by the way.", "What am I allergic to?", "hazelnuts"),
+    ("My sister Nora works as a beekeeper now.", "What is my sister's job?", "beekeeper"),
+    ("The spare key hangs behind the blue cupboard.", "Where is the spare key?", "blue cupboard"),
+    ("We booked the hotel in Trieste for the holidays.", "In which city is the hotel that we booked?", "Trieste"),
+    ("The new dishwasher was 640 euros.", "How much was the dishwasher?", "640"),
+    ("Dr. Okafor wants to see me about my knee.", "Which doctor looks at my knee?", "Okafor"),
+    ("My favourite tea is rooibos.", "Which tea do I like best?", "rooibos"),
+)
 
 
 def main() -> None:
@@ -53,7 +57,7 @@ def tell(folder: str) -> None:
     """Tell the facts and much else; each call is on disk when it returns."""
     print(f"\n--- process {os.getpid()}: tells")
     _, session = open_session(folder)
-    for text in (*FACTS, MUCH_ELSE):
+    for text in (*(told for told, _, _ in FACTS), MUCH_ELSE):
         print(f"> {beginning(text, 100)}")
         session.add([{"role": "user", "content": text}, {"role": "assistant", "content": NOTED}])
     stats = session.stats()
@@ -67,15 +71,15 @@ def ask(folder: str) -> None:
     print(f"\n--- process {os.getpid()}: asks")
     store, session = open_session(folder)
     screen, right = Screen(Console(highlight=False), sys.stdout), 0
-    print(f"The facts were told {session.stats()['tokens']} tokens ago; the view shows the last {VIEW.recent_tokens} or so.")
-    for question, word in QUESTIONS.items():
+    print(f"The facts were told {session.stats()['tokens']} tokens ago; the view shows the last few hundred.")
+    for _, question, word in FACTS:
         print(f"\n> {question}")
-        reply = session.reply({"role": "user", "content": question}, view=VIEW, max_new_tokens=24)
+        reply = session.reply({"role": "user", "content": question}, max_new_tokens=32)
         stream(reply, screen)
         show_recalled(reply.recalled, screen)
         right += word in reply.text
         print("Right." if word in reply.text else f"Wrong, for the word {word!r} is missing.")
-    print(f"\n{right} of {len(QUESTIONS)} answers are right.")
+    print(f"\n{right} of {len(FACTS)} answers are right.")
     print(f"The record after an exit without closing: {'whole' if store.verify().ok else 'damaged'}.")
     store.close()
 

@@ -69,7 +69,7 @@ def ask(
     seconds = time.perf_counter() - started
     if passages and memory.recalled:
         rows = [(f"segment {passage.segment}", f"{passage.weight:.2f}", passage.text) for passage in memory.recalled[:passages]]
-        show_rows("Replayed passages (segment, weight, text)", rows, screen)
+        show_rows("Notes (segment, weight, text)", rows, screen)
     elif passages:
         show_passages(recalled_passages(model, question, reading.state, ids, top_k=passages), screen)
     show_usage(reading, answer, seconds, screen)
@@ -137,7 +137,7 @@ def ask_about(model: HMTModel, question: str, state: HMTState, *, system: str | 
 
 
 def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection:
-    """Recall what a text holds for a question; passages that the view does not show anyway are replayed in it.
+    """Recall what a text holds for a question; what the view does not show anyway is noted in it.
 
     Args:
         model: the model that has read the text.

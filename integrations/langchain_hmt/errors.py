@@ -18,7 +18,7 @@ _OVERFLOW, _INVALID, _UNKNOWN, _TIMEOUT = (
 
 
 class HMTContextOverflowError(hmt.BudgetError, _OVERFLOW):  # type: ignore[misc,valid-type]
-    """A pinned or replayed part is larger than its budget. A conversation itself never overflows."""
+    """What is pinned or noted is larger than its budget. A conversation itself never overflows."""
 
 
 class HMTInvalidRequestError(hmt.InputError, _INVALID):  # type: ignore[misc,valid-type]

@@ -133,7 +133,7 @@ def test_hmt_ask_replays_what_its_answer_needs() -> None:
     text = "The lighthouse keeper is called Felix. " + "The sea was calm and nothing happened at all. " * 6
     model = MODEL.with_config(pinned_tokens=120, replay_tokens=100, recent_tokens=0)
     ask(model, [Document("text", text)], "What is the lighthouse keeper called?", screen, decoding=FAST)
-    assert "Replayed passages" in notes.getvalue() and "segment 0" in notes.getvalue()
+    assert "Notes (segment" in notes.getvalue() and "segment 0" in notes.getvalue()
 
 
 # --- the assistant ------------------------------------------------------------------------------------------------------

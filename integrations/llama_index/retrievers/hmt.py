@@ -1,7 +1,7 @@
 """`HMTRetriever`: passages of corpora or of a session, recalled for a question, as LlamaIndex nodes; no embedding model.
 
 A corpus is read once, from LlamaIndex documents, and recalled from at any time; `refresh` reads what has changed.
-`HMTQueryEngine` answers from corpora through their memory and the passages that are replayed.
+`HMTQueryEngine` answers from corpora through their memory and notes of their passages.
 """
 
 from __future__ import annotations
