@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,28 +10,38 @@ import pytest
 from places import ROOT
 
 EXAMPLES = ROOT / "examples"
-
-
 FACT = "The door code of the office is 4071."
+PRINTED = {  # in this order: what is told and recalled, not the words that the model chooses
+    "langchain_chain": ["> What is the door code of the office?", "Recalled", FACT],
+    "langchain_agent": ["> What is the door code of the office?", "Another model", "Recalled from earlier:", FACT],
+    "langchain_rag": ["[readme/README.md:", "> What happens to a session when the disk is full?"],
+    "llama_index_query": ["> How long is the notice period?", "house.md: The canteen opens"],
+    "llama_index_chat": ["16 messages are kept", "Recalled from earlier:", FACT],
+    "llama_index_agent": ["tool: The kitchen has 21 degrees.", "Called: [('room_temperature', {'room': 'kitchen'})]"],
+}
+
+
+ON_THE_DEFAULT_MODEL = ("langchain_chain", "llama_index_agent")  # the latter needs one that ends what it writes
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(
-    ("name", "printed"),
-    [
-        ("langchain_chain", ["> What is the door code of the office?", "Recalled", FACT]),
-        ("langchain_agent", ["> What is the door code of the office?", "Another model", "Recalled from earlier:", FACT]),
-        ("langchain_rag", ["[readme/README.md:", "> What happens to a session when the disk is full?"]),
-        ("llama_index_query", ["> How long is the notice period?", "house.md: # The house The canteen opens"]),
-        ("llama_index_chat", ["16 messages are kept", "Recalled from earlier:", FACT]),
-        ("llama_index_agent", ["tool: The kitchen has 21 degrees.", "Called: [('room_temperature', {'room': 'kitchen'})]"]),
-    ],
-)
-def test_an_example_runs(name: str, printed: list[str]) -> None:
-    """To its end, and prints this in this order: what is told and recalled, not the words that the model chooses."""
-    done = subprocess.run([sys.executable, EXAMPLES / f"{name}.py"], capture_output=True, text=True, timeout=600)
+@pytest.mark.parametrize("name", ON_THE_DEFAULT_MODEL)
+def test_an_example_runs_on_the_default_model(name: str) -> None:
+    check(name, dict(os.environ))
+
+
+@pytest.mark.parametrize("name", [name for name in PRINTED if name not in ON_THE_DEFAULT_MODEL])
+def test_an_example_runs(name: str, chatty: str) -> None:
+    """On a tiny model, which takes a tenth of the time."""
+    check(name, os.environ | {"HMT_MODEL": chatty})
+
+
+def check(name: str, environment: dict[str, str]) -> None:
+    """Run an example to its end; it prints what it should in order."""
+    command = [sys.executable, EXAMPLES / f"{name}.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr
     start = 0
-    for text in printed:
+    for text in PRINTED[name]:
         start = done.stdout.find(text, start)
         assert start >= 0, f"{text!r} is missing, or stands too early, in\n{done.stdout}"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .report import Report
 
 WITHOUT_ENCODER = f"MiniLM is not compared with: the package {ENCODER_PACKAGE} is not installed."
-_PASSAGES = 200  # recalled for a question: more than the largest budget holds
+_PASSAGES = 500  # recalled for a question: where they are sentences of ten tokens, 200 would not fill the largest budget
 _NEIGHBOUR = 0.25  # share of the scores of the turns before and after that a turn gets
 Ranking = Callable[[str], Sequence[Passage]]  # a question to passages, best first
 

@@ -229,6 +229,7 @@ def test_searches_add_standard_scores_and_share_with_neighbours() -> None:
     assert standard(np.array([1.0, 3.0])) == pytest.approx([-1, 1])
     assert standard(np.array([2.0, 2.0])) == pytest.approx([0, 0])
     assert with_neighbours(np.array([1.0])).tolist() == [1.0]
+    assert with_neighbours(np.array([0.0, 4.0, 0.0, 8.0])).tolist() == [1.0, 4.0, 3.0, 8.0]
     scores = bm25_scores(["red fox", "blue", "green"])("a red thing")
     assert scores[0] > 0 and not scores[1:].any()
 
@@ -326,6 +327,8 @@ def test_a_run_finds_the_evidence_and_leaves_the_session_as_it_was(tmp_path: Pat
     assert first.inside["BM25 of turns"] == [1] * 4 and first.among["BM25 of turns"] == [1] * 3
     assert first.inside[SESSION][3] > 0.9 and first.among[SESSION][0] == 1, "its odd word stands in one place alone"
     assert first.inside["most recent turns"][0] == 0 and first.inside["most recent turns"][3] == 1
+    price = next(outcome for outcome in outcomes if outcome.question.text == "Price?")
+    assert price.among["most recent turns"] == [1] * 3
     assert (
         made.settings["form"] == "LoCoMo, BEAM" and made.settings["questions"] == 9 and not made.notes[-1].startswith("MiniLM")
     )
