@@ -51,6 +51,8 @@ class Assistant:
         dtype: of the weights.
         device: of the model.
         config: of an untrained model, as JSON.
+        reader: another model, which reads and remembers; `model` then answers from notes. A name, loaded with the adapter that
+            the package brings for it, or a model. None: `model` does both.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Assistant:
         dtype: str = "auto",
         device: str = "auto",
         config: str | None = None,
+        reader: str | HMTModel | None = None,
     ) -> None:
         self._store = None if store is None or isinstance(store, (str, Path)) else store
         self.folder = str(
@@ -73,10 +76,16 @@ class Assistant:
             )
         else:
             self._weights = Weights(ModelSettings(model.backbone.name), model)
+        if reader is None:
+            self._reader = self._weights
+        elif isinstance(reader, str):
+            self._reader = shared_weights(ModelSettings(reader, None, dtype, device))
+        else:
+            self._reader = Weights(ModelSettings(reader.backbone.name), reader)
         self._namespace = Namespace()
         self._opening = threading.Lock()
         self._sessions = OpenSessions(
-            lambda name: self.store.session(name, self.model), lambda name, session: self.store.has("session", name, session)
+            lambda name: self.store.session(name, self.reader), lambda name, session: self.store.has("session", name, session)
         )
 
     @classmethod
@@ -115,6 +124,16 @@ class Assistant:
         return self._weights.model
 
     @property
+    def reader(self) -> HMTModel:
+        """The model that reads and remembers, loaded when first asked for: `model`, unless another was named."""
+        return self._reader.model
+
+    @property
+    def _answerer(self) -> HMTModel | None:
+        """The model that answers, where another one reads."""
+        return None if self._reader is self._weights else self.model
+
+    @property
     def store(self) -> MemoryStore:
         """The store, opened when first asked for."""
         with self._opening:
@@ -130,7 +149,7 @@ class Assistant:
 
     def corpus(self, name: str) -> Corpus:
         """Return the corpus of that name, made if there is none."""
-        return self.store.corpus(name, self.model)
+        return self.store.corpus(name, self.reader)
 
     def reply(
         self,
@@ -163,11 +182,12 @@ class Assistant:
 
         if session is None:
             whose = self._namespace.key if namespace is None else namespace
-            return stateless.reply(self.model, messages, cache=self._weights.prefixes, namespace=whose, **options)
+            options["answerer"] = self._answerer
+            return stateless.reply(self.reader, messages, cache=self._reader.prefixes, namespace=whose, **options)
         held = self.session(session)
         with self._sessions.comparing(session):
             new, replacing = self._sessions.news(held, validated(messages), history)
-        return held.reply(new, replacing=replacing, **options)
+        return held.reply(new, replacing=replacing, answerer=self._answerer, **options)
 
     def add(self, session: str, messages: Messages, *, history: HistoryMode = "auto") -> list[int]:
         """Remember the messages that the session does not hold yet, without answering.
@@ -245,7 +265,7 @@ class Assistant:
             SessionNotFoundError: no corpus has that name.
         """
         first, *others = self._known(corpora)
-        return first.ask(question, *others, **options)
+        return first.ask(question, *others, answerer=self._answerer, **options)
 
     def _known(self, corpora: Sequence[str]) -> list[Corpus]:
         """Return corpora, all of which must exist."""

@@ -24,6 +24,7 @@ from ..retrieval.ranking import alone
 from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import StreamShard
 from ..sessions.answer import Answer, Request
+from ..sessions.answering import Answerer, messages_of
 from ..store import rewriting
 from ..store.rows import as_array
 
@@ -128,6 +129,7 @@ def reply(
     tools: Sequence[Mapping[str, Any]] | None = None,
     tool_choice: Any = None,
     schema: Mapping[str, Any] | None = None,
+    answerer: HMTModel | None = None,
     decoding: Decoding | None = None,
     **options: Unpack[DecodingOptions],
 ) -> StatelessAnswer:
@@ -141,6 +143,7 @@ def reply(
         tools: as of `Session.reply`, like the rest.
         tool_choice: which of them may or must be called.
         schema: of a JSON answer.
+        answerer: another model, which answers from notes of what `model` has read; None: `model` answers.
         decoding: how tokens are chosen.
         **options: fields of `Decoding`.
 
@@ -148,8 +151,9 @@ def reply(
         InputError: messages are malformed, or there are none to answer.
     """
     transcript = Transcript(model.backbone)
+    other = None if answerer is None else Answerer(answerer)
     chosen = (decoding or Decoding()).changed(**options)
-    request = Request(model, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
+    request = Request(model if other is None else other.model, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
     prompt = prompt_of(transcript, messages, tools, limit=model.view.pinned_tokens)
     batch, ids = prompt.batch, prompt.batch.ids
     if not ids:
@@ -165,15 +169,24 @@ def reply(
         until=asked.tokens[0],
         rows=rows,
     )
-    memory = ViewRecollection(model, transcript.plain, alone(shard), own=True, question=str(asked.body["content"] or ""))
-    generation = model.generate(
-        prompt.opening,
-        state=_read(model, ids, cache, namespace),
-        pinned=prompt.pinned,
-        recollection=memory,
-        turns=batch.turns,
-        decoding=request.decoding.also_stopping_at(transcript.stop),
-    )
+    question, state = str(asked.body["content"] or ""), _read(model, ids, cache, namespace)
+    encode, budget = (transcript.plain, None) if other is None else (other.transcript.plain, other.model.view.note_tokens)
+    memory = ViewRecollection(model, encode, alone(shard), own=True, question=question, note_tokens=budget)
+    if other is None:
+        generation = model.generate(
+            prompt.opening,
+            state=state,
+            pinned=prompt.pinned,
+            recollection=memory,
+            turns=batch.turns,
+            decoding=request.decoding.also_stopping_at(transcript.stop),
+        )
+    else:
+        said = [row for row in rows if row.body["role"] not in SYSTEM_ROLES]
+        shown = other.shown(messages_of(said))
+        memory.recall(question, state, said[len(said) - shown.messages].tokens[0])
+        pinned = other.transcript.pinned("\n\n".join(system_texts(messages_of(rows))) or None, tools)
+        generation = other.generate(shown, pinned=pinned, notes=memory.notes(), decoding=request.decoding)
     return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)
 
 

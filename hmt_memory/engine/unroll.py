@@ -83,6 +83,7 @@ def unroll(
     made: list[list[Tensor]] = [[] for _ in states]
     tails = [_last(state.recent_ids, model.config.sensory_length) for state in states]
     hidden: list[list[Tensor]] = [[] for _ in states]
+    reads = keep_hidden or model.slots > 0 or type(steps) is not Steps  # else there is nothing to compute
     summary_of = _Summaries(steps, cuts, [len(window) > 0 for window in windows])
     for index in range(max(map(len, cuts), default=0)):
         rows = [row for row, cut in enumerate(cuts) if index < len(cut)]
@@ -94,7 +95,7 @@ def unroll(
             [tails[row] for row in rows],
             [cuts[row][index] for row in rows],
         )
-        step = steps.read(turn)
+        step = steps.read(turn) if reads else _nothing(model, turn)
         for place, row in enumerate(rows):
             if keep_hidden:
                 hidden[row].append(step.hidden[place])
@@ -105,6 +106,12 @@ def unroll(
     after = [_advance(model, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)]
     none = torch.zeros(0, model.backbone.hidden_size, dtype=model.backbone.dtype, device=model.backbone.device)
     return after, [torch.cat([none, *parts])[len(state.open_ids) :] for parts, state in zip(hidden, states, strict=True)]
+
+
+def _nothing(model: MemoryCell, turn: Turn) -> Step:
+    """Return the step of segments that leave no memory."""
+    none = torch.zeros(len(turn.rows), 0, model.backbone.hidden_size, dtype=model.backbone.dtype, device=model.backbone.device)
+    return Step([], none)
 
 
 class _Summaries:

@@ -276,18 +276,18 @@ def recall(model: HMTModel, sources: Sources[RecalledSegments], query: str, top_
     Raises:
         InputError: the query is empty or `top_k` below 1.
     """
-    ids = torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long)
-    if not len(ids) or top_k < 1:
+    if not query.strip() or top_k < 1:
         raise InputError(
-            "the query is empty: say what to recall for." if not len(ids) else f"top_k={top_k} must be at least 1."
+            "the query is empty: say what to recall for." if not query.strip() else f"top_k={top_k} must be at least 1."
         )
-    summary = _summary(model, ids)
+    summary = summary_of(model, query)
     return sources(lambda shards: _listed(model, shards, summary, query, min(top_k, MOST_RECALLED)))
 
 
-def _summary(model: HMTModel, ids: Tensor) -> Tensor | None:
+def summary_of(model: HMTModel, query: str) -> Tensor | None:
     """Compute Eq. 1 for the end of a query; None if the model recalls nothing."""
-    if model.config.mode != "hmt":
+    ids = torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long)
+    if model.config.mode != "hmt" or not len(ids):
         return None
     with torch.no_grad(), eval_mode(model):
         (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
@@ -299,7 +299,7 @@ def _listed(model: HMTModel, shards: Sequence[Shard], summary: Tensor | None, qu
     if not any(shard.total for shard in shards):
         return result
     k = max(model.config.recall_window, top_k)
-    candidates = _nothing(model) if summary is None else preselect(model, shards, summary, k)
+    candidates = nothing(model) if summary is None else preselect(model, shards, summary, k)
     chosen = choose(model, shards, candidates, query, k)
     result.coverage = chosen.coverage
     passages = ranked(shards, chosen, query, enough=2 * top_k)
@@ -308,6 +308,7 @@ def _listed(model: HMTModel, shards: Sequence[Shard], summary: Tensor | None, qu
     return result
 
 
-def _nothing(model: HMTModel) -> Candidates:
+def nothing(model: HMTModel) -> Candidates:
+    """Return no candidates, for a model that recalls nothing."""
     none = torch.zeros(0, model.recalled_slots, model.backbone.hidden_size)
     return Candidates(none.new_zeros(model.backbone.hidden_size), [], none, 0, float("-inf"))

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..engine.state import HMTState
 from .notes import written
 from .passages import Scored, ranked
-from .ranking import RecalledSegments, Sources, choose, preselect, segment
+from .ranking import RecalledSegments, Sources, choose, nothing, preselect, segment, summary_of
 from .sources import Shard
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class ViewRecollection:
             segments that the state has beyond it are recalled too.
         question: its words count.
         noting: whether to bring notes at all.
+        note_tokens: the budget of the notes; None: that of the model's view.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class ViewRecollection:
         own: bool,
         question: str,
         noting: bool = True,
+        note_tokens: int | None = None,
     ) -> None:
         self._model, self._encode, self._sources = model, encode, sources
         self._own, self._noting, self._question = own, noting, question
+        self._budget = (model.view.note_tokens if note_tokens is None else note_tokens) or 0
         self._chosen: Tensor | None = None
         self.recalled = RecalledSegments()  # the passages that are noted, once they are chosen
 
@@ -66,17 +69,29 @@ class ViewRecollection:
         memory: Tensor = self._sources(lambda shards: self._recall(shards, summary, state, state.tokens - visible))
         return memory
 
+    def recall(self, question: str, state: HMTState, visible_from: int) -> None:
+        """Choose the notes for a view of another model, which has no P.
+
+        Args:
+            question: recalls; its end is summarised.
+            state: the stream so far.
+            visible_from: the first token of the stream that the view shows.
+        """
+        summary = summary_of(self._model, question)
+        self._sources(lambda shards: self._recall(shards, summary, state, visible_from))
+
     def notes(self) -> Tensor:
         """Return token ids [t] of the notes: the best passages that fit into `note_tokens`, in the order they were said."""
         return torch.zeros(0, dtype=torch.long) if self._chosen is None else self._chosen
 
-    def _recall(self, shards: Sequence[Shard], summary: Tensor, state: HMTState, visible_from: int) -> Tensor:
+    def _recall(self, shards: Sequence[Shard], summary: Tensor | None, state: HMTState, visible_from: int) -> Tensor:
         beyond = self._beyond(shards, state)
-        candidates = preselect(self._model, shards, summary, self._model.config.recall_window, beyond)
+        window = self._model.config.recall_window
+        candidates = nothing(self._model) if summary is None else preselect(self._model, shards, summary, window, beyond)
         if self._chosen is None:
             ids: list[int] = []
-            if self._noting and self._model.view.note_tokens:
-                chosen = choose(self._model, shards, candidates, self._question, self._model.config.recall_window, beyond)
+            if self._noting and self._budget:
+                chosen = choose(self._model, shards, candidates, self._question, window, beyond)
                 self.recalled.coverage = chosen.coverage
                 hidden = partial(self._hidden, visible_from=visible_from)
                 ids = self._fitting(self._noted(ranked(shards, chosen, self._question, before=hidden)), chosen.coverage)
@@ -104,7 +119,7 @@ class ViewRecollection:
                 continue
             longer = sorted([*kept, passage], key=lambda one: one.place)
             block = self._encode(written([each.cited.note() for each in longer]))
-            if len(block) > (self._model.view.note_tokens or 0):
+            if len(block) > self._budget:
                 misfits += 1
                 if misfits == _MOST_MISFITS:
                     break

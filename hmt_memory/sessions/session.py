@@ -20,8 +20,9 @@ from ..errors import InputError, SessionBusyError, StoreDamagedError, StoreError
 from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import Draft
 from ..store import lineage, rewriting
-from ..store.rows import CollectionRow
+from ..store.rows import CollectionRow, MessageRow
 from .answer import Answer, Request
+from .answering import Answerer, messages_of
 from .collection import log
 from .reading import Progress
 from .session_memory import SessionMemory, Snapshot
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ..store.transaction import Transaction
 
 _LATEST = 16  # latest messages, searched for the user's last one
+_MOST_SHOWN = 256  # latest messages that another model may be shown
 
 
 class Session(SessionMemory):
@@ -97,6 +99,7 @@ class Session(SessionMemory):
         schema: Mapping[str, Any] | None = None,
         replay: bool = True,
         view: ViewConfig | None = None,
+        answerer: HMTModel | None = None,
         decoding: Decoding | None = None,
         **options: Unpack[DecodingOptions],
     ) -> Reply:
@@ -114,6 +117,7 @@ class Session(SessionMemory):
             schema: JSON schema of the answer.
             replay: whether notes of what bears on the question and is no longer visible are shown to the model.
             view: the view's budgets for this answer, instead of the session's.
+            answerer: another model, which answers from notes of what the session's model has read; None: that one answers.
             decoding: how tokens are chosen, and what ends the answer.
             **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
@@ -124,34 +128,61 @@ class Session(SessionMemory):
             SessionBusyError: another process is writing this session.
             StoreError: the disk is full or failing.
         """
-        model = self._needs_model() if view is None else self._needs_model().with_view(view)
+        own_view = None if answerer is not None else view
+        model = self._needs_model() if own_view is None else self._needs_model().with_view(own_view)
+        other = None if answerer is None else Answerer(answerer, view)
         told = validated(messages)
         chosen = (decoding or Decoding()).changed(**options)
-        request = Request(model, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
+        writer = model if other is None else other.model
+        request = Request(writer, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
         snapshot = self._within_limits()
         if replacing is not None:
             snapshot = self._before(snapshot, replacing, model)
-        elif view is not None:
+        elif own_view is not None:
             snapshot = self._seen_by(snapshot, model)
         batch = self._transcript.batch(told, first=not snapshot.tokens)
         if not batch.ids and not snapshot.tokens:
             raise InputError("there is nothing to answer: add a message first.")
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             system = batch.system or rewriting.system_in_force(db, snapshot.parts)
-        pinned = self._transcript.pinned("\n\n".join(system) or None, tools)
+        transcript = self._transcript if other is None else other.transcript
+        pinned = transcript.pinned("\n\n".join(system) or None, tools)
         draft = self._draft(snapshot, batch)
         question, asked_at, turns = self._question(snapshot, draft, model)
-        sources = self._sources(snapshot, draft, asked_at)
-        memory = ViewRecollection(model, self._transcript.plain, sources, own=True, question=question, noting=replay)
-        generation = model.generate(
-            [*batch.ids, *self._transcript.answer_opening()],
-            state=snapshot.state,
-            pinned=pinned,
-            recollection=memory,
-            turns=turns,
-            decoding=request.decoding.also_stopping_at(self._transcript.stop),
+        memory = ViewRecollection(
+            model,
+            transcript.plain,
+            self._sources(snapshot, draft, asked_at),
+            own=True,
+            question=question,
+            noting=replay,
+            note_tokens=None if other is None else other.model.view.note_tokens,
         )
-        return Reply(self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing)
+        if other is None:
+            generation = model.generate(
+                [*batch.ids, *transcript.answer_opening()],
+                state=snapshot.state,
+                pinned=pinned,
+                recollection=memory,
+                turns=turns,
+                decoding=request.decoding.also_stopping_at(transcript.stop),
+            )
+        else:
+            shown = other.shown(messages_of(rows := self._latest(snapshot, draft)))
+            first = rows[len(rows) - shown.messages].tokens[0]
+            with self._unless_rewritten(snapshot):
+                memory.recall(question, snapshot.state, first)
+            generation = other.generate(shown, pinned=pinned, notes=memory.notes(), decoding=request.decoding)
+        return Reply(
+            self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing, own=other is None
+        )
+
+    def _latest(self, snapshot: Snapshot, draft: Draft) -> list[MessageRow]:
+        """Return the latest messages and those of a draft; system messages, which are pinned, left out."""
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            stored = lineage.size(snapshot.parts)[0]
+            rows = lineage.messages(db, snapshot.parts, max(0, stored - _MOST_SHOWN), stored)
+        return [row for row in [*rows, *draft.rows] if not row.pinned]
 
     def _append(
         self, db: Transaction, row: CollectionRow, batch: Batch, *, asked_at: float | None = None
@@ -210,9 +241,10 @@ class Session(SessionMemory):
             if reply._replacing is not None:
                 row, reply._erasure = self._forget_from(db, row, snapshot)
             asked = self._as_it_follows(db, row, reply._asked)
-            answered = asked.followed_by(answer, self._transcript.answer(generation.ids))
+            stretch = self._transcript.answer(generation.ids) if reply._own else self._transcript.stretch(answer, first=False)
+            answered = asked.followed_by(answer, stretch)
             row, ids = self._append(db, row, answered, asked_at=reply._asked_at)
-            if alone and generation.closed is not None and reply._replacing is None:
+            if alone and reply._own and generation.closed is not None and reply._replacing is None:
                 self._write_segments(db, snapshot, generation.closed[1])
         return ids
 
@@ -261,9 +293,11 @@ class Reply(Answer):
         *,
         may_call: bool,
         replacing: int | None,
+        own: bool,
     ) -> None:
         super().__init__(generation, memory, may_call=may_call)
         self._session, self._snapshot, self._asked, self._replacing = session, snapshot, asked, replacing
+        self._own = own  # whether the session's model answers
         self._asked_at = session._store.now()
         self._erasure: int | None = None  # the erasure of the replaced messages
         self._left = False  # whether the work after the answer is done
