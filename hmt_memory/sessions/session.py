@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..chat.message import Messages, system_texts, validated
 from ..chat.transcript import Batch
 from ..engine.decoding import Decoding, DecodingOptions
@@ -171,7 +173,7 @@ class Session(SessionMemory):
             shown = other.shown(messages_of(rows := self._latest(snapshot, draft)))
             first = rows[len(rows) - shown.messages].tokens[0]
             with self._unless_rewritten(snapshot):
-                memory.recall(question, snapshot.state, first)
+                memory.recall(question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)
             generation = other.generate(shown, pinned=pinned, notes=memory.notes(), decoding=request.decoding)
         return Reply(
             self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing, own=other is None

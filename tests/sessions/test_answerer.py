@@ -15,7 +15,9 @@ from hmt_memory import Assistant, HMTModel, MemoryStore, Session, ViewConfig
 from hmt_memory.errors import BudgetError, InputError
 from hmt_memory.retrieval.notes import HEADING
 
-READER = tiny_model(config=replace(REMEMBERING, pinned_tokens=60, replay_tokens=150), tokenizer=byte_tokenizer())
+READER = tiny_model(
+    config=replace(REMEMBERING, recall_window=20, pinned_tokens=60, replay_tokens=150), tokenizer=byte_tokenizer()
+)
 ANSWERER = tiny_model("qwen2", tokenizer=byte_tokenizer(NO_SYSTEM))
 VIEW = ViewConfig(recent_tokens=40, note_tokens=120, pinned_tokens=30)
 TALK = [user("The secret word is zanzibar."), {"role": "assistant", "content": "Fine."}, user("Nothing else. " * 4)]
@@ -39,6 +41,7 @@ def test_the_answerer_sees_recent_turns_and_notes_in_its_own_template(session: S
     assert HEADING in text and "user: The secret word is zanzibar.\n\nWhich secret word?" in text
     assert text.startswith("user\n") and "Default." not in text, "its template has no system part"
     assert [one.text for one in reply.recalled] == ["The secret word is zanzibar."]
+    session.forget(reply.message_ids)
     roomy = ViewConfig(recent_tokens=180, note_tokens=20, pinned_tokens=30)
     wide = session.reply(user("Which secret word?"), answerer=ANSWERER, view=roomy, **FAST)
     assert HEADING not in shown(wide) and "zanzibar" in shown(wide), "what is visible is not noted"
