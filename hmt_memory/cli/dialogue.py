@@ -15,8 +15,7 @@ from .models import note_if_untrained
 from .terminal import Screen, check_text, show_recalled, stream
 
 if TYPE_CHECKING:
-    from ..engine.generate import Generation
-    from ..engine.state import HMTState
+    from ..assistant.stateless import StatelessAnswer
     from ..model import HMTModel
     from ..sessions.session import Reply, Session
 
@@ -33,28 +32,37 @@ class _InMemory:
     help = "/reset           forget the conversation"
 
     def __init__(self, model: HMTModel, system: str | None, decoding: Mapping[str, Any]) -> None:
-        self.model, self._system, self._decoding = model, system, decoding
-        self.state: HMTState | None = None
+        from ..assistant.stateless import PrefixCache
 
-    def answer(self, text: str) -> Generation:
+        self.model, self._decoding = model, decoding
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._read = PrefixCache(entries=1)
+        self._asked: dict[str, str] = {}
+        self.messages: list[dict[str, str]] = []
+        self._tokens = 0
+
+    def answer(self, text: str) -> StatelessAnswer:
         """Begin an answer."""
-        return reply(self.model, text, self.state, system=self._system, **self._decoding)
+        from ..assistant import stateless
+
+        self._asked = {"role": "user", "content": text}
+        conversation = [*self._system, *self.messages, self._asked]
+        return stateless.reply(self.model, conversation, cache=self._read, **self._decoding)
 
     def keep(self, answer: Any) -> None:
         """Make an answer part of the conversation."""
-        self.state = answer.state
+        self.messages += [self._asked, {"role": "assistant", "content": answer.text}]
+        self._tokens = answer.usage.prompt_tokens + answer.usage.completion_tokens
 
     def stats(self) -> str:
         """Say how long the conversation is."""
-        now = self.state or self.model.empty_state()
-        size = now.memory.numel() * now.memory.element_size()
-        return f"{now.tokens:,} tokens read, {size:,} bytes of memory"
+        return f"{len(self.messages):,} messages, {self._tokens:,} tokens; nothing of it is stored"
 
     def command(self, name: str, rest: str, screen: Screen) -> bool:
         """Carry out a command of this kind of conversation. Returns False where there is no such command."""
         if name != "/reset":
             return False
-        self.state = None
+        self.messages, self._tokens = [], 0
         screen.note("The conversation is forgotten.")
         return True
 
@@ -120,7 +128,7 @@ def chat(
     *,
     system: str | None = None,
     decoding: Mapping[str, Any],
-) -> HMTState | None:
+) -> list[dict[str, str]]:
     """Answer each line that is not a command, until /quit or the last line; nothing is stored.
 
     Args:
@@ -131,14 +139,14 @@ def chat(
         decoding: options of `HMTModel.generate`.
 
     Returns:
-        The conversation afterwards; None if it is empty. A turn that Ctrl-C or an error ended is not part of it where a
-        person types; elsewhere both are raised.
+        The messages afterwards. A turn that Ctrl-C or an error ended is not among them where a person types; elsewhere both
+        are raised.
     """
     check_text(system or "")
     _greet(model, screen)
     conversation = _InMemory(model, system, decoding)
     _run(conversation, lines, screen)
-    return conversation.state
+    return conversation.messages
 
 
 def resume(
@@ -199,20 +207,6 @@ def typed_lines(screen: Screen) -> Iterator[str]:
         yield line
     if screen.interactive:
         screen.notes.print()
-
-
-def reply(model: HMTModel, text: str, state: HMTState | None, *, system: str | None = None, **decoding: Any) -> Generation:
-    """Answer the user's `text` in a conversation.
-
-    Args:
-        model: the model to talk with.
-        text: what the user says.
-        state: the conversation so far; None: it begins here.
-        system: pinned in front of the view.
-        **decoding: options of `HMTModel.generate`.
-    """
-    turns = [{"role": "system", "content": system}] if system else []
-    return model.generate([*turns, {"role": "user", "content": text}], state=state, **decoding)
 
 
 def _greet(model: HMTModel, screen: Screen) -> None:

@@ -19,7 +19,8 @@ import typer
 from rich.console import Console
 from terminal_input import FAST, TEXT, run, type_in, typing_screen
 
-from hmt_memory import HMTModel
+from hmt_memory import HMTModel, ViewConfig
+from hmt_memory.assistant import stateless
 from hmt_memory.cli import asking, command, dialogue, doctor, documents, models, terminal
 from hmt_memory.config import DEFAULT_MODEL
 from hmt_memory.engine import places, weights
@@ -323,12 +324,14 @@ def test_a_piped_chat(chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert run("chat", "--model", chatty, "--system", "Be brief.", *FAST) == 0
     captured = capsys.readouterr()
     model = HMTModel.from_pretrained(chatty, dtype="float32", device="cpu")
-    answer = dialogue.reply(model, "Hello", None, system="Be brief.", max_new_tokens=8, repetition_penalty=1.1).finish()
+    said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    answer = stateless.reply(model, said, max_new_tokens=8, repetition_penalty=1.1).finish()
     assert captured.out == answer.text + "\n" * (not answer.text.endswith("\n"))
     assert ">" not in captured.err
     lines = captured.err.splitlines()
-    counts = [line for line in lines if "bytes of memory" in line]
-    assert counts[0].startswith(f"{answer.state.tokens} tokens") and counts[1].startswith("0 tokens")
+    counts = [line for line in lines if "nothing of it is stored" in line]
+    tokens = answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert counts[0].startswith(f"2 messages, {tokens} tokens") and counts[1].startswith("0 messages, 0 tokens")
     assert sum("no command /nonsense" in line for line in lines) == 1 and any("/reset" in line for line in lines)
 
 
@@ -363,11 +366,9 @@ class _Interrupted(io.StringIO):
 def test_ctrl_c_during_an_answer_forgets_that_turn_and_goes_on(model: HMTModel) -> None:
     out = _Interrupted(at=1)
     screen = typing_screen(out)
-    state = dialogue.chat(model, out.lines("one", "two", "three"), screen, decoding=DECODING)
-    expected = dialogue.chat(model, ["one", "three"], typing_screen(), decoding=DECODING)
-    assert state is not None and expected is not None
-    assert state.tokens == expected.tokens and torch.equal(state.open_ids, expected.open_ids)
-    assert torch.equal(state.memory, expected.memory) and "Stopped" in notes(screen)
+    messages = dialogue.chat(model, out.lines("one", "two", "three"), screen, decoding=DECODING)
+    assert messages == dialogue.chat(model, ["one", "three"], typing_screen(), decoding=DECODING)
+    assert [message["content"] for message in messages[::2]] == ["one", "three"] and "Stopped" in notes(screen)
 
 
 def test_ctrl_c_ends_a_chat_that_nobody_types_in(model: HMTModel) -> None:
@@ -380,19 +381,29 @@ def test_ctrl_c_ends_a_chat_that_nobody_types_in(model: HMTModel) -> None:
 def test_the_conversation_goes_on_from_turn_to_turn(model: HMTModel) -> None:
     once = dialogue.chat(model, ["one"], typing_screen(), decoding=DECODING)
     twice = dialogue.chat(model, ["one", "two"], typing_screen(), decoding=DECODING)
-    assert once is not None and twice is not None and twice.tokens > once.tokens
-    assert dialogue.chat(model, ["one", "/reset"], typing_screen(), decoding=DECODING) is None
-    assert dialogue.chat(model, ["/quit", "one"], typing_screen(), decoding=DECODING) is None
+    assert len(once) == 2 and len(twice) == 4 and twice[:2] == once
+    assert dialogue.chat(model, ["one", "/reset"], typing_screen(), decoding=DECODING) == []
+    assert dialogue.chat(model, ["/quit", "one"], typing_screen(), decoding=DECODING) == []
+
+
+def test_a_chat_brings_back_what_was_said_and_is_not_visible(model: HMTModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = model.with_view(ViewConfig(recent_tokens=40, note_tokens=120, pinned_tokens=20))
+    shown: list[str] = []
+    real = stateless.reply
+    monkeypatch.setattr(stateless, "reply", lambda *given, **options: shown.append(answer := real(*given, **options)) or answer)
+    lines = ["The code is 4071.", "It rains today. " * 40, "Which code?"]
+    dialogue.chat(small, lines, typing_screen(), decoding=DECODING)
+    assert [note.text for note in shown[-1].recalled] == ["The code is 4071."]
 
 
 def test_a_failed_turn_is_reported_to_a_person_and_ends_a_pipe(
     model: HMTModel, chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     screen = typing_screen()
-    assert dialogue.chat(model, ["one"], screen, system="word " * 1000, decoding=DECODING) is None
-    assert "pinned_tokens" in notes(screen)
-    type_in(monkeypatch, b"one\n")
-    assert run("chat", "--model", chatty, "--system", "word " * 1000, *FAST) == 1
+    assert dialogue.chat(model, ["\ud800"], screen, decoding=DECODING) == []
+    assert "hmt: " in notes(screen)
+    type_in(monkeypatch, b"caf\xe9\n")
+    assert run("chat", "--model", chatty, *FAST) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("hmt: ")
 
 

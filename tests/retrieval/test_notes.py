@@ -77,7 +77,7 @@ def test_a_part_of_a_text_gives_up_the_sentences_it_begins_and_ends_in() -> None
 
 def test_the_message_that_shares_rare_words_comes_first_and_an_answer_with_its_question() -> None:
     order = ranked("Where is the spare key?", "The spare key is in the shed.", "It rained.", "The key of this song is G.")
-    assert [one.cited.text for one in order][0] == "The spare key is in the shed."
+    assert order[0].cited.text == "The spare key is in the shed."
     assert [one.shares_words for one in order] == [True, True, False]
     order = ranked("What was the code?", "What is the code of the gate?", ("It is 4071.", "assistant"), "Nice weather.")
     texts = [one.cited.text for one in order]
