@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -51,8 +52,8 @@ class Assistant:
         dtype: of the weights.
         device: of the model.
         config: of an untrained model, as JSON.
-        reader: another model, which reads and remembers; `model` then answers from notes. A name, loaded with the adapter that
-            the package brings for it, or a model. None: `model` does both.
+        reader: another model, which reads and remembers, and which `adapter` then belongs to; `model` answers from notes. A
+            name or a model. None: `model` does both.
     """
 
     def __init__(
@@ -66,20 +67,22 @@ class Assistant:
         config: str | None = None,
         reader: str | HMTModel | None = None,
     ) -> None:
+        self.settings: ModelSettings  # those that the models are loaded by
         self._store = None if store is None or isinstance(store, (str, Path)) else store
         self.folder = str(
             default_folder() if store is None else store if self._store is None else self._store.folder
         )  # of the store
+        name = reader if reader is None or isinstance(reader, str) else reader.backbone.name
         if isinstance(model, str):
-            self._weights = shared_weights(
-                ModelSettings(model, None if adapter is None else str(adapter), dtype, device, config)
-            )
+            self.settings = ModelSettings(model, None if adapter is None else str(adapter), dtype, device, config, name)
+            self._weights = shared_weights(self.settings if reader is None else replace(self.settings, adapter=None))
         else:
-            self._weights = Weights(ModelSettings(model.backbone.name), model)
+            self.settings = ModelSettings(model.backbone.name, reader=name)
+            self._weights = Weights(self.settings, model)
         if reader is None:
             self._reader = self._weights
         elif isinstance(reader, str):
-            self._reader = shared_weights(ModelSettings(reader, None, dtype, device))
+            self._reader = shared_weights(ModelSettings(reader, None if adapter is None else str(adapter), dtype, device))
         else:
             self._reader = Weights(ModelSettings(reader.backbone.name), reader)
         self._namespace = Namespace()
@@ -103,12 +106,7 @@ class Assistant:
     @property
     def name(self) -> str:
         """The model's name. Does not load it."""
-        return self._weights.settings.model
-
-    @property
-    def settings(self) -> ModelSettings:
-        """The settings that the model is loaded by."""
-        return self._weights.settings
+        return self.settings.model
 
     @property
     def is_loaded(self) -> bool:
@@ -346,9 +344,9 @@ class Assistant:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._weights.given:
+        if self._weights.given or self._reader.given:
             raise TypeError("an Assistant around a model object cannot be pickled: build it with the model's name instead.")
-        return Assistant.shared, (self._weights.settings, self.folder)
+        return Assistant.shared, (self.settings, self.folder)
 
     def __repr__(self) -> str:
         return f"Assistant({self.name!r}, store={self.folder!r})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -23,6 +23,7 @@ class ModelSettings:
     dtype: str = "auto"
     device: str = "auto"
     config: str | None = None  # sizes of an untrained model, as JSON
+    reader: str | None = None  # another model, which reads and remembers, while `model` answers from notes
 
 
 class Weights:
@@ -62,6 +63,7 @@ _sharing = threading.Lock()
 
 def shared_weights(settings: ModelSettings) -> Weights:
     """Return the weights of these settings: the same object for all callers, as long as one holds it."""
+    settings = replace(settings, reader=None)
     with _sharing:
         weights = _weights.get(settings)
         if weights is None:

@@ -65,6 +65,12 @@ Name = Annotated[
         autocompletion=model_names,
     ),
 ]
+Reader = Annotated[
+    str | None,
+    typer.Option(
+        help="Another model, which reads and remembers, with --adapter; --model then answers from notes.", show_default=False
+    ),
+]
 Adapter = Annotated[
     Path | None, typer.Option(help="Folder with trained memory parameters; none: untrained.", show_default=False)
 ]

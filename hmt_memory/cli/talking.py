@@ -43,6 +43,7 @@ def ask(
     store: options.Store = None,
     model: options.Name = DEFAULT_MODEL,
     adapter: options.Adapter = None,
+    reader: options.Reader = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
@@ -61,11 +62,14 @@ def ask(
     documents = open_documents(files, screen)
     decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed) | {"system": system}
     if not corpus:
+        if reader is not None:
+            raise typer.BadParameter("--reader needs a --corpus: read the files with hmt read --corpus, then ask.")
         loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
         return asking.ask(loaded, documents, text, screen, passages=passages, decoding=decoding)
     with open_store(store) as opened:
-        choice = ModelChoice(model, adapter, dtype.value, device, opened.folder)
+        choice = ModelChoice(reader or model, adapter, dtype.value, device, opened.folder)
         loaded = choice.load(screen, *(opened.corpus(name) for name in corpus))
+        decoding |= _answering(model, reader, dtype, device, screen)
         first, *others = (opened.corpus(name, loaded) for name in corpus)
         _ask_corpora(first, others, text, screen, model=loaded, passages=passages, decoding=decoding)
 
@@ -129,6 +133,7 @@ def chat(
     store: options.Store = None,
     model: options.Name = DEFAULT_MODEL,
     adapter: options.Adapter = None,
+    reader: options.Reader = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
@@ -144,15 +149,24 @@ def chat(
     terminal.check_text(system or "")
     decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed)
     if session is None:
-        loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
+        loaded = ModelChoice(reader or model, adapter, dtype.value, device).load(screen)
+        decoding |= _answering(model, reader, dtype, device, screen)
         dialogue.chat(loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
         return
     with open_store(store, create=True) as opened:
-        choice = ModelChoice(model, adapter, dtype.value, device, opened.folder)
+        choice = ModelChoice(reader or model, adapter, dtype.value, device, opened.folder)
         loaded = _load(opened, session, corpus or [], choice, screen)
+        decoding |= _answering(model, reader, dtype, device, screen)
         kept = opened.session(session, loaded)
         kept.attach(*corpus or [])
         dialogue.resume(kept, loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
+
+
+def _answering(model: str, reader: str | None, dtype: Dtype, device: str, screen: Screen) -> dict[str, Any]:
+    """Load the model that answers where another one reads, as an option of the calls that answer."""
+    if reader is None or reader == model:
+        return {}
+    return {"answerer": models.load_model(model, screen, dtype=dtype.value, device=device)}
 
 
 def _load(store: MemoryStore, session: str, corpora: Sequence[str], choice: ModelChoice, screen: Screen) -> HMTModel:

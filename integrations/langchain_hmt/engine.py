@@ -42,6 +42,8 @@ class Engine(Serializable):
     """A bundled name, hub id, folder or .gguf file; the environment's HMT_MODEL, else the default model."""
     adapter: str | None = None
     """Folder with trained memory parameters; None: the one the package brings, if it brings one; "none": no adapter."""
+    reader: str | None = None
+    """Another model, which reads and remembers, such as "smollm2-135m-instruct"; `model` then answers from notes."""
     store: Any = Field(default=None, repr=False)
     """Folder of the sessions and corpora, or an open `MemoryStore`; None: where the `hmt` command keeps them."""
     dtype: str = "auto"
@@ -99,11 +101,11 @@ class Engine(Serializable):
         from hmt_memory import Assistant
         from hmt_memory.assistant import ModelSettings
 
-        return Assistant.shared(ModelSettings(model, adapter, self.dtype, self.device), self.store)
+        return Assistant.shared(ModelSettings(model, adapter, self.dtype, self.device, reader=self.reader), self.store)
 
     def _is_of(self, engine: Assistant | None) -> bool:
         """Return whether an assistant is still the one that the fields name."""
-        own = {name: getattr(self, name) for name in ("model_name", "adapter", "dtype", "device", "store")}
+        own = {name: getattr(self, name) for name in ("model_name", "adapter", "dtype", "device", "reader", "store")}
         return engine is not None and own in (_parts(engine), {**_parts(engine), "store": None})
 
     @classmethod
@@ -318,7 +320,7 @@ def _parts(engine: Assistant) -> dict[str, Any]:
     """Return the fields that an assistant is made of."""
     made_by = engine.settings
     named = {"model_name": made_by.model, "adapter": made_by.adapter, "dtype": made_by.dtype, "device": made_by.device}
-    return {**named, "store": engine.folder}
+    return {**named, "reader": made_by.reader, "store": engine.folder}
 
 
 def is_about_the_conversation(config: RunnableConfig | None, options: Mapping[str, Any]) -> bool:

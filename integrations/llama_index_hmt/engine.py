@@ -29,6 +29,8 @@ class HMTEngine(BaseModel):
     """A bundled name, hub id, folder or .gguf file; the environment's HMT_MODEL, else the default model."""
     adapter: str | None = None
     """Folder with trained memory parameters; None: the one the package brings, if it brings one."""
+    reader: str | None = None
+    """Another model, which reads and remembers, such as "smollm2-135m-instruct"; `model` then answers from notes."""
     store: Any = None
     """Folder of the sessions and corpora, or an open `MemoryStore`; None: where the `hmt` command keeps them."""
     dtype: str = "auto"
@@ -44,6 +46,7 @@ class HMTEngine(BaseModel):
         if self.engine is not None:
             chosen, self.store = self.engine.settings, self.engine.folder
             self.model_name, self.adapter, self.dtype, self.device = chosen.model, chosen.adapter, chosen.dtype, chosen.device
+            self.reader = chosen.reader
         elif self.store is not None:
             self.store = str(self.store)
         return self
@@ -58,13 +61,15 @@ class HMTEngine(BaseModel):
     def _is_of(self, engine: Assistant) -> bool:
         """Return whether an assistant is still the one that the fields name."""
         known, folder = engine.settings, str(default_folder() if self.store is None else self.store)
-        ours = (self.model_name, self.adapter, self.dtype, self.device, folder)
-        return ours == (known.model, known.adapter, known.dtype, known.device, engine.folder)
+        ours = (self.model_name, self.adapter, self.dtype, self.device, self.reader, folder)
+        return ours == (known.model, known.adapter, known.dtype, known.device, known.reader, engine.folder)
 
     def _made(self) -> Assistant:
         from hmt_memory import Assistant
 
-        return Assistant.shared(ModelSettings(self.model_name, self.adapter, self.dtype, self.device), self.store)
+        return Assistant.shared(
+            ModelSettings(self.model_name, self.adapter, self.dtype, self.device, reader=self.reader), self.store
+        )
 
     def __deepcopy__(self, memo: Any = None) -> Self:
         return self.model_copy()

@@ -256,3 +256,16 @@ def test_where_sessions_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert terminal.printable("a\x1b[31mb\x00c\n") == "a[31mbc\n" and terminal.beginning("a  b\nc " * 200).endswith("…")
+
+
+def test_one_model_reads_and_another_answers(
+    store: Path, plain: str, chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        type_in(monkeypatch, b"My dog is called Bruno.\n")
+        assert run("chat", "--session", "zoe", "--model", chatty, "--reader", plain, *FAST) == 0
+        assert capsys.readouterr().out.strip()
+        assert run("sessions", "show", "zoe", "--json") == 0
+        assert len(printed(capsys)["messages"]) == 2 * (number + 1)
+    assert run("ask", "--reader", plain, "--model", chatty, __file__, "What?") == 2
+    assert "--reader needs a --corpus" in capsys.readouterr().err

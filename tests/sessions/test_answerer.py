@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.llms.hmt import HMTLLM
 from stored import FAST, memory_of, tokens_of, user
 from tiny import NO_SYSTEM, REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant, HMTModel, MemoryStore, Session, ViewConfig
+from hmt_memory.assistant import ModelSettings
 from hmt_memory.errors import BudgetError, InputError
 from hmt_memory.retrieval.notes import HEADING
+from langchain_hmt import HMTChatModel
 
 READER = tiny_model(
     config=replace(REMEMBERING, recall_window=20, pinned_tokens=60, replay_tokens=150), tokenizer=byte_tokenizer()
@@ -84,3 +88,18 @@ def test_an_assistant_reads_with_one_model_and_answers_with_another(tmp_path: Pa
     assistant.corpus("book").add_documents([("page", "The secret word is zanzibar. It is cold.")])
     asked = assistant.ask("Which secret word?", ["book"], **FAST)
     assert "[book/page]\nThe secret word is zanzibar." in shown(asked) and assistant.reader is READER
+
+
+def test_a_model_and_its_reader_are_named_and_shared(plain: str, chatty: str, tmp_path: Path) -> None:
+    settings = ModelSettings(chatty, dtype="float32", device="cpu", reader=plain)
+    assistant = Assistant.shared(settings, tmp_path)
+    assert assistant is Assistant.shared(settings, tmp_path) is pickle.loads(pickle.dumps(assistant))
+    assert assistant is not Assistant.shared(replace(settings, reader=None), tmp_path)
+    assert assistant.model is Assistant.shared(replace(settings, reader=None), tmp_path).model, "weights are loaded once"
+    chat = HMTChatModel(model=chatty, reader=plain, store=str(tmp_path), dtype="float32", device="cpu", max_tokens=4)
+    chat.invoke("My dog is Rex.", {"configurable": {"session_id": "alice"}})
+    assert chat.assistant() is assistant and assistant.session("alice").made_by().parts["backbone"]["name"] == plain
+    viewed = HMTChatModel(model=chatty, reader=plain, store=str(tmp_path), dtype="float32", device="cpu", recent_tokens=30)
+    assert viewed.assistant().reader is assistant.reader and viewed.assistant().model.view.recent_tokens == 30
+    other = HMTLLM(model=chatty, reader=plain, store=str(tmp_path), dtype="float32", device="cpu")
+    assert other.assistant() is assistant
