@@ -7,7 +7,7 @@ Frameworks build, copy, pickle and print their model objects freely, and pass wh
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,18 +72,17 @@ class Assistant:
         self.folder = str(
             default_folder() if store is None else store if self._store is None else self._store.folder
         )  # of the store
-        name = reader if reader is None or isinstance(reader, str) else reader.backbone.name
+        name = None if reader is None else reader if isinstance(reader, str) else reader.backbone.name
         if isinstance(model, str):
             self.settings = ModelSettings(model, None if adapter is None else str(adapter), dtype, device, config, name)
             self._weights = shared_weights(self.settings if reader is None else replace(self.settings, adapter=None))
         else:
             self.settings = ModelSettings(model.backbone.name, reader=name)
             self._weights = Weights(self.settings, model)
-        if reader is None:
-            self._reader = self._weights
-        elif isinstance(reader, str):
+        self._reader = self._weights
+        if isinstance(reader, str):
             self._reader = shared_weights(ModelSettings(reader, None if adapter is None else str(adapter), dtype, device))
-        else:
+        elif reader is not None:
             self._reader = Weights(ModelSettings(reader.backbone.name), reader)
         self._namespace = Namespace()
         self._opening = threading.Lock()
@@ -124,7 +123,7 @@ class Assistant:
     @property
     def reader(self) -> HMTModel:
         """The model that reads and remembers, loaded when first asked for: `model`, unless another was named."""
-        return self._reader.model
+        return self.model if self._reader is self._weights else self._reader.model
 
     @property
     def _answerer(self) -> HMTModel | None:
@@ -310,18 +309,8 @@ class Assistant:
         latest = held.latest()
         chosen += [latest] if latest is not None and hidden(latest) else []
         if tokens is not None:
-            chosen = self._fitting(chosen, tokens)
+            chosen = _fitting(chosen, tokens, self.token_ids)
         return sorted(chosen, key=lambda passage: (passage.source, passage.segment))
-
-    def _fitting(self, passages: Sequence[RecalledSegment], tokens: int) -> list[RecalledSegment]:
-        """Return the passages whose quotes fit into so many tokens, taking them in order."""
-        fitting: list[RecalledSegment] = []
-        for passage in passages:
-            needed = len(self.token_ids(passage.quote()))
-            if needed <= tokens:
-                fitting.append(passage)
-                tokens -= needed
-        return fitting
 
     def has_session(self, name: str) -> bool:
         """Return whether there is a session of that name."""
@@ -350,3 +339,14 @@ class Assistant:
 
     def __repr__(self) -> str:
         return f"Assistant({self.name!r}, store={self.folder!r})"
+
+
+def _fitting(passages: Sequence[RecalledSegment], tokens: int, encode: Callable[[str], Sequence[int]]) -> list[RecalledSegment]:
+    """Return the passages whose quotes fit into so many tokens, taking them in order."""
+    fitting: list[RecalledSegment] = []
+    for passage in passages:
+        needed = len(encode(passage.quote()))
+        if needed <= tokens:
+            fitting.append(passage)
+            tokens -= needed
+    return fitting

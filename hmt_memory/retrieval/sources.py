@@ -25,17 +25,15 @@ from ..store.index.words import Postings, WordIndex
 from ..store.rows import DocumentRow, MessageRow
 from ..store.shelf import Shelf
 from . import lexical
+from .excerpts import Decode, sentences_in, trimmed, whole_sentences
 from .notes import Note
-from .sentences import LONGEST, sentences, whole
+from .sentences import LONGEST
 
 if TYPE_CHECKING:
     from ..store.transaction import Transaction
 
-Decode = Callable[[Sequence[int]], str]
 Ids = Callable[[MessageRow, int, int], Sequence[int]]  # the tokens [start, stop) of a message
 _LONGEST_TEXT = 600  # characters of a message that is cited whole
-_BROKEN = "\ufffd"  # half a character, cut by a segment's edge, decodes to this
-_BESIDE = 96  # tokens before and after a segment, within which its sentences begin and end
 
 
 @dataclass(frozen=True)
@@ -269,7 +267,7 @@ class StreamShard(Shard):
             lines = list(_lines(rows, span, lambda row, low, high: self._ids[low:high], self._decode))
             text, messages = "\n".join(lines), tuple(map(as_message, rows))
         else:
-            text, messages = _trimmed(self._decode(self._ids[slice(*span)]), span, (0, len(self._ids))), ()
+            text, messages = trimmed(self._decode(self._ids[slice(*span)]), span, (0, len(self._ids))), ()
         return Citation(position, text, messages, span, utc(self._now), self.name, timed=False)
 
     def passages(self, position: int, *, before: int | None = None) -> list[Citation]:
@@ -282,8 +280,8 @@ class StreamShard(Shard):
                 rows, position, span, limit, lambda row, low, high: self._ids[low:high], self._decode, self.name
             )
             return [passage._replace(timed=False) for passage in cited]
-        texts, around = _sentences(lambda low, high: self._ids[low:high], span, (0, limit), self._decode)
-        return [Citation(position, text, (), around, utc(self._now), self.name, timed=False) for text in texts]
+        text, tokens = whole_sentences(lambda low, high: self._ids[low:high], span, (0, limit), self._decode)
+        return [Citation(position, text, (), tokens, utc(self._now), self.name, timed=False)] if text else []
 
 
 class CorpusShard(Shard):
@@ -296,7 +294,7 @@ class CorpusShard(Shard):
     def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         document = self._document(db, self.shelf.documents[volume])
         parts = self.shelf.volumes[volume].parts
-        text = _trimmed(self._decode(lineage.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
+        text = trimmed(self._decode(lineage.tokens(db, parts, *span).tolist()), span, parts[-1].tokens)
         source = f"{self.name}/{document.body['name']}"
         return Citation(
             seq, text, (), span, utc(document.created_at), source, document=document.id, metadata=document.body["metadata"]
@@ -309,8 +307,8 @@ class CorpusShard(Shard):
         def ids(low: int, high: int) -> Sequence[int]:
             return list(map(int, lineage.tokens(db, parts, low, high)))
 
-        texts, around = _sentences(ids, span, parts[-1].tokens, self._decode)
-        return [cited._replace(text=text, token_span=around) for text in texts]
+        text, tokens = whole_sentences(ids, span, parts[-1].tokens, self._decode)
+        return [cited._replace(text=text, token_span=tokens)] if text else []
 
     def _document(self, db: Transaction, number: int) -> DocumentRow:
         if number not in self._known:
@@ -340,20 +338,9 @@ def _of_messages(
             continue
         texts, tokens = [text.strip()], row.tokens
         if end < row.content[1] or len(text.split()) > LONGEST or len(text) > _LONGEST_TEXT:
-            texts, tokens = _sentences(partial(ids, row), span, (row.content[0], end), decode)
+            texts, tokens = sentences_in(partial(ids, row), span, (row.content[0], end), decode)
         cited += [Citation(segment, each, (as_message(row),), tokens, utc(row.created_at), source) for each in texts]
     return cited
-
-
-def _sentences(
-    ids: Callable[[int, int], Sequence[int]], span: tuple[int, int], limits: tuple[int, int], decode: Decode
-) -> tuple[list[str], tuple[int, int]]:
-    """Return the whole sentences of a text that stand in and around a segment's span, and the tokens that hold them."""
-    low, high = max(limits[0], span[0] - _BESIDE), min(limits[1], span[1] + _BESIDE)
-    if low >= high:
-        return [], span
-    text = _trimmed(decode(ids(low, high)), (low, high), limits)
-    return sentences(whole(text, from_start=low == limits[0], to_end=high == limits[1])), (low, high)
 
 
 def _lines(
@@ -365,7 +352,7 @@ def _lines(
     """Yield each message's words within a span; `ids` gives a message's tokens [start, stop)."""
     for row in rows:
         start, stop = _overlap(span, row.content)
-        said = _trimmed(decode(ids(row, start, stop)), (start, stop), row.content)
+        said = trimmed(decode(ids(row, start, stop)), (start, stop), row.content)
         if said.strip():
             yield f"{row.body['role']}: {said}"
 
@@ -373,12 +360,6 @@ def _lines(
 def _overlap(span: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
     start = max(span[0], whole[0])
     return start, max(start, min(span[1], whole[1]))
-
-
-def _trimmed(text: str, span: tuple[int, int], whole: tuple[int, int]) -> str:
-    """Remove the halves of characters that a span's edges cut out of the whole."""
-    text = text.lstrip(_BROKEN) if span[0] > whole[0] else text
-    return text.rstrip(_BROKEN) if span[1] < whole[1] else text
 
 
 def as_message(row: MessageRow) -> Message:

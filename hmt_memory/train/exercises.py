@@ -20,6 +20,7 @@ from ..retrieval.notes import Note, day, written
 from . import relations
 from .talk import small_talk
 
+_CHANGED = 0.35  # share of facts that are told anew
 Pair = tuple[str, str]  # what is asked or said, and what is answered
 
 SYSTEM_PROMPTS = (
@@ -160,7 +161,7 @@ class Facts:
         for fact in facts:
             said += [Note(fact.text, None, "user"), *self._beside(chance)]
         for key, fact in list(told.items()):
-            if chance.random() < 0.22:
+            if chance.random() < _CHANGED:
                 told[key] = relations.tell(chance, key, other_than=fact.value)
                 earliest = 1 + next(place for place, note in enumerate(said) if note.text == fact.text)
                 said.insert(chance.randint(earliest, len(said)), Note(told[key].text, None, "user"))
@@ -188,6 +189,8 @@ class Facts:
     def _beside(self, chance: random.Random) -> list[Note]:
         if chance.random() < 0.55:
             return []
+        if chance.random() < 0.15:  # an earlier question, which is no answer
+            return [Note(relations.tell(chance).question, None, "user")]
         said, answered = chance.choice(self._talk)
         if chance.random() < 0.6 or len(answered) > 250:
             return [Note(said, None, "user")]
@@ -198,9 +201,9 @@ class Facts:
         if kind < 0.35:
             return []
         if kind < 0.5:
-            return [(said, chance.choice(_THANKS)) for said, _ in chance.sample(self._talk, chance.randint(1, 4))]
+            return [(said, chance.choice(_THANKS)) for said, _ in chance.sample(self._talk, chance.randint(1, 6))]
         if kind < 0.7:
-            return small_talk(chance, chance.randint(1, 4))
+            return small_talk(chance, chance.randint(1, 6))
         return [pair for pair in chance.sample(self._talk, chance.randint(1, 2)) if len(pair[1]) < 300]
 
     def _asked(

@@ -250,7 +250,7 @@ def test_answers_take_a_system_prompt_and_a_penalty(
         pinned = given["pinned"] if folder == plain else byte_tokenizer().decode(given["pinned"])
         assert pinned.startswith(head) and given["repetition_penalty"] == 1.5
     type_in(monkeypatch, b"hello\n")
-    assert run("chat", "-m", chatty, "--repetition-penalty", "1.3", *FAST) == 0 and given["repetition_penalty"] == 1.3
+    assert run("chat", "-m", chatty, "--repetition-penalty", "1.3", *FAST) == 0 and given["decoding"].repetition_penalty == 1.3
     assert run("chat", "-m", chatty, "--repetition-penalty", "0") == 2
 
 

@@ -243,10 +243,10 @@ def test_reading_builds_no_graph() -> None:
 # --- constant cost ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["hmt", "rmt", "plain"])
+@pytest.mark.parametrize("mode", ["hmt", "rmt"])
 def test_cost_of_reading_a_segment_is_the_papers_and_does_not_grow(mode: Any) -> None:
     model = MODEL.with_config(mode=mode)
-    length, extra = 16, {"hmt": (8 + 2) + 4 + 2, "rmt": 4 + 2, "plain": 4}[mode]
+    length, extra = 16, {"hmt": (8 + 2) + 4 + 2, "rmt": 4 + 2}[mode]
     state = model.read(random_ids(length))
     per_segment = []
     for _ in range(4):
@@ -254,6 +254,13 @@ def test_cost_of_reading_a_segment_is_the_papers_and_does_not_grow(mode: Any) ->
             state = model.read(random_ids(length * 5), state)
         per_segment.append(sum(seen) / 5)
     assert per_segment == [length + extra] * 4
+
+
+def test_what_leaves_no_memory_costs_nothing_to_read() -> None:
+    model = MODEL.with_config(mode="plain")
+    with counting_tokens(model) as seen:
+        state = model.read(random_ids(16 * 5 + 3))
+    assert not sum(seen) and (state.tokens, state.segments, len(state.open_ids)) == (83, 5, 3)
 
 
 def test_summaries_of_a_chunk_run_in_batches_ahead() -> None:

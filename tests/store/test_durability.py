@@ -128,8 +128,8 @@ def everything(folder: Path, model: HMTModel) -> list[Any]:
             found.append([(message.id, message.to_dict()) for message in session.messages()])
             found.append(session.stats())
             found.append([(one.source, one.text, round(one.weight, 5)) for one in session.recall("words", 4)])
-            question = {"role": "user", "content": "what?"}
-            reply = session.reply(question, max_new_tokens=3)
+            question = {"role": "user", "content": "some words?"}
+            reply = session.reply(question, min_new_tokens=40, max_new_tokens=40)  # abandoned after its first piece
             found.append([next(reply), [one.text for one in reply.recalled]])
         return found
     finally:

@@ -18,7 +18,7 @@ from processes import journal_of, start
 from stored import FAST, user
 from tiny import LONG
 
-from hmt_memory import MemoryStore
+from hmt_memory import MemoryStore, ViewConfig
 from hmt_memory.errors import InputError, SessionExistsError, StoreError
 from hmt_memory.retrieval import ranking
 from hmt_memory.sessions import retention
@@ -43,19 +43,19 @@ def test_a_corpus_that_changes_while_it_is_recalled_from_is_no_damage(
 ) -> None:
     """Between preselection and citing another process replaces every document: what is cited is what was preselected."""
     corpus = store.corpus("papers", MODEL)
-    corpus.add_documents([(f"paper {n}", f"the old text of paper {n} " * 6) for n in range(3)])
+    corpus.add_documents([(f"paper {n}", f"the old text of paper {n}. " * 6) for n in range(3)])
     other = MemoryStore(store.folder)
     real = ranking.choose
 
     def choose(*arguments: Any) -> Any:
         chosen = real(*arguments)
-        documents = [(f"paper {n}", f"another text of paper {n} " * 6) for n in range(3)]
+        documents = [(f"paper {n}", f"another text of paper {n}. " * 6) for n in range(3)]
         other.corpus("papers", MODEL).add_documents(documents, replace_named=True)
         return chosen
 
     monkeypatch.setattr(other.database, "empty_log", lambda: None)  # which would wait for the recall, here in one thread
     monkeypatch.setattr(ranking, "choose", choose)
-    session = store.session("alice", MODEL)
+    session = store.session("alice", MODEL, view=ViewConfig(recent_tokens=20, note_tokens=160, pinned_tokens=40))
     session.attach("papers")
     found = [*corpus.recall("text of paper", 9), *session.recall("text of paper", 9)]
     assert len(found) > 9 and not [one for one in found if not one.text]
@@ -245,7 +245,7 @@ def test_a_huge_top_k_is_bounded(store: MemoryStore, monkeypatch: pytest.MonkeyP
     session = store.session("alice", MODEL)
     session.add(user("word " * 200))
     everything = session.recall("word", 10**9)
-    assert len(everything) == session.stats()["segments"]
+    assert len(everything) > 5 and sum(len(one.text.split()) for one in everything) >= 200
     monkeypatch.setattr(ranking, "MOST_RECALLED", 5)
     assert len(session.recall("word", 10**9)) == 5
 
