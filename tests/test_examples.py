@@ -15,7 +15,7 @@ PRINTED = {  # in this order: what is told and recalled, not the words that the 
     "langchain_chain": ["> What is the door code of the office?", "Recalled", FACT],
     "langchain_agent": ["> What is the door code of the office?", "Another model", "Recalled from earlier:", FACT],
     "langchain_rag": ["[readme/README.md:", "> What happens to a session when the disk is full?"],
-    "llama_index_query": ["> How long is the notice period?", "house.md: The canteen opens"],
+    "llama_index_query": ["> How long is the notice period?", "contract.md: The notice period is three months", "house.md:"],
     "llama_index_chat": ["16 messages are kept", "Recalled from earlier:", FACT],
     "llama_index_agent": ["tool: The kitchen has 21 degrees.", "Called: [('room_temperature', {'room': 'kitchen'})]"],
 }

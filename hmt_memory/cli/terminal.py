@@ -85,7 +85,7 @@ def _write(pieces: Iterable[str], out: TextIO) -> None:
 def show_recalled(passages: Sequence[RecalledSegment], screen: Screen) -> None:
     """Print a line for each recalled segment: its source, when it was said, its weight, and how its text begins."""
     if not passages:
-        return screen.note("Nothing to recall yet: no segment is full.")
+        return screen.note("Nothing was recalled: nothing that is not in view anyway bears on it.")
     rows = [
         (f"{passage.source} #{passage.segment}", f"{passage.created_at:%Y-%m-%d %H:%M}", f"{passage.weight:.2f}", passage.text)
         for passage in passages

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import lexical
+from .sentences import sentences
 from .sources import Citation, Shard
 
 _SEARCHED = 24  # segments whose passages are ranked, unless more passages are asked for
@@ -50,6 +51,7 @@ def ranked(
     *,
     before: Callable[[int], int | None] = lambda shard: None,
     enough: int = 0,
+    finely: bool = False,
 ) -> list[Scored]:
     """Rank the passages of the best segments by how much they bear on a question.
 
@@ -59,12 +61,13 @@ def ranked(
         question: what is asked.
         before: gives for a shard the token from which on it is not looked at.
         enough: look at further segments until there are so many passages.
+        finely: rank the sentences of documents one by one.
     """
     found: list[Found] = []
     searched = 0
     for (shard, position), weight in zip(chosen.places, chosen.weights, strict=True):
         cited = shards[shard].passages(position, before=before(shard))
-        found += [((shard, position), passage, weight) for passage in cited]
+        found += [((shard, position), part, weight) for passage in cited for part in (_parts(passage) if finely else [passage])]
         searched += bool(cited)
         if searched >= _SEARCHED and len(found) >= enough:
             break
@@ -103,6 +106,11 @@ def scored(passages: Sequence[Found], question: str, worth: Mapping[str, float])
         for (place, cited, _), score, shares in zip(rows, scores, near, strict=True)
     ]
     return sorted(ranking, key=lambda one: -one.score)
+
+
+def _parts(cited: Citation) -> list[Citation]:
+    """Return the sentences of a document's passage; a message as it is."""
+    return [cited] if cited.messages else [cited._replace(text=text) for text in sentences(cited.text)]
 
 
 def _asks(cited: Citation) -> bool:

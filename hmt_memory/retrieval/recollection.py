@@ -94,7 +94,8 @@ class ViewRecollection:
                 chosen = choose(self._model, shards, candidates, self._question, window, beyond)
                 self.recalled.coverage = chosen.coverage
                 hidden = partial(self._hidden, visible_from=visible_from)
-                ids = self._fitting(self._noted(ranked(shards, chosen, self._question, before=hidden)), chosen.coverage)
+                passages = ranked(shards, chosen, self._question, before=hidden, finely=True)
+                ids = self._fitting(self._noted(passages), chosen.coverage)
             self._chosen = torch.tensor(ids, dtype=torch.long)
         return candidates.memory
 

@@ -212,7 +212,7 @@ def test_documents_are_read_once_and_asked_at_any_time(
     assert run("read", "--corpus", "book", str(one), str(two), "--json", *device) == 0
     found = printed(capsys)
     assert (found["documents"], found["added"], found["replaced"], found["unchanged"]) == (2, [3], [2], 1)
-    assert run("ask", "--corpus", "book", "--corpus", "book", "What is it about?", *FAST, "--model", chatty) == 0
+    assert run("ask", "--corpus", "book", "--corpus", "book", "When is the meeting?", *FAST, "--model", chatty) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() and "one.md" in captured.err
     type_in(monkeypatch, b"hello\n")

@@ -130,9 +130,9 @@ async def test_every_chat_engine_in_a_window_of_1024(kind: str, llm: HMTLLM, han
 async def test_query_engines_answer_from_the_passage_and_cite_it(llm: HMTLLM, handbook: HMTRetriever) -> None:
     for engine in (RetrieverQueryEngine.from_args(handbook, llm=llm), HMTQueryEngine("handbook", llm=llm)):
         response = engine.query("What is the door code of the cellar?")
-        assert str(response) and passages(response)["house.md"] == HOUSE
+        assert str(response) and passages(response)["house.md"] in HOUSE
         again = await engine.aquery("How long is the notice period?")
-        assert str(again) and passages(again)["contract.md"] == NOTICE
+        assert str(again) and passages(again)["contract.md"] in NOTICE
 
 
 async def test_what_left_the_window_is_recalled(llm: HMTLLM) -> None:
