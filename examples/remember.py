@@ -26,7 +26,7 @@ FACTS = (  # what is told, what is asked, and the word that a right answer says
     ("We got a dog last week, he is called Bruno.", "What is my dog called?", "Bruno"),
     ("The meeting with Carla is on Friday at noon.", "When do I meet Carla?", "Friday"),
     ("I'm allergic to hazelnuts, by the way.", "What am I allergic to?", "hazelnuts"),
-    ("My sister Nora works as a beekeeper now.", "What is my sister's job?", "beekeeper"),
+    ("My sister Nora works as a beekeeper now.", "What is my sister's job?", "beekeep"),
     ("The spare key hangs behind the blue cupboard.", "Where is the spare key?", "blue cupboard"),
     ("We booked the hotel in Trieste for the holidays.", "In which city is the hotel that we booked?", "Trieste"),
     ("The new dishwasher was 640 euros.", "How much was the dishwasher?", "640"),

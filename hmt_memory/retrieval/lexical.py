@@ -72,10 +72,14 @@ def scores(shards: Sequence[Postings]) -> list[NDArray[np.float64]]:
 
 
 def rarities(query: Sequence[str], shards: Sequence[Postings]) -> dict[str, float]:
-    """Return how much each word of a query is worth, counted over all collections that are searched as one."""
+    """Return how much each word of a query is worth, counted over all collections that are searched as one.
+
+    Single letters, such as the s behind an apostrophe, are worth nothing.
+    """
     total = sum(len(shard.lengths) for shard in shards)
     counts = [sum(len(shard.found[number][0]) for shard in shards) for number in range(len(query))]
-    return {word: _rarity(holding, total) for word, holding in zip(query, counts, strict=True)}
+    words = {word: _rarity(holding, total) for word, holding in zip(query, counts, strict=True)}
+    return {word: 0.0 if len(word) == 1 and word.isascii() and word.isalpha() else worth for word, worth in words.items()}
 
 
 def text_scores(texts: Sequence[str], worth: Mapping[str, float]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from hmt_memory.retrieval.notes import HEADING, Note, day, written
 from hmt_memory.retrieval.passages import Scored, scored
 from hmt_memory.retrieval.sentences import LONGEST, sentences, whole
 from hmt_memory.retrieval.sources import Citation, Message
+from hmt_memory.store.index.words import Postings
 
 DAY = datetime(2026, 3, 9, 12, tzinfo=timezone.utc)
 
@@ -96,3 +98,10 @@ def test_scores_of_texts_rise_with_rare_words_and_never_above_what_the_words_are
     worth = {"key": 3.0, "the": 0.1}
     scores = lexical.text_scores(["the key", "the the the the", "nothing", "key " * 50], worth)
     assert scores[0] > scores[1] > scores[2] == 0 and max(scores) <= 3.1 + 1e-9
+
+
+def test_the_letter_behind_an_apostrophe_is_no_word() -> None:
+    query = lexical.distinct_terms("What is my sister's job?")
+    none = np.zeros(0, np.int64)
+    worth = lexical.rarities(query, [Postings(np.array([5, 5, 5]), [(none, none) for _ in query], none)])
+    assert worth["s"] == 0 and worth["siste"] > 0 and lexical.rarities(["7"], [Postings(none, [(none, none)], none)])["7"] > 0
