@@ -174,6 +174,19 @@ class Backbone(TextCodec, nn.Module):
             )
         return output.last_hidden_state.to(self.embedding.weight), kept
 
+    def repeat(self, cache: Any, rows: int) -> Any:
+        """Return a cache of one row as one of several rows, with its gradient; the old one is spent.
+
+        Raises:
+            BackboneError: the family's cache cannot be repeated.
+        """
+        if not hasattr(cache, "batch_repeat_interleave"):
+            raise BackboneError(
+                f"{self.name} ({self.config.model_type}) has a cache that cannot be repeated. Train without exercises."
+            )
+        cache.batch_repeat_interleave(rows)
+        return cache
+
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into logits [..., vocab], with the family's scaling and soft cap."""
         project = self._plain[0].get_output_embeddings()

@@ -71,19 +71,20 @@ class View:
     def begins(self, state: HMTState) -> int:
         """Return the first token of the stream that the view shows.
 
-        The window of recent turns moves in steps of half its size, to where a turn of the user begins if one is near, but
-        never past the question: between two steps the view grows at its end only. Without turns it moves token by token.
+        The window of recent turns moves in steps of a third of its size, to where a turn of the user begins if one is near,
+        but never past the question: it is at least half full, and between two steps the view grows at its end only. Without
+        turns it moves token by token.
         """
         earliest = state.tokens - len(state.open_ids) - self._recent
         held = state.tokens - len(state.open_ids) - len(state.recent_ids)
         if earliest <= 0 or not self._recent or not self._turns.starts:
             return max(held, earliest, 0)
-        step = max(1, self._recent // 2)
+        step = max(1, self._recent // 3)
         target, question = -(-earliest // step) * step, self._turns.question
-        last = target + step if question is None else min(target + step, question)
+        last = target + step // 2 if question is None else min(target + step // 2, question)
         begin = next((place for place in self._turns.starts if target <= place <= last), target)
         if question is not None and earliest <= question < begin:
-            begin = earliest
+            begin = max((place for place in self._turns.starts if earliest <= place <= question), default=earliest)
         return max(held, begin)
 
     def visible(self, state: HMTState) -> Tensor:

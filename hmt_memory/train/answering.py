@@ -6,7 +6,7 @@ Knows a backbone and the token ids of exercises; P comes from the caller.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -69,14 +69,8 @@ def answer_losses(model: MemoryCell, prompt: Tensor, ids: Sequence[int], branche
     shown = backbone.embed(torch.tensor(list(ids), device=backbone.device))
     cache = backbone.extend(torch.cat([front, shown])[None])[1]
     rows = [torch.tensor([*asked, *answer], device=backbone.device) for asked, answer in branches]
-    hidden, _ = backbone.extend(backbone.embed(pad_sequence(rows, batch_first=True)), repeated(cache, len(rows)))
+    hidden, _ = backbone.extend(backbone.embed(pad_sequence(rows, batch_first=True)), backbone.repeat(cache, len(rows)))
     targets = torch.full(hidden.shape[:2], IGNORED, device=hidden.device)
     for number, (asked, answer) in enumerate(branches):
         targets[number, len(asked) - 1 : len(asked) - 1 + len(answer)] = torch.tensor(list(answer), device=hidden.device)
     return token_losses(backbone.head, hidden.flatten(0, 1), targets.flatten(), Weights())
-
-
-def repeated(cache: Any, rows: int) -> Any:
-    """Return a cache of one row as one of several rows, with its gradient."""
-    cache.batch_repeat_interleave(rows)
-    return cache

@@ -37,6 +37,7 @@ def prepare(
     causal_lm.requires_grad_(recipe.lora_rank == 0)
     if recipe.lora_rank:
         causal_lm = _with_lora(causal_lm, recipe)
+        _freeze_early_layers(causal_lm, recipe)
     if Path(name).expanduser().exists():
         name = str(Path(name).expanduser().resolve())
     return HMTModel(Backbone(causal_lm, tokenizer, name=name), recipe.config)
@@ -55,9 +56,15 @@ def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMT
     if bool(recipe.lora_rank) != model.backbone.has_adapter:
         raise ConfigError(f"{start} {'has no LoRA' if recipe.lora_rank else 'has LoRA'}, unlike the recipe. Change lora_rank.")
     for parameter_name, value in model.backbone.causal_lm.named_parameters():
-        learns = "lora_" in parameter_name and _layer(parameter_name) >= recipe.lora_from_layer
-        value.requires_grad_(learns or not recipe.lora_rank)
+        value.requires_grad_("lora_" in parameter_name or not recipe.lora_rank)
+    _freeze_early_layers(model.backbone.causal_lm, recipe)
     return model
+
+
+def _freeze_early_layers(causal_lm: Any, recipe: Recipe) -> None:
+    for name, value in causal_lm.named_parameters():
+        if "lora_" in name and _layer(name) < recipe.lora_from_layer:
+            value.requires_grad_(False)
 
 
 def _layer(name: str) -> int:

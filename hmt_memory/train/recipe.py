@@ -208,26 +208,16 @@ COMPACT = Recipe(
     checkpoint_every=10,
 )
 # Goes on from an adapter that reads: short answers from notes, while text is read as before.
-NOTES = Recipe(
-    stages=(
-        Stage(
-            steps=100,
-            segments=2,
-            before=2,
-            batch=1,
-            distillation=1.0,
-            next_token=0.1,
-            exercises=8,
-        ),
-    ),
-    config=COMPACT.config,
+NOTES = replace(
+    COMPACT,
+    stages=(Stage(steps=100, segments=2, before=2, batch=1, distillation=1.0, next_token=0.1, exercises=8),),
     lora_from_layer=8,
     learning_rate=1e-3,
     memory_learning_rate=1e-4,
     recall_learning_rate=1e-4,
+    recall_questions=0,
     prompt_learning_rate=2e-4,
-    schedule="cosine",
-    warmup=10,
+    schedule_steps=None,
     teacher_tokens=256,
     checkpoint_every=20,
 )

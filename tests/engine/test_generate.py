@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from measuring import counting_tokens, same
 from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
 
-from hmt_memory import HMTModel, HMTState
+from hmt_memory import HMTModel, HMTState, ViewConfig
 from hmt_memory.chat.transcript import Transcript
 from hmt_memory.engine.backbone import _cache_argument
 from hmt_memory.engine.decoding import Detokenizer, StopStrings, align
 from hmt_memory.engine.generate import recall_segments
+from hmt_memory.engine.turns import Turns
 from hmt_memory.engine.view import View
 from hmt_memory.errors import BackboneError, BudgetError, InputError
 
@@ -535,3 +537,36 @@ def test_an_untrained_model_answers_behind_its_initial_prompt(tokenizer: Any) ->
         with torch.no_grad():
             prompt = View(model, none, none, 0, None)._prompt(state)
         assert torch.equal(prompt, model.initial_memory) is carries
+
+
+# --- the window of recent turns -----------------------------------------------------------------------------------------
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=30), recent=st.integers(6, 90))
+def test_the_window_begins_at_turns_moves_in_steps_and_stays_half_full(lengths: list[int], recent: int) -> None:
+    model = tiny_model().with_view(ViewConfig(recent_tokens=recent, note_tokens=8, pinned_tokens=8))
+    starts = [0, *itertools.accumulate(lengths)][:-1]
+    none, begins = torch.zeros(0, dtype=torch.long), []
+    for tokens in range(starts[-1] + 1, sum(lengths) + 1):
+        turns = Turns(starts, starts[-1])
+        view = View(model, none, none, 0, None, turns)
+        ids = torch.arange(tokens)
+        state = replace(model.empty_state(), recent_ids=ids[-recent:], tokens=tokens)
+        begin = view.begins(state)
+        begins.append(begin)
+        assert view.visible(state).tolist() == list(range(begin, tokens)) and tokens - begin <= recent
+        assert tokens - begin >= min(tokens, recent // 2), "at least half full"
+        assert begin <= starts[-1] or tokens - recent > starts[-1], "the question stays visible if it can"
+    assert begins == sorted(begins)
+    if sum(lengths) - recent <= starts[-1]:  # the turn of the question fits
+        assert len(set(begins)) <= 2 + len(begins) // max(1, recent // 3), "between two steps it stays"
+
+
+def test_notes_stand_before_the_question() -> None:
+    model = tiny_model().with_view(ViewConfig(recent_tokens=30, note_tokens=8, pinned_tokens=8))
+    ids = torch.arange(20)
+    state = replace(model.empty_state(), recent_ids=ids, tokens=20)
+    notes = torch.tensor([91, 92])
+    view = View(model, torch.tensor([90]), notes, 0, None, Turns([0, 10], 13))
+    assert view.ids(state).tolist() == [90, *range(13), 91, 92, *range(13, 20)]
+    assert View(model, torch.tensor([90]), notes, 0, None).ids(state).tolist() == [90, 91, 92, *range(20)]
