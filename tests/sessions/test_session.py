@@ -243,6 +243,13 @@ def test_notes_are_whole_messages_with_their_day_and_never_what_is_visible(
     store.close()
 
 
+def test_what_was_said_twice_is_noted_once_and_where_it_was_said_last(session: Session) -> None:
+    for text in ("The code is 7.", "other talk here", "The code is 7.", "and something else " * 3):
+        session.add(user(text))
+    reply = session.reply(user("which code?"), **FAST).finish()
+    assert [(one.text, one.messages[0].id) for one in reply.recalled] == [("The code is 7.", 3)]
+
+
 def test_notes_fit_their_budget_and_are_the_best(session: Session) -> None:
     for turn in range(20):
         session.add(user(f"fact {turn} is {turn * 7} and so on"))
