@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_model
 
 from hmt_memory.retrieval import lexical
 from hmt_memory.retrieval.notes import HEADING, Note, day, written
 from hmt_memory.retrieval.passages import Scored, scored
+from hmt_memory.retrieval.ranking import alone
+from hmt_memory.retrieval.recollection import ViewRecollection
 from hmt_memory.retrieval.sentences import LONGEST, sentences, whole
 from hmt_memory.retrieval.sources import Citation, Message
 from hmt_memory.store.index.words import Postings
@@ -105,3 +108,12 @@ def test_the_letter_behind_an_apostrophe_is_no_word() -> None:
     none = np.zeros(0, np.int64)
     worth = lexical.rarities(query, [Postings(np.array([5, 5, 5]), [(none, none) for _ in query], none)])
     assert worth["s"] == 0 and worth["siste"] > 0 and lexical.rarities(["7"], [Postings(none, [(none, none)], none)])["7"] > 0
+
+
+def test_of_what_was_said_twice_the_latest_is_noted_however_they_score() -> None:
+    first, last = (
+        Scored((0, number, number), said(number, "The code is 7."), score, True) for number, score in ((1, 0.9), (5, 0.5))
+    )
+    weak = Scored((0, 9, 9), said(9, "Codes are dull."), 0.1, True)
+    chooser = ViewRecollection(tiny_model(), list, alone(None), own=True, question="code?")  # type: ignore[arg-type]
+    assert chooser._noted([first, last, weak]) == [last]
