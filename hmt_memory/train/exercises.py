@@ -101,8 +101,10 @@ def from_file(path: str | Path) -> list[Exercise]:
         path: the file.
 
     Raises:
-        InputError: a row has another form; the message names its line.
+        InputError: there is no such file, or a row has another form; the message names its line.
     """
+    if not Path(path).is_file():
+        raise InputError(f"there is no file {path}. --exercises names JSONL files.")
     exercises = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:

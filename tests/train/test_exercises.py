@@ -93,6 +93,8 @@ def test_files_of_exercises_are_read_and_their_mistakes_named(tmp_path: Path) ->
     (exercise,) = from_file(path)
     assert exercise.asked == [("Who?", "Rex.")] and exercise.notes == [Note("He is Rex.", None, "user")]
     assert Exercises([exercise], facts=0.0).draw("x") is exercise
+    with pytest.raises(InputError, match="no file"):
+        from_file(tmp_path / "nothing.jsonl")
     for bad in ("{}", "[1]", '{"asked": [["one"]]}', "no json"):
         path.write_text(json.dumps(row) + "\n" + bad + "\n")
         with pytest.raises(InputError, match=r"line 2.*A row needs `asked`"):
