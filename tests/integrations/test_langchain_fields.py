@@ -196,9 +196,9 @@ def test_an_impossible_view_is_refused_in_both_ways(assistant: Assistant) -> Non
 def test_a_view_is_chosen_before_any_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     monkeypatch.setattr(HMTModel, "from_pretrained", lambda *_, **__: loaded.append(1) or MODEL)
-    chat = HMTChatModel(model="a-model", store=tmp_path, max_tokens=2, recent_tokens=8)  # type: ignore[call-arg]
-    wide = HMTChatModel(model="a-model", store=tmp_path, max_tokens=2, recent_tokens=24)  # type: ignore[call-arg]
-    assert chat.assistant().name == "a-model" and not chat.assistant().is_loaded and not loaded
+    chat = HMTChatModel(model="a-model-nobody-loaded", store=tmp_path, max_tokens=2, recent_tokens=8)  # type: ignore[call-arg]
+    wide = HMTChatModel(model="a-model-nobody-loaded", store=tmp_path, max_tokens=2, recent_tokens=24)  # type: ignore[call-arg]
+    assert chat.assistant().name == "a-model-nobody-loaded" and not chat.assistant().is_loaded and not loaded
     for model in (chat, wide, chat):
         model.invoke("hello", ALICE)
     assert loaded == [1] and chat.assistant().is_loaded
