@@ -1,8 +1,8 @@
 """Facts told in a conversation, asked for in another process: whether the answers say them, and say when nothing was told.
 
 A conversation tells facts about the user, each once and in plain words, among much other talk; some are told anew later. Then
-the process ends. Another one asks for each in other words, and for facts that were never told. Names, numbers and words are
-those of `train.facts` for evaluation, which no training has seen.
+the process ends. Another one asks for each in other words, and for facts that were never told. Names, numbers, words and talk
+are those of `train.facts` and `train.talk` for evaluation, which no training has seen.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class Plan:
         anew = {fact.kind: tell(fact.kind, chance, "evaluation", other_than=fact.value) for fact in told[: self.changed]}
         chance.shuffle(told)
         facts = [*told, *anew.values()]
-        talk = small_talk(chance, self.talk * len(facts))
+        talk = small_talk(chance, self.talk * len(facts), "evaluation")
         turns: list[tuple[str, str]] = []
         for number, fact in enumerate(facts):
             turns.append((fact.told, chance.choice(_THANKS)))

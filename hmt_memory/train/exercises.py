@@ -16,6 +16,7 @@ from typing import Any
 
 from ..chat.transcript import Transcript
 from ..errors import InputError
+from ..retrieval.lexical import distinct_terms
 from ..retrieval.notes import Note, day, written
 from . import relations
 from .talk import small_talk
@@ -152,16 +153,21 @@ class Facts:
 
     def __init__(self, talk: Sequence[Pair]) -> None:
         self._talk = talk
+        self._alike: dict[str, list[Pair]] = {}  # talk by its words that are not common
+        for pair in talk:
+            for word in distinct_terms(f"{pair[0]} {pair[1]}"):
+                self._alike.setdefault(word, []).append(pair)
+        self._alike = {word: pairs for word, pairs in self._alike.items() if len(pairs) <= max(1, len(talk) // 20)}
 
     def make(self, chance: random.Random) -> Exercise:
         """Make an exercise: facts in notes, or now and then in recent turns, with what is easily confused with them."""
-        told = {fact.key: fact for fact in (relations.tell(chance) for _ in range(chance.choice((1, 1, 2, 2, 3, 4, 5, 6))))}
+        told = {fact.key: fact for fact in (relations.tell(chance) for _ in range(chance.choice((1, 2, 3, 3, 4, 4, 5, 6))))}
         others = {fact.key: fact for fact in (relations.near(chance, key) for key in told) if chance.random() < 0.4}
         facts = [*told.values(), *(fact for key, fact in others.items() if key not in told)]
         chance.shuffle(facts)
         said: list[Note] = []
         for fact in facts:
-            said += [Note(fact.text, None, "user"), *self._beside(chance)]
+            said += [Note(fact.text, None, "user"), *self._beside(chance, fact)]
         for key, fact in list(told.items()):
             if chance.random() < _CHANGED:
                 told[key] = relations.tell(chance, key, other_than=fact.value)
@@ -188,24 +194,26 @@ class Facts:
             dated.append(replace(note, origin=moment))
         return dated
 
-    def _beside(self, chance: random.Random) -> list[Note]:
-        if chance.random() < 0.55:
+    def _beside(self, chance: random.Random, fact: relations.Told) -> list[Note]:
+        """Return what a search by words brings along: talk that shares a word with the question, but does not answer it."""
+        if chance.random() < 0.5:
             return []
         if chance.random() < 0.15:  # an earlier question, which is no answer
             return [Note(relations.tell(chance).question, None, "user")]
-        said, answered = chance.choice(self._talk)
+        shared = [word for word in distinct_terms(fact.question) if word in self._alike]
+        said, answered = chance.choice(self._alike[chance.choice(shared)] if shared and chance.random() < 0.6 else self._talk)
         if chance.random() < 0.6 or len(answered) > 250:
             return [Note(said, None, "user")]
         return [Note(answered, None, "assistant")]
 
     def _recent(self, chance: random.Random) -> list[Pair]:
         kind = chance.random()
-        if kind < 0.35:
+        if kind < 0.2:
             return []
-        if kind < 0.5:
+        if kind < 0.4:
             return [(said, chance.choice(_THANKS)) for said, _ in chance.sample(self._talk, chance.randint(1, 6))]
-        if kind < 0.7:
-            return small_talk(chance, chance.randint(1, 6))
+        if kind < 0.75:
+            return small_talk(chance, chance.randint(1, 8))
         return [pair for pair in chance.sample(self._talk, chance.randint(1, 2)) if len(pair[1]) < 300]
 
     def _asked(
@@ -224,7 +232,7 @@ class Facts:
             days: when each text was said; without, nobody asks for that.
         """
         asked: list[Pair] = []
-        for fact in chance.sample(list(facts), min(len(facts), 4)):
+        for fact in chance.sample(list(facts), min(len(facts), 6)):
             form, question = chance.random(), fact.question if chance.random() < 0.5 else relations.ask(chance, fact.key)
             told_at = days.get(fact.text)
             if form < 0.12:
@@ -233,7 +241,7 @@ class Facts:
                 asked.append((chance.choice(_WHEN).format(fact.text), f"You told me on {day(told_at)}."))
             else:
                 asked.append((question, fact.answer))
-        for _ in range(chance.choice((0, 1, 1)) if asked else 2):
+        for _ in range(chance.choice((0, 1, 1, 2)) if asked else 2):
             other = relations.near(chance, chance.choice(sorted(keys))) if chance.random() < 0.6 else relations.tell(chance)
             if other.key not in keys:
                 asked.append((other.question, chance.choice(UNKNOWN)))

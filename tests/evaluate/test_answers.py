@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from typing import get_args
 
 import pytest
 
@@ -50,10 +51,13 @@ def test_a_plan_tells_what_it_asks_for_and_nothing_else() -> None:
 
 
 def test_small_talk_tells_nothing_that_is_asked_for() -> None:
-    talk = " ".join(text for turn in small_talk(random.Random(0), 32) for text in turn)
+    talks = {split: small_talk(random.Random(0), 100, split) for split in get_args(Split)}
+    said = " ".join(text for talk in talks.values() for turn in talk for text in turn)
     values = {tell(kind, random.Random(seed), "evaluation").value for kind in KINDS for seed in range(50)}
-    assert not [value for value in values if holds(talk, value)]
-    assert len(small_talk(random.Random(0), 100)) == 100
+    assert not [value for value in values if holds(said, value)]
+    assert len(talks["evaluation"]) == 100 and not set(talks["training"]) & set(talks["evaluation"])
+    turns = {turn for conversation in Plan().make() for turn in conversation.turns}
+    assert turns & set(talks["evaluation"]) and not turns & set(talks["training"])
 
 
 @pytest.mark.parametrize(

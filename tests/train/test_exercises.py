@@ -17,7 +17,7 @@ from hmt_memory.errors import InputError
 from hmt_memory.retrieval.notes import HEADING, Note
 from hmt_memory.train import Recipe, Stage, Trainer, open_sources, prepare, relations
 from hmt_memory.train.answering import answer_losses
-from hmt_memory.train.exercises import UNKNOWN, Exercise, Exercises, from_file
+from hmt_memory.train.exercises import UNKNOWN, Exercise, Exercises, Facts, from_file
 from hmt_memory.train.facts import KINDS
 
 MODEL = tiny_model(tokenizer=byte_tokenizer())
@@ -57,6 +57,18 @@ def test_every_answer_of_an_exercise_rests_on_its_notes() -> None:
                 words = [word.strip(".,:'").lower() for word in answer.split()]
                 answers += any(word in shown for word in words if len(word) > 2)
     assert answers > 2 * unknown > 100
+
+
+def test_talk_that_shares_a_word_with_a_question_stands_beside_the_facts_more_often() -> None:
+    """A search by words brings it along, so what answers has to tell it from the facts."""
+    kinds = [relations.tell(random.Random(f"talk {number}")).question for number in range(60)]
+    talk = [(question, "Hm.") for question in kinds] + [(f"plain number {number}", "Hm.") for number in range(240)]
+    shared = plain = 0
+    for number in range(150):
+        told = [note.text for note in Facts(talk).make(random.Random(number)).notes]
+        shared += sum(text in kinds for text in told)
+        plain += sum(text.startswith("plain") for text in told)
+    assert shared > plain > 20  # by chance it would be a quarter
 
 
 def test_an_exercise_is_written_as_the_view_has_it() -> None:
