@@ -18,22 +18,24 @@ from numpy.typing import NDArray
 
 from ..chat.message import SYSTEM_ROLES, Messages, system_texts, validated
 from ..chat.transcript import Batch, Transcript
-from ..engine.decoding import Decoding, DecodingOptions
 from ..errors import InputError
 from ..retrieval.ranking import alone
 from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import StreamShard
-from ..sessions.answer import Answer, Request
-from ..sessions.answering import Answerer, messages_of
+from ..sessions.answer import Answer, Request, Wanted
+from ..sessions.answering import answering, messages_of
 from ..store import rewriting
 from ..store.rows import as_array
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ..config import ViewConfig
+    from ..engine.decoding import Decoding, DecodingOptions
     from ..engine.generate import Generation, Usage
     from ..engine.state import HMTState
     from ..model import HMTModel
+    from ..sessions.chat_model import ChatModel, Writing
 
 
 class PrefixCache:
@@ -129,7 +131,8 @@ def reply(
     tools: Sequence[Mapping[str, Any]] | None = None,
     tool_choice: Any = None,
     schema: Mapping[str, Any] | None = None,
-    answerer: HMTModel | None = None,
+    answerer: HMTModel | ChatModel | None = None,
+    view: ViewConfig | None = None,
     decoding: Decoding | None = None,
     **options: Unpack[DecodingOptions],
 ) -> StatelessAnswer:
@@ -144,6 +147,7 @@ def reply(
         tool_choice: which of them may or must be called.
         schema: of a JSON answer.
         answerer: another model, which answers from notes of what `model` has read; None: `model` answers.
+        view: the answerer's budgets; None: its own.
         decoding: how tokens are chosen.
         **options: fields of `Decoding`.
 
@@ -151,9 +155,9 @@ def reply(
         InputError: messages are malformed, or there are none to answer.
     """
     transcript = Transcript(model.backbone)
-    other = None if answerer is None else Answerer(answerer)
-    chosen = (decoding or Decoding()).changed(**options)
-    request = Request(model if other is None else other.model, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
+    wanted = Wanted(decoding, options, tools, tool_choice, schema)
+    other = None if answerer is None else answering(answerer, wanted, reader=model, view=view)
+    request = Request(model, wanted) if other is None else other
     prompt = prompt_of(transcript, messages, tools, limit=model.view.pinned_tokens)
     batch, ids = prompt.batch, prompt.batch.ids
     if not ids:
@@ -170,9 +174,10 @@ def reply(
         rows=rows,
     )
     question, state = str(asked.body["content"] or ""), _read(model, ids, cache, namespace)
-    encode, budget = (transcript.plain, None) if other is None else (other.transcript.plain, other.model.view.note_tokens)
+    encode, budget = (transcript.plain, None) if other is None else (other.encode, other.note_tokens)
     memory = ViewRecollection(model, encode, alone(shard), own=True, question=question, note_tokens=budget)
-    if other is None:
+    generation: Generation | Writing
+    if isinstance(request, Request):
         generation = model.generate(
             prompt.opening,
             state=state,
@@ -183,10 +188,10 @@ def reply(
         )
     else:
         said = [row for row in rows if row.body["role"] not in SYSTEM_ROLES]
-        shown = other.shown(messages_of(said))
+        shown = request.shown(messages_of(said))
         memory.recall(question, state, said[len(said) - shown.messages].tokens[0])
-        pinned = other.transcript.pinned("\n\n".join(system_texts(messages_of(rows))) or None, tools)
-        generation = other.generate(shown, pinned=pinned, notes=memory.notes(), decoding=request.decoding)
+        system = "\n\n".join(system_texts(messages_of(rows))) or None
+        generation = request.generate(shown, system=system, notes=memory.notes(), added=len(ids))
     return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)
 
 
@@ -204,7 +209,7 @@ def _read(model: HMTModel, ids: list[int], cache: PrefixCache | None, namespace:
 class StatelessAnswer(Answer):
     """An answer to a whole conversation."""
 
-    def __init__(self, generation: Generation, memory: ViewRecollection, asked: int, *, may_call: bool) -> None:
+    def __init__(self, generation: Generation | Writing, memory: ViewRecollection, asked: int, *, may_call: bool) -> None:
         super().__init__(generation, memory, may_call=may_call)
         self._asked = asked
 

@@ -6,20 +6,44 @@ Knows a generation and its request; the session stores the answer.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..chat.grammar import Constraint, Speech, form_of, tool_choice_of
+from ..engine.decoding import Decoding
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..chat.tools import ToolCall
-    from ..engine.decoding import Decoding
     from ..engine.generate import Generation, Usage
     from ..model import HMTModel
     from ..retrieval.ranking import RecalledSegments
     from ..retrieval.recollection import ViewRecollection
+    from .chat_model import Writing
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The answer that a caller wants, whoever writes it."""
+
+    decoding: Decoding | None = None  # how tokens are chosen, and what ends it; None: as ever
+    options: Mapping[str, Any] = field(default_factory=dict)  # fields of `Decoding` that differ
+    tools: Sequence[Mapping[str, Any]] | None = None  # functions in OpenAI's form, see `grammar.form_of`
+    tool_choice: Any = None  # which of them may or must be called, see `grammar.tool_choice_of`
+    schema: Mapping[str, Any] | None = None  # of a JSON answer
+
+    def chosen(self) -> Decoding:
+        """Return the whole decoding. Raises InputError where a value is out of range."""
+        return (self.decoding or Decoding()).changed(**self.options)
+
+    def given(self) -> dict[str, Any]:
+        """Return what the caller has asked for, and nothing that nobody has."""
+        usual, chosen = Decoding(), self.chosen()
+        decoding = {one.name: getattr(chosen, one.name) for one in fields(chosen)}
+        asked = {name: value for name, value in decoding.items() if name in self.options or value != getattr(usual, name)}
+        asked |= {"tools": self.tools or None, "tool_choice": self.tool_choice, "schema": self.schema}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 class Request:
@@ -27,24 +51,14 @@ class Request:
 
     Args:
         model: the model that answers.
-        decoding: how tokens are chosen, and what ends the answer.
-        tools: functions in OpenAI's form, see `grammar.form_of`.
-        tool_choice: which of them may or must be called, see `grammar.tool_choice_of`.
-        schema: of a JSON answer.
+        wanted: the answer.
     """
 
-    def __init__(
-        self,
-        model: HMTModel,
-        decoding: Decoding,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: Any = None,
-        schema: Mapping[str, Any] | None = None,
-    ) -> None:
-        choice = tool_choice_of(tool_choice, tools)
+    def __init__(self, model: HMTModel, wanted: Wanted) -> None:
+        decoding, tools = wanted.chosen(), wanted.tools
+        choice = tool_choice_of(wanted.tool_choice, tools)
         self.may_call = bool(tools) and choice != "none"
-        form = form_of(tools, choice, schema)
+        form = form_of(tools, choice, wanted.schema)
         if form is not None:
             constraint = Constraint(model.backbone, form, limit=decoding.max_new_tokens)
             decoding = replace(decoding, logits_processors=(constraint, *decoding.logits_processors))
@@ -57,7 +71,7 @@ class Answer(Iterator[str]):
     When it is finished, `text`, `tool_calls`, `finish_reason` and `usage` are set.
     """
 
-    def __init__(self, generation: Generation, memory: ViewRecollection, *, may_call: bool = False) -> None:
+    def __init__(self, generation: Generation | Writing, memory: ViewRecollection, *, may_call: bool = False) -> None:
         self._generation, self._memory = generation, memory
         self._speech = Speech(tools=may_call)
         self.text = ""  # the answer so far
@@ -91,12 +105,12 @@ class Answer(Iterator[str]):
 
     @property
     def tool_calls(self) -> list[ToolCall]:
-        """The functions that the model wants called."""
-        return self._speech.tool_calls
+        """The functions that the model wants called: those in its text, or those that a chat model names beside it."""
+        return [*self._speech.tool_calls, *getattr(self._generation, "tool_calls", ())]
 
     @property
     def finish_reason(self) -> str | None:
-        """`stop`, `length` or `tool_calls` once it is finished."""
+        """`stop`, `length` or `tool_calls` once it is finished; of a chat model, what that says."""
         return "tool_calls" if self.tool_calls else self._generation.finish_reason
 
     @property
@@ -106,7 +120,7 @@ class Answer(Iterator[str]):
 
     @property
     def view_ids(self) -> list[int]:
-        """Token ids of what the answer was conditioned on, all but P; there with the first piece."""
+        """Token ids of what the answer was conditioned on, all but P; there with the first piece. None of a chat model."""
         return self._generation.view_ids
 
     @property

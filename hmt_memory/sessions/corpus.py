@@ -21,8 +21,8 @@ from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import CorpusShard
 from ..store import lineage
 from ..store.rows import CollectionRow, DocumentRow, Lineage, as_array
-from .answer import Answer, Request
-from .answering import Answerer
+from .answer import Answer, Request, Wanted
+from .answering import answering
 from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
 from .stored_corpus import StoredCorpus
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ..config import ViewConfig
     from ..model import HMTModel
     from ..store.transaction import Transaction
+    from .answering import Answerer, ChatAnswerer
+    from .chat_model import ChatModel
     from .storage import Storage
 
 
@@ -109,7 +111,7 @@ class Corpus(StoredCorpus):
         system: str | None = None,
         schema: Mapping[str, Any] | None = None,
         view: ViewConfig | None = None,
-        answerer: HMTModel | None = None,
+        answerer: HMTModel | ChatModel | None = None,
         decoding: Decoding | None = None,
         **options: Unpack[DecodingOptions],
     ) -> Answer:
@@ -121,19 +123,21 @@ class Corpus(StoredCorpus):
             system: pinned instead of the template's own system text.
             schema: JSON schema of the answer.
             view: the view's budgets for this answer, instead of the model's.
-            answerer: another model, which answers from notes of what the corpus's model has read; None: that one answers.
+            answerer: another model, which answers from notes of what the corpus's model has read, as of `Session.reply`; None:
+                that one answers.
             decoding: how tokens are chosen, and what ends the answer.
             **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
         Raises:
             InputError: the question or an option is impossible.
         """
-        model = self._needs_model() if view is None or answerer is not None else self._needs_model().with_view(view)
+        wanted = Wanted(decoding, options, schema=schema)
         if answerer is not None:
             return self._ask_another(
-                Answerer(answerer, view), question, others, system, schema, (decoding or Decoding()).changed(**options)
+                answering(answerer, wanted, reader=self._needs_model(), view=view), question, others, system
             )
-        request = Request(model, (decoding or Decoding()).changed(**options), schema=schema)
+        model = self._needs_model() if view is None else self._needs_model().with_view(view)
+        request = Request(model, wanted)
         memory = ViewRecollection(model, self._transcript.plain, self._sources(others), own=False, question=question)
         turn = self._transcript.batch({"role": "user", "content": question}, first=True)
         generation = model.generate(
@@ -146,24 +150,14 @@ class Corpus(StoredCorpus):
         return Answer(generation, memory)
 
     def _ask_another(
-        self,
-        other: Answerer,
-        question: str,
-        others: Sequence[Corpus],
-        system: str | None,
-        schema: Mapping[str, Any] | None,
-        decoding: Decoding,
+        self, other: Answerer | ChatAnswerer, question: str, others: Sequence[Corpus], system: str | None
     ) -> Answer:
         """Let another model answer from notes."""
-        request = Request(other.model, decoding, schema=schema)
         shown = other.shown([{"role": "user", "content": question}])
-        model, budget = self._needs_model(), other.model.view.note_tokens
-        memory = ViewRecollection(
-            model, other.transcript.plain, self._sources(others), own=False, question=question, note_tokens=budget
-        )
+        model, budget = self._needs_model(), other.note_tokens
+        memory = ViewRecollection(model, other.encode, self._sources(others), own=False, question=question, note_tokens=budget)
         memory.recall(question, model.empty_state(), 0)
-        pinned = other.transcript.pinned(system)
-        generation = other.generate(shown, pinned=pinned, notes=memory.notes(), decoding=request.decoding)
+        generation = other.generate(shown, system=system, notes=memory.notes(), added=len(shown.batch.ids))
         return Answer(generation, memory)
 
     def _read_pending(self, progress: Progress | None = None) -> None:

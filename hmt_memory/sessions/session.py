@@ -23,8 +23,8 @@ from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import Draft
 from ..store import lineage, rewriting
 from ..store.rows import CollectionRow, MessageRow
-from .answer import Answer, Request
-from .answering import Answerer, messages_of
+from .answer import Answer, Request, Wanted
+from .answering import answering, messages_of
 from .collection import log
 from .reading import Progress
 from .session_memory import SessionMemory, Snapshot
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..config import ViewConfig
     from ..model import HMTModel
     from ..store.transaction import Transaction
+    from .chat_model import ChatModel, Writing
 
 _LATEST = 16  # latest messages, searched for the user's last one
 _MOST_SHOWN = 256  # latest messages that another model may be shown
@@ -101,7 +102,7 @@ class Session(SessionMemory):
         schema: Mapping[str, Any] | None = None,
         replay: bool = True,
         view: ViewConfig | None = None,
-        answerer: HMTModel | None = None,
+        answerer: HMTModel | ChatModel | None = None,
         decoding: Decoding | None = None,
         **options: Unpack[DecodingOptions],
     ) -> Reply:
@@ -119,7 +120,8 @@ class Session(SessionMemory):
             schema: JSON schema of the answer.
             replay: whether notes of what bears on the question and is no longer visible are shown to the model.
             view: the view's budgets for this answer, instead of the session's.
-            answerer: another model, which answers from notes of what the session's model has read; None: that one answers.
+            answerer: another model, which answers from notes of what the session's model has read: an `HMTModel`, or anything
+                that answers messages (`ChatModel`). None: the session's model answers.
             decoding: how tokens are chosen, and what ends the answer.
             **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
@@ -132,11 +134,10 @@ class Session(SessionMemory):
         """
         own_view = None if answerer is not None else view
         model = self._needs_model() if own_view is None else self._needs_model().with_view(own_view)
-        other = None if answerer is None else Answerer(answerer, view)
         told = validated(messages)
-        chosen = (decoding or Decoding()).changed(**options)
-        writer = model if other is None else other.model
-        request = Request(writer, chosen, tools=tools, tool_choice=tool_choice, schema=schema)
+        wanted = Wanted(decoding, options, tools, tool_choice, schema)
+        other = None if answerer is None else answering(answerer, wanted, reader=model, view=view)
+        request = Request(model, wanted) if other is None else other
         snapshot = self._within_limits()
         if replacing is not None:
             snapshot = self._before(snapshot, replacing, model)
@@ -146,35 +147,34 @@ class Session(SessionMemory):
         if not batch.ids and not snapshot.tokens:
             raise InputError("there is nothing to answer: add a message first.")
         with self._unless_rewritten(snapshot), self._database.reading() as db:
-            system = batch.system or rewriting.system_in_force(db, snapshot.parts)
-        transcript = self._transcript if other is None else other.transcript
-        pinned = transcript.pinned("\n\n".join(system) or None, tools)
+            system = "\n\n".join(batch.system or rewriting.system_in_force(db, snapshot.parts)) or None
         draft = self._draft(snapshot, batch)
         question, asked_at, turns = self._question(snapshot, draft, model)
         memory = ViewRecollection(
             model,
-            transcript.plain,
+            self._transcript.plain if other is None else other.encode,
             self._sources(snapshot, draft, asked_at),
             own=True,
             question=question,
             noting=replay,
-            note_tokens=None if other is None else other.model.view.note_tokens,
+            note_tokens=None if other is None else other.note_tokens,
         )
-        if other is None:
+        generation: Generation | Writing
+        if isinstance(request, Request):
             generation = model.generate(
-                [*batch.ids, *transcript.answer_opening()],
+                [*batch.ids, *self._transcript.answer_opening()],
                 state=snapshot.state,
-                pinned=pinned,
+                pinned=self._transcript.pinned(system, tools),
                 recollection=memory,
                 turns=turns,
-                decoding=request.decoding.also_stopping_at(transcript.stop),
+                decoding=request.decoding.also_stopping_at(self._transcript.stop),
             )
         else:
-            shown = other.shown(messages_of(rows := self._latest(snapshot, draft)))
+            shown = request.shown(messages_of(rows := self._latest(snapshot, draft)))
             first = rows[len(rows) - shown.messages].tokens[0]
             with self._unless_rewritten(snapshot):
                 memory.recall(question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)
-            generation = other.generate(shown, pinned=pinned, notes=memory.notes(), decoding=request.decoding)
+            generation = request.generate(shown, system=system, notes=memory.notes(), added=len(batch.ids))
         return Reply(
             self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing, own=other is None
         )
@@ -226,8 +226,17 @@ class Session(SessionMemory):
         turns = Turns([row.tokens[0] for row in said], said[-1].content[0])
         return str(said[-1].body["content"] or ""), said[-1].tokens[0], turns
 
-    def _commit(self, reply: Reply, snapshot: Snapshot, generation: Generation) -> list[int]:
-        """Store request and answer, and the segments that were read on the way. Returns the ids of the new messages."""
+    def _commit(self, reply: Reply, snapshot: Snapshot, generation: Generation | None) -> list[int]:
+        """Store request and answer, and the segments that were read on the way.
+
+        Args:
+            reply: the answer.
+            snapshot: the session as it was when it was asked.
+            generation: what this session's model has generated; None: another model has answered.
+
+        Returns:
+            The ids of the new messages.
+        """
         text = reply.text if self._transcript.has_template else reply.text.strip()
         answer: dict[str, Any] = {"role": "assistant", "content": text}
         if reply.tool_calls:
@@ -243,10 +252,10 @@ class Session(SessionMemory):
             if reply._replacing is not None:
                 row, reply._erasure = self._forget_from(db, row, snapshot)
             asked = self._as_it_follows(db, row, reply._asked)
-            stretch = self._transcript.answer(generation.ids) if reply._own else self._transcript.stretch(answer, first=False)
-            answered = asked.followed_by(answer, stretch)
+            own = None if generation is None else self._transcript.answer(generation.ids)
+            answered = asked.followed_by(answer, own or self._transcript.stretch(answer, first=False))
             row, ids = self._append(db, row, answered, asked_at=reply._asked_at)
-            if alone and reply._own and generation.closed is not None and reply._replacing is None:
+            if alone and generation is not None and generation.closed is not None and reply._replacing is None:
                 self._write_segments(db, snapshot, generation.closed[1])
         return ids
 
@@ -290,7 +299,7 @@ class Reply(Answer):
         session: Session,
         snapshot: Snapshot,
         asked: Batch,
-        generation: Generation,
+        generation: Generation | Writing,
         memory: ViewRecollection,
         *,
         may_call: bool,
@@ -299,7 +308,7 @@ class Reply(Answer):
     ) -> None:
         super().__init__(generation, memory, may_call=may_call)
         self._session, self._snapshot, self._asked, self._replacing = session, snapshot, asked, replacing
-        self._own = own  # whether the session's model answers
+        self._own = generation if own and isinstance(generation, Generation) else None  # if the session's model answers
         self._asked_at = session._store.now()
         self._erasure: int | None = None  # the erasure of the replaced messages
         self._left = False  # whether the work after the answer is done
@@ -313,6 +322,6 @@ class Reply(Answer):
             free = super()._advance()
             if free is None or not self._ended:
                 return free
-            self.message_ids = self._session._commit(self, self._snapshot, self._generation)
+            self.message_ids = self._session._commit(self, self._snapshot, self._own)
         self._session._erase_replaced(self._erasure)  # before the last piece: the caller may not come back for more
         return free

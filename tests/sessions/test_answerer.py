@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from llama_index.llms.hmt import HMTLLM
 from stored import FAST, memory_of, tokens_of, user
-from tiny import NO_SYSTEM, REMEMBERING, byte_tokenizer, tiny_model
+from tiny import NO_SYSTEM, byte_tokenizer, tiny_model
+from told import READER, TALK
 
 from hmt_memory import Assistant, HMTModel, MemoryStore, Session, ViewConfig
 from hmt_memory.assistant import ModelSettings
@@ -19,12 +20,8 @@ from hmt_memory.errors import BudgetError, InputError
 from hmt_memory.retrieval.notes import HEADING
 from langchain_hmt import HMTChatModel
 
-READER = tiny_model(
-    config=replace(REMEMBERING, recall_window=20, pinned_tokens=60, replay_tokens=150), tokenizer=byte_tokenizer()
-)
 ANSWERER = tiny_model("qwen2", tokenizer=byte_tokenizer(NO_SYSTEM))
 VIEW = ViewConfig(recent_tokens=40, note_tokens=120, pinned_tokens=30)
-TALK = [user("The secret word is zanzibar."), {"role": "assistant", "content": "Fine."}, user("Nothing else. " * 4)]
 
 
 @pytest.fixture
