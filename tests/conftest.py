@@ -11,7 +11,9 @@ import torch
 from tiny import byte_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hmt_memory import HMTModel
+from hmt_memory import HMTConfig, HMTModel
+from hmt_memory.engine import places
+from hmt_memory.sessions import default_reader
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 THREADS = max(1, torch.get_num_threads() // WORKERS)  # the cores are shared out among the workers
@@ -68,3 +70,13 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a model without one."""
     return str(_save_tiny_model(tmp_path_factory.mktemp("plain"), None))
+
+
+@pytest.fixture
+def bundled(plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Folder of a trained model that stands in for the bundled one, which reads for models whose memory is not trained."""
+    folder = tmp_path / "bundled"
+    HMTModel.from_pretrained(plain, config=HMTConfig(segment_length=48), dtype="float32", device="cpu").save_pretrained(folder)
+    monkeypatch.setattr(default_reader, "DEFAULT_MODEL", str(folder))
+    monkeypatch.setattr(places, "bundled_file", lambda name=None: folder)
+    return str(folder)

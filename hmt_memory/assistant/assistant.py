@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -16,8 +15,9 @@ from weakref import WeakValueDictionary
 from ..chat.message import Messages, validated
 from ..chat.transcript import Transcript
 from ..errors import InputError
+from ..sessions.default_reader import makers, reads_itself
 from ..store.open import default_folder
-from .loading import ModelSettings, Weights, shared_weights
+from .loading import ModelSettings, loading
 from .namespace import Namespace
 from .opened import OpenSessions
 from .reconcile import HistoryMode, entry
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..model import HMTModel
     from ..retrieval.ranking import RecalledSegment, RecalledSegments
     from ..sessions.answer import Answer
+    from ..sessions.chat_model import ChatModel
     from ..sessions.corpus import Corpus
     from ..sessions.memory_store import MemoryStore
     from ..sessions.session import Reply, Session
@@ -53,7 +54,8 @@ class Assistant:
         device: of the model.
         config: of an untrained model, as JSON.
         reader: another model, which reads and remembers, and which `adapter` then belongs to; `model` answers from notes. A
-            name or a model. None: `model` does both.
+            name or a model; "same": `model` does both. None: `model` does both if its memory is trained, or if it is a model
+            that is loaded already; for others the bundled model reads what they have not read before.
     """
 
     def __init__(
@@ -67,27 +69,18 @@ class Assistant:
         config: str | None = None,
         reader: str | HMTModel | None = None,
     ) -> None:
-        self.settings: ModelSettings  # those that the models are loaded by
         self._store = None if store is None or isinstance(store, (str, Path)) else store
         self.folder = str(
             default_folder() if store is None else store if self._store is None else self._store.folder
         )  # of the store
-        name = None if reader is None else reader if isinstance(reader, str) else reader.backbone.name
-        if isinstance(model, str):
-            self.settings = ModelSettings(model, None if adapter is None else str(adapter), dtype, device, config, name)
-            self._weights = shared_weights(self.settings if reader is None else replace(self.settings, adapter=None))
-        else:
-            self.settings = ModelSettings(model.backbone.name, reader=name)
-            self._weights = Weights(self.settings, model)
-        self._reader = self._weights
-        if isinstance(reader, str):
-            self._reader = shared_weights(ModelSettings(reader, None if adapter is None else str(adapter), dtype, device))
-        elif reader is not None:
-            self._reader = Weights(ModelSettings(reader.backbone.name), reader)
+        chosen = loading(model, reader, adapter=adapter, dtype=dtype, device=device, config=config)
+        self.settings = chosen.settings  # those that the models are loaded by
+        self._weights, self._reader, self._by_default = chosen.model, chosen.reader, chosen.by_default
         self._namespace = Namespace()
         self._opening = threading.Lock()
         self._sessions = OpenSessions(
-            lambda name: self.store.session(name, self.reader), lambda name, session: self.store.has("session", name, session)
+            lambda name: self.store.session(name, self._reading("session", name)),
+            lambda name, session: self.store.has("session", name, session),
         )
 
     @classmethod
@@ -122,13 +115,17 @@ class Assistant:
 
     @property
     def reader(self) -> HMTModel:
-        """The model that reads and remembers, loaded when first asked for: `model`, unless another was named."""
+        """The model that reads and remembers, loaded when first asked for: `model`, or another one."""
         return self.model if self._reader is self._weights else self._reader.model
 
-    @property
-    def _answerer(self) -> HMTModel | None:
-        """The model that answers, where another one reads."""
-        return None if self._reader is self._weights else self.model
+    def _reading(self, kind: str, *names: str) -> HMTModel:
+        """Return the model that reads a session or corpora: the reader, unless `model` has read them before there was one."""
+        itself = self._by_default and reads_itself(self.settings.model, makers(self.store, kind, names))
+        return self.model if itself else self.reader
+
+    def _answerer(self, reader: HMTModel | None) -> HMTModel | None:
+        """Return the model that answers, where another one reads."""
+        return None if self._reader is self._weights or reader is self.model else self.model
 
     @property
     def store(self) -> MemoryStore:
@@ -146,7 +143,7 @@ class Assistant:
 
     def corpus(self, name: str) -> Corpus:
         """Return the corpus of that name, made if there is none."""
-        return self.store.corpus(name, self.reader)
+        return self.store.corpus(name, self._reading("corpus", name))
 
     def reply(
         self,
@@ -155,6 +152,7 @@ class Assistant:
         session: str | None = None,
         history: HistoryMode = "auto",
         namespace: Hashable = None,
+        answerer: ChatModel | None = None,
         **options: Any,
     ) -> StatelessAnswer | Reply:
         """Answer a conversation, as an iterator of text pieces.
@@ -167,6 +165,7 @@ class Assistant:
             namespace: the owner of a call without a session. A prompt that was read makes the next one that begins with it
                 faster in the same namespace only, or else callers could find out by the clock what others have said. None: the
                 assistant's own, which is right if it has one caller.
+            answerer: answers this call from notes, instead of the assistant's model.
             **options: of `Session.reply`: tools, tool_choice, schema, stop, max_new_tokens, temperature, top_p, seed, ...
 
         Raises:
@@ -179,12 +178,12 @@ class Assistant:
 
         if session is None:
             whose = self._namespace.key if namespace is None else namespace
-            options["answerer"] = self._answerer
+            options["answerer"] = answerer or self._answerer(self.reader)
             return stateless.reply(self.reader, messages, cache=self._reader.prefixes, namespace=whose, **options)
         held = self.session(session)
         with self._sessions.comparing(session):
             new, replacing = self._sessions.news(held, validated(messages), history)
-        return held.reply(new, replacing=replacing, answerer=self._answerer, **options)
+        return held.reply(new, replacing=replacing, answerer=answerer or self._answerer(held.model), **options)
 
     def add(self, session: str, messages: Messages, *, history: HistoryMode = "auto") -> list[int]:
         """Remember the messages that the session does not hold yet, without answering.
@@ -249,12 +248,13 @@ class Assistant:
         first, *others = self._known(corpora)
         return first.recall(query, top_k, others=others)
 
-    def ask(self, question: str, corpora: Sequence[str], **options: Any) -> Answer:
+    def ask(self, question: str, corpora: Sequence[str], *, answerer: ChatModel | None = None, **options: Any) -> Answer:
         """Answer one question from corpora, storing nothing.
 
         Args:
             question: what to answer.
             corpora: names of the corpora.
+            answerer: answers this call from notes, instead of the assistant's model.
             **options: of `Corpus.ask`.
 
         Raises:
@@ -262,7 +262,7 @@ class Assistant:
             SessionNotFoundError: no corpus has that name.
         """
         first, *others = self._known(corpora)
-        return first.ask(question, *others, answerer=self._answerer, **options)
+        return first.ask(question, *others, answerer=answerer or self._answerer(first.model), **options)
 
     def _known(self, corpora: Sequence[str]) -> list[Corpus]:
         """Return corpora, all of which must exist."""
@@ -270,7 +270,8 @@ class Assistant:
             raise InputError("name a session or a corpus to recall from.")
         for name in corpora:
             self.store.corpus(name)  # checks that it exists: without a model none is made
-        return [self.corpus(name) for name in corpora]
+        reader = self._reading("corpus", *corpora)
+        return [self.store.corpus(name, reader) for name in corpora]
 
     def recall_hidden(
         self,

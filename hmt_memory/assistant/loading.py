@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 from ..config import DEFAULT_MODEL, HMTConfig
+from ..sessions.default_reader import SAME, default_reader
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..model import HMTModel
 
 
@@ -23,7 +26,7 @@ class ModelSettings:
     dtype: str = "auto"
     device: str = "auto"
     config: str | None = None  # sizes of an untrained model, as JSON
-    reader: str | None = None  # another model, which reads and remembers, while `model` answers from notes
+    reader: str | None = None  # reads and remembers, while `model` answers from notes; "same": `model` itself; None: as is best
 
 
 class Weights:
@@ -69,3 +72,48 @@ def shared_weights(settings: ModelSettings) -> Weights:
         if weights is None:
             weights = _weights[settings] = Weights(settings)
         return weights
+
+
+class Loading(NamedTuple):
+    """What an assistant loads when it is needed."""
+
+    settings: ModelSettings
+    model: Weights
+    reader: Weights  # those of the model itself, unless another one reads
+    by_default: bool  # whether the reader was chosen because nobody has named one
+
+
+def loading(
+    model: str | HMTModel,
+    reader: str | HMTModel | None = None,
+    *,
+    adapter: str | Path | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    config: str | None = None,
+) -> Loading:
+    """Return the weights of a model and of its reader, not loaded yet.
+
+    Args:
+        model: a name, or a model; whoever has loaded one has chosen what it remembers by, so that it reads itself.
+        reader: a name, a model, or "same"; None: `default_reader`.
+        adapter: belongs to the model that reads.
+        dtype: of both.
+        device: of both.
+        config: of an untrained model, as JSON.
+    """
+    named = reader if reader is None or isinstance(reader, str) else reader.backbone.name
+    given = None if adapter is None else str(adapter)
+    usual = default_reader(model, adapter, config) if reader is None and isinstance(model, str) else None
+    other = None if reader == SAME else usual if reader is None else reader
+    if isinstance(model, str):
+        settings = ModelSettings(model, given, dtype, device, config, named)
+        own = shared_weights(settings if other is None else replace(settings, adapter=None))
+    else:
+        settings = ModelSettings(model.backbone.name, reader=named)
+        own = Weights(settings, model)
+    if other is None:
+        return Loading(settings, own, own, False)
+    if isinstance(other, str):
+        return Loading(settings, own, shared_weights(ModelSettings(other, given, dtype, device)), usual is not None)
+    return Loading(settings, own, Weights(ModelSettings(other.backbone.name), other), False)

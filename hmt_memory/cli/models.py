@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import outline, places
 from ..engine.fingerprint import fingerprint
+from ..sessions.default_reader import SAME, default_reader, reads_itself
 from ..sessions.made_by import mismatch, rebuild_command
 from ..store.open import default_folder
 from . import models
@@ -62,6 +63,29 @@ class ModelChoice:
             options["store"] = str(self.store)
         command = rebuild_command(reading.kind, reading.name, **options)
         return mismatch(reading.kind, reading.name, f"was made by {by}, not by {other}", command)
+
+
+def reader_of(model: str, adapter: Path | None, reader: str | None, screen: Screen, *readings: Collection) -> str:
+    """Return the name of the model that reads, which is the one that answers unless another one is named or better.
+
+    Args:
+        model: the model that answers.
+        adapter: of the one that reads.
+        reader: as the command line names it: None if it does not, "same" for the model itself.
+        screen: told if the bundled model reads without having been named.
+        *readings: the sessions and corpora that it reads on in; what the model itself has read, it goes on reading.
+
+    Raises:
+        ModelNotFoundError: nothing has the name of the model that answers.
+    """
+    if reader is not None:
+        return model if reader == SAME else reader
+    usual = default_reader(model, adapter)
+    if usual is None or reads_itself(model, [by for reading in readings if (by := reading.made_by()) is not None]):
+        return model
+    places.check(model)
+    screen.note(f"{model} has no trained memory: {usual} reads for it. With --reader {SAME} it reads itself.")
+    return usual
 
 
 def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:

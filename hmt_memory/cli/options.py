@@ -68,7 +68,9 @@ Name = Annotated[
 Reader = Annotated[
     str | None,
     typer.Option(
-        help="Another model, which reads and remembers, with --adapter; --model then answers from notes.", show_default=False
+        help="The model that reads and remembers, with --adapter; --model answers from its notes. same: --model itself. By "
+        "default the bundled model reads for those whose memory is not trained.",
+        show_default=False,
     ),
 ]
 Adapter = Annotated[

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..sessions.default_reader import SAME
 from . import asking, dialogue, models, options, terminal
 from .documents import open_documents
 from .models import ModelChoice
@@ -17,6 +18,7 @@ from .terminal import Screen
 
 if TYPE_CHECKING:
     from ..model import HMTModel
+    from ..sessions.collection import Collection
     from ..sessions.corpus import Corpus
     from ..sessions.memory_store import MemoryStore
 
@@ -62,13 +64,14 @@ def ask(
     documents = open_documents(files, screen)
     decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed) | {"system": system}
     if not corpus:
-        if reader is not None:
+        if reader not in (None, SAME):
             raise typer.BadParameter("--reader needs a --corpus: read the files with hmt read --corpus, then ask.")
         loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
         return asking.ask(loaded, documents, text, screen, passages=passages, decoding=decoding)
     with open_store(store) as opened:
-        choice = ModelChoice(reader or model, adapter, dtype.value, device, opened.folder)
-        loaded = choice.load(screen, *(opened.corpus(name) for name in corpus))
+        known = [opened.corpus(name) for name in corpus]
+        reader = models.reader_of(model, adapter, reader, screen, *known)
+        loaded = ModelChoice(reader, adapter, dtype.value, device, opened.folder).load(screen, *known)
         decoding |= _answering(model, reader, dtype, device, screen)
         first, *others = (opened.corpus(name, loaded) for name in corpus)
         _ask_corpora(first, others, text, screen, model=loaded, passages=passages, decoding=decoding)
@@ -149,28 +152,30 @@ def chat(
     terminal.check_text(system or "")
     decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed)
     if session is None:
-        loaded = ModelChoice(reader or model, adapter, dtype.value, device).load(screen)
+        reader = models.reader_of(model, adapter, reader, screen)
+        loaded = ModelChoice(reader, adapter, dtype.value, device).load(screen)
         decoding |= _answering(model, reader, dtype, device, screen)
         dialogue.chat(loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
         return
     with open_store(store, create=True) as opened:
-        choice = ModelChoice(reader or model, adapter, dtype.value, device, opened.folder)
-        loaded = _load(opened, session, corpus or [], choice, screen)
+        known = _known(opened, session, corpus or [])
+        reader = models.reader_of(model, adapter, reader, screen, *known)
+        loaded = ModelChoice(reader, adapter, dtype.value, device, opened.folder).load(screen, *known)
         decoding |= _answering(model, reader, dtype, device, screen)
         kept = opened.session(session, loaded)
         kept.attach(*corpus or [])
         dialogue.resume(kept, loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
 
 
-def _answering(model: str, reader: str | None, dtype: Dtype, device: str, screen: Screen) -> dict[str, Any]:
+def _answering(model: str, reader: str, dtype: Dtype, device: str, screen: Screen) -> dict[str, Any]:
     """Load the model that answers where another one reads, as an option of the calls that answer."""
-    if reader is None or reader == model:
+    if reader == model:
         return {}
     return {"answerer": models.load_model(model, screen, dtype=dtype.value, device=device)}
 
 
-def _load(store: MemoryStore, session: str, corpora: Sequence[str], choice: ModelChoice, screen: Screen) -> HMTModel:
-    """Load the model for a session, which may be new, and for the corpora that it recalls from."""
+def _known(store: MemoryStore, session: str, corpora: Sequence[str]) -> list[Collection]:
+    """Return a session, which may be new, and the corpora that it recalls from."""
     known = [store.session(session)] if store.has("session", session) else []
     attached = [name for kept in known for name in kept.stats()["corpora"]]
-    return choice.load(screen, *known, *(store.corpus(name) for name in dict.fromkeys([*attached, *corpora])))
+    return [*known, *(store.corpus(name) for name in dict.fromkeys([*attached, *corpora]))]

@@ -47,6 +47,11 @@ class Collection:
         """The kind of the collection: "session" or "corpus"."""
         return self._kind
 
+    @property
+    def model(self) -> HMTModel | None:
+        """The model that reads into it; None if it was opened without one."""
+        return self._model
+
     def version(self) -> tuple[int, int]:
         """Return two numbers: the first changes when something is rewritten or erased, the second with any change."""
         with self._database.reading() as db:

@@ -46,8 +46,8 @@ def mismatch(kind: str, name: str, what: str, command: str) -> ModelMismatchErro
         command: reads it again with the wanted model.
     """
     return ModelMismatchError(
-        f"the memory of {kind} {name!r} {what}, to which it means nothing. Open it with the model that made it, or read its "
-        f"text anew with this one: {command}"
+        f"the memory of {kind} {name!r} {what}, to which it means nothing. Open it with the model that made it, beside another "
+        f"one that answers as its reader (--reader, reader=), or read its text anew with this one: {command}"
     )
 
 

@@ -24,11 +24,12 @@ class ViewedAssistant(Assistant):
     """
 
     def __init__(self, base: Assistant, changes: _Changes) -> None:
-        super().__init__(base.name, store=base.folder)
+        super().__init__(base.name, store=base.folder, reader="same")
         self.base, self.changes = base, changes
         self.settings = base.settings
         self._weights = Weights(base.settings)  # the prompts that it has read depend on the view
         self._reader = self._weights if base._reader is base._weights else base._reader
+        self._by_default = base._by_default
         self._viewed: HMTModel | None = None
         self._viewing = threading.Lock()
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 import typer
 from rich.console import Console
-from terminal_input import FAST, TEXT, run, type_in, typing_screen
+from terminal_input import FAST, SAME, TEXT, run, type_in, typing_screen
 
 from hmt_memory import HMTModel, ViewConfig
 from hmt_memory.assistant import stateless
@@ -321,7 +321,7 @@ def test_the_first_start_of_a_gguf_file_is_announced(tmp_path: Path, monkeypatch
 
 def test_a_piped_chat(chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     type_in(monkeypatch, b"Hello\n\n/stats\n/reset\n/stats\n/nonsense\n/help\n/quit\nnever read\n")
-    assert run("chat", "--model", chatty, "--system", "Be brief.", *FAST) == 0
+    assert run("chat", "--model", chatty, *SAME, "--system", "Be brief.", *FAST) == 0
     captured = capsys.readouterr()
     model = HMTModel.from_pretrained(chatty, dtype="float32", device="cpu")
     said = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
@@ -337,10 +337,10 @@ def test_a_piped_chat(chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_a_chat_ends_with_its_input(plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     type_in(monkeypatch, b"Hello")
-    assert run("chat", "--model", plain, "--system", "Be brief.", *FAST) == 0
+    assert run("chat", "--model", plain, *SAME, "--system", "Be brief.", *FAST) == 0
     assert capsys.readouterr().out.strip()
     type_in(monkeypatch, b"caf\xe9\n")
-    assert run("chat", "--model", plain, *FAST) == 1
+    assert run("chat", "--model", plain, *SAME, *FAST) == 1
     assert "not UTF-8" in capsys.readouterr().err
 
 
@@ -403,7 +403,7 @@ def test_a_failed_turn_is_reported_to_a_person_and_ends_a_pipe(
     assert dialogue.chat(model, ["\ud800"], screen, decoding=DECODING) == []
     assert "hmt: " in notes(screen)
     type_in(monkeypatch, b"caf\xe9\n")
-    assert run("chat", "--model", chatty, *FAST) == 1
+    assert run("chat", "--model", chatty, *SAME, *FAST) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("hmt: ")
 
 

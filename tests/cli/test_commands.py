@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal_input import FAST, run, type_in, typing_screen
+from terminal_input import FAST, SAME, run, type_in, typing_screen
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import HMTConfig, HMTModel, MemoryStore
@@ -118,15 +118,15 @@ def test_another_model_is_refused_before_it_is_loaded_and_the_way_out_names_it(
     model.save_pretrained(tmp_path / "adapter")
     adapter = ("-m", chatty, "--adapter", str(tmp_path / "adapter"))
     session, corpus, adapted = refused(
-        ("chat", "-s", "alice", "-m", chatty),
-        ("ask", "--corpus", "book", "Why?", "-m", chatty),
+        ("chat", "-s", "alice", "-m", chatty, *SAME),
+        ("ask", "--corpus", "book", "Why?", "-m", chatty, *SAME),
         ("chat", "-s", "alice", *adapter),
     )
     assert "the memory of session 'alice' was made by" in session and "its segment_length is 256, not 16" in session
     assert session.endswith(f": hmt sessions rebuild alice --model {chatty}")
     assert "the memory of corpus 'book'" in corpus and corpus.endswith(f": hmt corpora rebuild book --model {chatty}")
     assert adapted.endswith(f"rebuild alice --model {chatty} --adapter {tmp_path / 'adapter'}")
-    elsewhere = ("chat", "-s", "alice", "-m", chatty, "--store", str(store))
+    elsewhere = ("chat", "-s", "alice", "-m", chatty, *SAME, "--store", str(store))
     (said,) = refused(elsewhere, environment={"HMT_STORE": "/elsewhere"})
     assert said.endswith(f"rebuild alice --model {chatty} --store {store}")
 
@@ -250,7 +250,10 @@ def test_answers_take_a_system_prompt_and_a_penalty(
         pinned = given["pinned"] if folder == plain else byte_tokenizer().decode(given["pinned"])
         assert pinned.startswith(head) and given["repetition_penalty"] == 1.5
     type_in(monkeypatch, b"hello\n")
-    assert run("chat", "-m", chatty, "--repetition-penalty", "1.3", *FAST) == 0 and given["decoding"].repetition_penalty == 1.3
+    assert (
+        run("chat", "-m", chatty, *SAME, "--repetition-penalty", "1.3", *FAST) == 0
+        and given["decoding"].repetition_penalty == 1.3
+    )
     assert run("chat", "-m", chatty, "--repetition-penalty", "0") == 2
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from terminal_input import FAST, TEXT, run, type_in, typing_screen
+from terminal_input import FAST, SAME, TEXT, run, type_in, typing_screen
 
 from hmt_memory import HMTConfig, HMTModel, MemoryStore
-from hmt_memory.cli import terminal
+from hmt_memory.cli import models, terminal
 from hmt_memory.store.open import default_folder
 
 
@@ -25,7 +25,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def talked(store: Path, chatty: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
     """A store with the session `alice`: two turns, the first of them long."""
     type_in(monkeypatch, f"{TEXT}\nAnd who comes?\n".encode())
-    assert run("chat", "--session", "alice", "--model", chatty, *FAST) == 0
+    assert run("chat", "--session", "alice", "--model", chatty, *SAME, *FAST) == 0
     capsys.readouterr()
     return store
 
@@ -48,7 +48,7 @@ def test_a_chat_goes_on_in_another_process(
     before = said(talked)
     assert [id for id, _ in before] == [1, 2, 3, 4] and before[0][1] == TEXT.strip() and before[2][1] == "And who comes?"
     type_in(monkeypatch, b"/recall\n/recall meeting\n/stats\n/help\nhello\n/recall\n/undo\n/undo\n/nonsense\n/quit\n")
-    assert run("chat", "-s", "alice", "--model", chatty, "--system", "Be brief.", *FAST) == 0
+    assert run("chat", "-s", "alice", "--model", chatty, *SAME, "--system", "Be brief.", *FAST) == 0
     captured = capsys.readouterr()
     for note in (
         *("goes on: 4 messages", "Nothing was asked yet", "alice #", "in session 'alice'", "/undo"),
@@ -58,7 +58,7 @@ def test_a_chat_goes_on_in_another_process(
     assert captured.out.count("\n") >= 1
     assert said(talked) == [*before, (5, "Be brief.")]
     type_in(monkeypatch, b"/quit\n")
-    assert run("chat", "-s", "alice", "--model", chatty, "--system", "Be brief.", *FAST) == 0
+    assert run("chat", "-s", "alice", "--model", chatty, *SAME, "--system", "Be brief.", *FAST) == 0
     assert said(talked) == [*before, (5, "Be brief.")], "a system prompt in force is not stored again"
 
 
@@ -69,7 +69,7 @@ def test_without_a_session_nothing_is_stored(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     type_in(monkeypatch, b"hello\n/undo\n")
-    assert run("chat", "--model", chatty, *FAST) == 0
+    assert run("chat", "--model", chatty, *SAME, *FAST) == 0
     assert not store.exists() and "no command /undo" in capsys.readouterr().err
 
 
@@ -216,7 +216,7 @@ def test_documents_are_read_once_and_asked_at_any_time(
     captured = capsys.readouterr()
     assert captured.out.strip() and "one.md" in captured.err
     type_in(monkeypatch, b"hello\n")
-    assert run("chat", "-s", "alice", "--corpus", "book", "--model", chatty, *FAST) == 0
+    assert run("chat", "-s", "alice", "--corpus", "book", "--model", chatty, *SAME, *FAST) == 0
     with MemoryStore(store) as opened:
         assert opened.session("alice").stats()["corpora"] == ["book"]
     assert run("sessions", "detach", "alice", "book") == 0 and run("sessions", "attach", "alice", "book") == 0
@@ -269,3 +269,28 @@ def test_one_model_reads_and_another_answers(
         assert len(printed(capsys)["messages"]) == 2 * (number + 1)
     assert run("ask", "--reader", plain, "--model", chatty, __file__, "What?") == 2
     assert "--reader needs a --corpus" in capsys.readouterr().err
+
+
+def test_the_bundled_model_reads_for_one_that_is_not_trained(
+    store: Path, chatty: str, bundled: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = f"{chatty} has no trained memory: {bundled} reads for it."
+
+    def chat(session: str, *options: str) -> tuple[str, bool]:
+        type_in(monkeypatch, b"My dog is called Bruno.\n")
+        assert run("chat", *(("-s", session) if session else ()), "--model", chatty, *options, *FAST) == 0
+        told = note in capsys.readouterr().err.replace("\n", " ")
+        with MemoryStore(store) as opened:
+            return (str(opened.session(session).made_by()) if session else "", told)
+
+    assert chat("new")[1] and "segment_length=48" in chat("new")[0]
+    assert not chat("own", *SAME)[1] and not chat("own")[1] and "segment_length=256" in chat("own")[0]
+    assert chat("") == ("", True)
+    with monkeypatch.context() as nothing_loaded:
+        nothing_loaded.setattr(models, "load_model", None)
+        assert run("chat", "-m", "./no/folder") == 1 and "there is no folder" in capsys.readouterr().err
+    assert run("ask", *SAME, "--model", chatty, __file__, "What?", *FAST) == 0
+    assert run("read", "--corpus", "book", __file__, "--model", bundled, "--dtype", "float32", "--device", "cpu") == 0
+    capsys.readouterr()
+    assert run("ask", "--corpus", "book", "What?", "--model", chatty, *FAST) == 0
+    assert note in capsys.readouterr().err.replace("\n", " ")

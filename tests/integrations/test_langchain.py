@@ -234,8 +234,8 @@ def test_objects_are_copied_pickled_and_printed_without_their_model(chat: HMTCha
 def test_weights_are_loaded_once_whatever_the_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     monkeypatch.setattr(HMTModel, "from_pretrained", lambda *_, **__: loaded.append(1) or MODEL)
-    chat = HMTChatModel(model="a-model", store=str(tmp_path), max_tokens=2)
-    llm = HMTLLM(model="a-model", store=str(tmp_path), max_tokens=2)
+    chat = HMTChatModel(model="a-model", reader="same", store=str(tmp_path), max_tokens=2)
+    llm = HMTLLM(model="a-model", reader="same", store=str(tmp_path), max_tokens=2)
     for _ in range(2):
         chat.invoke("hello", ALICE)
         llm.invoke("hello", ALICE)

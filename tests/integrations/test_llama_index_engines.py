@@ -721,7 +721,9 @@ async def test_an_agent_whose_llm_has_the_session(llm: HMTLLM) -> None:
 async def test_a_context_with_our_memory_is_written_down_and_goes_on(tmp_path: Path, chatty: str, llm: HMTLLM) -> None:
     agent = FunctionAgent(tools=[greet], llm=llm)
     context = Context(agent)
-    await context.store.set("memory", HMTMemory(model=chatty, store=tmp_path / "named", session_id="alice", token_limit=4000))
+    await context.store.set(
+        "memory", HMTMemory(model=chatty, reader="same", store=tmp_path / "named", session_id="alice", token_limit=4000)
+    )
     await agent.run("Please greet 'Ann'.", ctx=context)
     written = json.dumps(context.to_dict(serializer=JsonSerializer()))
     again = Context.from_dict(agent, json.loads(written), serializer=JsonSerializer())

@@ -12,6 +12,7 @@ from hmt_memory import cli
 from hmt_memory.cli import terminal
 
 FAST = ["--max-tokens", "8", "--dtype", "float32", "--device", "cpu"]
+SAME = ["--reader", "same"]
 TEXT = "The meeting is on Friday at noon. " * 30  # four segments of bytes, the last one open
 
 
