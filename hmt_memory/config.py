@@ -51,6 +51,7 @@ class HMTConfig:
     memory_tokens: int = 1  # m: memory embeddings a segment (extension; the paper has 1)
     recalled_tokens: int | None = None  # r: recalled embeddings of P_n, which follow M_{n-1} (extension); None: all of P_n
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
+    key_dim: int | None = None  # width of keys by meaning, which find what shares no words (extension); None: there are none
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
     selection: Selection = "fused"  # this and the next three: the model's own `ViewConfig`
     recent_tokens: int | None = None
@@ -58,7 +59,7 @@ class HMTConfig:
     pinned_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _check_types(self, at_least_one={"segment_length", "recall_window", "recall_dim", "memory_tokens"})
+        _check_types(self, at_least_one={"segment_length", "recall_window", "recall_dim", "memory_tokens", "key_dim"})
         length = self.segment_length
         if self.sensory_length >= length:
             raise ConfigError(
@@ -92,10 +93,11 @@ class HMTConfig:
         return replace(self, summary_length=summary_length, recall_dim=self.recall_dim or hidden_size)
 
     def _check_parameters(self, width: int) -> None:
-        """Check the size of the parameters in fp32: Q and K [d_h, d], P_0 [m, d], `memory_input` [up to d + 3m + r + 1, d]."""
+        """Check the size of the parameters in fp32: Q and K [d_h, d], P_0 [m, d], `memory_input` and keys."""
         rows = {
             "recall_dim": 2 * (self.recall_dim or width),
             "memory_tokens": 4 * self.memory_tokens + (self.recalled_tokens or 0),
+            "key_dim": 11 * (self.key_dim or 0),
         }
         needed, most = 4 * width * (sum(rows.values()) + width), max(_PARAMETER_BYTES, _MATRICES * 4 * width**2)
         if needed > most:

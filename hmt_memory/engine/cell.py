@@ -18,9 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 from ..config import HMTConfig, ViewConfig
 from ..errors import ConfigError, InputError
 from .backbone import Backbone
+from .keys import LONGEST_QUESTION, StretchKeys
 from .memory_input import MemoryInput, noise
 from .recall import Recall
 from .state import HMTState
+from .stretches import stretches
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,21 +57,22 @@ class MemoryCell(nn.Module):
         self.initial_memory = nn.Parameter(_near(centre, slots))
         self.recall = Recall(width, self.config.recall_dim or width)
         self.memory_input = MemoryInput(self.config.memory_input, slots, self.config.recalled_tokens or 0, sample)
-        for module in (self.recall, self.memory_input):
+        self.keys = StretchKeys(width, self.config.key_dim) if self.config.key_dim else None
+        for module in (self.recall, self.memory_input, *filter(None, [self.keys])):
             module.to(backbone.device)
 
     def with_config(self, **changes: Any) -> Self:
         """Share the parameters with a model of a changed configuration, e.g. `mode="rmt"`; they are not copied.
 
         Raises:
-            ConfigError: the change would need other parameters (memory_tokens, recalled_tokens, memory_input, recall_dim).
+            ConfigError: the change would need other parameters (such as memory_tokens or key_dim).
         """
         try:
             given = replace(self._given_config, **changes)
         except TypeError as error:
             raise ConfigError(f"{error}. Known fields: {', '.join(self.config.to_dict())}.") from error
         config = given.resolve(hidden_size=self.backbone.hidden_size, positions=self.backbone.positions)
-        for name in ("memory_tokens", "recalled_tokens", "memory_input", "recall_dim"):
+        for name in ("memory_tokens", "recalled_tokens", "memory_input", "recall_dim", "key_dim"):
             if getattr(config, name) != getattr(self.config, name):
                 raise ConfigError(f"{name} decides which parameters exist. Build a new model to change it.")
         twin = copy.copy(self)
@@ -172,6 +175,31 @@ class MemoryCell(nn.Module):
             hidden=[hidden[row, start:stop] for row, (start, stop) in enumerate(zip(starts, stops, strict=True))],
             memory=torch.stack([hidden[row, stop : stop + slots] for row, stop in enumerate(stops)]),
         )
+
+    @torch.no_grad()
+    def keys_of(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        """Return the keys by meaning of a segment that was read: [n, d_key] float16 on the CPU, one for each stretch of it.
+
+        Args:
+            ids: [t] its token ids.
+            hidden: [t, d] its hidden states.
+        """
+        assert self.keys is not None
+        spans = stretches(ids.tolist(), self.backbone.end_ids)
+        return self.keys.of_stretches(self._embed(ids), hidden, spans).to(torch.float16).cpu()
+
+    @torch.no_grad()
+    def question_key(self, ids: Tensor) -> Tensor | None:
+        """Return the key [d_key] of a question; None without keys by meaning, or of an empty one.
+
+        Args:
+            ids: [t] its token ids, of which the last `LONGEST_QUESTION` count.
+        """
+        if self.keys is None or not len(ids):
+            return None
+        embedded = self._embed(ids[-LONGEST_QUESTION:])
+        hidden = self.backbone.body(torch.cat([self.summary_prompt.to(embedded.dtype), embedded])[None])[0, 1:]
+        return self.keys.of_question(embedded, hidden).cpu()
 
     def _embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids.to(self.backbone.device))

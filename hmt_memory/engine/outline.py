@@ -31,7 +31,7 @@ READING = (  # fields of the configuration that memory depends on
     "memory_input",
     "mode",
 )
-READING_IF_SET = ("recalled_tokens",)  # fields of later versions; unset, they leave a fingerprint as it was
+READING_IF_SET = ("recalled_tokens", "key_dim")  # fields of later versions; unset, they leave a fingerprint as it was
 _BACKBONE = ("model_type", "num_hidden_layers")  # fields that a backbone's own configuration has too
 
 

@@ -22,6 +22,7 @@ class HMTState:
     segments: int = 0  # n: the number of closed segments
     tokens: int = 0  # tokens read so far: n * L + t
     held: int = 0  # h: the number of segments in `memory`
+    keys: tuple[Tensor, ...] = ()  # [n, d_key] float16, keys by meaning of the latest segments that were read here
 
     @classmethod
     def empty(cls, *, hidden_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> HMTState:
@@ -42,7 +43,8 @@ class HMTState:
         """
         held = min(segments, self.held)
         rows = held * (len(self.memory) // max(1, self.held))
-        return replace(self, memory=self.memory[len(self.memory) - rows :].clone(), held=held)
+        keys = self.keys[max(0, len(self.keys) - held) :]
+        return replace(self, memory=self.memory[len(self.memory) - rows :].clone(), held=held, keys=keys)
 
     def detach(self) -> HMTState:
         """Return the same state without gradient history, so that back-propagation is truncated here."""

@@ -7,6 +7,7 @@ was cut into calls or of what else was in the batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -81,6 +82,7 @@ def unroll(
     memories = [model.by_segment(state) for state in states]
     windows = [memory[-model.config.recall_window :] for memory in memories]
     made: list[list[Tensor]] = [[] for _ in states]
+    keys: list[list[Tensor]] = [[] for _ in states]
     tails = [_last(state.recent_ids, model.config.sensory_length) for state in states]
     hidden: list[list[Tensor]] = [[] for _ in states]
     reads = keep_hidden or model.slots > 0 or type(steps) is not Steps  # else there is nothing to compute
@@ -101,9 +103,12 @@ def unroll(
                 hidden[row].append(step.hidden[place])
             if final or len(cuts[row][index]) == length:
                 made[row].append(step.memory[place].to(memories[row].dtype))
+                if model.keys is not None and reads:
+                    keys[row].append(model.keys_of(cuts[row][index], step.hidden[place]))
                 windows[row] = torch.cat([windows[row], made[row][-1][None]])[-model.config.recall_window :]
                 tails[row] = _last(cuts[row][index], model.config.sensory_length)
-    after = [_advance(model, *row) for row in zip(states, memories, made, texts, [len(s) for s in streams], strict=True)]
+    grown = [replace(state, keys=(*state.keys, *new)) if new else state for state, new in zip(states, keys, strict=True)]
+    after = [_advance(model, *row) for row in zip(grown, memories, made, texts, [len(s) for s in streams], strict=True)]
     none = torch.zeros(0, model.backbone.hidden_size, dtype=model.backbone.dtype, device=model.backbone.device)
     return after, [torch.cat([none, *parts])[len(state.open_ids) :] for parts, state in zip(hidden, states, strict=True)]
 
@@ -156,6 +161,7 @@ def _advance(model: MemoryCell, state: HMTState, memory: Tensor, made: list[Tens
         segments=state.segments + len(made),
         tokens=state.tokens + new,
         held=len(grown),
+        keys=state.keys,
     )
 
 

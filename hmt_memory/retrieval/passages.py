@@ -6,7 +6,6 @@ Segments are the unit of reading and of recall; what people are shown is whole. 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +17,20 @@ from .sources import Citation, Shard
 
 _SEARCHED = 24  # segments whose passages are ranked, unless more passages are asked for
 _SEGMENT_SHARE = 0.25  # weight of a passage's best segment beside its own words
+_MEANING_SHARE = 1.0  # weight of its key's nearness to the question's
 _QUESTION = 0.5  # what a passage that asks counts for itself
 _ANSWER = 0.9  # share of the score of a passage that asks, which the next one gets
 _NEIGHBOUR = 0.25  # share of a sentence's score that the next one and the one before get
 _ASKS = ("?", "\N{FULLWIDTH QUESTION MARK}", "\N{ARABIC QUESTION MARK}")
 
-Found = tuple[tuple[int, int], Citation, float]  # place of its segment, the passage, the segment's weight
+
+class Found(NamedTuple):
+    """A passage of a segment."""
+
+    place: tuple[int, int]  # (shard, position) of the segment
+    cited: Citation
+    weight: float  # the segment's
+    meaning: float = 0.0  # inner product of its key by meaning and the question's
 
 
 class Choice(NamedTuple):
@@ -33,6 +40,7 @@ class Choice(NamedTuple):
     weights: list[float]  # sum to 1
     coverage: float  # at least this share of the softmax over all segments fell on these
     worth: Mapping[str, float] = {}  # of the query's words; empty where they do not count
+    nearest: Mapping[tuple[int, int], Mapping[int, float]] = {}  # scores of the best keys by meaning, by place and number
 
 
 class Scored(NamedTuple):
@@ -42,6 +50,8 @@ class Scored(NamedTuple):
     cited: Citation
     score: float
     shares_words: bool  # with the question, or with one that it answers; also where words do not count
+    words: float = 0.0  # share of the question's words, by what they are worth, its own or lent
+    meaning: float = 0.0  # inner product of its key by meaning and the question's
 
 
 def ranked(
@@ -65,13 +75,53 @@ def ranked(
     """
     found: list[Found] = []
     searched = 0
-    for (shard, position), weight in zip(chosen.places, chosen.weights, strict=True):
-        cited = shards[shard].passages(position, before=before(shard))
-        found += [((shard, position), part, weight) for passage in cited for part in (_parts(passage) if finely else [passage])]
-        searched += bool(cited)
+    for place, weight in zip(chosen.places, chosen.weights, strict=True):
+        parts = _parts_of(shards, place, before, finely)
+        found += _found(shards, chosen, place, parts, weight)
+        searched += bool(parts)
         if searched >= _SEARCHED and len(found) >= enough:
             break
+    known = {one.place for one in found}
+    for place in itertools.islice(chosen.nearest, _SEARCHED):
+        if place not in known:
+            found += _found(shards, chosen, place, _parts_of(shards, place, before, finely), 0.0)
     return scored(found, question, chosen.worth)
+
+
+def _parts_of(
+    shards: Sequence[Shard], place: tuple[int, int], before: Callable[[int], int | None], finely: bool
+) -> list[Citation]:
+    cited = shards[place[0]].passages(place[1], before=before(place[0]))
+    return [part for passage in cited for part in (_parts(passage) if finely else [passage])]
+
+
+def _found(
+    shards: Sequence[Shard], chosen: Choice, place: tuple[int, int], parts: Sequence[Citation], weight: float
+) -> list[Found]:
+    """Return the passages of a segment with their scores by meaning: of the best of the keys that stand for a part of them."""
+    scores = chosen.nearest.get(place)
+    if not scores or not parts:
+        return [Found(place, cited, weight) for cited in parts]
+    spans = shards[place[0]].stretches(place[1])
+    found = []
+    for cited, (start, stop) in zip(parts, _spans(parts), strict=True):
+        shared = [
+            scores[number]
+            for number, (low, high) in enumerate(spans)
+            if number in scores and 2 * (min(stop, high) - max(start, low)) >= min(stop - start, high - low)
+        ]
+        found.append(Found(place, cited, weight, max(shared, default=0.0)))
+    return found
+
+
+def _spans(parts: Sequence[Citation]) -> list[tuple[int, int]]:
+    """Return about where each passage stands: sentences share the span of their window by their lengths."""
+    spans = []
+    for (start, stop), group in itertools.groupby(parts, key=lambda one: one.token_span):
+        ends = list(itertools.accumulate(len(one.text) + 1 for one in group))
+        edges = [start, *(start + round((stop - start) * end / ends[-1]) for end in ends)]
+        spans += list(itertools.pairwise(edges))
+    return spans
 
 
 def scored(passages: Sequence[Found], question: str, worth: Mapping[str, float]) -> list[Scored]:
@@ -82,30 +132,40 @@ def scored(passages: Sequence[Found], question: str, worth: Mapping[str, float])
         question: what is asked.
         worth: of the question's words.
     """
-    best: dict[tuple[Any, ...], tuple[tuple[int, int, int], Citation, float]] = {}
-    for number, ((shard, position), cited, weight) in enumerate(passages):
+    best: dict[tuple[Any, ...], _Row] = {}
+    for number, ((shard, position), cited, weight, meaning) in enumerate(passages):
         ids = tuple(message.id for message in cited.messages) or (cited.document,)
         key = (shard, ids, cited.text)
-        known = best.get(key, ((shard, position, number), cited, 0.0))
-        first = min(known[:2], ((shard, position, number), cited), key=lambda one: one[0])
-        best[key] = (*first, max(known[2], weight))
-    rows = [row for row in sorted(best.values(), key=lambda one: one[0]) if row[1].text.strip() != question.strip()]
+        row = _Row((shard, position, number), cited, weight, meaning)
+        known = best.get(key, row)
+        first = min(known, row, key=lambda one: one.place)
+        best[key] = _Row(first.place, first.cited, max(known.weight, weight), max(known.meaning, meaning))
+    rows = [row for row in sorted(best.values(), key=lambda one: one.place) if row.cited.text.strip() != question.strip()]
     if not rows:
         return []
     total = sum(worth.values())
-    words = lexical.text_scores([cited.text for _, cited, _ in rows], worth) / total if total else np.zeros(len(rows))
-    near = words * [_QUESTION if _asks(cited) else 1.0 for _, cited, _ in rows]
+    words = lexical.text_scores([row.cited.text for row in rows], worth) / total if total else np.zeros(len(rows))
+    near = words * [_QUESTION if _asks(row.cited) else 1.0 for row in rows]
+    nearness = np.array([row.meaning for row in rows])
     for number, (one, other) in enumerate(itertools.pairwise(rows)):
-        before, after = _lent(one[1], other[1])
+        before, after = _lent(one.cited, other.cited)
         near[number] += before * words[number + 1]
         near[number + 1] += after * words[number]
-    heaviest = max(weight for _, _, weight in rows) or 1.0
-    scores = near + _SEGMENT_SHARE * np.array([math.sqrt(weight / heaviest) for _, _, weight in rows])
+    heaviest = max(row.weight for row in rows) or 1.0
+    weights = np.sqrt([row.weight / heaviest for row in rows])
+    scores = near + _SEGMENT_SHARE * weights + _MEANING_SHARE * np.maximum(nearness, 0)
     ranking = [
-        Scored(place, cited, float(score), bool(shares) or not total)
-        for (place, cited, _), score, shares in zip(rows, scores, near, strict=True)
+        Scored(row.place, row.cited, float(score), bool(shares) or not total, float(shares), float(near_by))
+        for row, score, shares, near_by in zip(rows, scores, near, nearness, strict=True)
     ]
     return sorted(ranking, key=lambda one: -one.score)
+
+
+class _Row(NamedTuple):
+    place: tuple[int, int, int]
+    cited: Citation
+    weight: float
+    meaning: float
 
 
 def _parts(cited: Citation) -> list[Citation]:

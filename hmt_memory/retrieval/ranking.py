@@ -162,6 +162,7 @@ def weigh(model: HMTModel, candidates: Candidates) -> tuple[Tensor, float]:
     return recalled.weights[0].cpu(), float(recalled.coverage.min())
 
 
+_NEAREST = 300  # keys by meaning that are looked at
 # The weight of a segment's recall score beside that of its words, both in standard deviations.
 _RECALL_SHARE = 1.0
 
@@ -284,6 +285,32 @@ def recall(model: HMTModel, sources: Sources[RecalledSegments], query: str, top_
     return sources(lambda shards: _listed(model, shards, summary, query, min(top_k, MOST_RECALLED)))
 
 
+def nearest(model: HMTModel, shards: Sequence[Shard], query: str) -> dict[tuple[int, int], dict[int, float]]:
+    """Compare a question's key with those of all segments: scores of the best by place and number, the best place first.
+
+    Args:
+        model: its keys by meaning; without, nothing is near.
+        shards: the collections to search.
+        query: the question.
+    """
+    if model.keys is None or model.view.selection == "words":
+        return {}
+    with eval_mode(model):
+        key = model.question_key(torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long))
+    if key is None or not key.any():
+        return {}
+    wanted = key.float().numpy()
+    hits = [
+        (hit.score, (number, hit.position), hit.number)
+        for number, shard in enumerate(shards)
+        for hit in shard.nearest(wanted, _NEAREST)
+    ]
+    scores: dict[tuple[int, int], dict[int, float]] = {}
+    for score, place, number in sorted(hits, reverse=True)[:_NEAREST]:
+        scores.setdefault(place, {})[number] = score
+    return scores
+
+
 def summary_of(model: HMTModel, query: str) -> Tensor | None:
     """Compute Eq. 1 for the end of a query; None if the model recalls nothing."""
     ids = torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long)
@@ -300,7 +327,7 @@ def _listed(model: HMTModel, shards: Sequence[Shard], summary: Tensor | None, qu
         return result
     k = max(model.config.recall_window, top_k)
     candidates = nothing(model) if summary is None else preselect(model, shards, summary, k)
-    chosen = choose(model, shards, candidates, query, k)
+    chosen = choose(model, shards, candidates, query, k)._replace(nearest=nearest(model, shards, query))
     result.coverage = chosen.coverage
     passages = ranked(shards, chosen, query, enough=2 * top_k)
     total = sum(passage.score for passage in passages)

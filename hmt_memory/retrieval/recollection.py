@@ -16,7 +16,7 @@ from torch import Tensor
 from ..engine.state import HMTState
 from .notes import written
 from .passages import Scored, ranked
-from .ranking import RecalledSegments, Sources, choose, nothing, preselect, segment, summary_of
+from .ranking import RecalledSegments, Sources, choose, nearest, nothing, preselect, segment, summary_of
 from .sources import Shard
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class ViewRecollection:
             ids: list[int] = []
             if self._noting and self._budget:
                 chosen = choose(self._model, shards, candidates, self._question, window, beyond)
+                chosen = chosen._replace(nearest=nearest(self._model, shards, self._question))
                 self.recalled.coverage = chosen.coverage
                 hidden = partial(self._hidden, visible_from=visible_from)
                 passages = ranked(shards, chosen, self._question, before=hidden, finely=True)

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.stretches import stretches
 from ..errors import StoreDamagedError
 from ..store import lineage
 from ..store.backend import Backend
 from ..store.index.base import Halves
-from ..store.index.vectors import Hits, MemoryIndex
+from ..store.index.vectors import Hits, KeyHit, KeyIndex, MemoryIndex
 from ..store.index.words import Postings, WordIndex
 from ..store.rows import DocumentRow, MessageRow
 from ..store.shelf import Shelf
@@ -84,10 +85,13 @@ class Indexes(NamedTuple):
 
     memory: MemoryIndex
     words: WordIndex
+    keys: KeyIndex | None = None  # None: the model makes no keys by meaning
 
 
 class Shard:
     """A collection's closed segments, as of one moment."""
+
+    end_ids: frozenset[int] = frozenset()  # tokens that end a turn
 
     def __init__(self, database: Backend, indexes: Indexes, shelf: Shelf, name: str, decode: Decode) -> None:
         self.database, self.indexes, self.shelf, self.name, self._decode = database, indexes, shelf, name, decode
@@ -101,6 +105,24 @@ class Shard:
     def is_asked(self, position: int) -> bool:
         """Return whether a segment belongs to the question itself."""
         return False
+
+    def nearest(self, key: NDArray[np.float32], k: int) -> list[KeyHit]:
+        """Return the k keys by meaning that are nearest to a question's, by falling score; none of the question itself."""
+        if self.indexes.keys is None:
+            return []
+        with self.database.reading() as db:
+            hits = self.indexes.keys.search(db, self.shelf, key, k)
+        return [hit for hit in hits if not self.is_asked(hit.position)]
+
+    def stretches(self, position: int) -> list[tuple[int, int]]:
+        """Return [start, stop) of the tokens that each key by meaning of a segment stands for."""
+        volume, seq = self.shelf.locate(position)
+        parts = self.shelf.volumes[volume].parts
+        with self.database.reading() as db:
+            (row,) = lineage.segments(db, parts, seq, seq + 1)
+            start, stop = row.tokens
+            ids = lineage.tokens(db, parts, start, stop).tolist()
+        return [(start + low, start + high) for low, high in stretches(ids, self.end_ids)]
 
     def find(self, query: Sequence[str]) -> Postings:
         """Return the postings of distinct words (`lexical.distinct_terms`)."""
@@ -240,6 +262,10 @@ class StreamShard(Shard):
         self.name, self.total, self._decode = name, 0, decode
         self._ids, self._rows, self._length, self._slots, self._until = ids, rows, length, slots, until
         self._now = time.time()
+
+    def nearest(self, key: NDArray[np.float32], k: int) -> list[KeyHit]:
+        """Return no keys: nothing is stored."""
+        return []
 
     def search(self, query: NDArray[np.float32], k: int) -> Hits:
         """Return no segments: nothing is stored."""

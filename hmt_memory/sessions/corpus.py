@@ -216,7 +216,9 @@ def corpus_shard(store: Storage, row: CollectionRow, model: HMTModel, made_by: s
         made_by: the model's digest.
     """
     indexes = store.indexes(row, model, made_by)
-    return CorpusShard(store.database, indexes, store.shelf(row), row.name, model.backbone.decode)
+    shard = CorpusShard(store.database, indexes, store.shelf(row), row.name, model.backbone.decode)
+    shard.end_ids = model.backbone.end_ids
+    return shard
 
 
 def _body(document: Any) -> dict[str, Any]:

@@ -95,16 +95,19 @@ def segment_rows(model: HMTModel, before: HMTState, after: HMTState, digest: byt
     """
     made = after.segments - before.segments
     memory = model.by_segment(after)[after.held - made :].to(torch.float16).cpu()
-    if not torch.isfinite(memory).all():
+    keys = after.keys[max(0, len(after.keys) - made) :]
+    if not all(torch.isfinite(vectors).all() for vectors in (memory, *keys)):
         raise InputError(
             f"a memory embedding of segments {before.segments} to {after.segments - 1} is not finite, or beyond float16's "
             "65504: it is not stored. Check the model and its adapter, or forget the messages it is made of."
         )
     rows = []
     length, end = model.config.segment_length, after.tokens - len(after.open_ids)
-    for number, vectors in enumerate(memory, before.segments):
+    found_by_each: list[bytes | None] = [key.numpy().astype("<f2").tobytes() for key in keys]
+    found_by_each = found_by_each or [None] * made
+    for number, (vectors, found_by) in enumerate(zip(memory, found_by_each, strict=True), before.segments):
         data = vectors.numpy().astype("<f2").tobytes()
         span = (number * length, min((number + 1) * length, end))
-        digest = chain(digest, span, data, None)
-        rows.append(SegmentRow(number, span, data, None, digest))
+        digest = chain(digest, span, data, found_by)
+        rows.append(SegmentRow(number, span, data, found_by, digest))
     return rows

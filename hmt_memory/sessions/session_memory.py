@@ -194,6 +194,7 @@ class SessionMemory(StoredSession):
         indexes = self._store.indexes(row, model, self._made_by.digest)
         shard = SessionShard(self._database, indexes, shelf, row.name, model.backbone.decode)
         shard.length, shard.draft, shard.asked_at = model.config.segment_length, draft or Draft(), asked_at
+        shard.end_ids = model.backbone.end_ids
         return shard
 
     def _attached(self) -> list[Shard]:

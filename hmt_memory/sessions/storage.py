@@ -21,7 +21,7 @@ from ..retrieval.sources import Indexes
 from ..store import rewriting, sweeping
 from ..store.index import derived
 from ..store.index.base import DEFAULT
-from ..store.index.vectors import MemoryIndex
+from ..store.index.vectors import KeyIndex, MemoryIndex
 from ..store.index.words import WordIndex
 from ..store.open import open_backend
 from ..store.rows import CollectionRow
@@ -97,7 +97,7 @@ class Storage:
             with self.database.exclusive(), self.database.reading() as db:
                 row = db.collection(collection)
                 if row is not None:
-                    for index in indexes:
+                    for index in filter(None, indexes):
                         index.save(db, shelf_of(db, row), always=always)
         except (SessionBusyError, StoreError) as error:
             log.warning("the index of collection %d is not saved: %s", collection, error)
@@ -134,12 +134,14 @@ class Storage:
         with self._alone():
             opened = self._indexes.get(row.id)
             if opened is None:
-                memory, vocabulary = self.index_paths(row.id)
+                memory, vocabulary, keys = self.index_paths(row.id)
+                dim = model.config.key_dim
                 width, slots = model.backbone.hidden_size, model.recalled_slots
                 others = model.slots - slots
                 opened = self._indexes[row.id] = Indexes(
                     MemoryIndex(memory, width=width, slots=slots, others=others, factory=self._factory, made_by=made_by),
                     WordIndex(vocabulary, decode=model.backbone.decode, terms=lexical.terms, made_by=made_by),
+                    KeyIndex(keys, width=dim, factory=self._factory, made_by=made_by) if dim else None,
                 )
             self._indexes.move_to_end(row.id)
             least = self._over_the_bound(row.id)
@@ -149,7 +151,7 @@ class Storage:
 
     def _over_the_bound(self, used: int) -> list[tuple[int, Indexes]]:
         """Close the least recently used indexes until the others fit into `index_bytes`; the one in use stays."""
-        taken = {collection: sum(index.nbytes for index in indexes) for collection, indexes in self._indexes.items()}
+        taken = {collection: sum(index.nbytes for index in indexes if index) for collection, indexes in self._indexes.items()}
         total, let_go = sum(taken.values()), []
         for collection in list(self._indexes):
             if total <= self._index_bytes or collection == used:
@@ -167,9 +169,10 @@ class Storage:
         with self._mutex:
             yield
 
-    def index_paths(self, collection: int) -> tuple[Path, Path]:
-        """Return the files of the memory index and the word index of a session or corpus."""
-        return self.folder / "indexes" / f"{collection}.index", self.folder / "indexes" / f"{collection}.words"
+    def index_paths(self, collection: int) -> tuple[Path, Path, Path]:
+        """Return the files of a session's or corpus's indexes of memory, words and keys by meaning."""
+        folder = self.folder / "indexes"
+        return folder / f"{collection}.index", folder / f"{collection}.words", folder / f"{collection}.keys"
 
     def drop_index(self, collection: int) -> None:
         """Delete the indexes, on disk and in memory, before their content changes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import hmt_kernels
 from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
 from hmt_memory.store import lineage
 from hmt_memory.store.index import derived, search
-from hmt_memory.store.index import vectors as store_index
-from hmt_memory.store.index.vectors import MemoryIndex
+from hmt_memory.store.index.vectors import KeyIndex, MemoryIndex
 from hmt_memory.store.rows import SegmentRow, chain
 from hmt_memory.store.shelf import Shelf, volume
 from hmt_memory.store.sqlite.database import Database
@@ -49,7 +48,7 @@ class Rows:
             self.stream = lineage.add_stream(db)
         self.count, self._digest = 0, b""
 
-    def add(self, memory: np.ndarray[Any, Any], keys: np.ndarray[Any, Any] | None = None) -> None:
+    def add(self, memory: np.ndarray[Any, Any], keys: Sequence[np.ndarray[Any, Any]] | None = None) -> None:
         with self.database.writing() as db:
             parts = lineage.of_stream(db, self.stream)
             for at, vectors in enumerate(memory):
@@ -64,11 +63,11 @@ class Rows:
         with self.database.reading() as db:
             return Shelf((volume(db, lineage.of_stream(db, self.stream)),))
 
-    def save(self, index: MemoryIndex, **options: Any) -> None:
+    def save(self, index: MemoryIndex | KeyIndex, **options: Any) -> None:
         with self.database.reading() as db:
             index.save(db, self.shelf(), **options)
 
-    def search(self, index: MemoryIndex, query: np.ndarray[Any, Any], k: int) -> store_index.Hits:
+    def search(self, index: Any, query: np.ndarray[Any, Any], k: int) -> Any:
         with self.database.reading() as db:
             return index.search(db, self.shelf(), query.astype(np.float32), k)
 
@@ -243,20 +242,28 @@ def test_torch_and_faiss_share_their_file(rows: Rows, tmp_path: Path, monkeypatc
     assert other.describe()["backend"] == "torch"
 
 
-def test_keys_may_differ_from_memories(rows: Rows, tmp_path: Path) -> None:
-    """Two keys a segment: a segment is found by its best key, and the bound knows that keys are not embeddings."""
-    memory, keys = drifting(80, 1), drifting(80, 2, slots=2)
+def test_keys_by_meaning_are_searched_apart_from_memory(rows: Rows, tmp_path: Path, backend: str) -> None:
+    """A segment has as many keys as it has stretches, none too; a hit says which of them it is."""
+    memory, width = drifting(80, 1), 6
+    chance = np.random.default_rng(2)
+    keys = [chance.standard_normal((number % 4, width)).astype(np.float16) for number in range(80)]
     rows.add(memory, keys)
-    index = index_of(tmp_path)
-    query = np.random.default_rng(3).standard_normal(D)
+    index = KeyIndex(tmp_path / "indexes" / "1.keys", width=width)
+    query = chance.standard_normal(width)
     hits = rows.search(index, query, 10)
-    best = np.argsort(-(keys.reshape(-1, D).astype(np.float64) @ query))[:10]
-    assert list(hits.positions) == list(dict.fromkeys(int(row) // 2 for row in best))
-    assert np.array_equal(hits.memory, memory[hits.positions])
-    assert np.delete(memory[:, 0].astype(np.float64) @ query, hits.positions).max() <= hits.ceiling
+    scores = {
+        (segment, number): float(key.astype(np.float64) @ query)
+        for segment, own in enumerate(keys)
+        for number, key in enumerate(own)
+    }
+    assert [(hit.position, hit.number) for hit in hits] == sorted(scores, key=lambda place: -scores[place])[:10]
+    assert all(abs(hit.score - scores[hit.position, hit.number]) < 1e-2 for hit in hits)
     rows.save(index, always=True)
-    again = rows.search(index_of(tmp_path), query, 10)
-    assert np.array_equal(again.positions, hits.positions) and again.ceiling == hits.ceiling
+    assert rows.search(KeyIndex(index.path, width=width), query, 10) == hits
+    with pytest.raises(InputError, match="must be 6 finite numbers"):
+        rows.search(index, np.ones(7), 3)
+    found = rows.search(index_of(tmp_path), np.ones(D), 20)
+    assert list(found.positions) == list(np.argsort(-(memory[:, 0].astype(np.float64) @ np.ones(D)), kind="stable")[:20])
 
 
 def test_what_is_not_recalled_is_no_key_and_is_not_given_back(rows: Rows, tmp_path: Path, backend: str) -> None:
@@ -270,13 +277,6 @@ def test_what_is_not_recalled_is_no_key_and_is_not_given_back(rows: Rows, tmp_pa
     assert index.describe()["exact"] and index.describe()["keys"] == 200
     rows.save(index, always=True)
     assert np.array_equal(rows.search(index_of(tmp_path, slots=1, others=2), query, 20).positions, hits.positions)
-
-
-def test_what_is_not_recalled_stays_out_where_keys_differ_from_memories(rows: Rows, tmp_path: Path) -> None:
-    memory = drifting(200, slots=3)
-    rows.add(memory, drifting(200, 2))
-    hits = rows.search(index_of(tmp_path, slots=1, others=2), np.random.default_rng(1).standard_normal(D), 20)
-    assert np.array_equal(hits.memory, memory[hits.positions][:, 2:])
 
 
 def test_a_graph_index_is_refused_with_the_reason(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""Top-k search over the index keys of one collection. A cache of the rows; see `derived.py`.
+"""Top-k search over a collection's vectors: memory embeddings, and keys by meaning. Caches of the rows; see `derived.py`.
 
-Inner product of a folded query with raw float16 keys. The default, FAISS's 16-bit scalar quantizer, is exact and needs no
+Inner product of a query with raw float16 vectors. The default, FAISS's 16-bit scalar quantizer, is exact and needs no
 training; without FAISS, torch searches the same matrix; on a GPU, FAISS's GPU build. Any `index_factory` string may replace it.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import InputError, StoreDamagedError
+from ..rows import SegmentRow
 from ..shelf import Shelf
 from ..transaction import Transaction
 from .base import DEFAULT, Halves, Search
@@ -29,14 +30,20 @@ class Hits(NamedTuple):
     ceiling: float  # no memory embedding of a segment left out scores higher; -inf where none is left out
 
 
-class MemoryIndex(Derived):
-    """The index keys of a collection's segments, in order, and the memory embeddings where they are the keys.
+class KeyHit(NamedTuple):
+    """A key that a question was compared with."""
+
+    position: int  # its segment
+    number: int  # which of the segment's keys it is
+    score: float
+
+
+class _Vectors(Derived):
+    """Vectors of a collection's segments in order, each with the segment it belongs to, in a search.
 
     Args:
         path: its file; it may be missing, stale or damaged.
-        width: d, the width of an embedding.
-        slots: m, the embeddings of a segment that may be recalled.
-        others: the number of embeddings before these in a row.
+        width: of a vector.
         factory: a FAISS `index_factory` string for inner product, with `;name=value` search parameters after it.
         made_by: digest of the model; an index of another model is not used.
 
@@ -45,46 +52,34 @@ class MemoryIndex(Derived):
         MissingDependencyError: the factory needs FAISS.
     """
 
-    def __init__(
-        self, path: Path, *, width: int, slots: int, others: int = 0, factory: str = DEFAULT, made_by: str = ""
-    ) -> None:
-        self.width, self.slots, self._others = width, slots, others
-        self.factory, self._made_by = factory, made_by
+    def __init__(self, path: Path, *, width: int, factory: str = DEFAULT, made_by: str = "") -> None:
+        self.width, self.factory, self._made_by = width, factory, made_by
         self._search: Search = new_search(factory, width)
         super().__init__(path)
 
     def _clear(self) -> None:
         self._search = new_search(self.factory, self.width)
-        self._owners = np.zeros(0, np.int64)  # the segment of each key, in order
-        self._largest = 0.0  # norm of the longest memory embedding
-        self._keys_are_memory = True
+        self._owners = np.zeros(0, np.int64)  # the segment of each vector, in order
 
-    def describe(self) -> dict[str, Any]:
-        """Describe the search: backend, number of keys, whether it is exact."""
-        return {"backend": self._search.name, "segments": self.count, "keys": len(self._owners), "exact": self._exact}
-
-    @property
-    def _exact(self) -> bool:
-        return self._search.exact and self._keys_are_memory
+    def _of(self, row: SegmentRow, position: int) -> Halves:
+        """Return a segment's vectors [n, width]."""
+        raise NotImplementedError
 
     def _extend(self, db: Transaction, shelf: Shelf, start: int, stop: int) -> None:
-        keys, owners = [], []
+        made, owners = [], []
         for position, row in enumerate(shelf.rows(db, start, stop), start):
-            memory = self._vectors(row.memory, position)[self._others :]
-            key = memory if row.keys is None else self._vectors(row.keys, position)
-            self._keys_are_memory &= row.keys is None
-            self._largest = max(self._largest, float(np.linalg.norm(memory.astype(np.float32), axis=1).max(initial=0)))
-            keys.append(key)
-            owners += [position] * len(key)
-        if keys:
-            self._search.add(np.concatenate(keys))
+            vectors = self._of(row, position)
+            made.append(vectors)
+            owners += [position] * len(vectors)
+        if made:
+            self._search.add(np.concatenate(made))
         self._owners = np.concatenate([self._owners, np.array(owners, np.int64)])
 
     def _keep(self, kept: NDArray[np.bool_]) -> bool:
-        keys = kept[self._owners]
-        if not self._search.keep(keys):
+        vectors = kept[self._owners]
+        if not self._search.keep(vectors):
             return False
-        self._owners = (np.cumsum(kept) - 1)[self._owners[keys]]
+        self._owners = (np.cumsum(kept) - 1)[self._owners[vectors]]
         return True
 
     @property
@@ -100,8 +95,99 @@ class MemoryIndex(Derived):
             )
         return vectors.reshape(-1, self.width)
 
+    def _check_query(self, query: NDArray[np.float32]) -> None:
+        if query.shape != (self.width,) or not np.isfinite(query).all():
+            raise InputError(
+                f"a recall query must be {self.width} finite numbers, not shape {query.shape} with NaN or infinity."
+            )
+
+    def _best(self, shelf: Shelf, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return scores and numbers of the k best vectors of a shelf; a newer one may have added more."""
+        known = int(np.searchsorted(self._owners, shelf.total))
+        rows = min(k, known)
+        if not rows:
+            return np.zeros(0, np.float32), np.zeros(0, np.int64)
+        scores, hits = self._search(query, rows + len(self._owners) - known)
+        return scores[hits < known][:rows], hits[hits < known][:rows]
+
+    def _wanted(self) -> dict[str, Any]:
+        return {"kind": self._search.kind, "width": self.width, "made_by": self._made_by}
+
+    def _facts(self) -> dict[str, Any]:
+        return {"owners": len(self._owners)}
+
+    def _dump(self) -> Iterator[bytes | memoryview]:
+        yield self._owners.astype("<i8").tobytes()
+        yield from self._search.dump()
+
+    def _restore(self, header: dict[str, Any], body: memoryview) -> None:
+        split = 8 * header["owners"]
+        self._search.load(body[split:], header["owners"])
+        self._owners = np.frombuffer(body[:split], "<i8").astype(np.int64)
+
+
+class KeyIndex(_Vectors):
+    """The keys by meaning of a collection's segments, in order."""
+
+    def _of(self, row: SegmentRow, position: int) -> Halves:
+        return self._vectors(row.keys or b"", position)
+
+    def search(self, db: Transaction, shelf: Shelf, query: NDArray[np.float32], k: int) -> list[KeyHit]:
+        """Return the k best keys, by falling score, as the rows are now.
+
+        Args:
+            db: the transaction to read rows in.
+            shelf: the segments to search.
+            query: [width], a question's key.
+            k: how many are wanted.
+
+        Raises:
+            InputError: the query is not finite or not of this width.
+        """
+        self._check_query(query)
+        with self._alone():
+            self._sync(db, shelf)
+            scores, hits = self._best(shelf, query, k)
+            owners = self._owners[hits]
+            numbers = hits - np.searchsorted(self._owners, owners)
+            rows = zip(owners.tolist(), numbers.tolist(), scores.tolist(), strict=True)
+            return [KeyHit(*row) for row in rows]
+
+
+class MemoryIndex(_Vectors):
+    """The memory embeddings of a collection's segments that may be recalled, in order.
+
+    Args:
+        path: its file.
+        width: d, the width of an embedding.
+        slots: m, the embeddings of a segment that may be recalled.
+        others: the number of embeddings before these in a row.
+        factory: as of any search of vectors.
+        made_by: digest of the model.
+    """
+
+    def __init__(
+        self, path: Path, *, width: int, slots: int, others: int = 0, factory: str = DEFAULT, made_by: str = ""
+    ) -> None:
+        self.slots, self._others = slots, others
+        super().__init__(path, width=width, factory=factory, made_by=made_by)
+
+    def _clear(self) -> None:
+        super()._clear()
+        self._largest = 0.0  # norm of the longest memory embedding
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the search: backend, number of vectors, whether it is exact."""
+        exact = self._search.exact
+        return {"backend": self._search.name, "segments": self.count, "keys": len(self._owners), "exact": exact}
+
+    def _of(self, row: SegmentRow, position: int) -> Halves:
+        memory = self._vectors(row.memory, position)[self._others :]
+        self._largest = max(self._largest, float(np.linalg.norm(memory.astype(np.float32), axis=1).max(initial=0)))
+        return memory
+
     def search(self, db: Transaction, shelf: Shelf, query: NDArray[np.float32], k: int) -> Hits:
-        """Return the segments with the k best keys (times m, where a segment has m), as the rows are now.
+        """Return the segments with the k best embeddings (times m, where a segment has m), as the rows are now.
 
         Args:
             db: the transaction to read rows in.
@@ -112,23 +198,17 @@ class MemoryIndex(Derived):
         Raises:
             InputError: the query is not finite or not of this width.
         """
-        if query.shape != (self.width,) or not np.isfinite(query).all():
-            raise InputError(
-                f"a recall query must be {self.width} finite numbers, not shape {query.shape} with NaN or infinity."
-            )
+        self._check_query(query)
         with self._alone():
             self._sync(db, shelf)
-            known = int(np.searchsorted(self._owners, shelf.total))  # keys of this shelf; a newer shelf may have added more
-            rows = min(k * max(1, self.slots), known)
-            if not rows:
+            scores, hits = self._best(shelf, query, k * max(1, self.slots))
+            if not len(hits):
                 return Hits(np.zeros(0, np.int64), np.zeros((0, self.slots, self.width), np.float16), float("-inf"))
-            scores, hits = self._search(query, rows + len(self._owners) - known)
-            scores, hits = scores[hits < known][:rows], hits[hits < known][:rows]
             owners, first = np.unique(self._owners[hits], return_index=True)
             positions = owners[np.argsort(first)]
             ceiling = float("-inf")
             if len(positions) < shelf.total:
-                lowest = float(scores.min()) if self._exact else float("inf")
+                lowest = float(scores.min()) if self._search.exact else float("inf")
                 ceiling = min(lowest, float(np.linalg.norm(query)) * self._largest)
                 ceiling += self._search.rounding * abs(ceiling)
             return Hits(positions, self._memory(db, shelf, positions), ceiling)
@@ -137,7 +217,7 @@ class MemoryIndex(Derived):
         """Return [k, m, d] from the index if it holds the embeddings unchanged, else from the rows."""
         shape = (len(positions), self.slots, self.width)
         rows = (positions[:, None] * self.slots + np.arange(self.slots)).ravel()
-        vectors = self._search.vectors(rows) if self._keys_are_memory else None
+        vectors = self._search.vectors(rows)
         if vectors is None:
             stored = (next(shelf.rows(db, position, position + 1)).memory for position in positions.tolist())
             vectors = np.frombuffer(b"".join(stored), "<f2").astype(np.float16)
@@ -157,18 +237,11 @@ class MemoryIndex(Derived):
             return self._memory(db, shelf, positions)
 
     def _wanted(self) -> dict[str, Any]:
-        shape = {"width": self.width, "slots": self.slots, "others": self._others}
-        return {"kind": self._search.kind, **shape, "made_by": self._made_by}
+        return {**super()._wanted(), "slots": self.slots, "others": self._others}
 
     def _facts(self) -> dict[str, Any]:
-        return {"largest": self._largest, "keys_are_memory": self._keys_are_memory, "owners": len(self._owners)}
-
-    def _dump(self) -> Iterator[bytes | memoryview]:
-        yield self._owners.astype("<i8").tobytes()
-        yield from self._search.dump()
+        return {**super()._facts(), "largest": self._largest}
 
     def _restore(self, header: dict[str, Any], body: memoryview) -> None:
-        split = 8 * header["owners"]
-        self._search.load(body[split:], header["owners"])
-        self._owners = np.frombuffer(body[:split], "<i8").astype(np.int64)
-        self._largest, self._keys_are_memory = header["largest"], header["keys_are_memory"]
+        super()._restore(header, body)
+        self._largest = header["largest"]
