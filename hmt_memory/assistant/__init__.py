@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..retrieval.ranking import quoted
     from ..retrieval.sources import Message
     from ..sessions.answer import Answer
+    from ..sessions.chat_model import ChatModel, Ending
     from ..sessions.corpus import name_of
     from ..sessions.stored_corpus import Document
     from ..store.open import default_folder
@@ -32,7 +33,9 @@ __all__ = [
     "SYSTEM_ROLES",
     "Answer",
     "Assistant",
+    "ChatModel",
     "Document",
+    "Ending",
     "HistoryMode",
     "Message",
     "ModelSettings",
@@ -52,7 +55,9 @@ _LAZY = {
     "SYSTEM_ROLES": "..chat.message",
     "Answer": "..sessions.answer",
     "Assistant": ".assistant",
+    "ChatModel": "..sessions.chat_model",
     "Document": "..sessions.stored_corpus",
+    "Ending": "..sessions.chat_model",
     "HistoryMode": ".reconcile",
     "Message": "..retrieval.sources",
     "ModelSettings": ".loading",

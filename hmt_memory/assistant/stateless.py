@@ -173,14 +173,14 @@ def reply(
         until=asked.tokens[0],
         rows=rows,
     )
-    question, state = str(asked.body["content"] or ""), _read(model, ids, cache, namespace)
+    question = str(asked.body["content"] or "")
     encode, budget = (transcript.plain, None) if other is None else (other.encode, other.note_tokens)
     memory = ViewRecollection(model, encode, alone(shard), own=True, question=question, note_tokens=budget)
     generation: Generation | Writing
     if isinstance(request, Request):
         generation = model.generate(
             prompt.opening,
-            state=state,
+            state=_read(model, ids, cache, namespace),
             pinned=prompt.pinned,
             recollection=memory,
             turns=batch.turns,
@@ -189,7 +189,9 @@ def reply(
     else:
         said = [row for row in rows if row.body["role"] not in SYSTEM_ROLES]
         shown = request.shown(messages_of(said))
-        memory.recall(question, state, said[len(said) - shown.messages].tokens[0])
+        if shown.messages < len(said):  # else there is nothing to recall, and nothing to read for it
+            first = said[len(said) - shown.messages].tokens[0]
+            memory.recall(question, _read(model, ids, cache, namespace), first)
         system = "\n\n".join(system_texts(messages_of(rows))) or None
         generation = request.generate(shown, system=system, notes=memory.notes(), added=len(ids))
     return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)

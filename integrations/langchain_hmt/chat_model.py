@@ -23,9 +23,10 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from langchain_core.utils.pydantic import is_basemodel_subclass
 from pydantic import model_validator
 
-from .engine import Decoder, pieces
+from .engine import pieces
 from .errors import HMTInvalidRequestError, as_langchain
 from .messages import call_chunks, is_summary, to_dicts
+from .other import Answered, tools_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from hmt_memory.assistant import HistoryMode
 
 
-class HMTChatModel(Decoder, BaseChatModel):
+class HMTChatModel(Answered, BaseChatModel):
     """A chat model on a local model with HMT memory.
 
     >>> HMTChatModel(temperature=0.2).model_name
@@ -61,6 +62,8 @@ class HMTChatModel(Decoder, BaseChatModel):
         return "hmt-chat"
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        if self.answerer is not None:
+            return self.answerer._get_ls_params(stop=stop, **kwargs)
         params = LangSmithParams(
             ls_provider="hmt",
             ls_model_type="chat",
@@ -74,6 +77,9 @@ class HMTChatModel(Decoder, BaseChatModel):
 
     def _resolve_model_profile(self) -> ModelProfile:
         # Reading has no end; frameworks that trim or summarise at a share of this number need not.
+        if self.answerer is not None:
+            told = self.answerer.profile or ModelProfile()
+            return told | ModelProfile(max_input_tokens=1 << 20, image_inputs=False, audio_inputs=False)
         return ModelProfile(
             max_input_tokens=1 << 20,
             text_inputs=True,
@@ -131,7 +137,7 @@ class HMTChatModel(Decoder, BaseChatModel):
             **kwargs: other options of LangChain and of the call.
         """
         options = self.with_session(None, kwargs)
-        chosen = self.without_cache() if "session_id" in options else self
+        chosen = self.without_cache() if "session_id" in options or self.answerer is not None else self
         return BaseChatModel.generate(chosen, messages, stop, callbacks, **options)
 
     async def agenerate(
@@ -146,7 +152,7 @@ class HMTChatModel(Decoder, BaseChatModel):
             **kwargs: other options of LangChain and of the call.
         """
         options = self.with_session(None, kwargs)
-        chosen = self.without_cache() if "session_id" in options else self
+        chosen = self.without_cache() if "session_id" in options or self.answerer is not None else self
         return await BaseChatModel.agenerate(chosen, messages, stop, callbacks, **options)
 
     def _generate(
@@ -156,7 +162,7 @@ class HMTChatModel(Decoder, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return generate_from_stream(self._stream(messages, stop, **kwargs))
+        return generate_from_stream(self._stream(messages, stop, in_pieces=False, **kwargs))
 
     def _stream(
         self,
@@ -165,20 +171,14 @@ class HMTChatModel(Decoder, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         *,
         session_id: str | None = None,
-        model: str | None = None,
         history_mode: HistoryMode | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: Any = None,
-        response_format: Any = None,
+        in_pieces: bool = True,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        other = self._of_answerer(self.stops(stop), kwargs, in_pieces=in_pieces)
+        model = None if other else kwargs.pop("model", None)
         assistant = self.assistant(None if model in (None, self.model_name) else model)
-        options: dict[str, Any] = {
-            "tools": tools or None,
-            "tool_choice": tool_choice,
-            "schema": None if response_format is None else _schema_of(response_format),
-            **self.decoding(stop, kwargs),
-        }
+        options = self._asked(stop, **kwargs) if other is None else other
         # A summary of earlier turns is not a turn: the session has the turns themselves.
         said = to_dicts(messages if session_id is None else [message for message in messages if not is_summary(message)])
         with as_langchain():
@@ -189,15 +189,25 @@ class HMTChatModel(Decoder, BaseChatModel):
             if run_manager is not None:
                 run_manager.on_llm_new_token(piece, chunk=chunk)
             yield chunk
-        yield self._last(assistant.name, reply, session_id)
+        about = _about(reply, session_id)
+        yield self._last(assistant.name, reply, about) if other is None else other["answerer"].last(reply, about)
 
-    def _last(self, model: str, reply: Any, session_id: str | None) -> ChatGenerationChunk:
+    def _asked(
+        self,
+        stop: list[str] | None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        response_format: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the options of an answer of our own model."""
+        schema = None if response_format is None else _schema_of(response_format)
+        return {"tools": tools or None, "tool_choice": tool_choice, "schema": schema, **self.decoding(stop, kwargs)}
+
+    def _last(self, model: str, reply: Any, about: dict[str, Any]) -> ChatGenerationChunk:
         """Make the chunk that has everything but text: merging adds numbers and joins strings, so only one may have it."""
-        asked = reply.usage.prompt_tokens if session_id is None else reply.usage.view_tokens
-        recalled = [passage.to_dict() for passage in reply.recalled]
-        about: dict[str, Any] = {"recalled": recalled, "view_tokens": reply.usage.view_tokens}
-        if session_id is not None:
-            about |= {"session_id": session_id, "message_ids": reply.message_ids}
+        asked = reply.usage.view_tokens if "session_id" in about else reply.usage.prompt_tokens
         message = AIMessageChunk(
             content="",
             chunk_position="last",
@@ -236,6 +246,8 @@ class HMTChatModel(Decoder, BaseChatModel):
         """
         from hmt_memory.assistant import tool_choice_of
 
+        if self.answerer is not None:
+            return self.bind(**tools_of(self.answerer, tools, tool_choice=tool_choice, **kwargs))
         for name in ("strict", "parallel_tool_calls"):  # calls are always strict, and one at a time
             kwargs.pop(name, None)
         described = [convert_to_openai_tool(tool) for tool in tools]
@@ -264,7 +276,7 @@ class HMTChatModel(Decoder, BaseChatModel):
         Raises:
             HMTInvalidRequestError: the method or an argument is unknown.
         """
-        if method == "function_calling":
+        if method == "function_calling" or self.answerer is not None:
             return super().with_structured_output(schema, include_raw=include_raw, **kwargs)
         if method not in ("json_schema", "json_mode") or kwargs:
             raise HMTInvalidRequestError(
@@ -284,6 +296,13 @@ class HMTChatModel(Decoder, BaseChatModel):
         parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
         failed = RunnablePassthrough.assign(parsed=lambda _: None)
         return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+
+def _about(reply: Any, session_id: str | None) -> dict[str, Any]:
+    """Return what is told of an answer in `response_metadata["hmt"]`."""
+    recalled = [passage.to_dict() for passage in reply.recalled]
+    about: dict[str, Any] = {"recalled": recalled, "view_tokens": reply.usage.view_tokens}
+    return about if session_id is None else about | {"session_id": session_id, "message_ids": reply.message_ids}
 
 
 def _number(given: Any, own: float) -> float:

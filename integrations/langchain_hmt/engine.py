@@ -43,7 +43,10 @@ class Engine(Serializable):
     adapter: str | None = None
     """Folder with trained memory parameters; None: the one the package brings, if it brings one; "none": no adapter."""
     reader: str | None = None
-    """Another model, which reads and remembers, such as "smollm2-135m-instruct"; `model` then answers from notes."""
+    """Another model, which reads and remembers, while `model` answers from notes; "same": `model` does both.
+
+    None: `model` does both if its memory is trained, else "smollm2-135m-instruct" reads.
+    """
     store: Any = Field(default=None, repr=False)
     """Folder of the sessions and corpora, or an open `MemoryStore`; None: where the `hmt` command keeps them."""
     dtype: str = "auto"
@@ -75,10 +78,11 @@ class Engine(Serializable):
         if hasattr(self.store, "folder"):
             if self.engine is not None:
                 raise HMTInvalidRequestError("an engine has a store of its own. Leave out store=, or engine=.")
-            self.engine, self.store = self._made(self.model_name, self.adapter), str(self.store.folder)
+            self.engine, self.store = self._made(), str(self.store.folder)
         elif self.engine is not None:
-            for name in _parts(self.engine).keys() - self.model_fields_set:
-                setattr(self, name, _parts(self.engine)[name])
+            parts = self._told_by(self.engine)
+            for name in parts.keys() - self.model_fields_set:
+                setattr(self, name, parts[name])
         self.store = None if self.store is None else str(self.store)
         return self
 
@@ -87,9 +91,10 @@ class Engine(Serializable):
         from .view import under
 
         if model is not None:
-            other = self._others[model] = under(self._others.get(model) or self._made(model, None), self.view())
+            known = self._others.get(model) or self._made(model_name=model, adapter=None)
+            other = self._others[model] = under(known, self.view())
             return other
-        known = self.engine if self._is_of(self.engine) else self._made(self.model_name, self.adapter)
+        known = self.engine if self._is_of(self.engine) else self._made()
         self.engine = chosen = under(known, self.view())
         return chosen
 
@@ -97,15 +102,24 @@ class Engine(Serializable):
         """Return the fields of `HMTConfig` that are not left to the model."""
         return {} if self.selection is None else {"selection": self.selection}
 
-    def _made(self, model: str, adapter: str | None) -> Assistant:
+    def _named(self) -> dict[str, Any]:
+        """Return the fields that name what an assistant loads."""
+        return {name: getattr(self, name) for name in ("model_name", "adapter", "dtype", "device", "reader")}
+
+    def _told_by(self, engine: Assistant) -> dict[str, Any]:
+        """Return the values of such fields that lead back to an assistant, and of `store`."""
+        return _parts(engine)
+
+    def _made(self, **changes: Any) -> Assistant:
         from hmt_memory import Assistant
         from hmt_memory.assistant import ModelSettings
 
-        return Assistant.shared(ModelSettings(model, adapter, self.dtype, self.device, reader=self.reader), self.store)
+        named = self._named() | changes
+        return Assistant.shared(ModelSettings(named.pop("model_name"), **named), self.store)
 
     def _is_of(self, engine: Assistant | None) -> bool:
         """Return whether an assistant is still the one that the fields name."""
-        own = {name: getattr(self, name) for name in ("model_name", "adapter", "dtype", "device", "reader", "store")}
+        own = self._named() | {"store": self.store}
         return engine is not None and own in (_parts(engine), {**_parts(engine), "store": None})
 
     @classmethod

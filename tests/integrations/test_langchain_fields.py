@@ -196,8 +196,8 @@ def test_an_impossible_view_is_refused_in_both_ways(assistant: Assistant) -> Non
 def test_a_view_is_chosen_before_any_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = []
     monkeypatch.setattr(HMTModel, "from_pretrained", lambda *_, **__: loaded.append(1) or MODEL)
-    chat = HMTChatModel(model="a-model-nobody-loaded", store=tmp_path, max_tokens=2, recent_tokens=8)  # type: ignore[call-arg]
-    wide = HMTChatModel(model="a-model-nobody-loaded", store=tmp_path, max_tokens=2, recent_tokens=24)  # type: ignore[call-arg]
+    chat = HMTChatModel(model="a-model-nobody-loaded", reader="same", store=tmp_path, max_tokens=2, recent_tokens=8)  # type: ignore[call-arg]
+    wide = HMTChatModel(model="a-model-nobody-loaded", reader="same", store=tmp_path, max_tokens=2, recent_tokens=24)  # type: ignore[call-arg]
     assert chat.assistant().name == "a-model-nobody-loaded" and not chat.assistant().is_loaded and not loaded
     for model in (chat, wide, chat):
         model.invoke("hello", ALICE)
@@ -238,7 +238,7 @@ def test_repetition_is_made_less_likely(chat: HMTChatModel) -> None:
 def test_a_field_that_is_changed_later_counts(assistant: Assistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(HMTModel, "from_pretrained", lambda name, **_: asked.append(name) or MODEL)
-    chat = HMTChatModel(model="one", store=tmp_path, max_tokens=2)  # type: ignore[call-arg]
+    chat = HMTChatModel(model="one", reader="same", store=tmp_path, max_tokens=2)  # type: ignore[call-arg]
     chat.invoke("hello")
     chat.model_copy(update={"model_name": "two"}).invoke("hello")
     fields = chat.configurable_fields(model_name=ConfigurableField(id="which"))
