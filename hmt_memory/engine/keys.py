@@ -32,10 +32,10 @@ class StretchKeys(nn.Module):
         self.embedding = nn.Linear(width, inner)
         self.hidden = nn.Linear(width, inner, bias=False)
         self.asked = nn.Linear(width, inner, bias=False)  # the same for the hidden states of a question
-        self.weight = nn.Linear(inner, 1)
+        self.attention = nn.Linear(inner, 1)
         self.key = nn.Linear(inner, dim, bias=False)
         self.question = nn.Linear(inner, dim, bias=False)  # what a question's key has besides
-        for layer in (self.embedding, self.hidden, self.asked, self.weight, self.key, self.question):
+        for layer in (self.embedding, self.hidden, self.asked, self.attention, self.key, self.question):
             nn.init.zeros_(layer.weight)
 
     @property
@@ -52,7 +52,7 @@ class StretchKeys(nn.Module):
             spans: [start, stop) of each stretch.
         """
         inner = torch.nn.functional.gelu(self.embedding(self._scaled(embeddings)) + self.hidden(hidden.float()))
-        vectors, weights = self.key(inner), self._weights(inner)
+        vectors, weights = self.key(inner), self.weights(inner)
         parts = [(vectors[start:stop] * weights[start:stop]).sum(dim=0) for start, stop in spans]
         return _unit(torch.stack(parts)) if parts else vectors[:0]
 
@@ -64,13 +64,14 @@ class StretchKeys(nn.Module):
             hidden: [t, d] its hidden states, read behind T alone.
         """
         inner = torch.nn.functional.gelu(self.embedding(self._scaled(embeddings)) + self.asked(hidden.float()))
-        return _unit(((self.key(inner) + self.question(inner)) * self._weights(inner)).sum(dim=0))
+        return _unit(((self.key(inner) + self.question(inner)) * self.weights(inner)).sum(dim=0))
 
     def _scaled(self, embeddings: Tensor) -> Tensor:
         return embeddings.float() / self.unit
 
-    def _weights(self, inner: Tensor) -> Tensor:
-        logits: Tensor = self.weight(inner)
+    def weights(self, inner: Tensor) -> Tensor:
+        """Return the weights [t, 1] of tokens."""
+        logits: Tensor = self.attention(inner)
         return logits.clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT).exp()
 
 
