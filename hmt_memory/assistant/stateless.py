@@ -147,13 +147,15 @@ def reply(
         tool_choice: which of them may or must be called.
         schema: of a JSON answer.
         answerer: another model, which answers from notes of what `model` has read; None: `model` answers.
-        view: the answerer's budgets; None: its own.
+        view: the budgets of the model that answers; None: its own.
         decoding: how tokens are chosen.
         **options: fields of `Decoding`.
 
     Raises:
         InputError: messages are malformed, or there are none to answer.
     """
+    if answerer is None and view is not None:
+        model, cache = model.with_view(view), None  # states that other calls left hold another number of recent tokens
     transcript = Transcript(model.backbone)
     wanted = Wanted(decoding, options, tools, tool_choice, schema)
     other = None if answerer is None else answering(answerer, wanted, reader=model, view=view)

@@ -30,7 +30,10 @@ class HMTEngine(BaseModel):
     adapter: str | None = None
     """Folder with trained memory parameters; None: the one the package brings, if it brings one."""
     reader: str | None = None
-    """Another model, which reads and remembers, such as "smollm2-135m-instruct"; `model` then answers from notes."""
+    """Another model, which reads and remembers, while `model` answers from notes; "same": `model` does both.
+
+    None: `model` does both if its memory is trained, else "smollm2-135m-instruct" reads.
+    """
     store: Any = None
     """Folder of the sessions and corpora, or an open `MemoryStore`; None: where the `hmt` command keeps them."""
     dtype: str = "auto"
@@ -44,9 +47,10 @@ class HMTEngine(BaseModel):
         if self.engine is None and hasattr(self.store, "folder"):
             self.engine = self._made()
         if self.engine is not None:
-            chosen, self.store = self.engine.settings, self.engine.folder
-            self.model_name, self.adapter, self.dtype, self.device = chosen.model, chosen.adapter, chosen.dtype, chosen.device
-            self.reader = chosen.reader
+            told, self.store = self._told_by(self.engine), self.engine.folder
+            self.model_name = told.pop("model")
+            for name, value in told.items():
+                setattr(self, name, value)
         elif self.store is not None:
             self.store = str(self.store)
         return self
@@ -58,18 +62,25 @@ class HMTEngine(BaseModel):
         assistant: Assistant = self.engine
         return assistant
 
+    def _named(self) -> dict[str, Any]:
+        """Return the settings that the fields name."""
+        return {"model": self.model_name} | {name: getattr(self, name) for name in ("adapter", "dtype", "device", "reader")}
+
+    def _told_by(self, engine: Assistant) -> dict[str, Any]:
+        """Return the settings that lead back to an assistant."""
+        return {name: getattr(engine.settings, name) for name in ("model", "adapter", "dtype", "device", "reader")}
+
+    def _folder(self) -> str:
+        return str(default_folder() if self.store is None else self.store)
+
     def _is_of(self, engine: Assistant) -> bool:
         """Return whether an assistant is still the one that the fields name."""
-        known, folder = engine.settings, str(default_folder() if self.store is None else self.store)
-        ours = (self.model_name, self.adapter, self.dtype, self.device, self.reader, folder)
-        return ours == (known.model, known.adapter, known.dtype, known.device, known.reader, engine.folder)
+        return (self._named(), self._folder()) == (self._told_by(engine), engine.folder)
 
     def _made(self) -> Assistant:
         from hmt_memory import Assistant
 
-        return Assistant.shared(
-            ModelSettings(self.model_name, self.adapter, self.dtype, self.device, reader=self.reader), self.store
-        )
+        return Assistant.shared(ModelSettings(**self._named()), self.store)
 
     def __deepcopy__(self, memo: Any = None) -> Self:
         return self.model_copy()

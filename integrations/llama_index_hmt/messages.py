@@ -85,18 +85,24 @@ def _call_of_openai(call: Any) -> dict[str, Any]:
 
 def from_stored(message: Message) -> ChatMessage:
     """Convert a stored message to a LlamaIndex message."""
+    return from_dict({**message.fields, "role": message.role, "content": message.content})
+
+
+def from_dict(message: Mapping[str, Any]) -> ChatMessage:
+    """Convert a message of `hmt_memory` to a LlamaIndex message."""
     calls = [
         ToolCallBlock(tool_call_id=call_id, tool_name=name, tool_kwargs=given)
-        for call_id, name, given in _stored_calls(message)
+        for call_id, name, given in _calls_of(message.get("tool_calls") or ())
     ]
-    blocks = [TextBlock(text=message.content)] if message.content or not calls else []
+    text = message["content"] or ""
+    blocks = [TextBlock(text=text)] if text or not calls else []
     known = {role.value for role in MessageRole}
-    answers = {"tool_call_id": message.fields["tool_call_id"]} if "tool_call_id" in message.fields else {}
-    role = MessageRole(message.role if message.role in known else "user")
+    answers = {"tool_call_id": message["tool_call_id"]} if "tool_call_id" in message else {}
+    role = MessageRole(message["role"] if message["role"] in known else "user")
     return ChatMessage(role=role, blocks=[*blocks, *calls], additional_kwargs=answers)
 
 
-def _stored_calls(message: Message) -> Iterator[tuple[str | None, str, Any]]:
-    for call in message.fields.get("tool_calls") or ():
+def _calls_of(calls: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str | None, str, Any]]:
+    for call in calls:
         name, arguments = called(call)
         yield call.get("id") or None, str(name), arguments

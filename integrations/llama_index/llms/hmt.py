@@ -7,8 +7,9 @@ torch nor weights.
 
 from __future__ import annotations
 
-from llama_index_hmt.engine import HMTEngine, off_the_loop  # first: it says what to install
+from llama_index_hmt.engine import off_the_loop  # first: it says what to install
 from llama_index_hmt.messages import to_dicts
+from llama_index_hmt.other import Answered
 
 # isort: split
 import asyncio
@@ -42,16 +43,17 @@ if TYPE_CHECKING:
 
     from hmt_memory import Generation
     from hmt_memory.assistant import Answer
+    from llama_index_hmt.other import Speaker
 
 
-class HMTLLM(HMTEngine, FunctionCallingLLM):
+class HMTLLM(Answered, FunctionCallingLLM):
     """A local model with HMT memory.
 
     >>> HMTLLM(temperature=0.2).metadata.model_name
     'smollm2-135m-instruct'
 
     Options of a call: those below, `tools`, `tool_choice`, `schema` (of a JSON answer), and all others of `Session.reply`.
-    The passages recalled for an answer are in `response.raw["hmt"]`.
+    The passages recalled for an answer are in `response.raw["hmt"]`. With another LLM as `model`, options are that one's.
     """
 
     session_id: str | None = None
@@ -83,6 +85,8 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
     @property
     def metadata(self) -> LLMMetadata:
         """The properties that engines ask for, known without loading the model."""
+        if self.answerer is not None:
+            return self._metadata(self.context_window if "context_window" in self.model_fields_set else None)
         return LLMMetadata(
             context_window=self.context_window,
             num_output=self.max_tokens,
@@ -99,7 +103,7 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
     @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a conversation piece by piece; the last response has the calls and the counts."""
-        return self._chat_responses(self._reply(messages, kwargs))
+        return self._chat_responses(*self._reply(messages, kwargs))
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -109,20 +113,29 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
     @llm_chat_callback()
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """Answer a conversation piece by piece, off the event loop."""
-        reply = await asyncio.to_thread(self._reply, messages, kwargs)
-        return off_the_loop(self._chat_responses(reply))
+        reply, speaker = await asyncio.to_thread(self._reply, messages, kwargs)
+        return off_the_loop(self._chat_responses(reply, speaker))
 
     def _chat(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> ChatResponse:
-        return self._whole(self._reply(messages, kwargs).finish())
+        reply, speaker = self._reply(messages, kwargs, in_pieces=False)
+        return self._whole(reply.finish(), speaker)
 
-    def _reply(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Answer:
-        options = self.decoding(kwargs)
-        session, history = options.pop("session_id", None) or self.session_id, options.pop("history_mode", None)
-        options["namespace"] = options.get("namespace") or self.namespace or self._own.key
+    def _reply(
+        self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], *, in_pieces: bool = True
+    ) -> tuple[Answer, Speaker | None]:
+        """Return an answer that has not begun, and the other LLM that writes it, if there is one."""
+        given = dict(kwargs)
+        session, history = given.pop("session_id", None) or self.session_id, given.pop("history_mode", None)
+        options = {
+            "namespace": given.pop("namespace", None) or self.namespace or self._own.key,
+            "view": given.pop("view", None),
+        }
+        speaker = self._speaker(given, in_pieces=in_pieces)
+        options |= self.decoding(given) if speaker is None else {"answerer": speaker}
         if session is not None:
             options |= {"session": session, "history": history or self.history_mode}
         try:
-            return self.assistant().reply(to_dicts(messages), **options)
+            return self.assistant().reply(to_dicts(messages), **options), speaker
         except BudgetError as error:  # a ValueError, which LlamaIndex's synthesizers take for an empty answer
             raise RuntimeError(str(error)) from error
 
@@ -133,12 +146,14 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         most = options.pop("max_tokens", None)
         return options | {"max_new_tokens": self.max_tokens if most is None else most}
 
-    def _chat_responses(self, reply: Answer) -> ChatResponseGen:
+    def _chat_responses(self, reply: Answer, speaker: Speaker | None) -> ChatResponseGen:
         for piece in reply:
             yield ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=reply.text), delta=piece)
-        yield self._whole(reply, delta="")
+        yield self._whole(reply, speaker, delta="")
 
-    def _whole(self, reply: Answer, *, delta: str | None = None) -> ChatResponse:
+    def _whole(self, reply: Answer, speaker: Speaker | None, *, delta: str | None = None) -> ChatResponse:
+        if speaker is not None:
+            return speaker.whole(reply, self._raw(reply), delta=delta)
         calls = [
             ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=call.arguments) for call in reply.tool_calls
         ]
@@ -245,13 +260,18 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         return off_the_loop(self._completions(await asyncio.to_thread(self._completion, prompt, formatted, kwargs)))
 
     def _complete(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> CompletionResponse:
-        reply = self._completion(prompt, formatted, kwargs).finish()
+        reply = self._completion(prompt, formatted, kwargs, in_pieces=False).finish()
         return CompletionResponse(text=reply.text, raw=self._raw(reply))
 
-    def _completion(self, prompt: str, formatted: bool, kwargs: Mapping[str, Any]) -> Answer | Generation:
+    def _completion(
+        self, prompt: str, formatted: bool, kwargs: Mapping[str, Any], *, in_pieces: bool = True
+    ) -> Answer | Generation:
         if not formatted:
             system = [ChatMessage(role=MessageRole.SYSTEM, content=self.system_prompt)] if self.system_prompt else []
-            return self._reply([*system, ChatMessage(role=MessageRole.USER, content=prompt)], kwargs)
+            asked = [*system, ChatMessage(role=MessageRole.USER, content=prompt)]
+            return self._reply(asked, kwargs, in_pieces=in_pieces)[0]
+        if self.answerer is not None:
+            raise ValueError("a formatted prompt is for one template: pass it to the model that answers, or formatted=False.")
         options = self.decoding(kwargs)
         options.pop("namespace", None)
         if options.pop("session_id", None) or self.session_id:
@@ -274,6 +294,10 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         tool_choice: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
+        if self.answerer is not None:
+            return self._caller()._prepare_chat_with_tools_compat(
+                tools, user_msg, chat_history, verbose, allow_parallel_tool_calls, tool_required, **_given(tool_choice, kwargs)
+            )
         asked = ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
         choice = "required" if tool_choice is None and tool_required else tool_choice
         return {
@@ -296,27 +320,40 @@ class HMTLLM(HMTEngine, FunctionCallingLLM):
         Raises:
             ValueError: there is no call, and `error_on_no_tool_call` is set.
         """
+        if self.answerer is not None:
+            return self._caller().get_tool_calls_from_response(response, error_on_no_tool_call, **kwargs)
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if not calls and error_on_no_tool_call:
             raise ValueError(f"the model called no tool. It said: {(response.message.content or '')[:200]!r}")
-        return [
-            ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=_as_dict(call.tool_kwargs))
-            for call in calls
-        ]
+        return [_selected(call) for call in calls]
 
     # LlamaIndex streams objects by hoping that the model makes a call. An answer in JSON grows with every piece instead.
 
     def _structured_stream_call(self, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any) -> Any:
+        if self.answerer is not None:
+            return super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         stream = self.stream_chat(messages, schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
         growing = _Growing(output_cls)
         return (growing.with_more(response) for response in stream)
 
     async def _structured_astream_call(self, output_cls: Any, prompt: Any, llm_kwargs: Any = None, **prompt_args: Any) -> Any:
+        if self.answerer is not None:
+            return await super()._structured_astream_call(output_cls, prompt, llm_kwargs, **prompt_args)
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         stream = await self.astream_chat(messages, schema=output_cls.model_json_schema(), **(llm_kwargs or {}))
         growing = _Growing(output_cls)
         return (growing.with_more(response) async for response in stream)
+
+
+def _selected(call: ToolCallBlock) -> ToolSelection:
+    arguments = call.tool_kwargs
+    known = dict(json.loads(arguments)) if isinstance(arguments, str) else arguments
+    return ToolSelection(tool_id=call.tool_call_id or "", tool_name=call.tool_name, tool_kwargs=known)
+
+
+def _given(tool_choice: Any, options: dict[str, Any]) -> dict[str, Any]:
+    return options if tool_choice is None else {"tool_choice": tool_choice, **options}
 
 
 class _Growing:
@@ -335,7 +372,3 @@ class _Growing:
         before = None if self._latest is None else [self._latest]
         self._latest = process_streaming_objects(response, self._output_cls, cur_objects=before)
         return self._latest
-
-
-def _as_dict(arguments: dict[str, Any] | str) -> dict[str, Any]:
-    return dict(json.loads(arguments)) if isinstance(arguments, str) else arguments
