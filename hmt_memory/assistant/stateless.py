@@ -175,14 +175,17 @@ def reply(
         until=asked.tokens[0],
         rows=rows,
     )
+    shard.end_ids = model.backbone.end_ids
     question = str(asked.body["content"] or "")
     encode, budget = (transcript.plain, None) if other is None else (other.encode, other.note_tokens)
     memory = ViewRecollection(model, encode, alone(shard), own=True, question=question, note_tokens=budget)
     generation: Generation | Writing
     if isinstance(request, Request):
+        state = _read(model, ids, cache, namespace)
+        shard.know([keys.numpy() for keys in state.keys], state.segments)
         generation = model.generate(
             prompt.opening,
-            state=_read(model, ids, cache, namespace),
+            state=state,
             pinned=prompt.pinned,
             recollection=memory,
             turns=batch.turns,
@@ -193,7 +196,9 @@ def reply(
         shown = request.shown(messages_of(said))
         if shown.messages < len(said):  # else there is nothing to recall, and nothing to read for it
             first = said[len(said) - shown.messages].tokens[0]
-            memory.recall(question, _read(model, ids, cache, namespace), first)
+            state = _read(model, ids, cache, namespace)
+            shard.know([keys.numpy() for keys in state.keys], state.segments)
+            memory.recall(question, state, first)
         system = "\n\n".join(system_texts(messages_of(rows))) or None
         generation = request.generate(shown, system=system, notes=memory.notes(), added=len(ids))
     return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)

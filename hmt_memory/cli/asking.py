@@ -63,7 +63,7 @@ def ask(
         reading = read(model, ids, screen)
     note_if_untrained(model, screen, reading.state)
     started = time.perf_counter()
-    memory = remembering(model, question, ids)
+    memory = remembering(model, question, ids, reading.state)
     answer = ask_about(model, question, reading.state, recollection=memory, **decoding)
     stream(answer, screen)
     seconds = time.perf_counter() - started
@@ -136,13 +136,14 @@ def ask_about(model: HMTModel, question: str, state: HMTState, *, system: str | 
     return model.generate(after, state=state, pinned=before, turns=turns, **decoding)
 
 
-def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection:
+def remembering(model: HMTModel, question: str, ids: Tensor, state: HMTState | None = None) -> ViewRecollection:
     """Recall what a text holds for a question; what the view does not show anyway is noted in it.
 
     Args:
         model: the model that has read the text.
         question: what to recall for.
         ids: [t] token ids of the text.
+        state: the text that was read, whose keys by meaning then count.
     """
     from ..retrieval.ranking import alone
     from ..retrieval.recollection import ViewRecollection
@@ -150,6 +151,9 @@ def remembering(model: HMTModel, question: str, ids: Tensor) -> ViewRecollection
 
     backbone, length = model.backbone, model.config.segment_length
     shard = StreamShard("text", ids.tolist(), backbone.decode, length=length, slots=model.recalled_slots, until=len(ids))
+    if state is not None:
+        shard.end_ids = backbone.end_ids
+        shard.know([keys.numpy() for keys in state.keys], state.segments)
 
     def encode(text: str) -> list[int]:
         return backbone.encode(text, literal=True)

@@ -262,10 +262,27 @@ class StreamShard(Shard):
         self.name, self.total, self._decode = name, 0, decode
         self._ids, self._rows, self._length, self._slots, self._until = ids, rows, length, slots, until
         self._now = time.time()
+        self._keys: dict[int, NDArray[np.float16]] = {}
+
+    def know(self, keys: Sequence[NDArray[np.float16]], segments: int) -> None:
+        """Take over the keys by meaning of the stream's latest segments, of so many that were read."""
+        self._keys = dict(enumerate(keys, segments - len(keys)))
 
     def nearest(self, key: NDArray[np.float32], k: int) -> list[KeyHit]:
-        """Return no keys: nothing is stored."""
-        return []
+        """Return the k keys by meaning that are nearest to a question's, by falling score; none of the question itself."""
+        hits = [
+            KeyHit(position, number, float(score))
+            for position, keys in self._keys.items()
+            if (position + 1) * self._length <= self._until
+            for number, score in enumerate(keys.astype(np.float32) @ key)
+        ]
+        return sorted(hits, key=lambda hit: -hit.score)[:k]
+
+    def stretches(self, position: int) -> list[tuple[int, int]]:
+        """Return [start, stop) of the tokens that each key by meaning of a segment stands for."""
+        start = position * self._length
+        ids = self._ids[start : start + self._length]
+        return [(start + low, start + high) for low, high in stretches(ids, self.end_ids)]
 
     def search(self, query: NDArray[np.float32], k: int) -> Hits:
         """Return no segments: nothing is stored."""

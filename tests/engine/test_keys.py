@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import SMALL, byte_tokenizer, tiny_causal_lm, tiny_model
 
@@ -21,6 +21,7 @@ from hmt_memory.engine.stretches import LONGEST, stretches
 from hmt_memory.errors import CheckpointError, ConfigError
 from hmt_memory.retrieval import ranking
 from hmt_memory.retrieval.passages import Choice, ranked
+from hmt_memory.retrieval.sources import StreamShard
 from hmt_memory.store import lineage
 
 DIM = 6
@@ -45,6 +46,7 @@ def test_stretches_lie_in_order_end_with_turns_and_are_never_too_long(ids: list[
     assert all(0 in ids[max(0, place - 2) : place + 3] or len(ids) < 3 for place in left if place < len(ids) - 2)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 3))
 def test_keys_do_not_depend_on_how_the_stream_is_cut_into_calls(cuts: list[int], seed: int) -> None:
     model = with_keys()
@@ -145,3 +147,24 @@ def test_passages_are_scored_by_the_keys_that_stand_for_a_part_of_them(tmp_path:
         assert all(other.meaning == 0 for other in others if other.cited.token_span[0] >= spans[number][1])
         without = ranked([shard], chosen._replace(nearest={}), "zzz")
         assert len(without) == len(others) + 1 and all(other.meaning == 0 for other in without)
+
+
+def test_a_stream_in_memory_is_compared_like_a_stored_one(tmp_path: Path) -> None:
+    """What was read without a store has the same keys, and those of the question itself do not count."""
+    model = with_keys(segment_length=64)
+    messages = [{"role": "user", "content": f"message {number} says nothing"} for number in range(12)]
+    with MemoryStore(tmp_path) as store:
+        session = store.session("s", model)
+        session.add(messages)
+        stored = session._own_shard(session._snapshot())
+        with stored.database.reading() as db:
+            ids = lineage.tokens(db, stored.shelf.volumes[0].parts, 0, 10_000).tolist()
+        state = model.read(torch.tensor(ids))
+        stream = StreamShard("text", ids, model.backbone.decode, length=64, slots=model.recalled_slots, until=3 * 64)
+        stream.end_ids = model.backbone.end_ids
+        stream.know([keys.numpy() for keys in state.keys], state.segments)
+        found, known = ranking.nearest(model, [stream], "zzz"), ranking.nearest(model, [stored], "zzz")
+        assert set(found) == {place for place in known if place[1] < 3} and len(known) > 3
+        for place, scores in found.items():
+            assert stream.stretches(place[1]) == stored.stretches(place[1])
+            assert all(abs(score - known[place][number]) < 5e-3 for number, score in scores.items())
