@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stored import user
+from stored import FAST, user
 from told import READER, TALK, Told
 
 from hmt_memory import Decoding, MemoryStore, Session, ToolCall, ViewConfig
@@ -114,3 +115,22 @@ def test_it_answers_from_a_corpus_and_without_a_session(session: Session) -> Non
     conversation = [*TALK, {"role": "assistant", "content": "All right."}, user("Which secret word?")]
     stateless.reply(READER, conversation, answerer=told, view=VIEW).finish()
     assert "user: The secret word is zanzibar.\n\nWhich secret word?" in told.given[-1]["content"] and len(told.given) == 1
+
+
+def test_without_a_session_nothing_is_read_that_is_shown_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stateless, "_read", None)
+    told = Told()
+    stateless.reply(READER, TALK, answerer=told).finish()
+    assert told.given == TALK
+    with pytest.raises(TypeError):
+        stateless.reply(READER, TALK, answerer=told, view=VIEW)
+
+
+def test_without_a_session_a_view_holds_for_its_call_only() -> None:
+    cache, wide = stateless.PrefixCache(), ViewConfig(recent_tokens=120)
+
+    def view(given: ViewConfig | None, **kept: Any) -> list[int]:
+        return stateless.reply(READER, TALK, view=given, **kept, **FAST).finish().view_ids
+
+    assert view(None, cache=cache) == view(None) != view(wide)
+    assert view(wide, cache=cache) == view(wide) and view(None, cache=cache) == view(None)
