@@ -43,6 +43,9 @@ class HMTChatModel(Answered, BaseChatModel):
     `invoke(messages, config={"configurable": {"session_id": "alice"}})` remembers the conversation in `store`. `thread_id`, a
     `session_id=` argument and the constructor's `session_id` do the same. The passages recalled for an answer are in
     `response_metadata["hmt"]`.
+
+    `model` may also be another LangChain chat model, such as `ChatOllama(model=...)`: it answers, from notes of what `reader`
+    has read. Options of a call, and tools, are then that model's.
     """
 
     streaming: bool = False
