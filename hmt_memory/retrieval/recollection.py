@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LEAST_OF_BEST = 0.3  # passages below this share of the best one's score are not noted
 _LEAST = 0.12  # and neither are those below this score: they do not bear on the question
+_LEAST_LIKELY, _LEAST_LIKELY_OF_BEST = 0.04, 0.05  # the same where the score is a fitted probability
 _MOST_MISFITS = 3  # passages over the rest of the budget, before no more are tried
 
 
@@ -102,12 +103,14 @@ class ViewRecollection:
 
     def _noted(self, passages: Sequence[Scored]) -> list[Scored]:
         """Return the passages that bear on the question; of those that say the same, the latest."""
-        least = max([_LEAST, *(_LEAST_OF_BEST * passage.score for passage in passages[:1])])
+        fused = any(passage.likelihood is not None for passage in passages)
+        floor, share = (_LEAST_LIKELY, _LEAST_LIKELY_OF_BEST) if fused else (_LEAST, _LEAST_OF_BEST)
+        least = max([floor, *(share * passage.score for passage in passages[:1])])
         latest = {passage.cited.text: passage.place for passage in sorted(passages, key=lambda one: one.place)}
         return [
             passage
             for passage in passages
-            if passage.shares_words and passage.score >= least and passage.place == latest[passage.cited.text]
+            if (fused or passage.shares_words) and passage.score >= least and passage.place == latest[passage.cited.text]
         ]
 
     def _fitting(self, passages: Sequence[Scored], coverage: float) -> list[int]:

@@ -143,10 +143,10 @@ def test_passages_are_scored_by_the_keys_that_stand_for_a_part_of_them(tmp_path:
         chosen = Choice(places, [1 / len(places)] * len(places), 1.0, {}, {(0, 1): {number: 0.75}})
         best, *others = ranked([shard], chosen, "zzz")
         start, stop = best.cited.token_span
-        assert best.meaning == 0.75 and start < spans[number][1] and stop > spans[number][0]
-        assert all(other.meaning == 0 for other in others if other.cited.token_span[0] >= spans[number][1])
+        assert best.evidence.meaning == 0.75 and start < spans[number][1] and stop > spans[number][0]
+        assert all(other.evidence.meaning == 0 for other in others if other.cited.token_span[0] >= spans[number][1])
         without = ranked([shard], chosen._replace(nearest={}), "zzz")
-        assert len(without) == len(others) + 1 and all(other.meaning == 0 for other in without)
+        assert len(without) == len(others) + 1 and all(other.evidence.meaning == 0 for other in without)
 
 
 def test_a_stream_in_memory_is_compared_like_a_stored_one(tmp_path: Path) -> None:

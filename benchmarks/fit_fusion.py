@@ -1,0 +1,166 @@
+"""Fit how much words, meaning and segments say about whether a passage answers a question, on made-up facts of training.
+
+    python benchmarks/fit_fusion.py DATA --adapter ADAPTER
+
+Conversations tell made-up facts between other talk (DATA/persona), some of them twice; each fact is asked for in two ways, and
+what was not told is asked for too. Prints the logistic regression that `hmt_memory.retrieval.passages.FUSED` holds, how often
+the passage that answers comes first, and what thresholds would note. Nothing of an evaluation is looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+from train_keys import MODEL, personas
+
+from hmt_memory import HMTModel, MemoryStore
+from hmt_memory.retrieval import passages, ranking
+from hmt_memory.retrieval.sources import Shard
+from hmt_memory.train import relations
+from hmt_memory.train.talk import small_talk
+
+_TWICE, _FACTS, _TURNS = 6, 20, 90  # facts told anew, facts, and other turns of a conversation
+_IDLE = ("Thanks!", "Hello there.", "Tell me a joke.", "What is the capital of France?", "How do I boil rice?", "Good night.")
+
+
+class Asked(NamedTuple):
+    """A question, the texts that may answer it, and the one that does."""
+
+    question: str
+    answers: frozenset[str]
+    right: str | None
+
+
+class Ranked(NamedTuple):
+    """What was found for a question."""
+
+    asked: Asked
+    texts: list[str]
+    features: np.ndarray  # [n, 4] words, meaning, segment, asks
+
+
+def conversation(chats: Sequence[Sequence[str]], chance: random.Random) -> tuple[list[dict[str, str]], list[Asked]]:
+    """Make the messages of a conversation, and what is asked about it."""
+    turns = [(one, other) for chat in chance.sample(list(chats), 6) for one, other in zip(chat[::2], chat[1::2], strict=False)]
+    turns += small_talk(chance, 20)
+    chance.shuffle(turns)
+    turns = turns[:_TURNS]
+    facts: dict[str, relations.Told] = {}
+    while len(facts) < _FACTS:
+        fact = relations.tell(chance)
+        facts.setdefault(fact.key, fact)
+    later = {key: relations.tell(chance, key, other_than=facts[key].value) for key in list(facts)[:_TWICE]}
+    told = [*chance.sample(list(facts.values()), len(facts)), *later.values()]
+    for place, fact in zip(sorted(chance.sample(range(len(turns) + len(told)), len(told))), told, strict=True):
+        turns.insert(place, (fact.text, chance.choice(("Noted.", "Okay, thanks.", "Good to know!"))))
+    asked = []
+    for key, fact in facts.items():
+        right = later.get(key, fact).text
+        for question in (fact.question, relations.ask(chance, key)):
+            asked.append(Asked(question, frozenset({fact.text, right}), right))
+    others = [relations.near(chance, key) for key in chance.sample(list(facts), 12)]
+    others += [relations.tell(chance) for _ in range(8)]
+    asked += [Asked(fact.question, frozenset(), None) for fact in others if fact.key not in facts]
+    asked += [Asked(text, frozenset(), None) for text in _IDLE]
+    messages = [
+        {"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return messages, asked
+
+
+def ranked(model: HMTModel, shard: Shard, asked: Asked, *, most: int = 60) -> Ranked:
+    """Rank the passages of a conversation for a question."""
+    window, summary = model.config.recall_window, ranking.summary_of(model, asked.question)
+    candidates = ranking.nothing(model) if summary is None else ranking.preselect(model, [shard], summary, window)
+    chosen = ranking.choose(model, [shard], candidates, asked.question, window)
+    chosen = chosen._replace(nearest=ranking.nearest(model, [shard], asked.question))
+    found = passages.ranked([shard], chosen, asked.question, finely=True)[:most]
+    rows = [
+        [one.evidence.words, max(0.0, one.evidence.meaning), one.evidence.segment, one.cited.text.rstrip().endswith("?")]
+        for one in found
+    ]
+    return Ranked(asked, [one.cited.text for one in found], np.array(rows, np.float64).reshape(-1, 4))
+
+
+def fit(rows: Sequence[Ranked]) -> np.ndarray:
+    """Return weights of the four features, and the bias."""
+    features = torch.tensor(np.concatenate([row.features for row in rows]), dtype=torch.float64)
+    labels = torch.tensor([text in row.asked.answers for row in rows for text in row.texts], dtype=torch.float64)
+    weights = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=300, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = (
+            binary_cross_entropy_with_logits(features @ weights[:4] + weights[4], labels) + 1e-4 * weights[:4].square().sum()
+        )
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weights.detach().numpy()
+
+
+def report(rows: Sequence[Ranked], weights: np.ndarray) -> None:
+    """Print how well the weights rank, and what thresholds note."""
+    told = [row for row in rows if row.asked.right]
+    likely = {id(row): 1 / (1 + np.exp(-(row.features @ weights[:4] + weights[4]))) for row in rows}
+    kinds: Mapping[str, np.ndarray] = {
+        "words alone": np.array([1.0, 0, 0, 0]),
+        "meaning alone": np.array([0, 1.0, 0, 0]),
+        "fused": weights[:4],
+    }
+    for name, kind in kinds.items():
+        places = []
+        for row in told:
+            order = [row.texts[number] for number in np.argsort(-(row.features @ kind), kind="stable")]
+            places.append(order.index(row.asked.right) if row.asked.right in order else len(order) + 99)
+        first, five = (np.mean(np.array(places) < few) for few in (1, 5))
+        print(f"{name:14} right passage first {first:.3f}, in the first five {five:.3f}")
+    other = [row for row in rows if not row.asked.right]
+    for threshold in (0.01, 0.02, 0.04, 0.08, 0.15):
+        noted = {key: values >= max(threshold, 0.05 * values.max(initial=0)) for key, values in likely.items()}
+        kept = [row.asked.right in np.array(row.texts)[noted[id(row)]] for row in told]
+        many, none = [noted[id(row)].sum() for row in told], [not noted[id(row)].any() for row in other]
+        print(
+            f"from {threshold:.2f} on: {np.mean(kept):.3f} of what was told is noted, among {np.mean(many):.1f} passages; "
+            f"nothing for {np.mean(none or [0]):.3f} of what was not told"
+        )
+
+
+def main() -> None:
+    """Tell conversations, ask, fit and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--adapter", type=Path)
+    parser.add_argument("--conversations", type=int, default=8)
+    options = parser.parse_args()
+    model = HMTModel.from_pretrained(MODEL, adapter=options.adapter, dtype="float32")
+    chats, rows = personas(options.data), []
+    with tempfile.TemporaryDirectory() as folder, MemoryStore(folder) as store:
+        for number in range(options.conversations):
+            messages, asked = conversation(chats, random.Random(f"fusion {number}"))
+            session = store.session(str(number), model)
+            session.add(messages)
+            shard = session._own_shard(session._snapshot())
+            rows += [ranked(model, shard, each) for each in asked]
+            print(f"conversation {number + 1}: {len(rows)} questions so far", flush=True)
+    kept = len(rows) // 4
+    weights = fit(rows[kept:])
+    print("words {:.2f}, meaning {:.2f}, segment {:.2f}, asks {:.2f}, bias {:.2f}".format(*weights))
+    print("on the conversations it was fitted to:")
+    report(rows[kept:], weights)
+    print("on the others:")
+    report(rows[:kept], weights)
+
+
+if __name__ == "__main__":
+    main()
