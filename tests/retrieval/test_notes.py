@@ -12,7 +12,7 @@ from tiny import tiny_model
 
 from hmt_memory.retrieval import lexical
 from hmt_memory.retrieval.notes import HEADING, Note, day, written
-from hmt_memory.retrieval.passages import Found, Scored, scored
+from hmt_memory.retrieval.passages import FUSED, Evidence, Found, Scored, scored
 from hmt_memory.retrieval.ranking import alone
 from hmt_memory.retrieval.recollection import ViewRecollection
 from hmt_memory.retrieval.sentences import LONGEST, sentences, whole
@@ -117,3 +117,50 @@ def test_of_what_was_said_twice_the_latest_is_noted_however_they_score() -> None
     weak = Scored((0, 9, 9), said(9, "Codes are dull."), 0.1, True)
     chooser = ViewRecollection(tiny_model(), list, alone(None), own=True, question="code?")  # type: ignore[arg-type]
     assert chooser._noted([first, last, weak]) == [last]
+
+
+def near_by_meaning(question: str, *texts: tuple[str, float] | tuple[str, float, str]) -> list[Scored]:
+    """Rank messages of which it is known how near their keys are to the question's."""
+    cited = [(said(number, text, *role), meaning) for number, (text, meaning, *role) in enumerate(texts)]
+    worth = dict.fromkeys(lexical.distinct_terms(question), 1.0)
+    return scored([Found((0, one.segment), one, 1.0, meaning) for one, meaning in cited], question, worth)
+
+
+def test_what_is_near_by_meaning_comes_first_and_is_noted_although_it_shares_no_words() -> None:
+    order = near_by_meaning(
+        "What is the name of my manager?",
+        ("I report to Odile at work.", 0.75),
+        ("The name of the wind is a novel.", 0.2),
+        ("It rained.", 0.05),
+    )
+    assert [one.cited.text for one in order][0] == "I report to Odile at work." and order[0].evidence.words == 0
+    assert all(one.score == one.likelihood and 0 <= one.score <= 1 for one in order)
+    chooser = ViewRecollection(tiny_model(), list, alone(None), own=True, question="manager?")  # type: ignore[arg-type]
+    assert [one.cited.text for one in chooser._noted(order)][:1] == ["I report to Odile at work."]
+    assert "It rained." not in [one.cited.text for one in chooser._noted(order)]
+    unlikely = near_by_meaning("Thanks!", ("I report to Odile at work.", 0.1), ("It rained.", 0.05))
+    assert chooser._noted(unlikely) == [], "nothing bears on it"
+
+
+def test_an_answer_is_as_near_as_the_question_it_answers() -> None:
+    order = near_by_meaning(
+        "Where does she work?", ("And what is her job?", 0.8), ("The harbour, mostly.", 0.1, "assistant"), ("Nice.", 0.3)
+    )
+    by_text = {one.cited.text: one for one in order}
+    assert by_text["The harbour, mostly."].evidence.meaning == pytest.approx(0.72)
+    assert by_text["Nice."].evidence.meaning == 0.3
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.booleans())
+def test_more_evidence_never_makes_a_passage_less_likely(words: float, meaning: float, segment: float, asks: bool) -> None:
+    rows = np.array([[words, meaning, segment], [words + 0.1, meaning, segment], [words, meaning + 0.1, segment]])
+    less, by_words, by_meaning = FUSED.likelihood(*rows.T, np.array([asks] * 3))
+    assert 0 <= less < by_words < 1 and less < by_meaning < 1
+    assert FUSED.likelihood(*rows.T, np.array([True] * 3))[0] <= less
+
+
+def test_without_keys_words_and_segments_decide_as_before() -> None:
+    order = ranked("Where is the spare key?", "The spare key is in the shed.", "It rained.")
+    assert [one.likelihood for one in order] == [None, None] and order[0].evidence == Evidence(
+        order[0].evidence.words, 0.0, 1.0
+    )

@@ -6,6 +6,7 @@ import json
 import random
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -331,6 +332,71 @@ def test_other_files_and_other_versions(store: MemoryStore, exported: Path, tmp_
     with pytest.raises(StoreDamagedError, match="it is no file"):
         store.import_session(tmp_path)
     with pytest.raises(StoreError, match="Upgrade hmt-memory"):
-        store.import_session(pack(tmp_path / "new", parts_of(exported), version=2), name="again")
+        store.import_session(pack(tmp_path / "new", parts_of(exported), version=3), name="again")
     with pytest.raises(StoreError, match="cannot be written"):
         store.session("alice").export(tmp_path / "no" / "such" / "folder")
+
+
+KEYED = tiny_model(config=replace(REMEMBERING, key_dim=6), tokenizer=byte_tokenizer())
+
+
+@pytest.fixture
+def keyed(store: MemoryStore, tmp_path: Path) -> Path:
+    """An exported session of a model that makes keys by meaning."""
+    session = store.session("keyed", KEYED)
+    session.add([user(f"message {number} says nothing in particular") for number in range(6)])
+    session.export(tmp_path / "keyed.hmt")
+    return tmp_path / "keyed.hmt"
+
+
+def keys_of(store: MemoryStore, name: str) -> list[bytes | None]:
+    session = store.session(name, KEYED)
+    shelf = session._own_shard(session._snapshot()).shelf
+    with store.database.reading() as db:
+        return [row.keys for row in shelf.rows(db, 0, shelf.total)]
+
+
+def test_keys_by_meaning_go_with_a_session(store: MemoryStore, keyed: Path) -> None:
+    store.import_session(keyed, name="again")
+    found = keys_of(store, "again")
+    assert found == keys_of(store, "keyed") and len(found) > 3 and any(found)
+    assert json.loads(parts_of(keyed)["manifest.json"])["version"] == 2 and store.verify().ok
+    assert (
+        store.session("again", KEYED).recall("message 3")[0].text == store.session("keyed", KEYED).recall("message 3")[0].text
+    )
+
+
+def _other(at: int, value: int) -> Callable[[bytes], bytes]:
+    return lambda keys: keys[:at] + bytes([value]) + keys[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_other(0, 7), _other(3, 255), _other(5, 0x7E), lambda keys: keys[:-2], lambda keys: keys + b"00", lambda keys: b""],
+    ids=["no whole number of keys", "too large", "not finite", "short", "long", "none"],
+)
+def test_keys_that_are_damaged_are_refused(
+    store: MemoryStore, keyed: Path, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    parts = parts_of(keyed)
+    path = pack(tmp_path / "damaged", parts | {"keys.bin": change(parts["keys.bin"])})
+    with pytest.raises(StoreDamagedError, match="whole exported session"):
+        store.import_session(path, name="again")
+    assert "again" not in store.sessions() and store.verify().ok
+
+
+def test_keys_belong_to_models_that_make_them(store: MemoryStore, keyed: Path, exported: Path, tmp_path: Path) -> None:
+    """A file is refused that lacks keys which its model makes, or that has some of a model without."""
+    parts = parts_of(keyed)
+    files = json.loads(parts["manifest.json"])["files"]
+    without = {name: content for name, content in parts.items() if name != "keys.bin"}
+    with_some = parts_of(exported) | {"keys.bin": b""}
+    own = json.loads(with_some["manifest.json"])["files"]
+    cases = [
+        (without, 1, {name: stated for name, stated in files.items() if name != "keys.bin"}),
+        (with_some, 2, own | {"keys.bin": dict(files["keys.bin"])}),
+        (with_some, 1, own),
+    ]
+    for content, version, listed in cases:
+        with pytest.raises(StoreDamagedError, match=r"its keys are not those|its files are not those"):
+            store.import_session(pack(tmp_path / "other", content, version=version, files=listed), name="again")

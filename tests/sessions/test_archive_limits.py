@@ -222,7 +222,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "10**18 messages": (lambda path: pack(path, conversation(3), messages=10**18), "the number of messages"),
     "10**9 messages": (lambda path: pack(path, conversation(3), messages=10**9), "messages are not as many"),
     "10**9 tokens": (lambda path: pack(path, conversation(3), tokens=10**9), "tokens are not as many"),
-    "20000 members": (many_members, "larger than that of four files"),
+    "20000 members": (many_members, "larger than that of so few files"),
     "two members of one name": (twice, "its files are not"),
     "a fifth member": (lambda path: raw(path, [*conversation(3).items(), ("more", b"")]), "its files are not"),
     "overlapping members": (
@@ -247,7 +247,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a directory of 2**60 bytes": (
         lambda path: raw(path, list(conversation(3).items()), length_64=1 << 60),
-        "larger than that of four files",
+        "larger than that of so few files",
     ),
     "a ZIP64 end elsewhere": (
         lambda path: raw(path, list(conversation(3).items()), length_64=222, place=7),
@@ -255,7 +255,7 @@ BOMBS: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a directory of 4 GiB": (
         lambda path: raw(path, list(conversation(3).items()), length=0xFFFFFFFF),
-        "larger than that of four files",
+        "larger than that of so few files",
     ),
     "a directory before the file": (lambda path: raw(path, list(conversation(3).items()), length=8000), "directory|damaged"),
 }

@@ -20,7 +20,7 @@ from .layout import Unfit, check
 from .manifest import Manifest, Stated
 
 BLOCK_BYTES = 1 << 16
-_FILES = (layout.MANIFEST, *layout.CONTENT)
+_FILES = {len(names) + 1: (layout.MANIFEST, *names) for names in layout.CONTENT.values()}  # by how many there are
 _HEADER, _ENTRY = 30, 46  # least bytes of a file's header and of its entry in the directory
 _MOST_DIRECTORY_BYTES = 1 << 13
 _END, _LOCATOR, _END_64 = (
@@ -76,6 +76,7 @@ class Part:
         check(not self._left and self._digest.hexdigest() == self._expected, f"{self.name} is not whole")
 
 
+_OTHER_FILES = f"its files are not {', or '.join(', '.join(files) for files in _FILES.values())}"
 _LONG_LINE = f"a line of {{}} is over {layout.MOST_MESSAGE_BYTES >> 20} MiB, the most that a message may be"
 
 
@@ -93,11 +94,13 @@ class Archive:
         except ValueError as error:
             raise Unfit(f"its ZIP directory is damaged: {error}") from error
         members = self._zip.infolist()
-        check(sorted(member.filename for member in members) == sorted(_FILES), f"its files are not {', '.join(_FILES)}")
+        names = sorted(member.filename for member in members)
+        check(names in [sorted(files) for files in _FILES.values()], _OTHER_FILES)
         _check_places(members, length)
         for member in members:
             _check_packing(member)
         self.manifest = Manifest.read(self._read_manifest())
+        check(names == sorted((layout.MANIFEST, *self.manifest.files)), "its files are not those of its version")
         for name, stated in self.manifest.files.items():
             check(self._zip.getinfo(name).file_size == stated.bytes, f"{name} is longer or shorter than it says")
 
@@ -156,8 +159,8 @@ def _directory_at(file: IO[bytes]) -> int:
         start -= locator + end_64
         mark, _, _, _, _, _, _, entries, size, _ = struct.unpack(_END_64, tail[:end_64])
         check(mark == b"PK\6\6" and place == start, "its ZIP directory is damaged")
-    check(entries == len(_FILES), f"its files are not {', '.join(_FILES)}")
-    check(size <= _MOST_DIRECTORY_BYTES, "its ZIP directory is larger than that of four files")
+    check(entries in _FILES, _OTHER_FILES)
+    check(size <= _MOST_DIRECTORY_BYTES, "its ZIP directory is larger than that of so few files")
     return start - int(size)
 
 

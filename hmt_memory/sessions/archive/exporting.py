@@ -58,12 +58,13 @@ def export_session(database: Backend, session: int, path: Path) -> None:
         if row is None:
             raise SessionNotFoundError("the session was deleted.")
         parts = lineage.of(db, row)
-        content = _content(db, parts)
+        model = None if row.model is None else db.model(row.model)
+        content = _content(db, parts, model)
         try:
             measured = {name: _measured(blocks()) for name, blocks in content.items()}
             for name, size in measured.items():
                 layout.check(size.bytes <= layout.MOST_BYTES, f"{name} would be over {layout.MOST_BYTES >> 30} GiB")
-            manifest = json.dumps(_manifest(db, row, parts, measured), indent=2, ensure_ascii=False).encode()
+            manifest = json.dumps(_manifest(db, row, parts, model, measured), indent=2, ensure_ascii=False).encode()
             layout.check(len(manifest) <= layout.MOST_MANIFEST_BYTES, "its manifest would be too large")
         except layout.Unfit as error:
             raise StoreError(f"session {row.name!r} cannot be exported: {error}. Forget that part of it first.") from error
@@ -71,7 +72,7 @@ def export_session(database: Backend, session: int, path: Path) -> None:
             _write(file, manifest, content, measured)
 
 
-def _content(db: Transaction, parts: Lineage) -> Content:
+def _content(db: Transaction, parts: Lineage, model: ModelRow | None) -> Content:
     count, tokens = lineage.size(parts)
     segments = lineage.segment_count(db, parts)
 
@@ -88,7 +89,18 @@ def _content(db: Transaction, parts: Lineage) -> Content:
         for start in range(0, segments, _SEGMENTS):
             yield b"".join(row.memory for row in lineage.segments(db, parts, start, min(start + _SEGMENTS, segments)))
 
-    return {layout.MESSAGES: lines, layout.TOKENS: ids, layout.MEMORY: memory}
+    def keys() -> Iterator[bytes]:
+        for start in range(0, segments, _SEGMENTS):
+            rows = lineage.segments(db, parts, start, min(start + _SEGMENTS, segments))
+            yield b"".join(len(row.keys or b"").to_bytes(layout.KEYS_SIZE_BYTES, "little") + (row.keys or b"") for row in rows)
+
+    every = {layout.MESSAGES: lines, layout.TOKENS: ids, layout.MEMORY: memory, layout.KEYS: keys}
+    return {name: every[name] for name in layout.CONTENT[_version(model)]}
+
+
+def _version(model: ModelRow | None) -> int:
+    """Return the version of the format: the first has no place for keys by meaning, and older programs read it."""
+    return 2 if model is not None and model.parts["config"].get("key_dim") else 1
 
 
 def _measured(blocks: Iterator[bytes]) -> _Measured:
@@ -101,18 +113,20 @@ def _measured(blocks: Iterator[bytes]) -> _Measured:
     return _Measured(size, digest.hexdigest(), packed + len(packer.flush()))
 
 
-def _manifest(db: Transaction, row: CollectionRow, parts: Lineage, measured: Mapping[str, _Measured]) -> dict[str, Any]:
+def _manifest(
+    db: Transaction, row: CollectionRow, parts: Lineage, model: ModelRow | None, measured: Mapping[str, _Measured]
+) -> dict[str, Any]:
     count, tokens = lineage.size(parts)
     return {
         "format": layout.FORMAT,
-        "version": layout.VERSION,
+        "version": _version(model),
         "written_by": f"hmt-memory {__version__}",
         "name": row.name,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "next_id": row.next_id,
         "retention": row.settings.get("retention", {}),
-        "model": None if row.model is None else _model(db.model(row.model)),
+        "model": None if model is None else _model(model),
         "messages": count,
         "tokens": tokens,
         "segments": lineage.segment_count(db, parts),
@@ -132,7 +146,7 @@ def _write(file: IO[bytes], manifest: bytes, content: Content, measured: Mapping
         for name, blocks in content.items():
             size, _, packed = measured[name]
             info = zipfile.ZipInfo(name, _TIME)
-            deflate = name != layout.MEMORY and fair(packed, size)
+            deflate = name not in (layout.MEMORY, layout.KEYS) and fair(packed, size)
             info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
             with archive.open(info, "w", force_zip64=size > _LARGE) as member:
                 for block in blocks():

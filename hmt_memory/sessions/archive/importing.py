@@ -7,6 +7,7 @@ nothing behind. Neither holds more than a block or the largest message.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from ...store.rows import CollectionRow, MessageRow, SegmentRow, chain
 from ..names import check_new, normal
 from . import layout
 from .agreement import UNVERIFIED
-from .container import BLOCK_BYTES, Archive, opened
+from .container import BLOCK_BYTES, Archive, Part, opened
 from .layout import check
 from .manifest import Manifest, Model
 from .messages import read_messages
@@ -69,6 +70,10 @@ def _check(archive: Archive) -> None:
     with archive.part(layout.MEMORY) as part:
         for block in part.blocks():
             check(bool(np.isfinite(np.frombuffer(block, "<f2")).all()), "a memory embedding is not finite")
+    if model is not None and layout.KEYS in archive.manifest.files:
+        with archive.part(layout.KEYS) as part:
+            for _ in range(archive.manifest.segments):
+                _keys(part, model)
 
 
 def _copy(db: Transaction, archive: Archive, name: str) -> CollectionRow:
@@ -112,12 +117,23 @@ def _batches(messages: Iterable[tuple[MessageRow, int]]) -> Iterator[list[Messag
 def _copy_memory(db: Transaction, archive: Archive, stream: int, model: Model) -> None:
     parts, size, digest = lineage.of_stream(db, stream), model.segment_bytes, b""
     together = max(1, BLOCK_BYTES // max(size, lineage.TOKENS_PER_ROW))
-    with archive.part(layout.MEMORY) as part:
+    with archive.part(layout.MEMORY) as part, ExitStack() as stack:
+        keyed = stack.enter_context(archive.part(layout.KEYS)) if layout.KEYS in archive.manifest.files else None
         for first in range(0, archive.manifest.segments, together):
             numbers = range(first, min(first + together, archive.manifest.segments))
             rows = []
             for number in numbers:
                 span, memory = (number * model.segment_length, (number + 1) * model.segment_length), part.read(size)
-                digest = chain(digest, span, memory, None)
-                rows.append(SegmentRow(number, span, memory, None, digest))
+                keys = None if keyed is None else _keys(keyed, model)
+                digest = chain(digest, span, memory, keys)
+                rows.append(SegmentRow(number, span, memory, keys, digest))
             lineage.append_segments(db, parts, rows)
+
+
+def _keys(part: Part, model: Model) -> bytes:
+    """Read the keys by meaning of the next segment."""
+    size = int.from_bytes(part.read(layout.KEYS_SIZE_BYTES), "little")
+    check(size <= layout.MOST_SEGMENT_BYTES and size % model.key_bytes == 0, "the keys of a segment are of another size")
+    keys = part.read(size)
+    check(bool(np.isfinite(np.frombuffer(keys, "<f2")).all()), "a key is not finite")
+    return keys

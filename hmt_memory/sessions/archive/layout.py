@@ -9,15 +9,16 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-FORMAT, VERSION = "hmt-session", 1
-MANIFEST, MESSAGES, TOKENS, MEMORY = "manifest.json", "messages.jsonl", "tokens.u32", "memory.f16"
-CONTENT = (MESSAGES, TOKENS, MEMORY)  # the files beside the manifest
+FORMAT = "hmt-session"
+MANIFEST, MESSAGES, TOKENS, MEMORY, KEYS = "manifest.json", "messages.jsonl", "tokens.u32", "memory.f16", "keys.bin"
+CONTENT = {1: (MESSAGES, TOKENS, MEMORY), 2: (MESSAGES, TOKENS, MEMORY, KEYS)}  # the files beside the manifest, by version
 
+KEYS_SIZE_BYTES = 4  # in front of the keys of a segment, little-endian
 MOST_BYTES = 1 << 33  # largest file, unpacked: a year of talk is a thousandth of it
 MOST_RATIO, SMALL_BYTES = 100, 1 << 20  # largest ratio of sizes, in files that unpack to more than the latter
 MOST_MANIFEST_BYTES = 1 << 16
 MOST_MESSAGE_BYTES = 1 << 24  # longest line of messages.jsonl
-MOST_SEGMENT_BYTES = 1 << 24  # largest memory of a segment
+MOST_SEGMENT_BYTES = 1 << 24  # largest memory of a segment, and largest keys of one
 MOST_VALUES, MOST_STRINGS, MOST_DEPTH = 1 << 16, 1 << 17, 100  # in one JSON text
 LARGEST_ID = 1 << 53  # JSON readers of other languages lose precision beyond it
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from ...config import HMTConfig
 from ...engine.fingerprint import digest_of
+from ...engine.outline import READING_IF_SET
 from ...errors import ConfigError, StoreError
 from . import layout
 from .layout import check, record, whole
@@ -60,6 +61,11 @@ class Model(NamedTuple):
         return 2 * int(slots) * int(self.parts["backbone"]["hidden_size"])
 
     @property
+    def key_bytes(self) -> int:
+        """The size of one key by meaning in float16; 0 where there are none."""
+        return 2 * int(self.parts["config"].get("key_dim") or 0)
+
+    @property
     def vocabulary(self) -> int:
         """The number of tokens it knows."""
         return int(self.parts["backbone"]["vocab_size"])
@@ -90,11 +96,11 @@ class Manifest:
         """
         content = layout.parsed(text, "the manifest")
         check(isinstance(content, dict) and content.get("format") == layout.FORMAT, "it is not an exported session")
-        if content.get("version") != layout.VERSION:
-            version = str(content.get("version"))[:20]
+        version = content.get("version")
+        if type(version) is not int or version not in layout.CONTENT:
             raise StoreError(
-                f"the exported session is of version {version!r} of its format, and this program reads {layout.VERSION}. "
-                "Upgrade hmt-memory."
+                f"the exported session is of version {str(version)[:20]!r} of its format, and this program reads "
+                f"{max(layout.CONTENT)}. Upgrade hmt-memory."
             )
         record(content, _KEYS, "the manifest")
         made = cls(
@@ -107,7 +113,7 @@ class Manifest:
             messages=whole(content["messages"], 0, layout.MOST_BYTES, "the number of messages"),
             tokens=whole(content["tokens"], 0, layout.MOST_BYTES, "the number of tokens"),
             segments=whole(content["segments"], 0, layout.MOST_BYTES, "the number of segments"),
-            files=_files(content["files"]),
+            files=_files(content["files"], version),
         )
         made._check_counts()
         return made
@@ -119,6 +125,8 @@ class Manifest:
         check(self.segments * length <= self.tokens, "it holds more segments than tokens for them")
         check(self.files[layout.TOKENS].bytes == 4 * self.tokens, "its tokens are not as many as it says")
         check(self.files[layout.MEMORY].bytes == size * self.segments, "its memories are not as many as it says")
+        keyed = self.model is not None and self.model.key_bytes > 0
+        check(keyed == (layout.KEYS in self.files), "its keys are not those of its model")
         least, most = self.messages, self.messages * layout.MOST_MESSAGE_BYTES
         check(least <= self.files[layout.MESSAGES].bytes <= most, "its messages are not as many as it says")
 
@@ -142,9 +150,9 @@ def _retention(value: Any) -> dict[str, float]:
     return limits
 
 
-def _files(value: Any) -> dict[str, Stated]:
+def _files(value: Any, version: int) -> dict[str, Stated]:
     files = {}
-    for name, stated in record(value, layout.CONTENT, "the list of files").items():
+    for name, stated in record(value, layout.CONTENT[version], "the list of files").items():
         record(stated, ("bytes", "sha256"), f"what it says of {name}")
         size = whole(stated["bytes"], 0, 1 << 63, f"the size of {name}")
         check(size <= layout.MOST_BYTES, f"{name} is over {layout.MOST_BYTES >> 30} GiB, the most that it may be", _SHORTEN)
@@ -187,7 +195,7 @@ def _backbone(value: Any) -> None:
 
 def _config(value: Any) -> None:
     check(isinstance(value, dict), "the config of its model is no object")
-    record(value, (*_CONFIG, *(["recalled_tokens"] if "recalled_tokens" in value else [])), "the config of its model")
+    record(value, (*_CONFIG, *(name for name in READING_IF_SET if name in value)), "the config of its model")
     for name in set(value) - {"memory_input", "mode"}:
         whole(value[name], 0, 1 << 31, f"{name} of its model")
     try:
