@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from ..chat.grammar import tool_choice_of
     from ..chat.message import SYSTEM_ROLES
     from ..chat.tools import called
+    from ..retrieval.citations import Message
     from ..retrieval.lexical import distinct_terms, terms
     from ..retrieval.ranking import quoted
-    from ..retrieval.sources import Message
     from ..sessions.answer import Answer
     from ..sessions.chat_model import ChatModel, Ending
     from ..sessions.corpus import name_of

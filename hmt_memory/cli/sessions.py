@@ -18,7 +18,7 @@ from .stores import open_store, print_stats, stats_of
 from .terminal import Screen, beginning, printable
 
 if TYPE_CHECKING:
-    from ..retrieval.sources import Message
+    from ..retrieval.citations import Message
     from ..sessions.stored_session import StoredSession
 
 app = typer.Typer(no_args_is_help=True, help="Look at stored sessions and change them.", pretty_exceptions_enable=False)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import lexical
+from .citations import Citation
 from .sentences import sentences
-from .sources import Citation, Shard
+from .sources import Shard
 
 _SEARCHED = 24  # segments whose passages are ranked, unless more passages are asked for
 _SEGMENT_SHARE = 0.25  # weight of a passage's best segment beside its own words

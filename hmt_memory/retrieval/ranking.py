@@ -20,8 +20,9 @@ from torch import Tensor
 from ..engine.backbone import eval_mode
 from ..errors import InputError
 from . import lexical
+from .citations import Citation, Message, quote
 from .passages import Choice, ranked
-from .sources import Citation, Message, Shard, quote
+from .sources import Shard
 
 if TYPE_CHECKING:
     from ..model import HMTModel

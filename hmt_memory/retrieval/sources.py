@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,58 +23,11 @@ from ..store.index.words import Postings, WordIndex
 from ..store.rows import DocumentRow, MessageRow
 from ..store.shelf import Shelf
 from . import lexical
-from .excerpts import Decode, sentences_in, trimmed, whole_sentences
-from .notes import Note
-from .sentences import LONGEST
+from .citations import Citation, Ids, as_message, lines, of_messages, utc
+from .excerpts import Decode, trimmed, whole_sentences
 
 if TYPE_CHECKING:
     from ..store.transaction import Transaction
-
-Ids = Callable[[MessageRow, int, int], Sequence[int]]  # the tokens [start, stop) of a message
-_LONGEST_TEXT = 600  # characters of a message that is cited whole
-
-
-@dataclass(frozen=True)
-class Message:
-    """One stored message."""
-
-    id: int  # `forget` and `fork` take it; never given twice in a session
-    role: str
-    content: str
-    created_at: datetime  # UTC
-    fields: dict[str, Any] = field(default_factory=dict)  # other fields of the message, such as tool_calls
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the message as it was added."""
-        return {"role": self.role, "content": self.content, **self.fields}
-
-
-class Citation(NamedTuple):
-    """A shard's description of one of its segments."""
-
-    segment: int  # counted from 0 in its session or document
-    text: str  # verbatim
-    messages: tuple[Message, ...]  # the messages it is cut from; none in a corpus
-    token_span: tuple[int, int]  # [start, stop) in the tokens of its session or document
-    created_at: datetime
-    source: str  # name of the session, or "corpus/document"
-    timed: bool = True  # whether it has a time or source to show
-    document: int | None = None  # its id, in a corpus
-    metadata: dict[str, Any] | None = None  # the document's
-
-    def quote(self) -> str:
-        """Return the citation behind its time or source."""
-        return quote(self.text, self.created_at if self.messages else self.source) if self.timed else self.text
-
-    def note(self) -> Note:
-        """Return the citation as a note."""
-        origin = (self.created_at if self.messages else self.source) if self.timed else None
-        return Note(self.text, origin, self.messages[0].role if self.messages else "")
-
-
-def quote(text: str, origin: datetime | str) -> str:
-    """Put a text behind its time or its source."""
-    return f"[{origin:%Y-%m-%d %H:%M}]\n{text}" if isinstance(origin, datetime) else f"[{origin}]\n{text}"
 
 
 class Indexes(NamedTuple):
@@ -211,13 +161,13 @@ class SessionShard(Shard):
 
     def _cite(self, db: Transaction, volume: int, seq: int, span: tuple[int, int]) -> Citation:
         rows, ids = self._said(db, volume, span)
-        text = "\n".join(_lines(rows, span, ids, self._decode))
+        text = "\n".join(lines(rows, span, ids, self._decode))
         return Citation(seq, text, tuple(map(as_message, rows)), span, utc(rows[0].created_at if rows else 0), self.name)
 
     def _passages(self, db: Transaction, volume: int, seq: int, span: tuple[int, int], before: int | None) -> list[Citation]:
         rows, ids = self._said(db, volume, span)
         limits = [limit for limit in (before, self.asked_at) if limit is not None]
-        return _of_messages(rows, seq, span, min(limits, default=None), ids, self._decode, self.name)
+        return of_messages(rows, seq, span, min(limits, default=None), ids, self._decode, self.name)
 
     def _said(self, db: Transaction, volume: int, span: tuple[int, int]) -> tuple[list[MessageRow], Ids]:
         """Return the messages of tokens [start, stop), and a function that gives the tokens [start, stop) of a message."""
@@ -307,8 +257,8 @@ class StreamShard(Shard):
         span = (start, stop if before is None else max(start, min(stop, before)))
         rows = [row for row in self._rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
         if self._rows:
-            lines = list(_lines(rows, span, lambda row, low, high: self._ids[low:high], self._decode))
-            text, messages = "\n".join(lines), tuple(map(as_message, rows))
+            said = lines(rows, span, lambda row, low, high: self._ids[low:high], self._decode)
+            text, messages = "\n".join(said), tuple(map(as_message, rows))
         else:
             text, messages = trimmed(self._decode(self._ids[slice(*span)]), span, (0, len(self._ids))), ()
         return Citation(position, text, messages, span, utc(self._now), self.name, timed=False)
@@ -319,7 +269,7 @@ class StreamShard(Shard):
         limit = self._until if before is None else min(before, self._until)
         if self._rows:
             rows = [row for row in self._rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
-            cited = _of_messages(
+            cited = of_messages(
                 rows, position, span, limit, lambda row, low, high: self._ids[low:high], self._decode, self.name
             )
             return [passage._replace(timed=False) for passage in cited]
@@ -361,56 +311,3 @@ class CorpusShard(Shard):
                 raise StoreDamagedError(f"document {number} is missing from the store. Restore a backup.")
             self._known[number] = row._replace(body={**row.body, "text": ""})
         return self._known[number]
-
-
-def _of_messages(
-    rows: Sequence[MessageRow],
-    segment: int,
-    span: tuple[int, int],
-    before: int | None,
-    ids: Ids,
-    decode: Decode,
-    source: str,
-) -> list[Citation]:
-    """Cite messages whole if they are short, else the sentences in and around a segment's span."""
-    cited = []
-    for row in rows:
-        end = row.content[1] if before is None else min(row.content[1], before)
-        text = str(row.body.get("content") or "")
-        if row.tokens[0] >= (end if before is None else before) or not text.strip():
-            continue
-        texts, tokens = [text.strip()], row.tokens
-        if end < row.content[1] or len(text.split()) > LONGEST or len(text) > _LONGEST_TEXT:
-            texts, tokens = sentences_in(partial(ids, row), span, (row.content[0], end), decode)
-        cited += [Citation(segment, each, (as_message(row),), tokens, utc(row.created_at), source) for each in texts]
-    return cited
-
-
-def _lines(
-    rows: Sequence[MessageRow],
-    span: tuple[int, int],
-    ids: Ids,
-    decode: Decode,
-) -> Iterator[str]:
-    """Yield each message's words within a span; `ids` gives a message's tokens [start, stop)."""
-    for row in rows:
-        start, stop = _overlap(span, row.content)
-        said = trimmed(decode(ids(row, start, stop)), (start, stop), row.content)
-        if said.strip():
-            yield f"{row.body['role']}: {said}"
-
-
-def _overlap(span: tuple[int, int], whole: tuple[int, int]) -> tuple[int, int]:
-    start = max(span[0], whole[0])
-    return start, max(start, min(span[1], whole[1]))
-
-
-def as_message(row: MessageRow) -> Message:
-    """Convert a row to a message as users see it."""
-    fields = {name: value for name, value in row.body.items() if name not in ("role", "content")}
-    return Message(row.id, row.body["role"], row.body["content"] or "", utc(row.created_at), fields)
-
-
-def utc(seconds: float) -> datetime:
-    """Convert a stored time to UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..retrieval import lexical
-from ..retrieval.sources import Message
+from ..retrieval.citations import Message
 from ..store.index.words import Postings
 from .stored_corpus import Document
 

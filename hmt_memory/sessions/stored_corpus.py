@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.fingerprint import fingerprint
 from ..errors import SessionNotFoundError
-from ..retrieval.sources import utc
+from ..retrieval.citations import utc
 from ..store import lineage
 from ..store.rows import CollectionRow, DocumentRow, as_array
 from .collection import Collection

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..chat.transcript import Transcript
 from ..engine.fingerprint import fingerprint
 from ..errors import InputError
-from ..retrieval.sources import Message, as_message, utc
+from ..retrieval.citations import Message, as_message, utc
 from ..store import lineage, rewriting
 from ..store.rows import CollectionRow
 from . import archive, retention

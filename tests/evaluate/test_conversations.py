@@ -21,8 +21,8 @@ from hmt_memory.evaluate.outcomes import SESSION, Outcome, Reply, report
 from hmt_memory.evaluate.published import Question, Turn, load
 from hmt_memory.evaluate.remembering import Plan, measure, standard, tell, with_neighbours
 from hmt_memory.evaluate.scoring import f1, f1_of_parts
+from hmt_memory.retrieval.citations import Message
 from hmt_memory.retrieval.ranking import RecalledSegment
-from hmt_memory.retrieval.sources import Message
 
 TALK = ["How was the weekend?", "Quiet, we stayed in.", "Did it rain?", "All day long.", "Same here.", "See you then."]
 FACT = "My cat Pumpernickel caught a mouse in the kitchen."

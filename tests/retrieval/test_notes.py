@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 
 from hmt_memory.retrieval import lexical
+from hmt_memory.retrieval.citations import Citation, Message
 from hmt_memory.retrieval.notes import HEADING, Note, day, written
 from hmt_memory.retrieval.passages import FUSED, Evidence, Found, Scored, scored
 from hmt_memory.retrieval.ranking import alone
 from hmt_memory.retrieval.recollection import ViewRecollection
 from hmt_memory.retrieval.sentences import LONGEST, sentences, whole
-from hmt_memory.retrieval.sources import Citation, Message
 from hmt_memory.store.index.words import Postings
 
 DAY = datetime(2026, 3, 9, 12, tzinfo=timezone.utc)
@@ -133,7 +133,7 @@ def test_what_is_near_by_meaning_comes_first_and_is_noted_although_it_shares_no_
         ("The name of the wind is a novel.", 0.2),
         ("It rained.", 0.05),
     )
-    assert [one.cited.text for one in order][0] == "I report to Odile at work." and order[0].evidence.words == 0
+    assert order[0].cited.text == "I report to Odile at work." and order[0].evidence.words == 0
     assert all(one.score == one.likelihood and 0 <= one.score <= 1 for one in order)
     chooser = ViewRecollection(tiny_model(), list, alone(None), own=True, question="manager?")  # type: ignore[arg-type]
     assert [one.cited.text for one in chooser._noted(order)][:1] == ["I report to Odile at work."]
