@@ -78,10 +78,10 @@ def conversation(chats: Sequence[Sequence[str]], chance: random.Random) -> tuple
 
 def ranked(model: HMTModel, shard: Shard, asked: Asked, *, most: int = 60) -> Ranked:
     """Rank the passages of a conversation for a question."""
-    window, summary = model.config.recall_window, ranking.summary_of(model, asked.question)
-    candidates = ranking.nothing(model) if summary is None else ranking.preselect(model, [shard], summary, window)
+    window, query = model.config.recall_window, ranking.query_of(model, asked.question)
+    candidates = ranking.nothing(model) if query.summary is None else ranking.preselect(model, [shard], query.summary, window)
     chosen = ranking.choose(model, [shard], candidates, asked.question, window)
-    chosen = chosen._replace(nearest=ranking.nearest(model, [shard], asked.question))
+    chosen = chosen._replace(nearest=ranking.nearest(model, [shard], query.key))
     found = passages.ranked([shard], chosen, asked.question, finely=True)[:most]
     rows = [
         [one.evidence.words, max(0.0, one.evidence.meaning), one.evidence.segment, one.cited.text.rstrip().endswith("?")]

@@ -201,6 +201,24 @@ class MemoryCell(nn.Module):
         hidden = self.backbone.body(torch.cat([self.summary_prompt.to(embedded.dtype), embedded])[None])[0, 1:]
         return self.keys.of_question(embedded, hidden).cpu()
 
+    @torch.no_grad()
+    def asked(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Compute the summary [d] (Eq. 1) of a question's end and its key [d_key] in one pass.
+
+        Args:
+            ids: [t] its token ids, at least one.
+        """
+        prompt, end = self.summary_prompt.to(self.backbone.dtype), ids[-(self.config.summary_length or 1) :]
+        rows = [torch.cat([prompt, self._embed(end), prompt])]
+        if self.keys is not None and len(end) < len(ids):
+            rows.append(torch.cat([prompt, self._embed(ids[-LONGEST_QUESTION:])]))
+        hidden = self.backbone.body(pad_sequence(rows, batch_first=True))
+        summary = hidden[0, len(rows[0]) - 1]
+        if self.keys is None:
+            return summary, None
+        embedded = self._embed(ids[-LONGEST_QUESTION:])
+        return summary, self.keys.of_question(embedded, hidden[-1, 1 : 1 + len(embedded)]).cpu()
+
     def _embed(self, ids: Tensor) -> Tensor:
         return self.backbone.embed(ids.to(self.backbone.device))
 

@@ -282,23 +282,43 @@ def recall(model: HMTModel, sources: Sources[RecalledSegments], query: str, top_
         raise InputError(
             "the query is empty: say what to recall for." if not query.strip() else f"top_k={top_k} must be at least 1."
         )
-    summary = summary_of(model, query)
-    return sources(lambda shards: _listed(model, shards, summary, query, min(top_k, MOST_RECALLED)))
+    asked = query_of(model, query)
+    return sources(lambda shards: _listed(model, shards, asked, query, min(top_k, MOST_RECALLED)))
 
 
-def nearest(model: HMTModel, shards: Sequence[Shard], query: str) -> dict[tuple[int, int], dict[int, float]]:
+class Query(NamedTuple):
+    """A question as recall compares it."""
+
+    summary: Tensor | None  # [d], Eq. 1 for its end; None: the model recalls nothing
+    key: Tensor | None  # [d_key]; None: the model makes no keys by meaning
+
+
+def query_of(model: HMTModel, query: str) -> Query:
+    """Compute what a question is compared by."""
+    ids = torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long)
+    if not len(ids):
+        return Query(None, None)
+    with eval_mode(model):
+        if model.config.mode != "hmt":
+            return Query(None, model.question_key(ids))
+        return Query(*model.asked(ids))
+
+
+def key_of(model: HMTModel, query: str) -> Tensor | None:
+    """Compute the key of a question; None if the model makes no keys by meaning."""
+    with eval_mode(model):
+        return model.question_key(torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long))
+
+
+def nearest(model: HMTModel, shards: Sequence[Shard], key: Tensor | None) -> dict[tuple[int, int], dict[int, float]]:
     """Compare a question's key with those of all segments: scores of the best by place and number, the best place first.
 
     Args:
-        model: its keys by meaning; without, nothing is near.
+        model: its view says whether meaning counts.
         shards: the collections to search.
-        query: the question.
+        key: [d_key]; None: nothing is near.
     """
-    if model.keys is None or model.view.selection == "words":
-        return {}
-    with eval_mode(model):
-        key = model.question_key(torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long))
-    if key is None or not key.any():
+    if key is None or model.view.selection == "words" or not key.any():
         return {}
     wanted = key.float().numpy()
     hits = [
@@ -312,23 +332,13 @@ def nearest(model: HMTModel, shards: Sequence[Shard], query: str) -> dict[tuple[
     return scores
 
 
-def summary_of(model: HMTModel, query: str) -> Tensor | None:
-    """Compute Eq. 1 for the end of a query; None if the model recalls nothing."""
-    ids = torch.tensor(model.backbone.encode(query, literal=True), dtype=torch.long)
-    if model.config.mode != "hmt" or not len(ids):
-        return None
-    with torch.no_grad(), eval_mode(model):
-        (summary,) = model.summarize([ids[-(model.config.summary_length or 1) :]])
-    return summary
-
-
-def _listed(model: HMTModel, shards: Sequence[Shard], summary: Tensor | None, query: str, top_k: int) -> RecalledSegments:
+def _listed(model: HMTModel, shards: Sequence[Shard], asked: Query, query: str, top_k: int) -> RecalledSegments:
     result = RecalledSegments()
     if not any(shard.total for shard in shards):
         return result
     k = max(model.config.recall_window, top_k)
-    candidates = nothing(model) if summary is None else preselect(model, shards, summary, k)
-    chosen = choose(model, shards, candidates, query, k)._replace(nearest=nearest(model, shards, query))
+    candidates = nothing(model) if asked.summary is None else preselect(model, shards, asked.summary, k)
+    chosen = choose(model, shards, candidates, query, k)._replace(nearest=nearest(model, shards, asked.key))
     result.coverage = chosen.coverage
     passages = ranked(shards, chosen, query, enough=2 * top_k)
     total = sum(passage.score for passage in passages)

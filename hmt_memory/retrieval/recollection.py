@@ -16,7 +16,7 @@ from torch import Tensor
 from ..engine.state import HMTState
 from .notes import written
 from .passages import Scored, ranked
-from .ranking import RecalledSegments, Sources, choose, nearest, nothing, preselect, segment, summary_of
+from .ranking import Query, RecalledSegments, Sources, choose, key_of, nearest, nothing, preselect, query_of, segment
 from .sources import Shard
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class ViewRecollection:
             state: the stream so far.
             visible: the number of its latest tokens that the view shows.
         """
-        memory: Tensor = self._sources(lambda shards: self._recall(shards, summary, state, state.tokens - visible))
+        asked = Query(summary, key_of(self._model, self._question) if self._chosen is None and self._noting else None)
+        memory: Tensor = self._sources(lambda shards: self._recall(shards, asked, state, state.tokens - visible))
         return memory
 
     def recall(self, question: str, state: HMTState, visible_from: int) -> None:
@@ -78,22 +79,23 @@ class ViewRecollection:
             state: the stream so far.
             visible_from: the first token of the stream that the view shows.
         """
-        summary = summary_of(self._model, question)
-        self._sources(lambda shards: self._recall(shards, summary, state, visible_from))
+        asked = query_of(self._model, question)
+        self._sources(lambda shards: self._recall(shards, asked, state, visible_from))
 
     def notes(self) -> Tensor:
         """Return token ids [t] of the notes: the best passages that fit into `note_tokens`, in the order they were said."""
         return torch.zeros(0, dtype=torch.long) if self._chosen is None else self._chosen
 
-    def _recall(self, shards: Sequence[Shard], summary: Tensor | None, state: HMTState, visible_from: int) -> Tensor:
+    def _recall(self, shards: Sequence[Shard], asked: Query, state: HMTState, visible_from: int) -> Tensor:
         beyond = self._beyond(shards, state)
         window = self._model.config.recall_window
-        candidates = nothing(self._model) if summary is None else preselect(self._model, shards, summary, window, beyond)
+        summary, model = asked.summary, self._model
+        candidates = nothing(model) if summary is None else preselect(model, shards, summary, window, beyond)
         if self._chosen is None:
             ids: list[int] = []
             if self._noting and self._budget:
-                chosen = choose(self._model, shards, candidates, self._question, window, beyond)
-                chosen = chosen._replace(nearest=nearest(self._model, shards, self._question))
+                chosen = choose(model, shards, candidates, self._question, window, beyond)
+                chosen = chosen._replace(nearest=nearest(model, shards, asked.key))
                 self.recalled.coverage = chosen.coverage
                 hidden = partial(self._hidden, visible_from=visible_from)
                 passages = ranked(shards, chosen, self._question, before=hidden, finely=True)

@@ -80,6 +80,20 @@ def test_untrained_keys_favour_nothing() -> None:
     assert question is not None and not question.any() and model.question_key(torch.arange(0)) is None
 
 
+@pytest.mark.parametrize("length", [1, 8, 9, 300])
+def test_summary_and_key_of_a_question_are_those_of_two_passes(length: int) -> None:
+    """A question of up to j tokens takes one row, a longer one two."""
+    model = with_keys()
+    ids = torch.randint(3, 250, (length,), generator=torch.Generator().manual_seed(length))
+    summary, key = model.asked(ids)
+    (expected,) = model.summarize([ids[-8:]])
+    alone = model.question_key(ids)
+    assert key is not None and alone is not None
+    assert torch.allclose(summary, expected, atol=1e-4) and torch.allclose(key, alone, atol=1e-4)
+    without = tiny_model(tokenizer=byte_tokenizer()).asked(ids)
+    assert without[1] is None and without[0].shape == summary.shape
+
+
 def test_a_model_without_keys_makes_none() -> None:
     model = tiny_model(tokenizer=byte_tokenizer())
     assert model.keys is None and model.read(torch.arange(3, 60)).keys == () and model.question_key(torch.arange(3, 9)) is None
@@ -122,11 +136,11 @@ def test_a_session_stores_a_key_for_each_stretch_and_compares_a_question_with_al
             ]
             assert len(keys) == len(spans) and shard.stretches(row.seq) == spans
             expected |= {(row.seq, number): float(key @ question.numpy()) for number, key in enumerate(keys)}
-        found = ranking.nearest(model, [shard], "zzz vvv")
+        found = ranking.nearest(model, [shard], question)
         scores = {(place[1], number): score for place, own in found.items() for number, score in own.items()}
         assert scores.keys() == expected.keys() and all(abs(scores[place] - expected[place]) < 5e-3 for place in scores)
         assert list(found) == sorted(found, key=lambda place: -max(found[place].values()))
-        assert not ranking.nearest(model.with_config(selection="words"), [shard], "zzz vvv")
+        assert not ranking.nearest(model.with_config(selection="words"), [shard], question)
         recalled = [passage.text for passage in session.recall("zzz vvv", top_k=20)]
         assert {text for text in texts if text in recalled} == set(texts)
 
@@ -163,7 +177,8 @@ def test_a_stream_in_memory_is_compared_like_a_stored_one(tmp_path: Path) -> Non
         stream = StreamShard("text", ids, model.backbone.decode, length=64, slots=model.recalled_slots, until=3 * 64)
         stream.end_ids = model.backbone.end_ids
         stream.know([keys.numpy() for keys in state.keys], state.segments)
-        found, known = ranking.nearest(model, [stream], "zzz"), ranking.nearest(model, [stored], "zzz")
+        key = ranking.key_of(model, "zzz")
+        found, known = ranking.nearest(model, [stream], key), ranking.nearest(model, [stored], key)
         assert set(found) == {place for place in known if place[1] < 3} and len(known) > 3
         for place, scores in found.items():
             assert stream.stretches(place[1]) == stored.stretches(place[1])
