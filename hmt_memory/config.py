@@ -53,6 +53,9 @@ class HMTConfig:
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
     key_dim: int | None = None  # width of keys by meaning, which find what shares no words (extension); None: there are none
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
+    abstain_from: float | None = (
+        None  # greedy answers say "I don't know" from this probability on (extension); None: as they come
+    )
     selection: Selection = "fused"  # this and the next three: the model's own `ViewConfig`
     recent_tokens: int | None = None
     replay_tokens: int | None = None  # `note_tokens` of the view
@@ -215,6 +218,9 @@ def _check_types(config: HMTConfig | ViewConfig, *, at_least_one: set[str]) -> N
                 raise ConfigError(f"{field.name}={value!r} is unknown. Choose one of {_CHOICES[field.name]}.")
         elif value is None and field.default is None:
             continue
+        elif field.name == "abstain_from":
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise ConfigError(f"abstain_from={value!r} must be a probability, from 0 to 1.")
         elif not isinstance(value, int) or isinstance(value, bool):
             raise ConfigError(f"{field.name}={value!r} must be a whole number.")
         elif value < (lowest := int(field.name in at_least_one)):

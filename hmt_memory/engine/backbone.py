@@ -180,11 +180,12 @@ class Backbone(TextCodec, nn.Module):
         Raises:
             BackboneError: the family's cache cannot be repeated.
         """
-        if not hasattr(cache, "batch_repeat_interleave"):
+        try:
+            cache.batch_repeat_interleave(rows)
+        except AttributeError as error:  # of the cache, or of one of its layers
             raise BackboneError(
                 f"{self.name} ({self.config.model_type}) has a cache that cannot be repeated. Train without exercises."
-            )
-        cache.batch_repeat_interleave(rows)
+            ) from error
         return cache
 
     def head(self, hidden: Tensor) -> Tensor:

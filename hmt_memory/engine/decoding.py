@@ -30,6 +30,7 @@ class DecodingOptions(TypedDict, total=False):
     seed: int | None
     stop: str | Iterable[str] | None
     logits_processors: Iterable[Any]
+    abstain_from: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,10 @@ class Decoding:
     seed: int | None = None  # makes sampling repeatable; None: torch's global generator
     stop: str | Iterable[str] | None = ()  # strings that end the answer and are not part of it; kept as a tuple
     logits_processors: Iterable[Any] = ()  # transformers' `LogitsProcessor`s, applied before all others; kept as a tuple
+    abstain_from: float | None = (
+        None  # say "I don't know" from this probability on, where greedy; 0: as decoding has it; None: as
+    )
+    # the model was fitted
 
     def __post_init__(self) -> None:
         _check(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1.")
@@ -61,6 +66,10 @@ class Decoding:
         )
         _check(0 < self.top_p <= 1, f"top_p={self.top_p} must be above 0 and at most 1.")
         _check(self.top_k >= 0, f"top_k={self.top_k} must be 0 (all tokens) or more.")
+        _check(
+            self.abstain_from is None or 0 <= self.abstain_from <= 1,
+            f"abstain_from={self.abstain_from} must be a probability, from 0 to 1.",
+        )
         _check(self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty} must be above 0; 1 is none.")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         for text in stops:

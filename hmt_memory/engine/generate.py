@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .abstaining import abstention
 from .backbone import eval_mode
 from .cell import MemoryCell
 from .decoding import Decoding, Detokenizer, Sampler, StopStrings, align
@@ -172,8 +173,13 @@ def _pieces(generation: Generation, view: View, decoding: Decoding, start: HMTSt
     hidden, cache = backbone.advance(embedded)
     detokenizer = Detokenizer(backbone.decode)
     ids = generation.ids
+    logits = backbone.head(hidden)[0]
+    threshold = model.config.abstain_from if decoding.abstain_from is None else decoding.abstain_from
+    unlikely = abstention(backbone, logits, cache, threshold) if threshold and decoding.temperature == 0 else None
     while generation.finish_reason is None:
         logits = backbone.head(hidden)[0]
+        for token in unlikely.forbidden(ids) if unlikely else ():
+            logits[token] = float("-inf")
         if len(ids) < decoding.min_new_tokens:
             logits[list(backbone.end_ids)] = float("-inf")
         ids.append(sampler(torch.cat([shown, torch.tensor(ids, dtype=torch.long)]), logits))

@@ -32,6 +32,7 @@ SYSTEM_PROMPTS = (
     "You are the user's private assistant.",
     "Be concise and honest. If you do not know something, say so.",
 )
+# each begins as `engine.abstaining.OPENINGS` has it
 UNKNOWN = (
     "I don't know. You haven't told me that.",
     "You haven't told me that.",
