@@ -34,18 +34,18 @@ from hmt_memory.train.keys import Fit, KeyTraining, Teacher, Told, read_texts
 MODEL, DIM = "smollm2-135m-instruct", 256
 _LENGTHS = (8, 300)  # characters of a lone text
 _SHARES = {
-    "persona": 9000,
-    "sgd": 6000,
-    "tale questions": 5000,
-    "tales": 7000,
+    "persona": 6000,
+    "sgd": 4000,
+    "tale questions": 3500,
+    "tales": 5000,
     "questions": 1200,
-    "encyclopedia": 8000,
-    "irc": 4000,
-    "books": 1500,
-    "speeches": 1500,
-    "meetings": 2500,
-    "facts": 9000,
-    "fact questions": 9000,
+    "encyclopedia": 6000,
+    "irc": 2500,
+    "books": 1000,
+    "speeches": 1000,
+    "meetings": 1500,
+    "facts": 6000,
+    "fact questions": 6000,
 }
 _THANKS = ("Thanks for telling me.", "Good to know!", "Noted.", "I'll remember that.", "That is nice to hear.", "Okay, thanks.")
 Text = tuple[str, ...]
@@ -187,8 +187,8 @@ def conversation(transcript: Transcript, chats: Sequence[Sequence[str]], dialogu
 def texts_to_read(data: Path, model: HMTModel, chance: random.Random) -> list[Told]:
     """Make the texts that are read, with questions: conversations, tales, articles and meetings."""
     transcript, chats, dialogues = Transcript(model.backbone), personas(data), errands(data)
-    found = [conversation(transcript, chats, dialogues, f"conversation {number}") for number in range(22)]
-    for rows in chance.sample(list(tales(data).values()), 12):
+    found = [conversation(transcript, chats, dialogues, f"conversation {number}") for number in range(18)]
+    for rows in chance.sample(list(tales(data).values()), 10):
         sections = list(dict.fromkeys(text for _, text in rows))[:9]
         parts = [part for section in sections for part in sentences(section)]
         edges, start = {}, 0
@@ -204,7 +204,7 @@ def texts_to_read(data: Path, model: HMTModel, chance: random.Random) -> list[To
             asked.append((question, [len(parts) + number for number, part in enumerate(own) if answer in part]))
             parts += own
         found.append(plain(model, parts, [(question, places) for question, places in asked if places]))
-    for row in chance.sample(meetings(data), 6):
+    for row in chance.sample(meetings(data), 4):
         turns = [f"{turn['speaker']}: {turn['text']}"[:600] for turn in row["turns"][:90]]  # type: ignore[index]
         asked = [
             (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 from unittest import mock
@@ -26,7 +27,7 @@ from hmt_memory.sessions import session as session_module
 from hmt_memory.store.sqlite.transaction import SqliteTransaction
 
 TOKENIZER = byte_tokenizer()
-MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
+MODEL = tiny_model(config=replace(REMEMBERING, key_dim=4), tokenizer=TOKENIZER)  # its memory has keys by meaning, too
 
 names = st.sampled_from(["a", "b", "c", "../d", "x'; DROP TABLE messages; --"])
 texts = st.text(alphabet="abc é\U0001f600", max_size=40)

@@ -29,7 +29,7 @@ def memory_of(session: Session) -> np.ndarray[Any, Any]:
     with session._database.reading() as db:
         parts = lineage.of(db, session._row(db))
         rows = lineage.segments(db, parts, 0, lineage.segment_count(db, parts))
-        return np.frombuffer(b"".join(row.memory for row in rows), "<f2").astype(np.float32)
+        return np.frombuffer(b"".join(row.memory + (row.keys or b"") for row in rows), "<f2").astype(np.float32)
 
 
 def user(text: str) -> dict[str, str]:
