@@ -134,7 +134,7 @@ def everything(folder: Path, model: HMTModel) -> list[Any]:
         return found
     finally:
         for index in list(store._indexes.values()):
-            for one in index:
+            for one in filter(None, index):
                 one._saved = one.count  # nothing here is to be kept
         store.close()
 

@@ -237,7 +237,7 @@ def test_indexes_take_no_more_memory_than_they_may(tmp_path: Path) -> None:
         expected = {name: [one.text for one in store.session(name, MODEL).recall("says")] for name in names}
         for name in names[::-1]:
             assert [one.text for one in store.session(name, MODEL).recall("says")] == expected[name]
-        held = [sum(index.nbytes for index in indexes) for indexes in store._indexes.values()]
+        held = [sum(index.nbytes for index in indexes if index) for indexes in store._indexes.values()]
         assert 1 < len(held) < 12 and sum(held[:-1]) <= 20_000
 
 
