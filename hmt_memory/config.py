@@ -54,7 +54,7 @@ class HMTConfig:
     key_dim: int | None = None  # width of keys by meaning, which find what shares no words (extension); None: there are none
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
     abstain_from: float | None = (
-        None  # greedy answers say "I don't know" from this probability on (extension); None: as they come
+        None  # greedy answers behind notes say "I don't know" from this probability on (extension); None: always
     )
     selection: Selection = "fused"  # this and the next three: the model's own `ViewConfig`
     recent_tokens: int | None = None

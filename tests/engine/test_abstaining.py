@@ -71,23 +71,24 @@ def test_the_chance_of_an_opening_is_that_of_its_tokens_one_behind_the_other(mon
 def test_an_answer_abstains_from_a_threshold_on(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The opening is what greedy decoding says by itself: from a threshold above its chance on, it is not said."""
     model = tiny_model(family, tokenizer=byte_tokenizer())
+    noted: Any = {"notes": torch.tensor(model.backbone.encode("It is known. ")), "max_new_tokens": 6}
     for number in range(40):
         question = f"who is number {number}?"
-        plain = model.generate(question, max_new_tokens=6).finish()
+        plain = model.generate(question, **noted).finish()
         opening = model.backbone.decode(plain.ids[:2])
         if len(plain.ids) > 2 and list(model.backbone.encode(opening, literal=True)) == plain.ids[:2]:
             break  # what it says is text that encodes as it was said
     else:
         raise AssertionError("this model says no text")
     monkeypatch.setattr(abstaining, "OPENINGS", (opening,))
-    certain = model.generate(question, max_new_tokens=6, abstain_from=0.0).finish()
+    certain = model.generate(question, **noted, abstain_from=0.0).finish()
     assert certain.ids == plain.ids
-    other = model.generate(question, max_new_tokens=6, abstain_from=1.0).finish()
+    other = model.generate(question, **noted, abstain_from=1.0).finish()
     assert other.ids[:2] != plain.ids[:2]
     fitted = model.with_config(abstain_from=1.0)
-    assert fitted.generate(question, max_new_tokens=6).finish().ids == other.ids
-    assert fitted.generate(question, max_new_tokens=6, abstain_from=0.0).finish().ids == plain.ids
-    sampled: Any = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+    assert fitted.generate(question, **noted).finish().ids == other.ids
+    assert fitted.generate(question, **noted, abstain_from=0.0).finish().ids == plain.ids
+    sampled: Any = {**noted, "temperature": 1.0, "seed": 3}
     assert fitted.generate(question, **sampled).finish().ids == model.generate(question, **sampled).finish().ids
 
 
@@ -97,3 +98,15 @@ def test_a_threshold_is_a_probability(value: float) -> None:
         MODEL.generate("who?", abstain_from=value)
     with pytest.raises(ConfigError, match="abstain_from"):
         HMTConfig(abstain_from=value)
+
+
+def test_without_notes_an_answer_may_abstain_as_decoding_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, notes = torch.tensor([5, 6]), torch.tensor([7, 8, 9])
+    plain, noted = (MODEL.generate(ids, notes=shown, max_new_tokens=4, abstain_from=0.0).finish().ids for shown in ((), notes))
+    opening: list[int] = []
+    monkeypatch.setattr(abstaining, "OPENINGS", ("as it begins",))
+    monkeypatch.setattr(MODEL.backbone, "encode", lambda *_, **__: opening)
+    opening[:] = plain[:2]
+    assert MODEL.generate(ids, max_new_tokens=4, abstain_from=1.0).finish().ids == plain
+    opening[:] = noted[:2]
+    assert MODEL.generate(ids, notes=notes, max_new_tokens=4, abstain_from=1.0).finish().ids[:2] != noted[:2]
