@@ -15,6 +15,7 @@ import pytest
 from places import ROOT
 
 import hmt_memory
+import hmt_memory.assistant
 
 FILES = {
     ".".join(path.relative_to(ROOT / "hmt_memory").with_suffix("").parts): path
@@ -150,3 +151,9 @@ def test_without_its_framework_a_class_says_what_to_install(module: str, hint: s
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import hmt_memory; print('fine'); import {module}"
     ran = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, timeout=60)
     assert ran.stdout == "fine\n" and hint in ran.stderr
+
+
+def test_every_name_that_the_integrations_may_use_is_there() -> None:
+    assert hmt_memory.assistant.__all__ and all(
+        getattr(hmt_memory.assistant, name) is not None for name in hmt_memory.assistant.__all__
+    )

@@ -59,7 +59,7 @@ _LAZY = {
     "Document": "..sessions.stored_corpus",
     "Ending": "..sessions.chat_model",
     "HistoryMode": ".reconcile",
-    "Message": "..retrieval.sources",
+    "Message": "..retrieval.citations",
     "ModelSettings": ".loading",
     "Weights": ".loading",
     "called": "..chat.tools",

@@ -38,11 +38,6 @@ class StretchKeys(nn.Module):
         for layer in (self.embedding, self.hidden, self.asked, self.attention, self.key, self.question):
             nn.init.zeros_(layer.weight)
 
-    @property
-    def dim(self) -> int:
-        """Width of a key."""
-        return self.key.out_features
-
     def of_stretches(self, embeddings: Tensor, hidden: Tensor, spans: Sequence[tuple[int, int]]) -> Tensor:
         """Return the keys [n, dim] of n stretches of a segment.
 

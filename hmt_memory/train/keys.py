@@ -197,7 +197,10 @@ class KeyTraining:
         losses = []
         own = ("hidden", "asked", "question")
         parts = [(name.split(".")[0] in own, value) for name, value in self.keys.named_parameters() if name != "unit"]
-        plans = [(self.fit.words, 1.0, self.lone_loss), (self.fit.texts if read else 0, 0.25, lambda: self.read_loss(read))]
+        plans = [
+            (self.fit.words, 1.0, lambda: self.lone_loss(self.fit.batch)),
+            (self.fit.texts if read else 0, 0.25, lambda: self.read_loss(read)),
+        ]
         for steps, share, loss_of in plans:
             groups = [
                 {"params": [value for late, value in parts if late], "lr": 0.5 * self.fit.rate},
@@ -216,18 +219,15 @@ class KeyTraining:
                     progress(f"step {step + 1} of {steps}: loss {sum(losses[-100:]) / 100:.3f}")
         return losses
 
-    def lone_loss(self) -> Tensor:
+    def lone_loss(self, most: int) -> Tensor:
         """Compute how far keys of some lone texts, made of their words alone, are from what the teacher says."""
-        rows = self._chance.sample(range(len(self._lone)), min(self.fit.batch, len(self._lone)))
-        return self._lone_loss(rows)
-
-    def _lone_loss(self, rows: Sequence[int]) -> Tensor:
+        rows = self._chance.sample(range(len(self._lone)), min(most, len(self._lone)))
         ids = torch.cat([self._lone[row] for row in rows])
         owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(self._lone[row]) for row in rows]))
         words, places = torch.unique(ids, return_inverse=True)
         inner = gelu(self.keys.embedding(self._embeddings[words] / self.keys.unit))
         keys = _pooled((self.keys.key(inner) * self.keys.weights(inner))[places], owners, len(rows))
-        wanted = self._wanted[list(rows)]
+        wanted = self._wanted[rows]
         near, far = _SHARP * keys @ wanted.T, _SHARP * wanted @ wanted.T
         alike = kl_div(log_softmax(near, dim=1), softmax(far, dim=1), reduction="batchmean")
         return 2 * (1 - (keys * wanted).sum(dim=1)).mean() + alike
@@ -245,8 +245,7 @@ class KeyTraining:
             if rows:
                 loss = loss + self._asked_loss(text, rows, every, first, len(keys))
             first += len(keys)
-        rehearsed = self._chance.sample(range(len(self._lone)), min(_REHEARSED, len(self._lone)))
-        return loss / len(texts) + 0.5 * self._lone_loss(rehearsed)
+        return loss / len(texts) + 0.5 * self.lone_loss(_REHEARSED)
 
     def _asked_loss(self, text: Read, rows: list[int], every: Tensor, first: int, count: int) -> Tensor:
         questions = self.question_keys(text, rows)
