@@ -198,8 +198,8 @@ class KeyTraining:
         own = ("hidden", "asked", "question")
         parts = [(name.split(".")[0] in own, value) for name, value in self.keys.named_parameters() if name != "unit"]
         plans = [
-            (self.fit.words, 1.0, lambda: self.lone_loss(self.fit.batch)),
-            (self.fit.texts if read else 0, 0.25, lambda: self.read_loss(read)),
+            (self.fit.words, 1.0, partial(self.lone_loss, self.fit.batch)),
+            (self.fit.texts if read else 0, 0.25, partial(self.read_loss, read)),
         ]
         for steps, share, loss_of in plans:
             groups = [
