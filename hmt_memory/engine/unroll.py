@@ -103,7 +103,7 @@ def unroll(
                 hidden[row].append(step.hidden[place])
             if final or len(cuts[row][index]) == length:
                 made[row].append(step.memory[place].to(memories[row].dtype))
-                if model.keys is not None and reads:
+                if model.keys is not None and step.hidden:  # steps of training give none
                     keys[row].append(model.keys_of(cuts[row][index], step.hidden[place]))
                 windows[row] = torch.cat([windows[row], made[row][-1][None]])[-model.config.recall_window :]
                 tails[row] = _last(cuts[row][index], model.config.sensory_length)

@@ -21,7 +21,8 @@ from ..retrieval.notes import Note, day, written
 from . import relations
 from .talk import small_talk
 
-_CHANGED = 0.35  # share of facts that are told anew
+_CHANGED = 0.5  # share of facts that are told anew
+_TOLD = (1, 1, 1, 1, 2, 2, 3, 5)  # how many facts are told
 Pair = tuple[str, str]  # what is asked or said, and what is answered
 
 SYSTEM_PROMPTS = (
@@ -162,29 +163,43 @@ class Facts:
 
     def make(self, chance: random.Random) -> Exercise:
         """Make an exercise: facts in notes, or now and then in recent turns, with what is easily confused with them."""
-        told = {fact.key: fact for fact in (relations.tell(chance) for _ in range(chance.choice((1, 2, 3, 3, 4, 4, 5, 6))))}
-        others = {fact.key: fact for fact in (relations.near(chance, key) for key in told) if chance.random() < 0.4}
-        facts = [*told.values(), *(fact for key, fact in others.items() if key not in told)]
+        told = {fact.key: fact for fact in (relations.tell(chance) for _ in range(chance.choice(_TOLD)))}
+        missing = {fact.key: fact for fact in (self._missing(chance, sorted(told)) for _ in range(2)) if fact.key not in told}
+        others = self._confusable(chance, told, 0.4) | self._confusable(chance, missing, 0.6)
+        others = {key: fact for key, fact in others.items() if key not in told and key not in missing}
+        facts = [*told.values(), *others.values()]
         chance.shuffle(facts)
         said: list[Note] = []
         for fact in facts:
             said += [Note(fact.text, None, "user"), *self._beside(chance, fact)]
+        for fact in missing.values():
+            at = chance.randint(0, len(said))
+            said[at:at] = self._beside(chance, fact)
+        earlier = {}
         for key, fact in list(told.items()):
             if chance.random() < _CHANGED:
-                told[key] = relations.tell(chance, key, other_than=fact.value)
+                told[key], earlier[key] = relations.tell(chance, key, other_than=fact.value), fact
                 earliest = 1 + next(place for place, note in enumerate(said) if note.text == fact.text)
                 said.insert(chance.randint(earliest, len(said)), Note(told[key].text, None, "user"))
         system = chance.choice(SYSTEM_PROMPTS) if chance.random() < 0.35 else None
-        keys = {*told, *others}
         if chance.random() < 0.07:  # nothing was told of what is asked, and nothing is noted
-            return Exercise(self._asked(chance, (), keys, {}), (), self._recent(chance), system)
-        if chance.random() < 0.2:
+            return Exercise(self._asked(chance, (), missing, earlier, {}), (), self._recent(chance), system)
+        if chance.random() < 0.15:
             turns = [(note.text, chance.choice(_THANKS)) for note in said if note.speaker == "user"][-6:]
             visible = [fact for fact in told.values() if any(fact.text == text for text, _ in turns)]
-            return Exercise(self._asked(chance, visible, keys, {}), (), turns, system)
+            return Exercise(self._asked(chance, visible, missing, earlier, {}), (), turns, system)
         dated = self._dated(chance, said)
-        asked = self._asked(chance, list(told.values()), keys, {note.text: note.origin for note in dated})
+        asked = self._asked(chance, list(told.values()), missing, earlier, {note.text: note.origin for note in dated})
         return Exercise(asked, dated, self._recent(chance), system)
+
+    @staticmethod
+    def _missing(chance: random.Random, told: Sequence[str]) -> relations.Told:
+        """Return a fact that is asked for and not told, often one that is easily confused with one that is."""
+        return relations.near(chance, chance.choice(told)) if chance.random() < 0.5 else relations.tell(chance)
+
+    @staticmethod
+    def _confusable(chance: random.Random, facts: Mapping[str, relations.Told], share: float) -> dict[str, relations.Told]:
+        return {fact.key: fact for fact in (relations.near(chance, key) for key in facts) if chance.random() < share}
 
     @staticmethod
     def _dated(chance: random.Random, said: Sequence[Note]) -> list[Note]:
@@ -209,19 +224,20 @@ class Facts:
 
     def _recent(self, chance: random.Random) -> list[Pair]:
         kind = chance.random()
-        if kind < 0.2:
+        if kind < 0.3:
             return []
-        if kind < 0.4:
-            return [(said, chance.choice(_THANKS)) for said, _ in chance.sample(self._talk, chance.randint(1, 6))]
-        if kind < 0.75:
-            return small_talk(chance, chance.randint(1, 8))
+        if kind < 0.45:
+            return [(said, chance.choice(_THANKS)) for said, _ in chance.sample(self._talk, chance.randint(1, 4))]
+        if kind < 0.85:
+            return small_talk(chance, chance.choice((1, 2, 2, 3, 4, 6, 8)))
         return [pair for pair in chance.sample(self._talk, chance.randint(1, 2)) if len(pair[1]) < 300]
 
     def _asked(
         self,
         chance: random.Random,
         facts: Sequence[relations.Told],
-        keys: set[str],
+        missing: Mapping[str, relations.Told],
+        earlier: Mapping[str, relations.Told],
         days: Mapping[str, datetime | str | None],
     ) -> list[Pair]:
         """Return questions with their answers.
@@ -229,24 +245,33 @@ class Facts:
         Args:
             chance: decides which.
             facts: those that can be asked for.
-            keys: of all facts that are told.
+            missing: those that were not told, by key.
+            earlier: what was told first of facts that were told anew, by key.
             days: when each text was said; without, nobody asks for that.
         """
         asked: list[Pair] = []
-        for fact in chance.sample(list(facts), min(len(facts), 6)):
-            form, question = chance.random(), fact.question if chance.random() < 0.5 else relations.ask(chance, fact.key)
-            told_at = days.get(fact.text)
+        for fact in chance.sample(list(facts), min(len(facts), 4)):
+            question = self._question(chance, fact, earlier.get(fact.key))
+            form, told_at = chance.random(), days.get(fact.text)
             if form < 0.12:
                 asked.append((chance.choice(_ONLY).format(question), fact.value))
-            elif form < 0.17 and isinstance(told_at, datetime):
+            elif form < 0.16 and isinstance(told_at, datetime):
                 asked.append((chance.choice(_WHEN).format(fact.text), f"You told me on {day(told_at)}."))
             else:
                 asked.append((question, fact.answer))
-        for _ in range(chance.choice((0, 1, 1, 2)) if asked else 2):
-            other = relations.near(chance, chance.choice(sorted(keys))) if chance.random() < 0.6 else relations.tell(chance)
-            if other.key not in keys:
-                asked.append((other.question, chance.choice(UNKNOWN)))
-        if chance.random() < 0.3 or not asked:
+            if len(facts) < 3:
+                asked.append((relations.ask(chance, fact.key), fact.answer))
+        asked += [(fact.question, chance.choice(UNKNOWN)) for fact in missing.values() if not facts or chance.random() < 0.5]
+        if chance.random() < 0.25 or not asked:
             asked.append(chance.choice(self._talk))
         chance.shuffle(asked)
-        return asked
+        return list(dict(asked).items())
+
+    @staticmethod
+    def _question(chance: random.Random, fact: relations.Told, earlier: relations.Told | None) -> str:
+        """Choose a question; where a fact was told anew often one that is worded as it was told first."""
+        questions = [fact.question, *(relations.ask(chance, fact.key) for _ in range(3))]
+        if earlier is None or chance.random() < 0.4:
+            return chance.choice(questions[:2])
+        first, later = set(distinct_terms(earlier.text)), set(distinct_terms(fact.text))
+        return max(questions, key=lambda question: sum((t in first) - (t in later) for t in distinct_terms(question)))

@@ -319,7 +319,8 @@ class Trainer:
 
 
 def _groups(model: HMTModel, recipe: Recipe) -> list[Group]:
-    unused = {"recall", "summary_prompt"} if all(stage.mode != "hmt" for stage in recipe.stages) else set()
+    unused = {"keys"}  # fitted afterwards, on hidden states that stay as they are (`train.keys`)
+    unused |= {"recall", "summary_prompt"} if all(stage.mode != "hmt" for stage in recipe.stages) else set()
     plain = all(stage.mode == "plain" for stage in recipe.stages)
     memory = {
         name: value
