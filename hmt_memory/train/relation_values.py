@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from hmt_memory.train.facts import word
+from hmt_memory.train.relation_words import LISTED
 
 Value = Callable[[random.Random], str]
 
@@ -198,7 +199,7 @@ def _pick(form: str, **lists: Sequence[str]) -> Value:
 
 _ALL = _PLAIN["given"]
 VALUES: Mapping[str, Value] = {
-    **{name: _one_of(words) for name, words in _PLAIN.items()},
+    **{name: _one_of(words) for name, words in (*LISTED.items(), *_PLAIN.items())},
     "word": _word,
     "fullname": _pick("{given} {surname}", given=_ALL, surname=_SURNAMES),
     "doctor": _either(_pick("Dr. {surname}", surname=_SURNAMES), _pick("Dr. {given} {surname}", given=_ALL, surname=_SURNAMES)),

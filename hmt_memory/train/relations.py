@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hmt_memory.train.relation_values import MEN, VALUES, WOMEN, listed
-from hmt_memory.train.relation_words import RELATIONS
+from hmt_memory.train.relation_words import RELATIONS, Relation
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,7 @@ class Owner:
     pronouns: tuple[str, str]  # he, his
 
 
-@dataclass(frozen=True)
-class Relation:
-    """How facts of one relation are worded."""
-
-    name: str
-    group: str  # of its owners
-    value: str  # the kind of its values
-    told: Sequence[str]
-    changed: Sequence[str]
-    asked: Sequence[str]
-    answered: Sequence[str]
-
+HOUSEHOLD = "self"  # the group and the owner of what is said of the user without a name for anybody
 
 # --- owners -------------------------------------------------------------------------------------------------------------
 
@@ -112,8 +101,8 @@ _THINGS: Mapping[str, Sequence[str]] = {
 
 def _owner(name: str) -> Owner:
     """Make an owner from its name in a key."""
-    if name == "I":
-        return Owner("I", ("I", "my"))
+    if name in ("I", HOUSEHOLD):
+        return Owner(name, ("I", "my"))
     bare, given = name.removeprefix("my "), name.rsplit(" ", 1)[-1]
     if bare in _HERS or given in WOMEN:
         return Owner(name, _SHE)
@@ -126,7 +115,9 @@ def _some_owner(chance: random.Random, group: str) -> str:
     """Choose an owner of a group: for people, often oneself, and sometimes one of several by name ("my friend Emma")."""
     if group in _THINGS:
         return chance.choice(_THINGS[group])
-    if group == "people" and chance.random() < 0.25:
+    if group == HOUSEHOLD:
+        return HOUSEHOLD
+    if group == "people" and chance.random() < 0.4:
         return "I"
     if chance.random() < 0.35:
         women = chance.random() < 0.5
@@ -138,16 +129,6 @@ def _some_owner(chance: random.Random, group: str) -> str:
 # --- wording ------------------------------------------------------------------------------------------------------------
 
 
-def _parse(paragraph: str) -> list[Relation]:
-    head, told, changed, asked, answered = re.split(r" (?:::|=>|\?\?|==) ", " ".join(paragraph.split()))
-    names, group = head.split()
-    ways = [part.split(" / ") for part in (told, changed, asked, answered)]
-    return [Relation(name, group, value, *ways) for name, value in (pair.split("=") for pair in names.split(","))]
-
-
-_KINDS: Mapping[str, Relation] = {
-    relation.name: relation for paragraph in RELATIONS.split("@")[1:] for relation in _parse(paragraph)
-}
 _BEFORE = (
     "Had a long day.", "Quick note before I forget it.", "It rained all morning here.", "Oh, right.", "So, news from here.",
     "I'm on the bus, so just briefly.", "Guess what.", "Finally some time to write.", "The kettle is on.", "Funny thing.",
@@ -208,10 +189,10 @@ def tell(chance: random.Random, key: str | None = None, *, other_than: str | Non
         other_than: the value that was told before.
     """
     if key is None:
-        relation = chance.choice(list(_KINDS.values()))
+        relation = chance.choice(list(RELATIONS.values()))
         key = f"{_some_owner(chance, relation.group)}.{relation.name}"
     name, _, kind = key.rpartition(".")
-    owner, relation = _owner(name), _KINDS[kind]
+    owner, relation = _owner(name), RELATIONS[kind]
     question = ask(chance, key)
     asked = " ".join(_say(way, owner, relation, "") for way in relation.asked).lower()
     value = VALUES[relation.value](chance)
@@ -230,16 +211,16 @@ def tell(chance: random.Random, key: str | None = None, *, other_than: str | Non
 def ask(chance: random.Random, key: str) -> str:
     """Choose a question that asks for the fact of a key."""
     name, _, kind = key.rpartition(".")
-    return _say(chance.choice(_KINDS[kind].asked), _owner(name), _KINDS[kind], "")
+    return _say(chance.choice(RELATIONS[kind].asked), _owner(name), RELATIONS[kind], "")
 
 
 def near(chance: random.Random, key: str) -> Told:
     """Make a fact that is easily confused with that of a key: of another owner, or another relation of the same owner."""
     name, _, kind = key.rpartition(".")
-    group = _KINDS[kind].group
-    others = [other for other in _KINDS.values() if other.group == group and other.name != kind]
-    if others and chance.random() < 0.4:
-        alike = [other for other in others if other.value == _KINDS[kind].value]
+    group = RELATIONS[kind].group
+    others = [other for other in RELATIONS.values() if other.group == group and other.name != kind]
+    if others and (group == HOUSEHOLD or chance.random() < 0.4):
+        alike = [other for other in others if other.value == RELATIONS[kind].value]
         return tell(chance, f"{name}.{chance.choice(alike or others).name}")
     owner = name
     while owner == name:

@@ -18,30 +18,11 @@ from hmt_memory.retrieval.notes import HEADING, Note
 from hmt_memory.train import Recipe, Stage, Trainer, open_sources, prepare, relations
 from hmt_memory.train.answering import answer_losses
 from hmt_memory.train.exercises import UNKNOWN, Exercise, Exercises, Facts, from_file
-from hmt_memory.train.facts import KINDS
 
 MODEL = tiny_model(tokenizer=byte_tokenizer())
 EXERCISE = Exercise(
     [("Who?", "Rex."), ("Where is he now?", "I don't know.")], [Note("He is Rex.", None, "user")], [("hi", "hello")], "Be kind."
 )
-
-
-def test_made_up_facts_can_be_told_asked_for_and_told_anew() -> None:
-    chance = random.Random(1)
-    for _ in range(2000):
-        fact = relations.tell(chance)
-        later, near = relations.tell(chance, fact.key, other_than=fact.value), relations.near(chance, fact.key)
-        assert fact.value in fact.text and fact.value in fact.answer and fact.value.lower() not in fact.question.lower()
-        assert later.key == fact.key and later.value != fact.value and near.key != fact.key
-        assert relations.ask(chance, fact.key).strip()
-
-
-def test_no_word_of_the_evaluation_is_trained_on() -> None:
-    told = {text for kind in KINDS.values() for split in ("evaluation",) for text in (*kind.told[split], *kind.asked[split])}
-    chance = random.Random(2)
-    for _ in range(3000):
-        fact = relations.tell(chance)
-        assert fact.question not in told and fact.text not in told
 
 
 def test_every_answer_of_an_exercise_rests_on_its_notes() -> None:
