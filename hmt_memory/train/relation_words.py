@@ -34,8 +34,7 @@ class Relation:
 
 def _texts() -> Iterator[str]:
     for name in _FILES:
-        if (_FOLDER / f"{name}.txt").exists():
-            yield (_FOLDER / f"{name}.txt").read_text(encoding="utf-8")
+        yield (_FOLDER / f"{name}.txt").read_text(encoding="utf-8")
 
 
 def _kinds(text: str) -> Iterator[tuple[str, Sequence[str]]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from hmt_memory.train import facts, relations
+from hmt_memory.train import facts, relation_words, relations
 from hmt_memory.train.relation_values import VALUES
 from hmt_memory.train.relation_words import LISTED, RELATIONS
 
@@ -39,6 +39,14 @@ def test_every_wording_is_complete(name: str) -> None:
     used = {part for way in (*said, *relation.asked) for part in re.findall(r"{\w+}", way)}
     assert used <= {*owned, "{v}", "{V}", "{a}", "{k}"}
     assert bool(used & owned) == (relation.group != relations.HOUSEHOLD)
+
+
+def test_no_name_of_a_relation_or_of_a_kind_of_values_is_used_twice() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in relation_words._FOLDER.glob("*.txt"))
+    heads = re.findall(r"^@(.*?)\s(?:\w+)\s+::", text, re.MULTILINE | re.DOTALL)
+    names = [pair.split("=")[0] for head in heads for pair in head.split(",")]
+    kinds = re.findall(r"^%(\w+)", text, re.MULTILINE)
+    assert sorted(names) == sorted(RELATIONS) and sorted(kinds) == sorted(LISTED)
 
 
 def test_no_sentence_of_the_evaluation_is_trained_on() -> None:
