@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from .chat.transcript import Transcript
-from .config import HMTConfig, ViewConfig
+from .config import Engine, HMTConfig, ViewConfig
 from .engine import checkpoint
 from .engine.backbone import Backbone
 from .engine.cell import MemoryCell
@@ -71,6 +71,7 @@ class HMTModel(MemoryCell):
         dtype: str | torch.dtype = "auto",
         device: str = "auto",
         merge: bool = True,
+        engine: Engine = "auto",
         **options: Any,
     ) -> Self:
         """Load a backbone, frozen and in eval mode, and the memory parameters of an adapter folder if there is one.
@@ -85,6 +86,8 @@ class HMTModel(MemoryCell):
             device: "auto": CUDA, else MPS, else CPU; or a torch device.
             merge: whether a LoRA adapter is merged into the backbone's weights, which is faster; False: it stays beside
                 them, in PEFT, and can be trained on.
+            engine: what computes where nothing learns: "openvino" (8-bit weights, on a CPU), "torch", or "auto": OpenVINO
+                where it is installed and `dtype` is left at "auto" and comes to fp32 on a CPU.
             **options: passed to transformers' `from_pretrained`.
 
         Raises:
@@ -92,9 +95,18 @@ class HMTModel(MemoryCell):
             BackboneError: the model is not a causal decoder, or would run code.
             CheckpointError: the adapter is damaged or for another backbone.
             ConfigError: a value is impossible, or the sizes do not fit the backbone.
+            MissingDependencyError: OpenVINO is asked for and not installed.
         """
         return checkpoint.load_model(
-            cls, str(name), adapter=adapter, config=config, dtype=dtype, device=device, merge=merge, options=options
+            cls,
+            str(name),
+            adapter=adapter,
+            config=config,
+            dtype=dtype,
+            device=device,
+            merge=merge,
+            engine=engine,
+            options=options,
         )
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from ..errors import BackboneError
 from .adapter import Merged, merge
 from .text import TextCodec
+
+if TYPE_CHECKING:
+    from .openvino import OpenVinoEngine
 
 _STATE_SPACE = ("cache_params", "state")  # Mamba, RWKV
 _CACHE_ARGUMENTS = ("cache", "past_key_values", *_STATE_SPACE)  # attention families since transformers 5.24, and before
@@ -68,6 +71,7 @@ class Backbone(TextCodec, nn.Module):
         self._plain = (plain,)  # in a tuple, so that the module is registered once
         self.cache_argument = _cache_argument(self._body)  # the name of the cache in its forward pass
         self._compiled = False
+        self._engine: OpenVinoEngine | None = None
         self._head_scale = _head_scale(self.config)
         self._probe()
 
@@ -122,8 +126,47 @@ class Backbone(TextCodec, nn.Module):
         """Turn token ids [..., T] into input embeddings [..., T, d]."""
         return self.embedding(ids)
 
+    @property
+    def engine(self) -> str:
+        """What computes where nothing learns: torch or openvino."""
+        return "torch" if self._engine is None else "openvino"
+
+    def use_openvino(self) -> None:
+        """Let OpenVINO compute body and head where nothing learns, until weights change.
+
+        Raises:
+            MissingDependencyError: OpenVINO is not installed.
+            BackboneError: the backbone is not an attention model in fp32 on a CPU, or its adapter is not merged.
+        """
+        from .openvino import OpenVinoEngine
+        from .traced import TracedBody, shapes
+
+        if self.device.type != "cpu" or self.dtype != torch.float32 or self.has_adapter:
+            raise BackboneError(
+                f"OpenVINO runs a backbone in fp32 on a CPU, with its adapter merged; {self.name} is in {self.dtype} on "
+                f"{self.device}. Load it with dtype='float32' and device='cpu', or with engine='torch'."
+            )
+        with torch.no_grad(), eval_mode(self):
+            held = shapes(self.extend(self.embed(torch.zeros(1, 2, dtype=torch.long)))[1])
+        project = self._plain[0].get_output_embeddings()
+        body = TracedBody(self._body, self.config, self.cache_argument)
+        self._engine = OpenVinoEngine(body, held, (project.weight, getattr(project, "bias", None)), self.hidden_size)
+        self._engine_of = self._weights_now()
+
+    def _weights_now(self) -> tuple[Any, ...]:
+        """Return what is another one once weights have learned, moved or been cast."""
+        return self.dtype, self.device, sum(value._version for value in self.parameters())
+
+    @property
+    def _fast(self) -> OpenVinoEngine | None:
+        if self._engine is None or torch.is_grad_enabled():
+            return None
+        return self._engine if self._weights_now() == self._engine_of else None
+
     def body(self, embeddings: Tensor) -> Tensor:
         """Turn input embeddings [B, T, d] into hidden states [B, T, d] after the final norm; no cache, no head."""
+        if self._fast is not None:
+            return self._fast.body(embeddings)
         if self._compiled:
             self._choose_attention(learning=torch.is_grad_enabled())
         return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.embedding.weight)
@@ -165,6 +208,8 @@ class Backbone(TextCodec, nn.Module):
         Raises:
             BackboneError: the model keeps no cache in this mode.
         """
+        if self._fast is not None:
+            return self._fast.extend(embeddings, cache)
         output = self._body(inputs_embeds=embeddings, use_cache=True, **{self.cache_argument: cache})
         kept = getattr(output, self.cache_argument, None)
         if kept is None:
@@ -180,6 +225,9 @@ class Backbone(TextCodec, nn.Module):
         Raises:
             BackboneError: the family's cache cannot be repeated.
         """
+        if self._fast is not None:
+            cache.spread = True
+            return cache
         try:
             cache.batch_repeat_interleave(rows)
         except AttributeError as error:  # of the cache, or of one of its layers
@@ -191,7 +239,8 @@ class Backbone(TextCodec, nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into logits [..., vocab], with the family's scaling and soft cap."""
         project = self._plain[0].get_output_embeddings()
-        logits: Tensor = project(hidden.to(project.weight.dtype)) * self._head_scale
+        logits: Tensor = project(hidden.to(project.weight.dtype)) if self._fast is None else self._fast.head(hidden)
+        logits = logits * self._head_scale
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

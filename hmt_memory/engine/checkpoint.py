@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from .._version import __version__
-from ..config import HMTConfig
-from ..errors import CheckpointError, MissingDependencyError, ModelNotFoundError
+from ..config import Engine, HMTConfig
+from ..errors import CheckpointError, ConfigError, HMTError, MissingDependencyError, ModelNotFoundError
 from ..files import replacing
 from . import adapter, trust, weights
 from .backbone import Backbone
@@ -29,6 +31,10 @@ from .outline import CONFIG_FILE, MEMORY_FILE, read_config, sources
 _Model = TypeVar("_Model", bound=MemoryCell)
 
 ADAPTER_FOLDER = "backbone_adapter"
+_MOST_CONVERTED = (
+    2_000_000_000  # weights of a backbone that is converted for OpenVINO unasked: it takes three times their memory
+)
+_log = logging.getLogger(__name__)
 
 
 def save(model: MemoryCell, folder: Path) -> None:
@@ -97,6 +103,7 @@ def load_model(
     dtype: str | torch.dtype,
     device: str,
     merge: bool,
+    engine: str,
     options: Mapping[str, Any],
 ) -> _Model:
     """Load a model of class `build`.
@@ -109,6 +116,7 @@ def load_model(
         dtype: of the backbone.
         device: of the model.
         merge: whether LoRA is merged into the weights.
+        engine: what computes where nothing learns.
         options: passed to transformers.
 
     Raises:
@@ -123,14 +131,33 @@ def load_model(
     causal_lm.requires_grad_(False)
     backbone = Backbone(causal_lm, tokenizer, name=name)
     if adapter is None or stored is None:
+        _choose_engine(backbone, engine, dtype)
         return build(backbone, config or HMTConfig()).eval()
     _check_backbone(adapter, stored.backbone, backbone.identity())
     files = adapter / ADAPTER_FOLDER
     if files.is_dir() and not (merge and _merged(backbone, files)):
         backbone = Backbone(_with_peft(causal_lm, files), tokenizer, name=name)
+    _choose_engine(backbone, engine, dtype)
     model = build(backbone, stored.config)
     load_memory(model, adapter)
     return model.eval()
+
+
+def _choose_engine(backbone: Backbone, engine: str, dtype: str | torch.dtype) -> None:
+    """Let OpenVINO compute where it is asked for, or where nobody chose and it is the fastest: in fp32 on a CPU."""
+    if engine == "auto":
+        engine = os.environ.get("HMT_ENGINE") or "auto"
+    if engine not in get_args(Engine):
+        raise ConfigError(f"engine={engine!r} is not one of {', '.join(get_args(Engine))}.")
+    if engine == "openvino":
+        backbone.use_openvino()
+    elif engine == "auto" and (dtype, backbone.device.type, backbone.dtype) == ("auto", "cpu", torch.float32):
+        if sum(value.numel() for value in backbone.parameters()) > _MOST_CONVERTED:
+            return
+        try:
+            backbone.use_openvino()
+        except HMTError as error:
+            _log.info("torch computes: %s", error)
 
 
 class _Stored(NamedTuple):

@@ -44,7 +44,7 @@ def prepare(
 
 
 def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMTModel:
-    model = HMTModel.from_pretrained(name, adapter=start, merge=False, **options)
+    model = HMTModel.from_pretrained(name, adapter=start, merge=False, engine="torch", **options)
     sizes = ("segment_length", "summary_length", "sensory_length", "recall_dim")
     differ = [
         field

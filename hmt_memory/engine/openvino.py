@@ -1,0 +1,288 @@
+"""A backbone run by OpenVINO on a CPU: its body with the key-value cache inside, and its head, with 8-bit weights (extension).
+
+Writing is bound by the bytes of the weights, and these are a quarter of those of fp32. Torch stays the truth: what a conversion
+computes is compared with it, and where they differ there is no engine. A conversion is kept on disk, under a name made from the
+weights and the versions. Knows OpenVINO and a traced body; no Hugging Face name. Nothing is reported to anybody: OpenVINO is
+imported without its telemetry, which counts imports otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import BackboneError, MissingDependencyError
+from .places import cache_folder
+from .traced import TracedBody
+
+_VERSION = 1  # of the conversion
+_LEAST_WEIGHTS = 1 << 12  # smaller matrices stay as they are
+_STEPS = 127  # of an 8-bit weight, to each side
+_ALIKE = 0.98  # the least cosine of hidden states with torch's
+_SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": "f16"}
+_log = logging.getLogger(__name__)
+
+
+@cache
+def _openvino() -> Any:
+    """Import OpenVINO without the package by which its import is reported to its makers."""
+    name = "openvino_telemetry"
+    known = sys.modules.get(name, sys)
+    sys.modules[name] = None  # type: ignore[assignment]  # whoever imports it is told that it is missing, and goes without
+    try:
+        import openvino
+        import openvino.opset13
+    finally:
+        del sys.modules[name]
+        if known is not sys:
+            sys.modules[name] = known
+    return openvino
+
+
+def ops() -> Any:
+    """Return what graphs are made of."""
+    return _openvino().opset13
+
+
+def available() -> bool:
+    """Tell whether OpenVINO is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+class OpenVinoEngine:
+    """The body and the head of one backbone, compiled for this CPU.
+
+    Args:
+        body: the body as a function of tensors alone.
+        layers: heads and width of keys and values, of each layer in turn.
+        head: the weights [vocab, d] of the head and its bias.
+        width: d.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+        BackboneError: it does not convert this body, or computes something else than torch.
+    """
+
+    def __init__(
+        self, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], width: int
+    ) -> None:
+        if not available():
+            raise MissingDependencyError("this engine needs OpenVINO. Run: pip install 'hmt-memory[cpu]'")
+        folder = cache_folder() / f"openvino-{_digest(body, head)}"
+        try:
+            self._body, self._head = _compiled(_converted(folder, body, layers, head, width))
+        except RuntimeError:  # what was kept there is damaged
+            shutil.rmtree(folder, ignore_errors=True)
+            self._body, self._head = _compiled(_converted(folder, body, layers, head, width))
+        self._idle: list[Any] = []  # requests that hold nothing that anybody waits for
+        self._compare(body, layers, width)
+
+    def body(self, embeddings: Tensor) -> Tensor:
+        """Turn input embeddings [B, T, d] into hidden states [B, T, d]."""
+        hidden, kept = self.extend(embeddings, None)
+        self._idle.append(kept.request)
+        return hidden
+
+    def extend(self, embeddings: Tensor, kept: Kept | None) -> tuple[Tensor, Kept]:
+        """Append [B, T, d] to what is kept. Returns hidden states [B, T, d] and what is kept then; the old one is spent."""
+        kept = self._fresh() if kept is None else kept
+        rows = np.zeros(len(embeddings), np.int32) if kept.spread else np.arange(len(embeddings), dtype=np.int32)
+        kept.spread = False
+        given = {"embeddings": np.ascontiguousarray(embeddings.detach().float().numpy()), "rows": rows}
+        return torch.from_numpy(kept.request.infer(given)[0].copy()), kept
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Turn hidden states [..., d] into logits [..., vocab]."""
+        flat = hidden.detach().float().reshape(-1, hidden.shape[-1])
+        logits = self._head.create_infer_request().infer({"hidden": np.ascontiguousarray(flat.numpy())})[0]
+        return torch.from_numpy(logits.copy()).reshape(*hidden.shape[:-1], -1)
+
+    def _fresh(self) -> Kept:
+        with contextlib.suppress(IndexError):  # another thread took it
+            request = self._idle.pop()
+            request.reset_state()
+            return Kept(request, self._body)
+        return Kept(self._body.create_infer_request(), self._body)
+
+    @torch.no_grad()
+    def _compare(self, body: TracedBody, layers: Sequence[tuple[int, int]], width: int) -> None:
+        """Compare with torch what comes of two rows, the second half behind the first."""
+        given = 0.1 * torch.randn(2, 12, width, generator=torch.Generator().manual_seed(0))
+        expected = body(given, *_nothing(layers, 2))[0]
+        first, kept = self.extend(given[:, :7], None)
+        actual = torch.cat([first, self.extend(given[:, 7:], kept)[0]], dim=1)
+        alike = torch.nn.functional.cosine_similarity(expected.flatten(1), actual.flatten(1)).min()
+        if not alike >= _ALIKE:
+            raise BackboneError(f"OpenVINO computes something else than torch (cosine {alike:.3f}). Use engine='torch'.")
+
+
+class Kept:
+    """The keys and values of some rows, in a request that holds them. A copy holds them by itself.
+
+    Args:
+        request: of the compiled body.
+        compiled: makes another one for a copy.
+    """
+
+    def __init__(self, request: Any, compiled: Any) -> None:
+        self.request, self._compiled = request, compiled
+        self.spread = False  # the next input has more rows, each of which continues the only one
+
+    def __deepcopy__(self, _: Mapping[int, Any]) -> Kept:
+        copied = Kept(self._compiled.create_infer_request(), self._compiled)
+        held = {state.name: state.state for state in self.request.query_state()}
+        for state in copied.request.query_state():
+            state.state = held[state.name]
+        copied.spread = self.spread
+        return copied
+
+
+# --- conversion ---------------------------------------------------------------------------------------------------------
+
+
+def _compiled(files: Sequence[Path]) -> list[Any]:
+    settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    core = _openvino().Core()
+    return [core.compile_model(file, "CPU", settings) for file in files]
+
+
+def _converted(
+    folder: Path, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], width: int
+) -> Sequence[Path]:
+    """Return the files of the converted body and head, made now unless they are there."""
+    files = folder / "body.xml", folder / "head.xml"
+    if folder.is_dir():
+        return files
+    _log.info("converting the model for OpenVINO once, to %s", folder)
+    models = (_body_graph(body, layers, width), _head_graph(*head))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        for model, file in zip(models, files, strict=True):
+            _openvino().save_model(model, scratch / file.name, compress_to_fp16=False)
+        for written in scratch.iterdir():
+            with written.open("rb") as content:
+                os.fsync(content.fileno())
+        with contextlib.suppress(OSError):  # another process was first
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return files
+
+
+def _digest(body: TracedBody, head: tuple[Tensor, Tensor | None]) -> str:
+    """Make a name from all weights and the versions of what converts them."""
+    versions = [importlib.metadata.version(package) for package in ("openvino", "torch", "transformers")]
+    digest = hashlib.sha256(f"{_VERSION} {versions} {body.described}".encode())
+    tensors = {**dict(body.named_parameters()), **dict(body.named_buffers()), "head": head[0]}
+    if head[1] is not None:
+        tensors["bias"] = head[1]
+    for name, value in sorted(tensors.items()):
+        bits = value.detach().cpu().contiguous()
+        checksum = zlib.crc32(bits.view(-1).view(torch.uint8).numpy().data) if bits.numel() else 0
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype} {checksum}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _nothing(layers: Sequence[tuple[int, int]], rows: int, held: int = 0) -> list[Tensor]:
+    return [torch.zeros(rows, heads, held, width) for heads, width in layers]
+
+
+@torch.no_grad()
+def _body_graph(body: TracedBody, layers: Sequence[tuple[int, int]], width: int) -> Any:
+    openvino = _openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    example = (torch.zeros(2, 4, width), *_nothing(layers, 2, 3))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tracing
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            decoder = TorchScriptPythonDecoder(body.eval(), example_input=example)  # has to outlive the conversion
+            model = frontend.convert(frontend.load(decoder))
+    except Exception as error:  # whatever a model's code raises that cannot be traced
+        raise BackboneError(f"OpenVINO does not convert this model: {error}. Use engine='torch'.") from error
+    held = [f"held.{number}" for number in range(len(layers))]
+    kept = [f"kept.{number}" for number in range(len(layers))]
+    sizes = [(-1, -1, width), *((-1, heads, -1, wide) for heads, wide in layers)]
+    for given, name in zip(model.inputs, ["embeddings", *held], strict=True):
+        given.get_tensor().set_names({name})
+    for made, name in zip(model.outputs, ["hidden", *kept], strict=True):
+        made.get_tensor().set_names({name})
+    model.reshape({given: openvino.PartialShape(list(size)) for given, size in zip(model.inputs, sizes, strict=True)})
+    _hold(model, dict(zip(held, kept, strict=True)))
+    _shrink(model)
+    return model
+
+
+def _hold(model: Any, pairs: Mapping[str, str]) -> None:
+    """Turn keys and values that come in and go out into a state, whose rows `rows` chooses at each step."""
+    openvino = _openvino()
+    from openvino._offline_transformations import apply_make_stateful_transformation
+
+    rows = ops().parameter([-1], openvino.Type.i32, name="rows")
+    rows.output(0).get_tensor().set_names({"rows"})
+    model.add_parameters([rows])
+    for name in pairs:
+        given = model.input(name)
+        users = given.get_target_inputs()
+        chosen = ops().gather(given, rows, ops().constant(0, dtype=np.int64))
+        for user in users:
+            user.replace_source_output(chosen.output(0))
+    model.validate_nodes_and_infer_types()
+    apply_make_stateful_transformation(model, dict(pairs))
+    first = ops().constant(np.array([0]), dtype=np.int64)
+    count = ops().gather(ops().shape_of(model.input("embeddings"), output_type="i64"), first, ops().constant(0, dtype=np.int64))
+    for node in model.get_ops():
+        if node.get_type_name() == "ReadValue":
+            sizes = [0 if size.is_dynamic else size.get_length() for size in list(node.get_output_partial_shape(0))[1:]]
+            shape = ops().concat([count, ops().constant(np.array(sizes), dtype=np.int64)], 0)
+            node.set_arguments([ops().broadcast(ops().constant(0.0, dtype=np.float32), shape).output(0)])
+    model.validate_nodes_and_infer_types()
+
+
+def _shrink(model: Any) -> None:
+    """Turn the weights of products into 8-bit ones, with one scale for each output."""
+    for node in model.get_ops():
+        if node.get_type_name() != "MatMul":
+            continue
+        source = node.input_value(1)
+        weights = source.get_node()
+        if weights.get_type_name() == "Constant" and len(weights.shape) == 2 and np.prod(weights.shape) >= _LEAST_WEIGHTS:
+            inner = 1 if node.get_attributes()["transpose_b"] else 0
+            node.input(1).replace_source_output(_small(np.asarray(weights.data), inner).output(0))
+
+
+def _small(weights: np.ndarray, inner: int) -> Any:
+    values = weights.astype(np.float32)
+    scale = np.maximum(np.abs(values).max(axis=inner, keepdims=True), 1e-12) / _STEPS
+    steps = ops().constant(np.round(values / scale).astype(np.int8))
+    return ops().multiply(ops().convert(steps, "f32"), ops().constant(scale.astype(np.float32)))
+
+
+def _head_graph(weight: Tensor, bias: Tensor | None) -> Any:
+    openvino = _openvino()
+    hidden = ops().parameter([-1, int(weight.shape[1])], openvino.Type.f32, name="hidden")
+    hidden.output(0).get_tensor().set_names({"hidden"})
+    logits = ops().matmul(hidden, _small(weight.detach().float().cpu().numpy(), 1), False, True)
+    if bias is not None:
+        logits = ops().add(logits, ops().constant(bias.detach().float().cpu().numpy()))
+    return openvino.Model([logits], [hidden], "head")

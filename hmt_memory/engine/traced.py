@@ -1,0 +1,103 @@
+"""A backbone's body as a function of tensors alone, which a graph compiler can trace.
+
+Rows are never masked and positions are consecutive, so masks and positions follow from the shapes. Knows Hugging Face's names
+for what goes in and comes out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BackboneError
+
+
+class TracedBody(nn.Module):
+    """The body of an attention model.
+
+    Args:
+        body: the module between input embeddings and the final norm.
+        config: its configuration.
+        cache_argument: the name of the cache in its forward pass.
+    """
+
+    def __init__(self, body: Any, config: Any, cache_argument: str) -> None:
+        super().__init__()
+        self._body, self._cache_argument = body, cache_argument
+        self.described = json.dumps(config.to_dict(), sort_keys=True, default=str)  # equal weights compute what this says
+        kinds = set(getattr(config, "layer_types", None) or ())
+        window = getattr(config, "sliding_window", None)
+        self._window = None if kinds == {"full_attention"} or not getattr(config, "use_sliding_window", True) else window
+        self._mixed = self._window is not None and len(kinds) > 1
+
+    def forward(self, embeddings: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        """Append input embeddings [B, T, d] to what is held.
+
+        Args:
+            embeddings: the new input embeddings.
+            past: keys and values [B, heads, P, width] of each layer in turn.
+
+        Returns:
+            Hidden states [B, T, d], and keys and values of P + T positions.
+        """
+        kept, held, new = _Kept(past), past[0].shape[2], embeddings.shape[1]
+        output = self._body(
+            inputs_embeds=embeddings,
+            attention_mask=self._mask(held, new, embeddings),
+            position_ids=(torch.arange(new, device=embeddings.device) + held)[None],
+            use_cache=True,
+            **{self._cache_argument: kept},
+        )
+        return (output.last_hidden_state, *kept.tensors())
+
+    def _mask(self, held: int, new: int, like: Tensor) -> Any:
+        """Return what hides later positions [1, 1, T, P + T], and where a window slides those too far back."""
+        places, seen = torch.arange(new, device=like.device) + held, torch.arange(held + new, device=like.device)
+        hidden = torch.finfo(like.dtype).min
+        causal = seen[None] <= places[:, None]
+        whole = torch.where(causal, 0.0, hidden).to(like.dtype)[None, None]
+        if self._window is None:
+            return whole
+        near = torch.where(causal & (seen[None] > places[:, None] - self._window), 0.0, hidden).to(like.dtype)[None, None]
+        return {"full_attention": whole, "sliding_attention": near} if self._mixed else near
+
+
+class _Kept:
+    """Keys and values, to which the attention layers of a model append."""
+
+    is_compileable = False
+
+    def __init__(self, past: Sequence[Tensor]) -> None:
+        self._keys, self._values = list(past[0::2]), list(past[1::2])
+        self._held = past[0].shape[2]
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append to a layer."""
+        self._keys[layer_idx] = torch.cat([self._keys[layer_idx], keys], dim=2)
+        self._values[layer_idx] = torch.cat([self._values[layer_idx], values], dim=2)
+        return self._keys[layer_idx], self._values[layer_idx]
+
+    def get_seq_length(self, _: int = 0) -> int:
+        """Return how many positions are held."""
+        return self._held
+
+    def tensors(self) -> list[Tensor]:
+        """Return keys and values of each layer in turn."""
+        return [tensor for pair in zip(self._keys, self._values, strict=True) for tensor in pair]
+
+
+def shapes(cache: Any) -> list[tuple[int, int]]:
+    """Return heads and width of the keys and the values that a model's own cache holds, of each layer in turn.
+
+    Raises:
+        BackboneError: it holds something else.
+    """
+    try:
+        tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        return [(int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors]
+    except (AttributeError, IndexError) as error:
+        raise BackboneError(f"its cache ({type(cache).__name__}) does not hold keys and values.") from error

@@ -1,0 +1,156 @@
+"""The engine for CPUs: it computes what torch computes, whatever the family, and steps aside where it must not count."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
+
+from hmt_memory import HMTModel
+from hmt_memory.engine import openvino as engine
+from hmt_memory.engine.backbone import Backbone
+from hmt_memory.errors import BackboneError, ConfigError, MissingDependencyError
+
+pytest.importorskip("openvino")
+FAMILIES = ["llama", "qwen2", "mistral", "gemma3", "gpt2", "opt-projected", "gpt-neox", "phi3", "gemma2", "cohere", "granite"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def apart(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def backbone(family: str = "llama") -> Backbone:
+    return tiny_model(family).backbone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_what_torch_computes(family: str) -> None:
+    """Windows that slide included, which are 12 positions wide here."""
+    plain = backbone(family)
+    given = plain.embed(random_ids(60)[None])
+    hidden = plain.body(given)
+    logits = plain.head(hidden)
+    plain.use_openvino()
+    assert plain.engine == "openvino"
+    assert apart(plain.body(given), hidden) < 1e-3 and apart(plain.head(hidden), logits) < 0.02
+    first, kept = plain.extend(given[:, :30])
+    middle, kept = plain.extend(given[:, 30:31], kept)
+    last, _ = plain.extend(given[:, 31:], kept)
+    assert apart(torch.cat([first, middle, last], dim=1), hidden) < 2e-3
+
+
+@pytest.mark.parametrize("family", ["mamba", "rwkv"])
+def test_what_has_no_keys_and_values_is_refused(family: str) -> None:
+    with pytest.raises(BackboneError, match="keys and values"):
+        backbone(family).use_openvino()
+
+
+@torch.no_grad()
+def test_a_copy_goes_on_by_itself_and_one_row_becomes_several() -> None:
+    plain = backbone()
+    given = plain.embed(torch.stack([random_ids(20), random_ids(20, seed=1)]))
+    given[1, :12] = given[0, :12]
+    expected = plain.body(given)
+    plain.use_openvino()
+    _, kept = plain.extend(given[:1, :12])
+    copied = copy.deepcopy(kept)
+    _, kept = plain.extend(given[:1, 5:9], kept)  # the first goes elsewhere
+    both, _ = plain.extend(given[:, 12:], plain.repeat(copied, 2))
+    assert apart(both, expected[:, 12:]) < 2e-3
+
+
+@torch.no_grad()
+def test_requests_are_used_again_and_hold_nothing_of_before() -> None:
+    plain = backbone()
+    rows = [plain.embed(random_ids(count, seed=count)[None]) for count in (9, 30, 4)]
+    expected = [plain.body(row) for row in rows]
+    plain.use_openvino()
+    for _ in range(2):
+        for row, hidden in zip(rows, expected, strict=True):
+            assert apart(plain.body(row), hidden) < 1e-3
+    assert plain._engine is not None and len(plain._engine._idle) == 1
+
+
+def test_torch_computes_where_something_learns_and_once_weights_have_changed() -> None:
+    plain = backbone()
+    plain.use_openvino()
+    given = plain.embed(random_ids(8)[None]).detach().requires_grad_()
+    plain.body(given).sum().backward()
+    assert given.grad is not None
+    with torch.no_grad():
+        before = plain.body(given)
+        for value in plain.parameters():
+            value.mul_(1.5)
+        after = plain.body(given)
+        plain._engine = None
+        assert apart(before, after) > 0.1 and torch.equal(after, plain.body(given))
+
+
+def test_a_conversion_is_made_once_and_again_where_it_is_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone().use_openvino()
+    (folder,) = cache.iterdir()
+    made = []
+    graph = engine._body_graph
+    monkeypatch.setattr(engine, "_body_graph", lambda *args: made.append(1) or graph(*args))
+    backbone().use_openvino()
+    assert not made
+    (folder / "body.xml").write_text("<net")
+    backbone().use_openvino()
+    assert made and [path.name for path in cache.iterdir()] == [folder.name]
+    backbone("mistral").use_openvino()  # the same weights, with a window
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_nothing_is_reported_to_anybody(cache: Path) -> None:
+    """OpenVINO counts who imports it, unless it is told otherwise."""
+    code = (
+        "import openvino_telemetry; made = []; openvino_telemetry.Telemetry.__new__ = lambda *a, **k: made.append(1);"
+        "from tiny import tiny_model; tiny_model().backbone.use_openvino(); assert not made"
+    )
+    support = Path(__file__).parents[1] / "support"
+    done = subprocess.run([sys.executable, "-c", code], cwd=support, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-600:]
+
+
+def test_what_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_small", lambda weights, inner: engine.ops().constant(weights[::-1].copy()))
+    with pytest.raises(BackboneError, match="something else than torch"):
+        wide = Backbone(tiny_causal_lm("llama"), None)
+        monkeypatch.setattr(engine, "_LEAST_WEIGHTS", 1)
+        wide.use_openvino()
+
+
+def test_loading_chooses_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    tiny_causal_lm().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+    def loaded(**options: str) -> str:
+        return HMTModel.from_pretrained(folder, config=SMALL, **options).backbone.engine  # type: ignore[arg-type]
+
+    monkeypatch.setenv("HMT_DTYPE", "float32")
+    assert loaded() == "openvino" and loaded(dtype="float32") == "torch" and loaded(engine="torch") == "torch"
+    assert loaded(dtype="float32", engine="openvino") == "openvino"
+    monkeypatch.setenv("HMT_ENGINE", "torch")
+    assert loaded() == "torch" and loaded(engine="openvino") == "openvino"
+    with pytest.raises(ConfigError, match="engine='fast' is not one of auto, torch, openvino"):
+        loaded(engine="fast")
+    with pytest.raises(BackboneError, match="in fp32 on a CPU"):
+        loaded(dtype="bfloat16", engine="openvino")
+    monkeypatch.delenv("HMT_ENGINE")
+    monkeypatch.setattr(engine, "available", lambda: False)
+    assert loaded() == "torch"
+    with pytest.raises(MissingDependencyError, match="pip install"):
+        loaded(engine="openvino")
