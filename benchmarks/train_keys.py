@@ -44,8 +44,8 @@ _SHARES = {
     "books": 1000,
     "speeches": 1000,
     "meetings": 1500,
-    "facts": 6000,
-    "fact questions": 6000,
+    "facts": 8000,
+    "fact questions": 8000,
 }
 _THANKS = ("Thanks for telling me.", "Good to know!", "Noted.", "I'll remember that.", "That is nice to hear.", "Okay, thanks.")
 Text = tuple[str, ...]
@@ -187,7 +187,7 @@ def conversation(transcript: Transcript, chats: Sequence[Sequence[str]], dialogu
 def texts_to_read(data: Path, model: HMTModel, chance: random.Random) -> list[Told]:
     """Make the texts that are read, with questions: conversations, tales, articles and meetings."""
     transcript, chats, dialogues = Transcript(model.backbone), personas(data), errands(data)
-    found = [conversation(transcript, chats, dialogues, f"conversation {number}") for number in range(18)]
+    found = [conversation(transcript, chats, dialogues, f"conversation {number}") for number in range(24)]
     for rows in chance.sample(list(tales(data).values()), 10):
         sections = list(dict.fromkeys(text for _, text in rows))[:9]
         parts = [part for section in sections for part in sentences(section)]

@@ -150,7 +150,9 @@ class Backbone(TextCodec, nn.Module):
             held = shapes(self.extend(self.embed(torch.zeros(1, 2, dtype=torch.long)))[1])
         project = self._plain[0].get_output_embeddings()
         body = TracedBody(self._body, self.config, self.cache_argument)
-        self._engine = OpenVinoEngine(body, held, (project.weight, getattr(project, "bias", None)), self.hidden_size)
+        with torch.no_grad():
+            sample = self.embed(torch.arange(1, 25).reshape(2, 12) * (self.vocab_size // 26))
+        self._engine = OpenVinoEngine(body, held, (project.weight, getattr(project, "bias", None)), sample)
         self._engine_of = self._weights_now()
 
     def _weights_now(self) -> tuple[Any, ...]:

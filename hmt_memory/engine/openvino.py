@@ -35,7 +35,7 @@ from .traced import TracedBody
 _VERSION = 1  # of the conversion
 _LEAST_WEIGHTS = 1 << 12  # smaller matrices stay as they are
 _STEPS = 127  # of an 8-bit weight, to each side
-_ALIKE = 0.98  # the least cosine of hidden states with torch's
+_ALIKE = 0.98  # the least cosine of hidden states with those of torch
 _SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": "f16"}
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class OpenVinoEngine:
         body: the body as a function of tensors alone.
         layers: heads and width of keys and values, of each layer in turn.
         head: the weights [vocab, d] of the head and its bias.
-        width: d.
+        sample: [2, t, d] input embeddings of some tokens, by which it is compared with torch.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
@@ -81,10 +81,11 @@ class OpenVinoEngine:
     """
 
     def __init__(
-        self, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], width: int
+        self, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], sample: Tensor
     ) -> None:
         if not available():
             raise MissingDependencyError("this engine needs OpenVINO. Run: pip install 'hmt-memory[cpu]'")
+        width = sample.shape[-1]
         folder = cache_folder() / f"openvino-{_digest(body, head)}"
         try:
             self._body, self._head = _compiled(_converted(folder, body, layers, head, width))
@@ -92,7 +93,7 @@ class OpenVinoEngine:
             shutil.rmtree(folder, ignore_errors=True)
             self._body, self._head = _compiled(_converted(folder, body, layers, head, width))
         self._idle: list[Any] = []  # requests that hold nothing that anybody waits for
-        self._compare(body, layers, width)
+        self._compare(body, layers, sample)
 
     def body(self, embeddings: Tensor) -> Tensor:
         """Turn input embeddings [B, T, d] into hidden states [B, T, d]."""
@@ -122,12 +123,12 @@ class OpenVinoEngine:
         return Kept(self._body.create_infer_request(), self._body)
 
     @torch.no_grad()
-    def _compare(self, body: TracedBody, layers: Sequence[tuple[int, int]], width: int) -> None:
+    def _compare(self, body: TracedBody, layers: Sequence[tuple[int, int]], sample: Tensor) -> None:
         """Compare with torch what comes of two rows, the second half behind the first."""
-        given = 0.1 * torch.randn(2, 12, width, generator=torch.Generator().manual_seed(0))
-        expected = body(given, *_nothing(layers, 2))[0]
-        first, kept = self.extend(given[:, :7], None)
-        actual = torch.cat([first, self.extend(given[:, 7:], kept)[0]], dim=1)
+        half = sample.shape[1] // 2
+        expected = body(sample, *_nothing(layers, 2))[0]
+        first, kept = self.extend(sample[:, :half], None)
+        actual = torch.cat([first, self.extend(sample[:, half:], kept)[0]], dim=1)
         alike = torch.nn.functional.cosine_similarity(expected.flatten(1), actual.flatten(1)).min()
         if not alike >= _ALIKE:
             raise BackboneError(f"OpenVINO computes something else than torch (cosine {alike:.3f}). Use engine='torch'.")
