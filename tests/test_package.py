@@ -24,7 +24,9 @@ FILES = {
 }
 MODULES = sorted(FILES)
 # The last runs another model, whose retrieval ours is compared with.
-KNOW_HUGGING_FACE = [f"hmt_memory/{name}.py" for name in ("engine/backbone", "engine/traced", "engine/weights", "evaluate/evidence")]
+KNOW_HUGGING_FACE = [
+    f"hmt_memory/{name}.py" for name in ("engine/backbone", "engine/traced", "engine/weights", "evaluate/evidence")
+]
 
 
 def test_the_public_names_are_these() -> None:

@@ -150,12 +150,14 @@ def _choose_engine(backbone: Backbone, engine: str, dtype: str | torch.dtype) ->
     if engine not in get_args(Engine):
         raise ConfigError(f"engine={engine!r} is not one of {', '.join(get_args(Engine))}.")
     if engine == "openvino":
-        backbone.use_openvino()
+        with weights.quiet():
+            backbone.use_openvino()
     elif engine == "auto" and (dtype, backbone.device.type, backbone.dtype) == ("auto", "cpu", torch.float32):
         if sum(value.numel() for value in backbone.parameters()) > _MOST_CONVERTED:
             return
         try:
-            backbone.use_openvino()
+            with weights.quiet():
+                backbone.use_openvino()
         except HMTError as error:
             _log.info("torch computes: %s", error)
 

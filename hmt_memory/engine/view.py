@@ -34,6 +34,10 @@ class Recollection(Protocol):
         """Return token ids [t] of the notes, at most `note_tokens`. Called after `memory`, for the first view."""
         ...
 
+    def likelihood(self) -> float | None:
+        """Return the probability that the best note answers; None: nobody knows. Called after `notes`."""
+        ...
+
 
 class View:
     """The views of one call: each is a function of the state, and of the notes chosen for the first."""
@@ -98,6 +102,11 @@ class View:
         visible, question = self.visible(state), self._turns.question
         place = 0 if question is None else min(max(0, question - self.begins(state)), len(visible))
         return torch.cat([self.pinned, visible[:place], self.notes, visible[place:]])
+
+    @property
+    def likelihood(self) -> float | None:
+        """The probability that the best note answers, once `embed` has chosen them; None: nobody knows."""
+        return None if self._recollection is None else self._recollection.likelihood()
 
     def embed(self, state: HMTState) -> Tensor:
         """Return [1, t, d] input embeddings of `[P | pinned | recent turns | notes | question]`."""

@@ -47,7 +47,7 @@ def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", 
     options.setdefault("use_safetensors", True)
     place = auto_device() if device == "auto" else named_device(device)
     options["dtype"] = auto_dtype(place) if dtype == "auto" else named_dtype(dtype)
-    with _quiet(), contextlib.nullcontext() if options["trust_remote_code"] else trust.nothing_asked():
+    with quiet(), contextlib.nullcontext() if options["trust_remote_code"] else trust.nothing_asked():
         folder = local_folder(name)
         model, tokenizer = _from_hub(name, **options) if folder is None else _from_transformers(folder, **options)
     return (model if "device_map" in options else model.to(place)).eval(), tokenizer
@@ -96,7 +96,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
     except Exception as error:  # whatever a parser raises for a damaged file: struct.error, KeyError, ...
         raise BackboneError(f"{gguf} could not be read as a GGUF model: {error}. Check that it downloaded whole.") from error
     try:
-        with _quiet():
+        with quiet():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         for file in folder.iterdir():
@@ -122,7 +122,7 @@ def _from_gguf(gguf: Path) -> tuple[Any, Any]:
     # Releases of transformers that can keep GGUF blocks must be told to unpack them; earlier ones always do.
     keep = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     source = {"gguf_file": gguf.name, "trust_remote_code": False}
-    with _quiet(), trust.nothing_asked(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(), trust.nothing_asked(), contextlib.redirect_stderr(io.StringIO()):
         load_model = transformers.AutoModelForCausalLM.from_pretrained
         model = load_model(gguf.parent, dtype=torch.float32, **source, **keep)
         return model, transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
@@ -262,7 +262,7 @@ def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hide transformers' progress bars and advice while a model loads; errors are raised all the same."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as hf_logging

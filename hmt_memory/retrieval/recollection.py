@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _LEAST_OF_BEST = 0.3  # passages below this share of the best one's score are not noted
 _LEAST = 0.12  # and neither are those below this score: they do not bear on the question
-_LEAST_LIKELY, _LEAST_LIKELY_OF_BEST = 0.04, 0.05  # the same where the score is a fitted probability
+_LEAST_LIKELY, _LEAST_LIKELY_OF_BEST = 0.02, 0.05  # the same where the score is a fitted probability
 _MOST_MISFITS = 3  # passages over the rest of the budget, before no more are tried
 
 
@@ -57,6 +57,7 @@ class ViewRecollection:
         self._own, self._noting, self._question = own, noting, question
         self._budget = (model.view.note_tokens if note_tokens is None else note_tokens) or 0
         self._chosen: Tensor | None = None
+        self._likelihood: float | None = None
         self.recalled = RecalledSegments()  # the passages that are noted, once they are chosen
 
     def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
@@ -85,6 +86,10 @@ class ViewRecollection:
     def notes(self) -> Tensor:
         """Return token ids [t] of the notes: the best passages that fit into `note_tokens`, in the order they were said."""
         return torch.zeros(0, dtype=torch.long) if self._chosen is None else self._chosen
+
+    def likelihood(self) -> float | None:
+        """Return the probability that the best note answers; None where it is not known."""
+        return self._likelihood
 
     def _recall(self, shards: Sequence[Shard], asked: Query, state: HMTState, visible_from: int) -> Tensor:
         beyond = self._beyond(shards, state)
@@ -132,6 +137,7 @@ class ViewRecollection:
                     break
                 continue
             kept, ids = [*kept, passage], block
+            self._likelihood = max(filter(None, (self._likelihood, passage.likelihood)), default=None)
             self.recalled.append(segment(passage.cited, passage.score / total, coverage))
         return ids
 

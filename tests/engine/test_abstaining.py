@@ -31,6 +31,13 @@ def test_the_ways_to_abstain_are_added_up_and_their_likely_beginnings_forbidden(
     assert found.forbidden([2, 8]) == {9} and found.forbidden([2, 7]) == set() and found.forbidden([2, 8, 9]) == set()
 
 
+@given(st.floats(0, 1), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
+def test_the_likelier_a_note_answers_the_less_likely_there_is_no_answer(abstains: float, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert abstaining._without_answer(abstains, high) <= abstaining._without_answer(abstains, low) + 1e-12
+    assert abstaining._without_answer(abstains, 0.5) == pytest.approx(abstains)
+
+
 @given(st.lists(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), min_size=1, max_size=4))
 def test_nothing_that_is_forbidden_can_complete_an_opening(chances: list[list[float]]) -> None:
     openings = [[10 * number + place for place in range(len(own))] for number, own in enumerate(chances)]
@@ -63,6 +70,8 @@ def test_the_chance_of_an_opening_is_that_of_its_tokens_one_behind_the_other(mon
             expected += own
     assert found is not None and found.probability == pytest.approx(expected, rel=1e-3)
     assert abstention(backbone, logits, cache, expected * 0.5) is None
+    assert abstention(backbone, logits, cache, expected * 0.5, 0.9) is not None, "what was found most likely answers"
+    assert abstention(backbone, logits, cache, min(expected * 1.5, 0.99), 1e-6) is None, "what was found hardly does"
     logits[first] = -100.0
     assert abstention(backbone, logits, cache, 1.0) is None, "it does not begin so anyway"
 
