@@ -138,21 +138,7 @@ class Backbone(TextCodec, nn.Module):
             MissingDependencyError: OpenVINO is not installed.
             BackboneError: the backbone is not an attention model in fp32 on a CPU, or its adapter is not merged.
         """
-        from .openvino import OpenVinoEngine
-        from .traced import TracedBody, shapes
-
-        if self.device.type != "cpu" or self.dtype != torch.float32 or self.has_adapter:
-            raise BackboneError(
-                f"OpenVINO runs a backbone in fp32 on a CPU, with its adapter merged; {self.name} is in {self.dtype} on "
-                f"{self.device}. Load it with dtype='float32' and device='cpu', or with engine='torch'."
-            )
-        with torch.no_grad(), eval_mode(self):
-            held = shapes(self.extend(self.embed(torch.zeros(1, 2, dtype=torch.long)))[1])
-        project = self._plain[0].get_output_embeddings()
-        body = TracedBody(self._body, self.config, self.cache_argument)
-        with torch.no_grad():
-            sample = self.embed(torch.arange(1, 25).reshape(2, 12) * (self.vocab_size // 26))
-        self._engine = OpenVinoEngine(body, held, (project.weight, getattr(project, "bias", None)), sample)
+        self._engine = _openvino(self)
         self._engine_of = self._weights_now()
 
     def _weights_now(self) -> tuple[Any, ...]:
@@ -161,9 +147,8 @@ class Backbone(TextCodec, nn.Module):
 
     @property
     def _fast(self) -> OpenVinoEngine | None:
-        if self._engine is None or torch.is_grad_enabled():
-            return None
-        return self._engine if self._weights_now() == self._engine_of else None
+        usable = self._engine is not None and not torch.is_grad_enabled() and self._weights_now() == self._engine_of
+        return self._engine if usable else None
 
     def body(self, embeddings: Tensor) -> Tensor:
         """Turn input embeddings [B, T, d] into hidden states [B, T, d] after the final norm; no cache, no head."""
@@ -348,6 +333,23 @@ class Backbone(TextCodec, nn.Module):
                 f"{self.name} ({self.config.model_type}) does more to its logits than this package knows. "
                 "Please report the model type."
             )
+
+
+def _openvino(backbone: Backbone) -> OpenVinoEngine:
+    from .openvino import OpenVinoEngine
+    from .traced import TracedBody, shapes
+
+    if backbone.device.type != "cpu" or backbone.dtype != torch.float32 or backbone.has_adapter:
+        raise BackboneError(
+            f"OpenVINO runs a backbone in fp32 on a CPU, with its adapter merged; {backbone.name} is in {backbone.dtype} on "
+            f"{backbone.device}. Load it with dtype='float32' and device='cpu', or with engine='torch'."
+        )
+    with torch.no_grad(), eval_mode(backbone):
+        held = shapes(backbone.extend(backbone.embed(torch.zeros(1, 2, dtype=torch.long)))[1])
+        sample = backbone.embed(torch.arange(1, 25).reshape(2, 12) * (backbone.vocab_size // 26))
+    project = backbone._plain[0].get_output_embeddings()
+    body = TracedBody(backbone._body, backbone.config, backbone.cache_argument)
+    return OpenVinoEngine(body, held, (project.weight, getattr(project, "bias", None)), sample)
 
 
 @contextmanager
