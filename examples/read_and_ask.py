@@ -68,7 +68,8 @@ def ask(corpus: Corpus, question: Question, screen: Screen) -> None:
     answer = corpus.ask(question.text, view=VIEW, max_new_tokens=24)
     stream(answer, screen)
     show_recalled(answer.recalled, screen)
-    verdict = "Right" if question.answer in answer.text else f"Wrong, for the word {question.answer!r} is missing"
+    right = question.answer.lower() in answer.text.lower()
+    verdict = "Right" if right else f"Wrong, for the word {question.answer!r} is missing"
     print(f"{verdict}. {time.perf_counter() - started:.1f} s")
 
 
