@@ -13,14 +13,14 @@ import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .._version import __version__
-from ..config import DEFAULT_MODEL
+from ..config import DEFAULT_MODEL, Engine
 from ..engine import places
 from ..errors import HMTError
 from ..store.open import SQLITE, default_folder
@@ -204,7 +204,10 @@ def _auto_engine(device: torch.device, dtype: str | None) -> str:
     from ..engine import openvino
 
     if chosen := os.environ.get("HMT_ENGINE"):
-        return f"{chosen} (set by HMT_ENGINE)"
+        known = get_args(Engine)
+        return f"{chosen} (set by HMT_ENGINE)" if chosen in known else f"HMT_ENGINE={chosen!r} is not one of {', '.join(known)}"
+    if dtype is None:
+        return "-"
     if device.type != "cpu" or dtype != "float32":
         return f"torch (it is the fastest in {dtype} on {device.type})"
     if not openvino.available():

@@ -366,7 +366,8 @@ def _described(model: HMTModel, adapters: Mapping[str, Path | None]) -> dict[str
     sizes = ("segment_length", "summary_length", "sensory_length", "recall_window")
     kinds = ("memory_tokens", "recalled_tokens", "memory_input")
     dtype = str(model.backbone.dtype).removeprefix("torch.")
-    return {"model": model.backbone.name, "dtype": dtype, **named, **{name: getattr(config, name) for name in (*sizes, *kinds)}}
+    ran = {"model": model.backbone.name, "dtype": dtype, "engine": model.backbone.engine}
+    return {**ran, **named, **{name: getattr(config, name) for name in (*sizes, *kinds)}}
 
 
 def _publish(report: Report, out: Path, screen: Screen) -> None:

@@ -31,9 +31,7 @@ from .outline import CONFIG_FILE, MEMORY_FILE, read_config, sources
 _Model = TypeVar("_Model", bound=MemoryCell)
 
 ADAPTER_FOLDER = "backbone_adapter"
-_MOST_CONVERTED = (
-    2_000_000_000  # weights of a backbone that is converted for OpenVINO unasked: it takes three times their memory
-)
+_CONVERTED = (10_000_000, 2_000_000_000)  # weights of a backbone that is converted unasked: few win nothing, many take memory
 _log = logging.getLogger(__name__)
 
 
@@ -153,7 +151,7 @@ def _choose_engine(backbone: Backbone, engine: str, dtype: str | torch.dtype) ->
         with weights.quiet():
             backbone.use_openvino()
     elif engine == "auto" and (dtype, backbone.device.type, backbone.dtype) == ("auto", "cpu", torch.float32):
-        if sum(value.numel() for value in backbone.parameters()) > _MOST_CONVERTED:
+        if not _CONVERTED[0] <= sum(value.numel() for value in backbone.parameters()) <= _CONVERTED[1]:
             return
         try:
             with weights.quiet():

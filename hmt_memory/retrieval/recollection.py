@@ -137,8 +137,8 @@ class ViewRecollection:
                     break
                 continue
             kept, ids = [*kept, passage], block
-            self._likelihood = max(filter(None, (self._likelihood, passage.likelihood)), default=None)
             self.recalled.append(segment(passage.cited, passage.score / total, coverage))
+        self._likelihood = max((one.likelihood for one in kept if one.likelihood is not None), default=None)
         return ids
 
     def _hidden(self, shard: int, visible_from: int) -> int | None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import byte_tokenizer, tiny_model
 
-from hmt_memory import HMTConfig
+from hmt_memory import HMTConfig, HMTState
 from hmt_memory.engine import abstaining
 from hmt_memory.engine.abstaining import OPENINGS, Abstention, abstention
 from hmt_memory.errors import ConfigError, InputError
@@ -119,3 +119,32 @@ def test_without_notes_an_answer_may_abstain_as_decoding_has_it(monkeypatch: pyt
     assert MODEL.generate(ids, max_new_tokens=4, abstain_from=1.0).finish().ids == plain
     opening[:] = noted[:2]
     assert MODEL.generate(ids, notes=notes, max_new_tokens=4, abstain_from=1.0).finish().ids[:2] != noted[:2]
+
+
+class Found:
+    """Notes, and how likely the best of them answers."""
+
+    def __init__(self, notes: torch.Tensor, likelihood: float | None) -> None:
+        self._notes, self._likelihood = notes, likelihood
+
+    def memory(self, summary: torch.Tensor, state: HMTState, visible: int) -> torch.Tensor:
+        return MODEL.by_segment(state)
+
+    def notes(self) -> torch.Tensor:
+        return self._notes
+
+    def likelihood(self) -> float | None:
+        return self._likelihood
+
+
+def test_what_was_found_decides_with_the_model_whether_an_answer_abstains(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, notes = torch.tensor([5, 6]), torch.tensor([7, 8, 9])
+
+    def answer(likelihood: float | None, threshold: float) -> list[int]:
+        return MODEL.generate(ids, recollection=Found(notes, likelihood), max_new_tokens=4, abstain_from=threshold).finish().ids
+
+    plain = answer(None, 0.0)
+    monkeypatch.setattr(abstaining, "OPENINGS", ("as it begins",))
+    monkeypatch.setattr(MODEL.backbone, "encode", lambda *_, **__: plain[:2])
+    assert answer(1e-9, 0.9999) == plain, "hardly a note answers: it may abstain"
+    assert answer(1 - 1e-9, 0.0001)[:2] != plain[:2], "a note answers: it may not"
