@@ -77,7 +77,7 @@ class OpenVinoEngine:
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
-        BackboneError: it does not convert this body, or computes something else than torch.
+        BackboneError: it does not convert this body, computes something else than torch, or its files cannot be written.
     """
 
     def __init__(
@@ -174,8 +174,11 @@ def _converted(
         return files
     _log.info("converting the model for OpenVINO once, to %s", folder)
     models = (_body_graph(body, layers, width), _head_graph(*head))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    except OSError as error:
+        raise BackboneError(f"{folder.parent} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
     try:
         for model, file in zip(models, files, strict=True):
             _openvino().save_model(model, scratch / file.name, compress_to_fp16=False)

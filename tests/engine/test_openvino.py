@@ -114,6 +114,12 @@ def test_a_conversion_is_made_once_and_again_where_it_is_damaged(cache: Path, mo
     assert len(list(cache.iterdir())) == 2
 
 
+def test_a_place_that_cannot_be_written_is_named(cache: Path) -> None:
+    cache.write_text("a file")
+    with pytest.raises(BackboneError, match="Point HMT_CACHE"):
+        backbone().use_openvino()
+
+
 def test_nothing_is_reported_to_anybody(cache: Path) -> None:
     """OpenVINO counts who imports it, unless it is told otherwise."""
     code = (
