@@ -24,6 +24,7 @@ from .engine.reader import read, token_ids
 from .engine.state import HMTState
 from .engine.unroll import unroll
 from .engine.view import Recollection
+from .engine.view_cache import Prefill, read_whole
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ class HMTModel(MemoryCell):
         turns: Turns | None = None,
         view: ViewConfig | None = None,
         decoding: Decoding | None = None,
+        prefill: Prefill = read_whole,
         **options: Unpack[DecodingOptions],
     ) -> Generation:
         """Continue a stream with `prompt` and an answer of any length, as an iterator of text pieces.
@@ -181,6 +183,8 @@ class HMTModel(MemoryCell):
                 notes stand behind the pinned part.
             view: the view's budgets, instead of the model's own.
             decoding: how tokens are chosen, and what ends the answer.
+            prefill: reads views. With `ViewCache().of(name)` the next answer in a stream comes sooner: keys and values of what
+                its view begins with are kept; a session does so by itself.
             **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
         Raises:
@@ -206,6 +210,7 @@ class HMTModel(MemoryCell):
             recollection=recollection,
             turns=turns,
             decoding=chosen,
+            prefill=prefill,
         )
 
     def generate_batch(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..chat.message import SYSTEM_ROLES, Messages, system_texts, validated
 from ..chat.transcript import Batch, Transcript
+from ..engine.view_cache import ViewCache, read_whole
 from ..errors import InputError
 from ..retrieval.ranking import alone
 from ..retrieval.recollection import ViewRecollection
@@ -46,6 +47,7 @@ class PrefixCache:
 
     def __init__(self, entries: int = 16) -> None:
         self._entries = entries  # in all namespaces together
+        self.views = ViewCache()
         self._kept: OrderedDict[tuple[Hashable, bytes], tuple[NDArray[np.uint32], HMTState]] = OrderedDict()
         self._mutex = threading.Lock()
 
@@ -179,6 +181,7 @@ def reply(
     question = str(asked.body["content"] or "")
     encode, budget = (transcript.plain, None) if other is None else (other.encode, other.note_tokens)
     memory = ViewRecollection(model, encode, alone(shard), own=True, question=question, note_tokens=budget)
+    prefill = read_whole if cache is None else cache.views.of(namespace)
     generation: Generation | Writing
     if isinstance(request, Request):
         state = _read(model, ids, cache, namespace)
@@ -190,6 +193,7 @@ def reply(
             recollection=memory,
             turns=batch.turns,
             decoding=request.decoding.also_stopping_at(transcript.stop),
+            prefill=prefill,
         )
     else:
         said = [row for row in rows if row.body["role"] not in SYSTEM_ROLES]
@@ -200,7 +204,7 @@ def reply(
             shard.know([keys.numpy() for keys in state.keys], state.segments)
             memory.recall(question, state, first)
         system = "\n\n".join(system_texts(messages_of(rows))) or None
-        generation = request.generate(shown, system=system, notes=memory.notes(), added=len(ids))
+        generation = request.generate(shown, system=system, notes=memory.notes(), added=len(ids), prefill=prefill)
     return StatelessAnswer(generation, memory, prompt.tokens, may_call=request.may_call)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ _STATE_SPACE = ("cache_params", "state")  # Mamba, RWKV
 _CACHE_ARGUMENTS = ("cache", "past_key_values", *_STATE_SPACE)  # attention families since transformers 5.24, and before
 # Relative differences that rounding explains: between one row computed twice, and between two ways to compute logits.
 _SAME_ROW = {torch.float32: 1e-5, torch.float64: 1e-5}
-_SAME_ROW_HALF, _SAME_LOGITS = 1e-3, 1e-2
+_SAME_ROW_HALF, _SAME_LOGITS, _SAME_PARTS_HALF = 1e-3, 1e-2, 0.05
 
 
 class Backbone(TextCodec, nn.Module):
@@ -70,10 +70,10 @@ class Backbone(TextCodec, nn.Module):
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
         self.cache_argument = _cache_argument(self._body)  # the name of the cache in its forward pass
-        self._compiled = False
+        self._compiled, self._mark = False, object()
         self._engine: OpenVinoEngine | None = None
         self._head_scale = _head_scale(self.config)
-        self._probe()
+        self.appends = _probe(self)  # whether several positions at once may follow those in a cache
 
     @property
     def _body(self) -> Any:
@@ -142,8 +142,12 @@ class Backbone(TextCodec, nn.Module):
         self._engine_of = self._weights_now()
 
     def _weights_now(self) -> tuple[Any, ...]:
-        """Return what is another one once weights have learned, moved or been cast."""
         return self.dtype, self.device, sum(value._version for value in self.parameters())
+
+    @property
+    def version(self) -> Hashable:
+        """Who computes: another value for another backbone, and once weights have learned, moved or been cast."""
+        return self._mark, self._weights_now(), self._fast is not None
 
     @property
     def _fast(self) -> OpenVinoEngine | None:
@@ -305,34 +309,46 @@ class Backbone(TextCodec, nn.Module):
     def _peft_configs(self) -> list[Any]:
         return list(getattr(self.causal_lm, "peft_config", {}).values())
 
-    @torch.no_grad()
-    def _probe(self) -> None:
-        top = self.vocab_size - 1
-        ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=self.device).clamp(max=top)
-        try:
-            with eval_mode(self):
-                hidden = self.body(self.embed(ids))
-                logits = self._plain[0](input_ids=ids, use_cache=False).logits
-        except Exception as error:  # whatever a model raises that is not a decoder
-            raise BackboneError(
-                f"{self.name} ({type(self._plain[0]).__name__}) does not run on input embeddings: {error}. "
-                "Choose a decoder-only model."
-            ) from error
-        if hidden.shape[-1] != self.hidden_size:
-            raise BackboneError(
-                f"{self.name}: hidden states are {hidden.shape[-1]} wide and input embeddings {self.hidden_size}; a memory "
-                "embedding must fit both. Choose a model whose two widths are equal."
-            )
-        if _relative_difference(hidden[0, :-1], hidden[1, :-1]) > _SAME_ROW.get(hidden.dtype, _SAME_ROW_HALF):
-            raise BackboneError(
-                f"{self.name} ({self.config.model_type}) looks ahead: it is an encoder, not a causal decoder. "
-                "Choose a decoder-only model."
-            )
-        if _relative_difference(self.head(hidden), logits) > _SAME_LOGITS:
-            raise BackboneError(
-                f"{self.name} ({self.config.model_type}) does more to its logits than this package knows. "
-                "Please report the model type."
-            )
+
+@torch.no_grad()
+def _probe(backbone: Backbone) -> bool:
+    """Refuse a model that does not do what a backbone has to do. Returns whether its caches go on by several positions."""
+    top = backbone.vocab_size - 1
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=backbone.device).clamp(max=top)
+    try:
+        with eval_mode(backbone):
+            hidden = backbone.body(embedded := backbone.embed(ids))
+            appends = _appends(backbone, embedded, hidden)
+            logits = backbone._plain[0](input_ids=ids, use_cache=False).logits
+    except Exception as error:  # whatever a model raises that is not a decoder
+        raise BackboneError(
+            f"{backbone.name} ({type(backbone._plain[0]).__name__}) does not run on input embeddings: {error}. "
+            "Choose a decoder-only model."
+        ) from error
+    if hidden.shape[-1] != backbone.hidden_size:
+        raise BackboneError(
+            f"{backbone.name}: hidden states are {hidden.shape[-1]} wide and input embeddings {backbone.hidden_size}; a memory "
+            "embedding must fit both. Choose a model whose two widths are equal."
+        )
+    if _relative_difference(hidden[0, :-1], hidden[1, :-1]) > _SAME_ROW.get(hidden.dtype, _SAME_ROW_HALF):
+        raise BackboneError(
+            f"{backbone.name} ({backbone.config.model_type}) looks ahead: it is an encoder. Choose a decoder-only model."
+        )
+    if _relative_difference(backbone.head(hidden), logits) > _SAME_LOGITS:
+        raise BackboneError(
+            f"{backbone.name} ({backbone.config.model_type}) does more to its logits than this package knows. "
+            "Please report the model type."
+        )
+    return appends
+
+
+def _appends(backbone: Backbone, embedded: Tensor, hidden: Tensor) -> bool:
+    """Tell whether a text in two parts gives what it gives at once; Mamba goes on token by token only."""
+    try:
+        last, _ = backbone.extend(embedded[:, 2:], backbone.extend(embedded[:, :2])[1])
+    except BackboneError:  # it keeps no cache
+        return False
+    return _relative_difference(last, hidden[:, 2:]) < (1e-3 if hidden.dtype in _SAME_ROW else _SAME_PARTS_HALF)
 
 
 def _openvino(backbone: Backbone) -> OpenVinoEngine:

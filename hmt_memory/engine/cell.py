@@ -153,6 +153,18 @@ class MemoryCell(nn.Module):
         mask = torch.arange(padded.shape[1], device=counts.device) < counts[:, None] if ragged else None
         return self.recall(torch.stack([summary for summary in summaries if summary is not None]), padded, mask).prompt
 
+    def placed(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn P into its two parts of a view.
+
+        Args:
+            prompt: [m + r, d], or [m, d] where nothing is recalled.
+
+        Returns:
+            The input embeddings [ahead + m, d] that the view begins with, and those [r, d] that stand with the question.
+        """
+        front = self.memory_input.front(prompt).to(self.backbone.dtype)
+        return front[: self.memory_input.ahead + self.slots], front[self.memory_input.ahead + self.slots :]
+
     def augment(self, prompt: Tensor, sensory: Sequence[Tensor], segments: Sequence[Tensor]) -> Step:
         """Compute Eq. 4-5: `H = BBM([P_n | H_{n-1}[L-k, L) | H_n | P_n])`, split into the segment's positions and M_n.
 

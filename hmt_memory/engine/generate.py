@@ -24,6 +24,7 @@ from .recall import segment_weights
 from .state import HMTState
 from .turns import Turns
 from .view import Recollection, View
+from .view_cache import Prefill, read_whole
 
 FinishReason = Literal["stop", "length"]
 
@@ -93,6 +94,7 @@ def generate(
     recollection: Recollection | None = None,
     turns: Turns | None = None,
     decoding: Decoding | None = None,
+    prefill: Prefill = read_whole,
 ) -> Generation:
     """Continue a stream with `ids` and an answer of any length.
 
@@ -106,6 +108,7 @@ def generate(
         recollection: what P recalls from, and what is noted, instead of the state's own memory and `notes`.
         turns: where the turns of the stream begin, its new tokens included; None: notes stand behind the pinned part.
         decoding: how tokens are chosen, and what ends the answer; None: greedy, up to 256 tokens.
+        prefill: reads views; that of a `ViewCache` goes on from what it has kept.
 
     Raises:
         InputError: there is nothing to continue, or stop strings are given without a tokenizer.
@@ -121,7 +124,7 @@ def generate(
     if not (start.tokens or len(added) or len(view.pinned)):
         raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
     generation = Generation(iter(()), len(added))
-    generation._pieces = _in_eval_mode(model, _pieces(generation, view, decoding, start, added))
+    generation._pieces = _in_eval_mode(model, _pieces(generation, view, decoding, start, added, prefill))
     return generation
 
 
@@ -160,17 +163,19 @@ def _in_eval_mode(model: MemoryCell, pieces: Iterator[str]) -> Iterator[str]:
 
 
 @torch.no_grad()
-def _pieces(generation: Generation, view: View, decoding: Decoding, start: HMTState, prompt: Tensor) -> Iterator[str]:
+def _pieces(
+    generation: Generation, view: View, decoding: Decoding, start: HMTState, prompt: Tensor, prefill: Prefill
+) -> Iterator[str]:
     """Decode, give out text, and set the results on `generation` before the last piece."""
     model, backbone = view.model, view.model.backbone
     sampler, stops = Sampler(decoding), StopStrings(decoding.stops)
     state = read(model, prompt, start)
     marks = [(0, state)]  # states at segment ends, the first and the latest two: (tokens of the answer so far, state)
     shown = view.visible(state)
-    embedded = view.embed(state)
+    before, behind = view.embed(state)
     generation.view_ids = view.ids(state).tolist()
-    generation.usage = Usage(len(prompt), 0, embedded.shape[1])
-    hidden, cache = backbone.advance(embedded)
+    generation.usage = Usage(len(prompt), 0, len(before) + len(behind))
+    hidden, cache = prefill(backbone, before, behind)
     detokenizer = Detokenizer(backbone.decode)
     ids = generation.ids
     logits = backbone.head(hidden)[0]
@@ -193,7 +198,7 @@ def _pieces(generation: Generation, view: View, decoding: Decoding, start: HMTSt
         elif len(state.open_ids) + len(ids) - marks[-1][0] == model.config.segment_length:
             state = read(model, ids[marks[-1][0] :], state)
             marks[1:] = [*marks[1:][-1:], (len(ids), state)]
-            hidden, cache = backbone.advance(view.embed(state))
+            hidden, cache = prefill(backbone, *view.embed(state))
         else:
             hidden, cache = backbone.advance(backbone.embed(torch.tensor([[ids[-1]]], device=backbone.device)), cache)
         if generation.finish_reason is not None:

@@ -154,6 +154,20 @@ class Kept:
         copied.spread = self.spread
         return copied
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of keys and values."""
+        return sum(state.state.byte_size for state in self.request.query_state())
+
+    def crop(self, positions: int) -> None:
+        """Remove the last positions.
+
+        Args:
+            positions: how many, as a negative number.
+        """
+        for state in self.request.query_state():
+            state.state = _openvino().Tensor(np.ascontiguousarray(state.state.data[:, :, :positions]))
+
 
 # --- conversion ---------------------------------------------------------------------------------------------------------
 

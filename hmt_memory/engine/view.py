@@ -1,7 +1,8 @@
-"""The view that an answer is conditioned on: `[P | pinned | recent turns | notes | question]`.
+"""The view that an answer is conditioned on: `[carried | pinned | recent turns | recalled | notes | question]`.
 
-What does not change from turn to turn stands in front of what does: the window of recent turns moves in steps, and notes stand
-next to the question. Knows token ids and the budgets for them; a `Recollection` decides what is worth noting.
+What does not change from turn to turn stands in front of what does: the window of recent turns moves in steps, and what the
+question brings back stands next to it. P has two halves: the memory carried to where the window begins, and what is recalled.
+Knows token ids and the budgets for them; a `Recollection` decides what is worth noting.
 """
 
 from __future__ import annotations
@@ -99,29 +100,38 @@ class View:
 
     def ids(self, state: HMTState) -> Tensor:
         """Return [v] token ids of what the view shows, all but P; once `embed` has chosen the notes."""
+        return torch.cat(self._halves(state))
+
+    def _halves(self, state: HMTState) -> tuple[Tensor, Tensor]:
+        """Return the token ids of `[pinned | recent turns]` and of `[notes | question]`."""
         visible, question = self.visible(state), self._turns.question
         place = 0 if question is None else min(max(0, question - self.begins(state)), len(visible))
-        return torch.cat([self.pinned, visible[:place], self.notes, visible[place:]])
+        return torch.cat([self.pinned, visible[:place]]), torch.cat([self.notes, visible[place:]])
 
     @property
     def likelihood(self) -> float | None:
         """The probability that the best note answers, once `embed` has chosen them; None: nobody knows."""
         return None if self._recollection is None else self._recollection.likelihood()
 
-    def embed(self, state: HMTState) -> Tensor:
-        """Return [1, t, d] input embeddings of `[P | pinned | recent turns | notes | question]`."""
+    def embed(self, state: HMTState) -> tuple[Tensor, Tensor]:
+        """Return input embeddings of `[carried | pinned | recent turns]` [s, d] and of `[recalled | notes | question]` [t, d].
+
+        Raises:
+            BudgetError: nothing is visible.
+        """
         backbone = self.model.backbone
-        prompt = self.model.memory_input.front(self._prompt(state)).to(backbone.dtype)
-        ids = self.ids(state).to(backbone.device)
-        if not len(prompt) + len(ids):
+        carried, recalled = self.model.placed(self._prompt(state))
+        before, behind = (backbone.embed(ids.to(backbone.device)) for ids in self._halves(state))
+        before, behind = torch.cat([carried, before]), torch.cat([recalled, behind])
+        if not len(before) + len(behind):
             raise BudgetError("nothing is visible: no memory, no pinned text and recent_tokens=0. Raise recent_tokens.")
-        return torch.cat([prompt, backbone.embed(ids)])[None]
+        return before, behind
 
     def _prompt(self, state: HMTState) -> Tensor:
         """Return P: Eq. 2-3 with the summary (Eq. 1) of the last j visible tokens, where the question stands.
 
         With `recalled_tokens`, M_{n-1} is the memory of the last segment that is not visible, whose text the view continues. If
-        everything is visible the view begins with P_0, as a stream's first segment does.
+        everything is visible the view begins with P_0, as a stream's first segment does, and nothing is recalled.
         """
         model = self.model
         if model.config.mode != "hmt":
@@ -136,8 +146,11 @@ class View:
         hidden = (state.tokens - len(self.visible(state))) // model.config.segment_length
         if not model.is_trained or (model.config.recalled_tokens and not hidden):
             # P_0: an untrained P in front of an answer derails it (docs/log.md).
-            return model.prompt([None], [model.by_segment(state)[:0]])[0]
-        return model.joined([self._before(state, hidden)], model.recalled([summary], [memory]))[0]
+            return model.prompt([None], [model.by_segment(state)[:0]])[0][: model.slots]
+        recalled = model.recalled([summary], [memory])
+        if not len(memory) and model.config.recalled_tokens:
+            recalled = recalled[:, :0]
+        return model.joined([self._before(state, hidden)], recalled)[0]
 
     def _before(self, state: HMTState, hidden: int) -> Tensor:
         """Return the memory [m, d] of the last hidden segment; P_0 if there is none or the state no longer holds it."""

@@ -12,6 +12,7 @@ from ..chat.message import SYSTEM_ROLES
 from ..chat.transcript import Batch, Transcript
 from ..config import ViewConfig
 from ..engine.view import check_budget
+from ..engine.view_cache import read_whole
 from ..errors import BudgetError, InputError
 from .answer import Request
 from .chat_model import Writing
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..engine.generate import Generation
+    from ..engine.view_cache import Prefill
     from ..model import HMTModel
     from ..store.rows import MessageRow
     from .answer import Wanted
@@ -87,7 +89,9 @@ class Answerer:
         """Return the latest messages that the view has room for, as `_shown` does."""
         return _shown(self._transcript, messages, self._model.view.recent_tokens or 0)
 
-    def generate(self, shown: Shown, *, system: str | None, notes: Tensor, added: int) -> Generation:
+    def generate(
+        self, shown: Shown, *, system: str | None, notes: Tensor, added: int, prefill: Prefill = read_whole
+    ) -> Generation:
         """Answer.
 
         Args:
@@ -95,6 +99,7 @@ class Answerer:
             system: the system prompt.
             notes: [t] token ids of notes.
             added: tokens that the call adds to the session; the engine counts its own.
+            prefill: reads views.
 
         Raises:
             BudgetError: the system prompt or the notes are too long.
@@ -110,6 +115,7 @@ class Answerer:
             notes=notes,
             turns=shown.batch.turns,
             decoding=decoding,
+            prefill=prefill,
         )
 
 
@@ -141,7 +147,9 @@ class ChatAnswerer:
         """Return the latest messages that the view has room for, as `_shown` does."""
         return _shown(self._transcript, messages, self._view.recent_tokens or 0)
 
-    def generate(self, shown: Shown, *, system: str | None, notes: Tensor, added: int) -> Writing:
+    def generate(
+        self, shown: Shown, *, system: str | None, notes: Tensor, added: int, prefill: Prefill = read_whole
+    ) -> Writing:
         """Answer.
 
         Args:
@@ -149,6 +157,7 @@ class ChatAnswerer:
             system: the system prompt.
             notes: [t] token ids of notes, which `encode` has made.
             added: tokens that the call adds to the session.
+            prefill: not used; the model reads by itself.
 
         Raises:
             BudgetError: the system prompt is over a budget that was asked for.

@@ -159,6 +159,7 @@ class Session(SessionMemory):
             noting=replay,
             note_tokens=None if other is None else other.note_tokens,
         )
+        prefill = self._store.view_cache.of(snapshot.parts[0].stream)  # forks share what they share
         generation: Generation | Writing
         if isinstance(request, Request):
             generation = model.generate(
@@ -168,13 +169,14 @@ class Session(SessionMemory):
                 recollection=memory,
                 turns=turns,
                 decoding=request.decoding.also_stopping_at(self._transcript.stop),
+                prefill=prefill,
             )
         else:
             shown = request.shown(messages_of(rows := self._latest(snapshot, draft)))
             first = rows[len(rows) - shown.messages].tokens[0]
             with self._unless_rewritten(snapshot):
                 memory.recall(question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)
-            generation = request.generate(shown, system=system, notes=memory.notes(), added=len(batch.ids))
+            generation = request.generate(shown, system=system, notes=memory.notes(), added=len(batch.ids), prefill=prefill)
         return Reply(
             self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing, own=other is None
         )

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +32,7 @@ from .names import find
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from ..engine.view_cache import ViewCache
     from ..model import HMTModel
     from ..store.transaction import Transaction
 
@@ -50,6 +52,7 @@ class Storage:
         clock: seconds since 1970, for tests.
         read_only: whether to change nothing in the folder, which has to exist then.
         index_bytes: memory that all indexes may take together; the least recently used are closed.
+        view_bytes: memory for keys and values of what the sessions' views begin with, kept between answers.
 
     Raises:
         StoreError: the folder cannot be used, or a newer version wrote it.
@@ -65,6 +68,7 @@ class Storage:
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
         index_bytes: int = 256 << 20,
+        view_bytes: int = 256 << 20,
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.now = clock
@@ -72,6 +76,7 @@ class Storage:
         self._indexes: OrderedDict[int, Indexes] = OrderedDict()
         self._shelves: dict[int, tuple[int, Shelf]] = {}
         self._reading: dict[tuple[int, int], threading.Lock] = {}
+        self._view_bytes = view_bytes
         self._pid, self._mutex = os.getpid(), threading.Lock()
         self.database = open_backend(self.folder, timeout=timeout, read_only=read_only)
         if not read_only:
@@ -175,7 +180,9 @@ class Storage:
         return folder / f"{collection}.index", folder / f"{collection}.words", folder / f"{collection}.keys"
 
     def drop_index(self, collection: int) -> None:
-        """Delete the indexes, on disk and in memory, before their content changes."""
+        """Delete the indexes, on disk and in memory, before their content changes, and what is kept of views."""
+        if "view_cache" in vars(self):
+            self.view_cache.clear()
         with self._alone():
             self._indexes.pop(collection, None)
             self._shelves.pop(collection, None)
@@ -185,6 +192,13 @@ class Storage:
         """Delete the indexes' files, before some of their content is erased."""
         for path in self.index_paths(collection):
             derived.remove(path)
+
+    @cached_property
+    def view_cache(self) -> ViewCache:
+        """What is kept of the sessions' views between answers."""
+        from ..engine.view_cache import ViewCache  # imports torch, which most commands do without
+
+        return ViewCache(self._view_bytes)
 
     def shelf(self, row: CollectionRow) -> Shelf:
         """Return the closed segments of a session or corpus, as of the row."""

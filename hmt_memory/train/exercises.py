@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..retrieval.lexical import distinct_terms
 from ..retrieval.notes import Note, day, written
 from . import relations
+from .answering import Written
 from .talk import small_talk
 
 _CHANGED = 0.5  # share of facts that are told anew
@@ -40,6 +41,7 @@ UNKNOWN = (
     "I don't know, you have not mentioned it.",
     "You have not told me, so I don't know.",
 )
+_HEARD = ("Got it. {}", "Noted. {}", "Okay. {}", "Good to know. {}", "I'll remember that. {}", "Thanks, I'll remember that.")
 _THANKS = (
     "Thanks for telling me.",
     "Good to know!",
@@ -68,15 +70,11 @@ class Exercise:
     turns: Sequence[Pair] = ()  # recent ones
     system: str | None = None
 
-    def tokens(self, transcript: Transcript) -> tuple[list[int], list[tuple[list[int], list[int]]]]:
+    def tokens(self, transcript: Transcript) -> Written:
         """Write the exercise as a view has it.
 
         Args:
             transcript: writes messages as the backbone's template does.
-
-        Returns:
-            Token ids up to the end of the notes, and for each question those up to its answer, and of the answer with what
-            closes it.
         """
         ids = transcript.pinned(self.system)
         first = True
@@ -91,7 +89,7 @@ class Exercise:
             opening = turn.ids[: turn.content[0]]
             reply = transcript.stretch({"role": "assistant", "content": answer}, first=False)
             branches.append(([*turn.ids[turn.content[0] :], *transcript.answer_opening()], reply.ids[reply.content[0] :]))
-        return [*ids, *opening, *transcript.plain(written(self.notes))], branches
+        return Written([*ids, *opening], transcript.plain(written(self.notes)), branches)
 
 
 def from_file(path: str | Path) -> list[Exercise]:
@@ -184,13 +182,20 @@ class Facts:
         system = chance.choice(SYSTEM_PROMPTS) if chance.random() < 0.35 else None
         if chance.random() < 0.07:  # nothing was told of what is asked, and nothing is noted
             return Exercise(self._asked(chance, (), missing, earlier, {}), (), self._recent(chance), system)
-        if chance.random() < 0.15:
-            turns = [(note.text, chance.choice(_THANKS)) for note in said if note.speaker == "user"][-6:]
-            visible = [fact for fact in told.values() if any(fact.text == text for text, _ in turns)]
-            return Exercise(self._asked(chance, visible, missing, earlier, {}), (), turns, system)
         dated = self._dated(chance, said)
-        asked = self._asked(chance, list(told.values()), missing, earlier, {note.text: note.origin for note in dated})
-        return Exercise(asked, dated, self._recent(chance), system)
+        notes, turns = self._parted(chance, dated)
+        texts = {note.text for note in notes} | {text for text, _ in turns}
+        visible = [fact for fact in told.values() if fact.text in texts]
+        asked = self._asked(chance, visible, missing, earlier, {note.text: note.origin for note in notes})
+        return Exercise(asked, notes, turns or self._recent(chance), system)
+
+    @staticmethod
+    def _parted(chance: random.Random, said: Sequence[Note]) -> tuple[Sequence[Note], list[Pair]]:
+        """Part what was said into notes and recent turns: mostly all are notes, in a tenth all are turns."""
+        form = chance.random()
+        first = len(said) if form < 0.7 else max(0, len(said) - 6) if form < 0.82 else max(0, len(said) - chance.randint(1, 3))
+        turns = [(note.text, chance.choice(_THANKS)) for note in said[first:] if note.speaker == "user"]
+        return (() if 0.7 <= form < 0.82 else said[:first]), turns
 
     @staticmethod
     def _missing(chance: random.Random, told: Sequence[str]) -> relations.Told:
@@ -262,6 +267,8 @@ class Facts:
             if len(facts) < 3:
                 asked.append((relations.ask(chance, fact.key), fact.answer))
         asked += [(fact.question, chance.choice(UNKNOWN)) for fact in missing.values() if not facts or chance.random() < 0.5]
+        heard = [fact for fact in missing.values() if chance.random() < 0.25]  # told now: nothing to look for
+        asked += [(fact.text, chance.choice(_HEARD).format(fact.answer)) for fact in heard]
         if chance.random() < 0.25 or not asked:
             asked.append(chance.choice(self._talk))
         chance.shuffle(asked)

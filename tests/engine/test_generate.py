@@ -101,7 +101,7 @@ def test_every_mode_answers_and_equals_reading(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("read", [16 * 6 + 5, 20, 3])
 def test_a_view_carries_the_memory_of_the_last_segment_that_it_does_not_show(read: int) -> None:
-    """Where the state has let it go, that of P_0; all of P_0 where everything is shown."""
+    """Where the state has let it go, that of P_0; P_0 and nothing recalled where everything is shown."""
     model = tiny_model(config=replace(SMALL, memory_tokens=3, recalled_tokens=1))
     state = model.read(random_ids(read))
     shown = min(read, 20 + read % 16)
@@ -112,7 +112,7 @@ def test_a_view_carries_the_memory_of_the_last_segment_that_it_does_not_show(rea
         found = model.recalled([summary], [memory[-model.config.recall_window :, 2:]])[0]
         context = View(model, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0, None)
         initial = model.initial_memory
-        expected = torch.cat([memory[hidden - 1], found] if hidden else [initial, initial[2:]])
+        expected = torch.cat([memory[hidden - 1], found] if hidden else [initial])
         torch.testing.assert_close(context._prompt(state), expected)
         if hidden:
             let_go = state.tail(1)
@@ -570,3 +570,19 @@ def test_notes_stand_before_the_question() -> None:
     view = View(model, torch.tensor([90]), notes, 0, None, Turns([0, 10], 13))
     assert view.ids(state).tolist() == [90, *range(13), 91, 92, *range(13, 20)]
     assert View(model, torch.tensor([90]), notes, 0, None).ids(state).tolist() == [90, 91, 92, *range(20)]
+
+
+def test_what_is_recalled_stands_with_the_notes_and_what_is_carried_in_front() -> None:
+    model = tiny_model(config=replace(SMALL, memory_tokens=3, recalled_tokens=1))
+    state = model.read(random_ids(16 * 6 + 5))
+    notes, question = torch.tensor([91, 92]), state.tokens - 9
+    view = View(model, torch.tensor([90]), notes, 0, None, Turns([0, 10], question))
+    begins, shown = view.begins(state), len(view.visible(state))
+    carried, recalled = model.placed(view._prompt(state))
+    embed = model.backbone.embed
+    with torch.no_grad():
+        before, behind = view.embed(state)
+        shows = embed(view.visible(state)).split([question - begins, shown - (question - begins)])
+        torch.testing.assert_close(before, torch.cat([carried, embed(torch.tensor([90])), shows[0]]))
+        torch.testing.assert_close(behind, torch.cat([recalled, embed(notes), shows[1]]))
+    assert len(carried) == 3 and len(recalled) == 1

@@ -15,6 +15,7 @@ from hmt_memory import HMTModel
 from hmt_memory.engine import checkpoint
 from hmt_memory.engine import openvino as engine
 from hmt_memory.engine.backbone import Backbone
+from hmt_memory.engine.view_cache import ViewCache, read_whole
 from hmt_memory.errors import BackboneError, ConfigError, MissingDependencyError
 
 pytest.importorskip("openvino")
@@ -70,6 +71,20 @@ def test_a_copy_goes_on_by_itself_and_one_row_becomes_several() -> None:
     _, kept = plain.extend(given[:1, 5:9], kept)  # the first goes elsewhere
     both, _ = plain.extend(given[:, 12:], plain.repeat(copied, 2))
     assert apart(both, expected[:, 12:]) < 2e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_view_goes_on_from_what_was_kept_of_another(family: str) -> None:
+    plain, views = backbone(family), ViewCache()
+    embed = plain.embed(random_ids(90))
+    expected, _ = read_whole(plain, embed[:40], embed[60:])
+    plain.use_openvino()
+    views.prefill(plain, embed[:60], embed[60:], "alice")
+    assert views.bytes > embed[:60].nbytes
+    for _ in range(2):
+        hidden, _ = views.prefill(plain, embed[:40], embed[60:], "alice")  # leaves it after 40
+        assert apart(hidden, expected) < 2e-3
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,10 +55,10 @@ def test_talk_that_shares_a_word_with_a_question_stands_beside_the_facts_more_of
 
 
 def test_an_exercise_is_written_as_the_view_has_it() -> None:
-    ids, branches = EXERCISE.tokens(Transcript(MODEL.backbone))
-    text = MODEL.backbone.tokenizer.decode(ids)
-    assert text.startswith("<s>system\nBe kind.</s>\n<s>user\nhi</s>\n<s>assistant\nhello</s>\n<s>user\n" + HEADING)
-    assert text.endswith("user: He is Rex.\n\n")
+    before, notes, branches = EXERCISE.tokens(Transcript(MODEL.backbone))
+    decode = MODEL.backbone.tokenizer.decode
+    assert decode(before) == "<s>system\nBe kind.</s>\n<s>user\nhi</s>\n<s>assistant\nhello</s>\n<s>user\n"
+    assert decode(notes).startswith(HEADING) and decode(notes).endswith("user: He is Rex.\n\n")
     assert [MODEL.backbone.tokenizer.decode(asked) for asked, _ in branches] == [
         "Who?</s>\n<s>assistant\n",
         "Where is he now?</s>\n<s>assistant\n",
@@ -64,14 +66,17 @@ def test_an_exercise_is_written_as_the_view_has_it() -> None:
     assert MODEL.backbone.tokenizer.decode(branches[0][1]) == "Rex.</s>\n"
 
 
-def test_branches_cost_what_each_question_alone_costs_and_do_not_see_each_other() -> None:
-    ids, branches = EXERCISE.tokens(Transcript(MODEL.backbone))
+@pytest.mark.parametrize("notes", [EXERCISE.notes, ()])
+def test_branches_cost_what_each_question_alone_costs_and_do_not_see_each_other(notes: Sequence[Note]) -> None:
+    view = replace(EXERCISE, notes=notes).tokens(Transcript(MODEL.backbone))
     prompt = MODEL.prompt([None], [MODEL.initial_memory[None][:0]])[0].detach()
-    losses = answer_losses(MODEL, prompt, ids, branches)
+    losses = answer_losses(MODEL, prompt, view)
     expected = torch.zeros(())
+    branches, embed = view.branches, MODEL.backbone.embed
+    carried, recalled = MODEL.placed(prompt)
     for asked, answer in branches:
-        whole = MODEL.backbone.embed(torch.tensor([*ids, *asked, *answer]))
-        hidden = MODEL.backbone.body(torch.cat([MODEL.memory_input.front(prompt), whole])[None])[0]
+        before, behind = embed(torch.tensor(view.before)), embed(torch.tensor([*view.notes, *asked, *answer]))
+        hidden = MODEL.backbone.body(torch.cat([carried, before, recalled, behind])[None])[0]
         expected = expected + cross_entropy(
             MODEL.backbone.head(hidden[-len(answer) - 1 : -1]), torch.tensor(answer), reduction="sum"
         )

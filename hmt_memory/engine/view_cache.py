@@ -1,0 +1,146 @@
+"""Keys and values of what views begin with, kept between answers: only what has changed goes through the model (extension).
+
+A view begins with what does not change from turn to turn. What is kept is compared with a view's input embeddings, so a hit is
+never wrong, whoever kept it; name spaces are there so that nobody can tell from the time what others have said. Knows a
+backbone; no view and no memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .backbone import Backbone
+
+Prefill = Callable[["Backbone", Tensor, Tensor], tuple[Tensor, Any]]  # as `ViewCache.prefill`, in one name space
+_LIMIT = 256 << 20  # bytes
+_LEAST = 32  # shorter beginnings are not worth a copy
+_UNCUTTABLE = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)  # of families' caches
+
+
+class _Entry(NamedTuple):
+    namespace: Hashable
+    version: Hashable  # of the weights
+    embedded: Tensor  # [t, d] of what was read
+    cache: Any
+    bytes: int
+
+
+class ViewCache:
+    """What answers have kept, the least recently used first. Used by several threads.
+
+    Args:
+        limit: bytes, over all name spaces.
+    """
+
+    def __init__(self, limit: int = _LIMIT) -> None:
+        self._limit = limit
+        self._entries: list[_Entry] = []
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that are kept."""
+        return sum(entry.bytes for entry in self._entries)
+
+    def of(self, namespace: Hashable) -> Prefill:
+        """Return what reads the views of one name space."""
+        return partial(self.prefill, namespace=namespace)
+
+    def prefill(self, backbone: Backbone, before: Tensor, behind: Tensor, namespace: Hashable) -> tuple[Tensor, Any]:
+        """Read a view. Returns the last hidden state [1, d] and the cache behind it, which is the caller's own.
+
+        Args:
+            backbone: reads.
+            before: [s, d] input embeddings that the view begins with, which are kept.
+            behind: [t, d] those that follow.
+            namespace: within which what was kept is used.
+        """
+        if len(before) < _LEAST or not len(behind) or not backbone.appends:
+            return read_whole(backbone, before, behind)
+        version = backbone.version
+        count, cache = self._longest(namespace, version, before)
+        if count < len(before):
+            _, cache = backbone.extend(before[count:][None], cache)
+            self._keep(_Entry(namespace, version, before.detach(), cache, 0))
+        return backbone.advance(behind[None], cache)
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._entries = []
+
+    def _longest(self, namespace: Hashable, version: Hashable, embedded: Tensor) -> tuple[int, Any]:
+        """Return how many embeddings of the beginning were kept, and a copy of their cache; 0 and None without any."""
+        with self._lock:
+            known = [entry for entry in self._entries if (entry.namespace, entry.version) == (namespace, version)]
+            counts = [_common(entry.embedded, embedded) for entry in known]
+            for count, entry in sorted(zip(counts, known, strict=True), key=lambda pair: -pair[0]):
+                if count < _LEAST:
+                    break
+                cache = _cut(entry.cache, len(entry.embedded) - count)
+                if cache is not None:
+                    self._entries = [*(other for other in self._entries if other is not entry), entry]
+                    return count, cache
+        return 0, None
+
+    def _keep(self, entry: _Entry) -> None:
+        """Keep a copy, instead of those that it continues."""
+        entry = entry._replace(cache=copy.deepcopy(entry.cache))
+        entry = entry._replace(bytes=entry.embedded.nbytes + sum(_bytes(entry.cache)))
+        with self._lock:
+            others = [other for other in self._entries if not _continues(entry, other)]
+            while others and sum(other.bytes for other in others) + entry.bytes > self._limit:
+                del others[0]
+            self._entries = [*others, entry] if entry.bytes <= self._limit else others
+
+
+def read_whole(backbone: Backbone, before: Tensor, behind: Tensor) -> tuple[Tensor, Any]:
+    """Read a view without anything kept, as `ViewCache.prefill` does."""
+    return backbone.advance(torch.cat([before, behind])[None])
+
+
+def _common(one: Tensor, other: Tensor) -> int:
+    """Return how many rows two tensors begin with in common."""
+    length = min(len(one), len(other))
+    if one.shape[1:] != other.shape[1:] or one.device != other.device:
+        return 0
+    alike = (one[:length] == other[:length]).all(dim=-1)
+    return length if bool(alike.all()) else int((~alike).to(torch.uint8).argmax())
+
+
+def _continues(entry: _Entry, other: _Entry) -> bool:
+    same_weights = entry.version == other.version
+    return entry.namespace == other.namespace and (
+        not same_weights or _common(entry.embedded, other.embedded) == len(other.embedded)
+    )
+
+
+def _cut(cache: Any, removed: int) -> Any:
+    """Return a copy of a cache without its last positions; None where the family's cannot be cut."""
+    own = copy.deepcopy(cache)
+    try:
+        if removed:
+            own.crop(-removed)
+    except _UNCUTTABLE:  # state spaces have no positions, windows that have moved on lack the first
+        return None
+    return own
+
+
+def _bytes(value: Any, depth: int = 4) -> Iterator[int]:
+    """Yield the bytes of all tensors in a cache."""
+    if isinstance(value, Tensor) or isinstance(getattr(value, "nbytes", None), int):
+        yield value.nbytes
+    elif depth and isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _bytes(part, depth - 1)
+    elif depth and hasattr(value, "__dict__"):
+        for part in vars(value).values():
+            yield from _bytes(part, depth - 1)
