@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 from places import ROOT
+from scripts import run_script
 
 EXAMPLES = ROOT / "examples"
 FACT = "The door code of the office is 4071."
@@ -38,8 +37,7 @@ def test_an_example_runs(name: str, chatty: str) -> None:
 
 def check(name: str, environment: dict[str, str]) -> None:
     """Run an example to its end; it prints what it should in order."""
-    command = [sys.executable, EXAMPLES / f"{name}.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    done = run_script(EXAMPLES / f"{name}.py", environment=environment)
     assert done.returncode == 0, done.stderr
     start = 0
     for text in PRINTED[name]:

@@ -6,8 +6,6 @@ import builtins
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from places import SUPPORT
 from safetensors.torch import load_file
+from scripts import run_script
 from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm
 
 from hmt_memory import HMTModel
@@ -133,9 +133,9 @@ def test_a_caller_may_trust_a_folder(kind: Callable[[Path], None], folder: Path,
 @pytest.mark.parametrize("typed", ["y\nhello\n", "y\n" * 50], ids=["once", "always"])
 def test_a_chat_does_not_take_what_is_typed_for_leave(typed: str, folder: Path, mark: Path, tmp_path: Path) -> None:
     own_tokenizer(folder)
-    run = [sys.executable, "-c", "from hmt_memory.cli import main; main()", "chat", "--model", str(folder), "--device", "cpu"]
+    arguments = ("chat", "--model", str(folder), "--device", "cpu")
     environment = os.environ | {"HF_HOME": str(tmp_path / "hub"), "HMT_STORE": str(tmp_path / "store")}
-    done = subprocess.run(run, input=typed, capture_output=True, text=True, timeout=120, env=environment)
+    done = run_script(SUPPORT / "hmt_command.py", *arguments, environment=environment, typed=typed)
     assert done.returncode == 1 and not mark.exists()
     assert "code of its own" in done.stderr and "Do you wish" not in done.stdout + done.stderr
 

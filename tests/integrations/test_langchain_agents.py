@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from places import SUPPORT
+from scripts import run_script
 from tiny import REMEMBERING, byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant
@@ -170,8 +169,7 @@ def test_the_chat_model_in_an_agent_remembers_a_thread_once(assistant: Assistant
 
 
 def run_apart(folder: Path, *arguments: str) -> dict[str, Any]:
-    worker = [sys.executable, str(SUPPORT / "agent_worker.py"), str(folder), *arguments]
-    done = subprocess.run(worker, capture_output=True, text=True, timeout=120)
+    done = run_script(SUPPORT / "agent_worker.py", str(folder), *arguments)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

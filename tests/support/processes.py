@@ -13,7 +13,7 @@ from unittest import mock
 from places import SUPPORT
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["crash_worker"])
+SERVER.set_forkserver_preload(["warm", "crash_worker"])
 
 
 def start(work: Callable[..., None], *arguments: Any) -> Any:

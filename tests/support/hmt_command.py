@@ -1,0 +1,5 @@
+"""The `hmt` command."""
+
+from hmt_memory.cli import main
+
+main()
