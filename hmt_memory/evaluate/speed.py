@@ -1,0 +1,203 @@
+"""The speed of a model on this machine: loading, reading, the first word after long histories, writing, recall, memory.
+
+Histories are talk as users talk, stored with random memories, because reading a hundred thousand tokens takes minutes. All
+that follows is the product as users meet it.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..engine.stretches import stretches
+from ..errors import InputError
+from ..sessions.memory_store import MemoryStore
+from ..store import lineage
+from ..store.rows import SegmentRow, chain
+from ..train.talk import small_talk
+from .report import Report, Table
+
+if TYPE_CHECKING:
+    from ..model import HMTModel
+    from ..sessions.session import Session
+    from .answers import Loading
+
+_QUESTION = {"role": "user", "content": "What did I say about the neighbours?"}
+_WRITTEN = 32  # tokens of an answer
+_BEHIND = 2048  # tokens that are written behind
+_READ = 1024  # tokens that are read
+_TURNS = 8  # of talk that are said at once
+_ROLES = ("user", "assistant")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Raises:
+        InputError: a number is too small.
+    """
+
+    history: tuple[int, ...] = (1_000, 10_000, 100_000)  # tokens said before
+    segments: tuple[int, ...] = (10_000,)  # that recall chooses from
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        if min((*self.history, *self.segments, self.rounds), default=1) < 1:
+            raise InputError("histories, segments and rounds must be at least 1.")
+
+
+def measure(
+    loading: Loading,
+    plan: Plan | None = None,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Measure a model on this machine.
+
+    Args:
+        loading: the model, which is loaded here.
+        plan: what is measured.
+        settings: what else the report records.
+        progress: called with a line about what begins.
+    """
+    plan = plan or Plan()
+    progress("loading")
+    begun = time.perf_counter()
+    model = loading.load()
+    rows: list[list[Any]] = [["loading", time.perf_counter() - begun, "s"]]
+    rows += _engine(model, plan, progress)
+    with tempfile.TemporaryDirectory(prefix="hmt-bench-") as folder, MemoryStore(folder) as store:
+        for tokens in plan.history:
+            rows += _answering(store, model, tokens, plan.rounds, progress)
+        for segments in plan.segments:
+            rows.append(_recalling(store, model, segments, plan.rounds, progress))
+    if (peak := _peak_megabytes()) is not None:
+        rows.append(["most memory in use", peak, "MB"])
+    described = {
+        "model": model.backbone.name,
+        "dtype": str(model.backbone.dtype).removeprefix("torch."),
+        "engine": model.backbone.engine,
+        "view": asdict(model.view),
+    }
+    return Report("bench", "Speed", {**described, **(settings or {}), **vars(plan)}, [Table("Speed", ["", "", ""], rows)])
+
+
+def history(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Session:
+    """Make a session in which about so many tokens were said and read; its memories and keys are random.
+
+    Args:
+        store: where to make it.
+        model: the session's.
+        name: of the session.
+        tokens: how many were said, at least.
+    """
+    session = store.session(name, model)
+    length, noise = model.config.segment_length, np.random.default_rng(0)
+    chance = random.Random(name)
+    with store.database.writing() as db:
+        row = db.find_collection("session", name)
+        assert row is not None
+        while lineage.size(parts := lineage.of(db, row))[1] < tokens:
+            talk = small_talk(chance, _TURNS, "evaluation")
+            said = [{"role": role, "content": text} for turn in talk for role, text in zip(_ROLES, turn, strict=True)]
+            batch = session._transcript.batch(said, first=not lineage.size(parts)[1])
+            row, _ = session._append(db, row, batch)
+        whole = lineage.size(parts)[1] // length
+        ids = lineage.tokens(db, parts, 0, whole * length).reshape(whole, length)
+        digest, made = b"", []
+        for number in range(whole):
+            span = (number * length, (number + 1) * length)
+            memory = _random(noise, (model.slots, model.backbone.hidden_size), scale=2.2)
+            keys = None
+            if model.config.key_dim:
+                count = len(stretches(ids[number].tolist(), model.backbone.end_ids))
+                keys = _random(noise, (count, model.config.key_dim), scale=model.config.key_dim**-0.5)
+            digest = chain(digest, span, memory, keys)
+            made.append(SegmentRow(number, span, memory, keys, digest))
+        lineage.append_segments(db, parts, made)
+    return session
+
+
+def _random(noise: np.random.Generator, shape: tuple[int, int], *, scale: float) -> bytes:
+    return (noise.standard_normal(shape, np.float32) * scale).astype("<f2").tobytes()
+
+
+@torch.no_grad()
+def _engine(model: HMTModel, plan: Plan, progress: Callable[[str], None]) -> Iterator[list[Any]]:
+    """Measure reading, and writing behind a long text, without a session."""
+    backbone = model.backbone
+    talk = small_talk(random.Random(0), 8 * _TURNS, "evaluation")
+    ids = torch.tensor(backbone.encode("\n".join(text for turn in talk for text in turn), literal=True))
+    ids = ids.repeat(-(-_BEHIND // len(ids)))
+    progress("reading")
+    yield ["reading", _READ / _median(lambda: model.read(ids[:_READ]), plan.rounds), "tokens/s"]
+    behind = min(_BEHIND, (backbone.positions or _BEHIND) - _WRITTEN - 1)
+    text = backbone.embed(ids[:behind].to(backbone.device))[None]
+    progress(f"writing behind {behind:,} tokens")
+    yield [f"prompt of {behind:,} tokens", behind / _median(lambda: backbone.advance(text), plan.rounds), "tokens/s"]
+    hidden, cache = backbone.advance(text)
+    begun = time.perf_counter()
+    for _ in range(_WRITTEN):
+        chosen = backbone.head(hidden).argmax(dim=-1)
+        hidden, cache = backbone.advance(backbone.embed(chosen)[None], cache)
+    yield [f"writing behind {behind:,} tokens", _WRITTEN / (time.perf_counter() - begun), "tokens/s"]
+
+
+def _answering(
+    store: MemoryStore, model: HMTModel, tokens: int, rounds: int, progress: Callable[[str], None]
+) -> Iterator[list[Any]]:
+    """Measure answers in a session: the first one, which opens it, and those that follow."""
+    progress(f"answering after {tokens:,} tokens")
+    session = history(store, model, f"{tokens} tokens", tokens)
+    firsts, speeds = [], []
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        reply = session.reply(_QUESTION, max_new_tokens=_WRITTEN, min_new_tokens=_WRITTEN)
+        next(reply)
+        firsts.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        reply.finish()
+        speeds.append((_WRITTEN - 1) / (time.perf_counter() - begun))
+    yield [f"first word after {tokens:,} tokens, as the session opens", firsts[0], "s"]
+    yield [f"first word after {tokens:,} tokens", statistics.median(firsts[1:]), "s"]
+    yield [f"writing after {tokens:,} tokens", statistics.median(speeds[1:]), "tokens/s"]
+
+
+def _recalling(store: MemoryStore, model: HMTModel, segments: int, rounds: int, progress: Callable[[str], None]) -> list[Any]:
+    """Measure recall in a session of so many segments, beside the pass of the question."""
+    progress(f"recalling from {segments:,} segments")
+    session = history(store, model, f"{segments} segments", segments * model.config.segment_length)
+    session.recall(_QUESTION["content"])  # opens the index
+    spent = _median(lambda: session.recall(_QUESTION["content"]), rounds)
+    return [f"recall from {segments:,} segments", spent * 1000, "ms"]
+
+
+def _median(call: Callable[[], Any], rounds: int) -> float:
+    """Return the median time of a call in seconds; a first one warms up."""
+    call()
+    times = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def _peak_megabytes() -> float | None:
+    """Return the peak resident memory of this process; None where nobody knows (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
