@@ -54,7 +54,7 @@ def unroll(
     streams: Sequence[Tensor],
     *,
     keep_hidden: bool,
-    final: bool = False,
+    final: bool | Sequence[bool] = False,
     steps: Steps | None = None,
 ) -> tuple[list[HMTState], list[Tensor]]:
     """Compute Eq. 1-5 over every segment of B streams.
@@ -67,7 +67,7 @@ def unroll(
         streams: B x [t_b] token ids to append.
         keep_hidden: also run the open segment, which leaves no memory, and return hidden states; otherwise closed segments
             only are run.
-        final: the streams end here: a last segment that is not full is closed as it is.
+        final: whether the streams, or which of them, end here: a last segment that is not full is closed as it is.
         steps: takes the steps; None: plainly.
 
     Returns:
@@ -77,8 +77,9 @@ def unroll(
     length = model.config.segment_length
     texts = [torch.cat([state.open_ids, ids.cpu()]) for state, ids in zip(states, streams, strict=True)]
     cuts = [list(text.split(length)) if len(text) else [] for text in texts]
-    if not (keep_hidden or final):
-        cuts = [[ids for ids in cut if len(ids) == length] for cut in cuts]
+    ends = [final] * len(texts) if isinstance(final, bool) else list(final)
+    if not keep_hidden:
+        cuts = [cut if end else [ids for ids in cut if len(ids) == length] for cut, end in zip(cuts, ends, strict=True)]
     memories = [model.by_segment(state) for state in states]
     windows = [memory[-model.config.recall_window :] for memory in memories]
     made: list[list[Tensor]] = [[] for _ in states]
@@ -101,7 +102,7 @@ def unroll(
         for place, row in enumerate(rows):
             if keep_hidden:
                 hidden[row].append(step.hidden[place])
-            if final or len(cuts[row][index]) == length:
+            if ends[row] or len(cuts[row][index]) == length:
                 made[row].append(step.memory[place].to(memories[row].dtype))
                 if model.keys is not None and step.hidden:  # steps of training give none
                     keys[row].append(model.keys_of(cuts[row][index], step.hidden[place]))

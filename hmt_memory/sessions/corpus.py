@@ -23,7 +23,7 @@ from ..store import lineage
 from ..store.rows import CollectionRow, DocumentRow, Lineage, as_array
 from .answer import Answer, Request, Wanted
 from .answering import answering
-from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
+from .reading import CHUNK_SEGMENTS, TOGETHER, Progress, load_state, read_together, segment_rows
 from .stored_corpus import StoredCorpus
 
 if TYPE_CHECKING:
@@ -161,37 +161,43 @@ class Corpus(StoredCorpus):
         return Answer(generation, memory)
 
     def _read_pending(self, progress: Progress | None = None) -> None:
-        """Read documents that are stored but not read yet, each to its end."""
+        """Read documents that are stored but not read yet, each to its end; those that are left longest are read together."""
         model = self._needs_model()
         with self._database.reading() as db:
             volumes = self._store.shelf(self._own_row(db)).volumes
         length = model.config.segment_length
-        unread = [max(0, lineage.size(volume.parts)[1] - volume.segments * length) for volume in volumes]
-        done = 0
-        for volume, left in zip(volumes, unread, strict=True):
-            while left > 0:
-                read = self._read_chunk(model, volume.parts)
-                left, done = left - read, done + read
-                if progress is not None:
-                    progress(done, sum(unread))
+        left = [max(0, lineage.size(volume.parts)[1] - volume.segments * length) for volume in volumes]
+        total = sum(left)
+        while batch := sorted((number for number, tokens in enumerate(left) if tokens), key=lambda number: -left[number]):
+            batch = batch[:TOGETHER]
+            for number, read in zip(batch, self._read_chunk(model, [volumes[number].parts for number in batch]), strict=True):
+                left[number] = left[number] - read if read else 0  # 0: somebody else has read it
+            if progress is not None:
+                progress(total - sum(left), total)
 
-    def _read_chunk(self, model: HMTModel, parts: Lineage) -> int:
-        """Read and store the next segments of a document. Returns how many tokens they have."""
-        tokens = lineage.size(parts)[1]
+    def _read_chunk(self, model: HMTModel, documents: Sequence[Lineage]) -> list[int]:
+        """Read and store the next segments of some documents. Returns how many tokens were read of each."""
+        segments = CHUNK_SEGMENTS if len(documents) == 1 else CHUNK_SEGMENTS // 4
+        befores, texts, digests = [], [], []
         with self._database.reading() as db:
             self._own_row(db)  # raises if the corpus was deleted
-            before = load_state(db, parts, model)
-            start = before.tokens - len(before.open_ids)
-            before = replace(before, open_ids=before.open_ids[:0], tokens=start)
-            ids = torch.from_numpy(lineage.tokens(db, parts, start, start + CHUNK_SEGMENTS * model.config.segment_length))
-            digest = lineage.digest_at(db, parts, before.segments)
-        *_, after = read_on(model, ids, before, final=start + len(ids) == tokens)
+            for parts in documents:
+                before = load_state(db, parts, model)
+                start = before.tokens - len(before.open_ids)
+                befores.append(replace(before, open_ids=before.open_ids[:0], tokens=start))
+                stop = start + segments * model.config.segment_length
+                texts.append(torch.from_numpy(lineage.tokens(db, parts, start, stop)))
+                digests.append(lineage.digest_at(db, parts, before.segments))
+        ends = [lineage.size(parts)[1] for parts in documents]
+        final = [state.tokens + len(ids) == end for state, ids, end in zip(befores, texts, ends, strict=True)]
+        afters = read_together(model, texts, befores, final=final)
         with self._database.writing() as db:
             row = self._own_row(db)
-            if lineage.segment_count(db, parts) == before.segments:
-                lineage.append_segments(db, parts, segment_rows(model, before, after, digest))
-                db.update_collection(row)
-        return len(ids)
+            for parts, before, after, digest in zip(documents, befores, afters, digests, strict=True):
+                if lineage.segment_count(db, parts) == before.segments:
+                    lineage.append_segments(db, parts, segment_rows(model, before, after, digest))
+            db.update_collection(row)
+        return [len(ids) for ids in texts]
 
     def _sources(self, others: Sequence[Corpus]) -> Sources[Any]:
         """Read the unread documents of this corpus and others; return the corpora as sources, each once."""

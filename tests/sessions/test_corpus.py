@@ -200,10 +200,29 @@ def test_what_a_crash_left_unread_is_read_by_the_next_call(
     with pytest.raises(Crash):
         corpus.add_documents(["many words " * 60, TEXTS[0]])
     again = store.corpus("handbook", MODEL)
-    assert again.stats()["segments"] == 16
+    assert again.stats()["segments"] == 8  # four of each
     again.recall("x")
     for one, two in zip(memories(again), memories(expected), strict=True):
         np.testing.assert_allclose(one, two, atol=2e-3)
+
+
+def test_documents_are_read_together_and_are_what_each_alone_is(
+    store: MemoryStore, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{number} is a number, and words follow it. " * (number + 1) for number in range(11)]
+    alone = store.corpus("alone", MODEL)
+    for text in texts:
+        alone.add_documents([text])
+    rows: list[int] = []
+    read = MODEL.augment
+    monkeypatch.setattr(MODEL, "augment", lambda prompt, *rest: rows.append(len(prompt)) or read(prompt, *rest))
+    done: list[tuple[int, int]] = []
+    corpus.add_documents(texts, progress=lambda *counts: done.append(counts))
+    for one, two in zip(memories(corpus), memories(alone), strict=True):
+        assert np.linalg.norm(one - two) < 0.01 * np.linalg.norm(two)  # memories are rounded to float16, and read again
+    segments = sum(-(-len(text) // 16) for text in texts)
+    assert sum(rows) == segments and max(rows) == 8 and len(rows) < segments / 3
+    assert done == sorted(done) and done[-1][0] == done[-1][1]
 
 
 def test_documents_that_are_stored_are_not_reported_as_lost(
