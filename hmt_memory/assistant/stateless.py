@@ -197,7 +197,7 @@ def reply(
         )
     else:
         said = [row for row in rows if row.body["role"] not in SYSTEM_ROLES]
-        shown = request.shown(messages_of(said))
+        shown = request.shown(messages_of(said), [row.tokens[0] for row in said])
         if shown.messages < len(said):  # else there is nothing to recall, and nothing to read for it
             first = said[len(said) - shown.messages].tokens[0]
             state = _read(model, ids, cache, namespace)

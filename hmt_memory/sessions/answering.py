@@ -6,6 +6,7 @@ Knows the answerer's view and its budgets; no store. P enters only where reader 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..chat.message import SYSTEM_ROLES
@@ -85,9 +86,9 @@ class Answerer:
         self.encode: Callable[[str], list[int]] = self._transcript.plain  # token ids of notes
         self.note_tokens = self._model.view.note_tokens
 
-    def shown(self, messages: Sequence[Mapping[str, Any]]) -> Shown:
-        """Return the latest messages that the view has room for, as `_shown` does."""
-        return _shown(self._transcript, messages, self._model.view.recent_tokens or 0)
+    def shown(self, messages: Sequence[Mapping[str, Any]], places: Sequence[int] = ()) -> Shown:
+        """Return the latest messages that the view has room for, as `_shown` does with these arguments."""
+        return _shown(self._transcript, messages, self._model.view.recent_tokens or 0, places)
 
     def generate(
         self, shown: Shown, *, system: str | None, notes: Tensor, added: int, prefill: Prefill = read_whole
@@ -143,9 +144,9 @@ class ChatAnswerer:
         self._notes[tuple(ids)] = text
         return ids
 
-    def shown(self, messages: Sequence[Mapping[str, Any]]) -> Shown:
-        """Return the latest messages that the view has room for, as `_shown` does."""
-        return _shown(self._transcript, messages, self._view.recent_tokens or 0)
+    def shown(self, messages: Sequence[Mapping[str, Any]], places: Sequence[int] = ()) -> Shown:
+        """Return the latest messages that the view has room for, as `_shown` does with these arguments."""
+        return _shown(self._transcript, messages, self._view.recent_tokens or 0, places)
 
     def generate(
         self, shown: Shown, *, system: str | None, notes: Tensor, added: int, prefill: Prefill = read_whole
@@ -191,13 +192,16 @@ def as_given(messages: Sequence[Mapping[str, Any]], *, system: str | None = None
     return [{"role": "system", "content": system}, *given] if system else [*given]
 
 
-def _shown(transcript: Transcript, messages: Sequence[Mapping[str, Any]], room: int) -> Shown:
+def _shown(transcript: Transcript, messages: Sequence[Mapping[str, Any]], room: int, places: Sequence[int] = ()) -> Shown:
     """Return the latest messages that there is room for, from a turn of the user on; at least those from the last one.
+
+    What they begin with moves in steps, so that what was kept of the view before can be used.
 
     Args:
         transcript: counts their tokens.
         messages: the latest of a conversation, in order; system messages are left out.
         room: tokens.
+        places: where each of them, but for system messages, begins in the conversation, in any tokens; none: no steps.
 
     Raises:
         InputError: the user has said nothing, or the template has no place for a message.
@@ -207,6 +211,11 @@ def _shown(transcript: Transcript, messages: Sequence[Mapping[str, Any]], room: 
     if not begins:
         raise InputError("there is nothing to answer: add a user message.")
     stretches = transcript.stretches(said, first=False)
-    fitting = [number for number in begins if sum(len(stretch.ids) for stretch in stretches[number:]) <= room]
+    sizes = {number: sum(len(stretch.ids) for stretch in stretches[number:]) for number in begins}
+    fitting = [number for number in begins if sizes[number] <= room]
     first = min(fitting, default=begins[-1])
+    if places and (first or places[0]):
+        step = max(1, room // 3)
+        steps = [after for before, after in pairwise(begins) if places[after] // step > places[before] // step]
+        first = next((number for number in steps if number in fitting and 2 * sizes[number] >= room), first)
     return Shown(Batch(said[first:], transcript.stretches(said[first:], first=True)), len(said) - first)

@@ -172,7 +172,8 @@ class Session(SessionMemory):
                 prefill=prefill,
             )
         else:
-            shown = request.shown(messages_of(rows := self._latest(snapshot, draft)))
+            rows = self._latest(snapshot, draft)
+            shown = request.shown(messages_of(rows), [row.tokens[0] for row in rows])
             first = rows[len(rows) - shown.messages].tokens[0]
             with self._unless_rewritten(snapshot):
                 memory.recall(question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,8 @@ from hmt_memory import Assistant, HMTModel, MemoryStore, Session, ViewConfig
 from hmt_memory.assistant import ModelSettings
 from hmt_memory.errors import BudgetError, InputError
 from hmt_memory.retrieval.notes import HEADING
+from hmt_memory.sessions.answer import Wanted
+from hmt_memory.sessions.answering import Answerer
 from langchain_hmt import HMTChatModel
 
 ANSWERER = tiny_model("qwen2", tokenizer=byte_tokenizer(NO_SYSTEM))
@@ -46,6 +49,21 @@ def test_the_answerer_sees_recent_turns_and_notes_in_its_own_template(session: S
     roomy = ViewConfig(recent_tokens=180, note_tokens=20, pinned_tokens=30)
     wide = session.reply(user("Which secret word?"), answerer=ANSWERER, view=roomy, **FAST)
     assert HEADING not in shown(wide) and "zanzibar" in shown(wide), "what is visible is not noted"
+
+
+def test_what_it_sees_begins_at_the_same_turn_for_some_turns() -> None:
+    """Or else nothing that was kept of the view before could be used."""
+    answerer = Answerer(ANSWERER, Wanted(None, {}), ViewConfig(recent_tokens=180, note_tokens=20, pinned_tokens=20))
+    messages = [{"role": ("user", "assistant")[number % 2], "content": f"Number {number}."} for number in range(81)]
+    places = [10 * number for number in range(81)]
+    begins = []
+    for count in range(1, 82, 2):
+        batch = answerer.shown(messages[:count], places[:count]).batch
+        begins.append(count - len(batch.messages))
+        assert len(batch.ids) <= 180 and batch.messages[0]["role"] == "user"
+        assert not begins[-1] or len(batch.ids) >= 90
+    moves = sum(one != other for one, other in itertools.pairwise(begins))
+    assert begins == sorted(begins) and 5 < moves < 20, begins
 
 
 def test_what_it_answers_is_stored_and_read_by_the_reader(session: Session) -> None:
