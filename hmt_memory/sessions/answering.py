@@ -217,5 +217,5 @@ def _shown(transcript: Transcript, messages: Sequence[Mapping[str, Any]], room: 
     if places and (first or places[0]):
         step = max(1, room // 3)
         steps = [after for before, after in pairwise(begins) if places[after] // step > places[before] // step]
-        first = next((number for number in steps if number in fitting and 2 * sizes[number] >= room), first)
+        first = next((number for number in steps if number in fitting and 3 * sizes[number] >= room), first)
     return Shown(Batch(said[first:], transcript.stretches(said[first:], first=True)), len(said) - first)
