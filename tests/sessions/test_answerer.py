@@ -53,14 +53,14 @@ def test_the_answerer_sees_recent_turns_and_notes_in_its_own_template(session: S
 
 def test_what_it_sees_begins_at_the_same_turn_for_some_turns() -> None:
     """Or else nothing that was kept of the view before could be used."""
-    answerer = Answerer(ANSWERER, Wanted(None, {}), ViewConfig(recent_tokens=180, note_tokens=20, pinned_tokens=20))
+    answerer = Answerer(ANSWERER, Wanted(None, {}), ViewConfig(recent_tokens=200, note_tokens=10, pinned_tokens=10))
     messages = [{"role": ("user", "assistant")[number % 2], "content": f"Number {number}."} for number in range(81)]
     places = [10 * number for number in range(81)]
     begins = []
     for count in range(1, 82, 2):
         batch = answerer.shown(messages[:count], places[:count]).batch
         begins.append(count - len(batch.messages))
-        assert len(batch.ids) <= 180 and batch.messages[0]["role"] == "user"
+        assert len(batch.ids) <= 200 and batch.messages[0]["role"] == "user"
         assert not begins[-1] or len(batch.ids) >= 60
     moves = sum(one != other for one, other in itertools.pairwise(begins))
     assert begins == sorted(begins) and 5 < moves < 20, begins
