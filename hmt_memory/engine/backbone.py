@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import os
 import shutil
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +70,7 @@ class Backbone(TextCodec, nn.Module):
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
         self.cache_argument = _cache_argument(self._body)  # the name of the cache in its forward pass
-        self._compiled, self._mark = False, object()
+        self._compiled, self._mark, self._watched = False, object(), list[Tensor]()
         self._engine: OpenVinoEngine | None = None
         self._head_scale = _head_scale(self.config)
         self.appends = _probe(self)  # whether several positions at once may follow those in a cache
@@ -139,19 +139,20 @@ class Backbone(TextCodec, nn.Module):
             BackboneError: the backbone is not an attention model in fp32 on a CPU, or its adapter is not merged.
         """
         self._engine = _openvino(self)
-        self._engine_of = self._weights_now()
+        self._watched = list(self.parameters())  # once: looking them up takes as long as a token
+        self._engine_of = self._weights(self._watched)
 
-    def _weights_now(self) -> tuple[Any, ...]:
-        return self.dtype, self.device, sum(value._version for value in self.parameters())
+    def _weights(self, values: Iterable[Tensor]) -> tuple[Any, ...]:
+        return self.dtype, self.device, sum(value._version for value in values)
 
     @property
     def version(self) -> Hashable:
         """Who computes: another value for another backbone, and once weights have learned, moved or been cast."""
-        return self._mark, self._weights_now(), self._fast is not None
+        return self._mark, self._weights(self.parameters()), self._fast is not None
 
     @property
     def _fast(self) -> OpenVinoEngine | None:
-        usable = self._engine is not None and not torch.is_grad_enabled() and self._weights_now() == self._engine_of
+        usable = self._engine is not None and not torch.is_grad_enabled() and self._weights(self._watched) == self._engine_of
         return self._engine if usable else None
 
     def body(self, embeddings: Tensor) -> Tensor:
@@ -336,8 +337,7 @@ def _probe(backbone: Backbone) -> bool:
         )
     if _relative_difference(backbone.head(hidden), logits) > _SAME_LOGITS:
         raise BackboneError(
-            f"{backbone.name} ({backbone.config.model_type}) does more to its logits than this package knows. "
-            "Please report the model type."
+            f"{backbone.name} ({backbone.config.model_type}) does more to its logits than is known here. Please report it."
         )
     return appends
 

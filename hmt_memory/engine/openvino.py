@@ -93,6 +93,7 @@ class OpenVinoEngine:
             shutil.rmtree(folder, ignore_errors=True)
             self._body, self._head = _compiled(_converted(folder, body, layers, head, width))
         self._idle: list[Any] = []  # requests that hold nothing that anybody waits for
+        self._position_bytes = 4 * sum(heads * wide for heads, wide in layers)
         self._compare(body, layers, sample)
 
     def body(self, embeddings: Tensor) -> Tensor:
@@ -106,6 +107,8 @@ class OpenVinoEngine:
         kept = self._fresh() if kept is None else kept
         rows = np.zeros(len(embeddings), np.int32) if kept.spread else np.arange(len(embeddings), dtype=np.int32)
         kept.spread = False
+        kept.nbytes = len(embeddings) * (kept.nbytes // max(1, kept.rows) + embeddings.shape[1] * self._position_bytes)
+        kept.rows = len(embeddings)
         given = {"embeddings": np.ascontiguousarray(embeddings.detach().float().numpy()), "rows": rows}
         return torch.from_numpy(kept.request.infer(given)[0].copy()), kept
 
@@ -144,6 +147,7 @@ class Kept:
 
     def __init__(self, request: Any, compiled: Any) -> None:
         self.request, self._compiled = request, compiled
+        self.rows = self.nbytes = 0  # how many, and the bytes of all their keys and values in fp32
         self.spread = False  # the next input has more rows, each of which continues the only one
 
     def __deepcopy__(self, _: Mapping[int, Any]) -> Kept:
@@ -151,13 +155,8 @@ class Kept:
         held = {state.name: state.state for state in self.request.query_state()}
         for state in copied.request.query_state():
             state.state = held[state.name]
-        copied.spread = self.spread
+        copied.rows, copied.nbytes, copied.spread = self.rows, self.nbytes, self.spread
         return copied
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of keys and values."""
-        return sum(state.state.byte_size for state in self.request.query_state())
 
     def crop(self, positions: int) -> None:
         """Remove the last positions.
@@ -166,7 +165,9 @@ class Kept:
             positions: how many, as a negative number.
         """
         for state in self.request.query_state():
-            state.state = _openvino().Tensor(np.ascontiguousarray(state.state.data[:, :, :positions]))
+            held = state.state.data
+            state.state = _openvino().Tensor(np.ascontiguousarray(held[:, :, :positions]))
+        self.nbytes = self.nbytes * (held.shape[2] + positions) // held.shape[2]
 
 
 # --- conversion ---------------------------------------------------------------------------------------------------------

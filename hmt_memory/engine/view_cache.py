@@ -78,16 +78,20 @@ class ViewCache:
             self._entries = []
 
     def _longest(self, namespace: Hashable, version: Hashable, embedded: Tensor) -> tuple[int, Any]:
-        """Return how many embeddings of the beginning were kept, and a copy of their cache; 0 and None without any."""
+        """Return how many embeddings of the beginning were kept, and a cache of them for the caller; 0 and None without any."""
         with self._lock:
             known = [entry for entry in self._entries if (entry.namespace, entry.version) == (namespace, version)]
             counts = [_common(entry.embedded, embedded) for entry in known]
             for count, entry in sorted(zip(counts, known, strict=True), key=lambda pair: -pair[0]):
                 if count < _LEAST:
                     break
+                others = [other for other in self._entries if other is not entry]
+                if count == len(entry.embedded) < len(embedded):  # what continues it will be kept instead
+                    self._entries = others
+                    return count, entry.cache
                 cache = _cut(entry.cache, len(entry.embedded) - count)
                 if cache is not None:
-                    self._entries = [*(other for other in self._entries if other is not entry), entry]
+                    self._entries = [*others, entry]
                     return count, cache
         return 0, None
 
@@ -136,8 +140,8 @@ def _cut(cache: Any, removed: int) -> Any:
 
 def _bytes(value: Any, depth: int = 4) -> Iterator[int]:
     """Yield the bytes of all tensors in a cache."""
-    if isinstance(value, Tensor) or isinstance(getattr(value, "nbytes", None), int):
-        yield value.nbytes
+    if isinstance(size := getattr(value, "nbytes", None), int):
+        yield size
     elif depth and isinstance(value, (list, tuple)):
         for part in value:
             yield from _bytes(part, depth - 1)
