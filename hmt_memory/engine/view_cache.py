@@ -43,6 +43,7 @@ class ViewCache:
     def __init__(self, limit: int = _LIMIT) -> None:
         self._limit = limit
         self._entries: list[_Entry] = []
+        self._cleared = 0  # how often
         self._lock = threading.Lock()
 
     @property
@@ -63,19 +64,19 @@ class ViewCache:
             behind: [t, d] those that follow.
             namespace: within which what was kept is used.
         """
-        if len(before) < _LEAST or not len(behind) or not backbone.appends:
+        if not self._limit or len(before) < _LEAST or not len(behind) or not backbone.appends:
             return read_whole(backbone, before, behind)
-        version = backbone.version
+        version, cleared = backbone.version, self._cleared
         count, cache = self._longest(namespace, version, before)
         if count < len(before):
             _, cache = backbone.extend(before[count:][None], cache)
-            self._keep(_Entry(namespace, version, before.detach(), cache, 0))
+            self._keep(_Entry(namespace, version, before.detach(), cache, 0), cleared)
         return backbone.advance(behind[None], cache)
 
     def clear(self) -> None:
         """Let go of everything."""
         with self._lock:
-            self._entries = []
+            self._entries, self._cleared = [], self._cleared + 1
 
     def _longest(self, namespace: Hashable, version: Hashable, embedded: Tensor) -> tuple[int, Any]:
         """Return how many embeddings of the beginning were kept, and a cache of them for the caller; 0 and None without any."""
@@ -95,11 +96,13 @@ class ViewCache:
                     return count, cache
         return 0, None
 
-    def _keep(self, entry: _Entry) -> None:
-        """Keep a copy, instead of those that it continues."""
+    def _keep(self, entry: _Entry, cleared: int) -> None:
+        """Keep a copy, instead of those that it continues; unless all was let go of since, which it may have been part of."""
         entry = entry._replace(cache=copy.deepcopy(entry.cache))
         entry = entry._replace(bytes=entry.embedded.nbytes + sum(_bytes(entry.cache)))
         with self._lock:
+            if cleared != self._cleared:
+                return
             others = [other for other in self._entries if not _continues(entry, other)]
             while others and sum(other.bytes for other in others) + entry.bytes > self._limit:
                 del others[0]

@@ -90,7 +90,12 @@ def measure(
         "engine": model.backbone.engine,
         "view": asdict(model.view),
     }
-    return Report("bench", "The speed of one machine", {**described, **(settings or {}), **vars(plan)}, [Table("Measured", ["what", "value", "unit"], rows)])
+    return Report(
+        "bench",
+        "The speed of one machine",
+        {**described, **(settings or {}), **vars(plan)},
+        [Table("Measured", ["what", "value", "unit"], rows)],
+    )
 
 
 def history(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Session:

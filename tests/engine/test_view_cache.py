@@ -113,6 +113,20 @@ def test_bytes_are_bounded_and_the_least_recently_used_goes(monkeypatch: pytest.
     assert none.bytes == 0
 
 
+@torch.no_grad()
+def test_what_was_let_go_of_meanwhile_is_not_kept_by_an_answer_that_had_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, views = MODEL.backbone, ViewCache()
+    embed, extend = backbone.embed(random_ids(60)), backbone.extend
+
+    def forgetting(embeddings: torch.Tensor, cache: Any = None) -> Any:
+        views.clear()
+        return extend(embeddings, cache)
+
+    monkeypatch.setattr(backbone, "extend", forgetting)
+    views.prefill(backbone, embed[:50], embed[50:], "alice")
+    assert views.bytes == 0
+
+
 def test_threads_keep_and_use_side_by_side() -> None:
     backbone, views = MODEL.backbone, ViewCache()
     embed = backbone.embed(random_ids(150)).detach()
