@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench_store import folder_bytes, insert
+from bench_store import folder_bytes
 from measure import default_model, machine, seconds
 
 from hmt_memory import HMTModel, MemoryStore
+from hmt_memory.evaluate.speed import history
 
 
 def write(folder: str, name: str, stop: Any, waits: Any) -> None:
@@ -74,10 +75,10 @@ def main() -> None:
     print(machine(model))
     with tempfile.TemporaryDirectory() as name, MemoryStore(Path(name) / "store", timeout=60) as store:
         folder = store.folder
-        insert(store, model, "first", 1_000_000)
+        history(store, model, "first", 1_000_000)
         each = folder_bytes(folder) / 1e6
         for number in range(max(2, round(arguments.megabytes / each) - 1)):
-            insert(store, model, f"session {number}", 1_000_000)
+            history(store, model, f"session {number}", 1_000_000)
         print(f"a store of {folder_bytes(folder) / 1e6:.0f} MB, sessions of {each:.0f} MB")
         session = store.session("first")
         ids = [message.id for message in session.messages()]

@@ -24,51 +24,11 @@ import torch
 from measure import default_model, english, in_fresh_process, interleaved, machine, ratio, seconds
 
 from hmt_memory import HMTModel, MemoryStore, Session
-from hmt_memory.engine.fingerprint import fingerprint
+from hmt_memory.evaluate.speed import history
 from hmt_memory.retrieval.ranking import preselect, weigh
-from hmt_memory.store import lineage
-from hmt_memory.store.rows import CollectionRow, MessageRow, SegmentRow, chain
 
 QUESTION = {"role": "user", "content": "What did I tell you about this?"}
-MESSAGE_TOKENS = 128
 SHORT, LONG = 4_000, 1_000_000  # tokens of history
-
-
-def insert(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Session:
-    """Make a session with so many tokens of history, all of them read; its memories are random."""
-    session = store.session(name, model)
-    length, width = model.config.segment_length, model.backbone.hidden_size
-    tokens = tokens // length * length
-    ids = english(model, tokens).numpy().astype(np.uint32)
-    noise = np.random.default_rng(0)
-    with store.database.writing() as db:
-        row = db.find_collection("session", name)
-        assert row is not None
-        rows = [
-            MessageRow(
-                number,
-                number + 1,
-                number + 1,
-                False,
-                {"role": ("user", "assistant")[number % 2], "content": "text"},
-                float(number),
-                span,
-                span,
-            )
-            for number, span in enumerate((start, start + MESSAGE_TOKENS) for start in range(0, tokens, MESSAGE_TOKENS))
-        ]
-        lineage.append_messages(db, row.stream or 0, rows, ids)
-        made_by = fingerprint(model)
-        number = db.add_model(made_by.digest, made_by.parts)
-        changed = CollectionRow(**{**row.__dict__, "model": number, "next_id": len(rows) + 1})
-        db.update_collection(changed)
-        parts, digest = lineage.of(db, changed), b""
-        for index in range(tokens // length):
-            data = (noise.standard_normal((model.slots, width)) * 2.2).astype("<f2").tobytes()
-            span = (index * length, (index + 1) * length)
-            digest = chain(digest, span, data, None)
-            lineage.append_segments(db, parts, [SegmentRow(index, span, data, None, digest)])
-    return session
 
 
 def resident_megabytes() -> float:
@@ -98,7 +58,7 @@ def answer_alone(folder: str, name: str, kind: str) -> None:
 def turns(model: HMTModel, folder: Path, rounds: int, kind: str) -> None:
     """Time the first token and a whole turn after a short and a long history."""
     with MemoryStore(folder) as store:
-        sessions = {name: insert(store, model, name, size) for name, size in (("short", SHORT), ("long", LONG))}
+        sessions = {name: history(store, model, name, size) for name, size in (("short", SHORT), ("long", LONG))}
 
         def turn(session: Session, count: int) -> None:
             reply = session.reply(QUESTION, max_new_tokens=count, min_new_tokens=count)
@@ -119,7 +79,7 @@ def turns(model: HMTModel, folder: Path, rounds: int, kind: str) -> None:
 def adding(model: HMTModel, folder: Path, rounds: int) -> None:
     """Time `add` beyond the reading itself, for a message that fills a segment and one that fills none."""
     with MemoryStore(folder) as store:
-        session = insert(store, model, "adding", 100_000)
+        session = history(store, model, "adding", 100_000)
         text = model.backbone.decode(english(model, model.config.segment_length).tolist())
         for name, said in (("a message that fills a segment", text), ("a short message", "Thank you very much.")):
             more = []
@@ -135,7 +95,7 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
     """Time opening and recall over so many segments, on one core, beyond the pass of the query."""
     length = model.config.segment_length
     with MemoryStore(folder) as store:
-        spent = seconds(lambda: insert(store, model, "many", segments * length))
+        spent = seconds(lambda: history(store, model, "many", segments * length))
     print(f"{segments:,} segments: inserted in {spent:.0f} s, {folder_bytes(folder) / segments:,.0f} bytes a segment on disk")
     with MemoryStore(folder) as store:
         spent = seconds(lambda: store.session("many", model))
@@ -161,7 +121,7 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
 def shrinking(model: HMTModel, folder: Path) -> None:
     """Measure the bytes on disk before and after forgetting and deleting, and the time that erasing takes."""
     with MemoryStore(folder) as store:
-        keep, gone = insert(store, model, "keep", 100_000), insert(store, model, "gone", 1_000_000)
+        keep, gone = history(store, model, "keep", 100_000), history(store, model, "gone", 1_000_000)
         store.database.empty_log()
         before = folder_bytes(folder)
         middle = gone.messages()[len(gone.messages()) // 2].id

@@ -98,10 +98,19 @@ def _behind(backbone: Backbone, rows: Sequence[Tensor], cache: Any) -> Sequence[
     """Return the hidden states of several continuations, which do not see each other."""
     try:
         repeated = backbone.repeat(copy.deepcopy(cache), len(rows))
-    except BackboneError:  # caches of some families hold one row
-        return [backbone.extend(backbone.embed(row[None]), copy.deepcopy(cache))[0][0] for row in rows]
+    except BackboneError:  # caches of some families hold one row, and go on by one token at a time
+        return [_one_by_one(backbone, row, copy.deepcopy(cache)) for row in rows]
     hidden, _ = backbone.extend(backbone.embed(pad_sequence(list(rows), batch_first=True)), repeated)
     return list(hidden)
+
+
+def _one_by_one(backbone: Backbone, row: Tensor, cache: Any) -> Tensor:
+    """Return the hidden states [t, d] of token ids [t]."""
+    states = []
+    for token in row:
+        hidden, cache = backbone.advance(backbone.embed(token[None, None]), cache)
+        states.append(hidden[0])
+    return torch.stack(states)
 
 
 def _product(chances: Sequence[float]) -> float:

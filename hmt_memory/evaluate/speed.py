@@ -120,7 +120,7 @@ def history(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sess
             row, _ = session._append(db, row, batch)
         whole = lineage.size(parts)[1] // length
         ids = lineage.tokens(db, parts, 0, whole * length).reshape(whole, length)
-        digest, made = b"", []
+        digest = b""
         for number in range(whole):
             span = (number * length, (number + 1) * length)
             memory = _random(noise, (model.slots, model.backbone.hidden_size), scale=2.2)
@@ -129,8 +129,7 @@ def history(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sess
                 count = len(stretches(ids[number].tolist(), model.backbone.end_ids))
                 keys = _random(noise, (count, model.config.key_dim), scale=model.config.key_dim**-0.5)
             digest = chain(digest, span, memory, keys)
-            made.append(SegmentRow(number, span, memory, keys, digest))
-        lineage.append_segments(db, parts, made)
+            lineage.append_segments(db, parts, [SegmentRow(number, span, memory, keys, digest)])
     return session
 
 

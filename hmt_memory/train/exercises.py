@@ -191,11 +191,13 @@ class Facts:
 
     @staticmethod
     def _parted(chance: random.Random, said: Sequence[Note]) -> tuple[Sequence[Note], list[Pair]]:
-        """Part what was said into notes and recent turns: mostly all are notes, in a tenth all are turns."""
+        """Part what was said into notes and recent turns: all notes, the latest as turns and nothing else, or some of each."""
         form = chance.random()
-        first = len(said) if form < 0.7 else max(0, len(said) - 6) if form < 0.82 else max(0, len(said) - chance.randint(1, 3))
-        turns = [(note.text, chance.choice(_THANKS)) for note in said[first:] if note.speaker == "user"]
-        return (() if 0.7 <= form < 0.82 else said[:first]), turns
+        if form < 0.7:
+            return said, []
+        latest = 6 if form < 0.82 else chance.randint(1, 3)
+        turns = [(note.text, chance.choice(_THANKS)) for note in said[-latest:] if note.speaker == "user"]
+        return (() if form < 0.82 else said[:-latest]), turns
 
     @staticmethod
     def _missing(chance: random.Random, told: Sequence[str]) -> relations.Told:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import byte_tokenizer, tiny_model
+from tiny import byte_tokenizer, random_ids, tiny_model
 
 from hmt_memory import HMTConfig, HMTState
 from hmt_memory.engine import abstaining
@@ -44,6 +44,18 @@ def test_nothing_that_is_forbidden_can_complete_an_opening(chances: list[list[fl
     found = Abstention(openings, chances)
     for opening in openings:
         assert any(opening[place] in found.forbidden(opening[:place]) for place in range(len(opening)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mamba", "rwkv"])
+def test_openings_are_read_behind_the_view_whatever_a_family_keeps(family: str) -> None:
+    """Caches of some families hold one row, and go on by one token at a time."""
+    backbone = tiny_model(family).backbone
+    view, rows = random_ids(20), [random_ids(8, seed=1), random_ids(5, seed=2)]
+    _, cache = backbone.advance(backbone.embed(view[None]))
+    for row, states in zip(rows, abstaining._behind(backbone, rows, cache), strict=True):
+        expected = backbone.body(backbone.embed(torch.cat([view, row])[None]))[0, len(view) :]
+        torch.testing.assert_close(states[: len(row)], expected, atol=1e-4, rtol=1e-3)
 
 
 def test_the_chance_of_an_opening_is_that_of_its_tokens_one_behind_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
