@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from tiny import FAMILIES, SMALL, byte_tokenizer, random_ids, tiny_model
 
 from hmt_memory import HMTModel, MemoryStore, ViewConfig
+from hmt_memory.assistant import stateless
+from hmt_memory.assistant.stateless import PrefixCache
 from hmt_memory.engine.backbone import Backbone
 from hmt_memory.engine.view_cache import ViewCache, read_whole
 
@@ -119,7 +121,8 @@ def test_what_was_let_go_of_meanwhile_is_not_kept_by_an_answer_that_had_begun(mo
     embed, extend = backbone.embed(random_ids(60)), backbone.extend
 
     def forgetting(embeddings: torch.Tensor, cache: Any = None) -> Any:
-        views.clear()
+        if cache is None:  # while the beginning is read, not after it was kept
+            views.clear()
         return extend(embeddings, cache)
 
     monkeypatch.setattr(backbone, "extend", forgetting)
@@ -187,6 +190,18 @@ def test_a_session_reads_only_the_new_part_of_its_view(tmp_path: Path, monkeypat
         assert counted.take() < reply.usage.view_tokens / 2
         session.forget([session.messages()[0].id])
         assert store.view_cache.bytes == 0, "what was forgotten is in no memory either"
+
+
+def test_a_call_without_a_session_reads_only_the_new_part_in_its_own_name_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    roomy = MODEL.with_view(ViewConfig(recent_tokens=200, note_tokens=10, pinned_tokens=20))
+    kept, counted = PrefixCache(), Counted(roomy.backbone, monkeypatch)
+    talk = [{"role": role, "content": f"{role} says this."} for role in ("user", "assistant", "user")]
+    more = [*talk, {"role": "assistant", "content": "Fine."}, {"role": "user", "content": "And now?"}]
+    reads = []
+    for messages, namespace in ((talk, "alice"), (more, "alice"), (more, "bob")):
+        stateless.reply(roomy, messages, cache=kept, namespace=namespace, max_new_tokens=1).finish()
+        reads.append(counted.take())
+    assert reads[1] < reads[2] / 1.3
 
 
 @pytest.mark.real

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from hmt_memory.errors import InputError
 from hmt_memory.retrieval.notes import HEADING, Note
 from hmt_memory.train import Recipe, Stage, Trainer, open_sources, prepare, relations
 from hmt_memory.train.answering import answer_losses
-from hmt_memory.train.exercises import UNKNOWN, Exercise, Exercises, Facts, from_file
+from hmt_memory.train.exercises import _THANKS, UNKNOWN, Exercise, Exercises, Facts, from_file
 
 MODEL = tiny_model(tokenizer=byte_tokenizer())
 EXERCISE = Exercise(
@@ -40,6 +41,26 @@ def test_every_answer_of_an_exercise_rests_on_its_notes() -> None:
                 words = [word.strip(".,:'").lower() for word in answer.split()]
                 answers += any(word in shown for word in words if len(word) > 2)
     assert answers > 2 * unknown > 100
+
+
+def test_what_is_told_now_is_acknowledged_by_what_was_understood() -> None:
+    """What is asked for as unknown in one question is told in another, so that a question is told from a telling."""
+    heard, unknown, begins = 0, 0, ("Got it. ", "Noted. ", "Okay. ", "Good to know. ")
+    for number in range(200):
+        exercise = Exercises().draw(f"{number}")
+        told = {text for text, answer in exercise.asked if answer.startswith(begins)}
+        assert not told & {note.text for note in exercise.notes}, "it is new"
+        heard += len(told)
+        unknown += sum(answer in UNKNOWN for _, answer in exercise.asked)
+    assert unknown > heard > 20
+
+
+def test_facts_stand_in_notes_in_recent_turns_or_in_both() -> None:
+    forms = Counter()
+    for number in range(200):
+        exercise = Exercises().draw(f"{number}")
+        forms[bool(exercise.notes), any(answer in _THANKS for _, answer in exercise.turns)] += 1
+    assert forms[True, False] > 60 and forms[False, True] > 10 and forms[True, True] > 15, forms
 
 
 def test_talk_that_shares_a_word_with_a_question_stands_beside_the_facts_more_often() -> None:
