@@ -35,7 +35,7 @@ def test_the_command_measures_everything_and_writes_a_report(chatty: str, tmp_pa
     assert ran.exit_code == 0, ran.output
     measured = {row["what"]: row["value"] for row in json.loads(ran.stdout)["measured"]}
     for what in (
-        "loading",
+        "loading, imports included",
         "reading",
         "prompt of 2,048 tokens",
         "writing behind 2,048 tokens",
