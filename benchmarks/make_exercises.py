@@ -22,7 +22,6 @@ from typing import Any
 Row = dict[str, Any]
 _UNKNOWN = (
     "I don't know. That is not mentioned.",
-    "That is not mentioned, so I don't know.",
     "I don't know, the text does not say that.",
 )
 _SENTENCE = re.compile(r"(?<=[.!?\"”])\s+")

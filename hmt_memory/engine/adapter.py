@@ -99,8 +99,6 @@ def merge(causal_lm: nn.Module, folder: Path) -> Merged | None:
         OSError: the files cannot be read.
         KeyError: the files lack a field or a tensor.
     """
-    from safetensors.torch import load
-
     config, stored = _config(folder), trust.header(folder / WEIGHTS_FILE)
     linear = _changed(causal_lm, stored)
     if linear is None or any(config.get(name, allowed[-1]) not in allowed for name, allowed in _PLAIN.items()):
@@ -110,12 +108,24 @@ def merge(causal_lm: nn.Module, folder: Path) -> Merged | None:
     scale = config["lora_alpha"] / config["r"]
     if not isfinite(scale):
         raise ValueError(f"{CONFIG_FILE}: lora_alpha={config['lora_alpha']} is no number")
-    files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
-    tensors = load(files[WEIGHTS_FILE])
+    merged = read(folder)
     for name, module in linear.items():
-        low, high = (tensors[f"{name}.lora_{part}.weight"].to(module.weight.device).float() for part in "AB")
+        low, high = (merged.tensors[f"{name}.lora_{part}.weight"].to(module.weight.device).float() for part in "AB")
         module.weight.copy_(module.weight.float() + scale * high @ low)
-    return Merged(files, tensors)
+    return merged
+
+
+def read(folder: Path) -> Merged:
+    """Read an adapter that is merged into the weights already.
+
+    Raises:
+        ValueError: the files are damaged.
+        OSError: the files cannot be read.
+    """
+    from safetensors.torch import load
+
+    files = {name: (folder / name).read_bytes() for name in (CONFIG_FILE, WEIGHTS_FILE)}
+    return Merged(files, load(files[WEIGHTS_FILE]))
 
 
 def _changed(causal_lm: nn.Module, stored: Mapping[str, trust.Stored]) -> dict[str, nn.Linear] | None:

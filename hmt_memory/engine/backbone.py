@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError
 from .adapter import Merged, merge
+from .modes import eval_mode
 from .text import TextCodec
+from .traced import head_scale
 
 if TYPE_CHECKING:
     from .openvino import OpenVinoEngine
@@ -69,10 +71,10 @@ class Backbone(TextCodec, nn.Module):
         self.tokenizer = tokenizer
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
-        self.cache_argument = _cache_argument(self._body)  # the name of the cache in its forward pass
+        self.cache_argument = cache_argument(self._body)  # the name of the cache in its forward pass
         self._compiled, self._mark, self._watched = False, object(), list[Tensor]()
         self._engine: OpenVinoEngine | None = None
-        self._head_scale = _head_scale(self.config)
+        self._head_scale = head_scale(self.config)
         self.appends = _probe(self)  # whether several positions at once may follow those in a cache
 
     @property
@@ -131,6 +133,11 @@ class Backbone(TextCodec, nn.Module):
         """What computes where nothing learns: torch or openvino."""
         return "torch" if self._engine is None else "openvino"
 
+    @property
+    def kept(self) -> Path | None:
+        """The folder of the engine's conversion; None: torch computes."""
+        return None if self._engine is None else self._engine.folder
+
     def use_openvino(self) -> None:
         """Let OpenVINO compute body and head where nothing learns, until weights change.
 
@@ -148,7 +155,14 @@ class Backbone(TextCodec, nn.Module):
     @property
     def version(self) -> Hashable:
         """Who computes: another value for another backbone, and once weights have learned, moved or been cast."""
-        return self._mark, self._weights(self.parameters()), self._fast is not None
+        return self._mark, self._weights(self._values()), self._fast is not None
+
+    def written(self) -> Hashable:
+        """Return which weights are in memory and how often each was written to: another value once one has changed."""
+        return self._mark, tuple((id(value), value._version) for value in self._values())
+
+    def _values(self) -> Iterable[Tensor]:
+        return self.parameters()
 
     @property
     def _fast(self) -> OpenVinoEngine | None:
@@ -230,11 +244,13 @@ class Backbone(TextCodec, nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Turn hidden states [..., d] into logits [..., vocab], with the family's scaling and soft cap."""
-        project = self._plain[0].get_output_embeddings()
-        logits: Tensor = project(hidden.to(project.weight.dtype)) if self._fast is None else self._fast.head(hidden)
-        logits = logits * self._head_scale
+        logits = (self._project(hidden) if self._fast is None else self._fast.head(hidden)) * self._head_scale
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        project = self._plain[0].get_output_embeddings()
+        return project(hidden.to(project.weight.dtype))
 
     @torch.no_grad()
     def embedding_sample(self) -> Tensor:
@@ -365,34 +381,16 @@ def _openvino(backbone: Backbone) -> OpenVinoEngine:
         sample = backbone.embed(torch.arange(1, 25).reshape(2, 12) * (backbone.vocab_size // 26))
     project = backbone._plain[0].get_output_embeddings()
     body = TracedBody(backbone._body, backbone.config, backbone.cache_argument)
-    return OpenVinoEngine(body, held, (project.weight, getattr(project, "bias", None)), sample)
+    return OpenVinoEngine.convert(body, held, (project.weight, getattr(project, "bias", None)), sample)
 
 
-@contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Turn dropout off inside: memory is a function of the text. Every submodule's own training flag is put back."""
-    training = [part for part in module.modules() if part.training]
-    if training:
-        module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
-
-
-def _cache_argument(body: Any) -> str:
+def cache_argument(body: Any) -> str:
+    """Return the name of the cache in a body's forward pass."""
     parameters = inspect.signature(body.forward).parameters
     named = next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
     if named is None:
         raise BackboneError(f"{type(body).__name__} takes no cache of a kind this package knows. Choose another model.")
     return named
-
-
-def _head_scale(config: Any) -> float:
-    """Return the factor of the logits: Cohere multiplies them by `logit_scale`, Granite divides them by `logits_scaling`."""
-    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    return (factor if isinstance(factor, (int, float)) else 1.0) / (divisor if isinstance(divisor, (int, float)) else 1.0)
 
 
 def _relative_difference(actual: Tensor, expected: Tensor) -> float:

@@ -326,7 +326,10 @@ class MemoryCell(nn.Module):
 
     def memory_parameters(self) -> Mapping[str, nn.Parameter]:
         """Return the parameters that HMT adds to its backbone, by their names in a checkpoint."""
-        return {name: value for name, value in self.named_parameters() if not name.startswith("backbone.")}
+        parts = [("", self), *((f"{name}.", part) for name, part in self.named_children() if name != "backbone")]
+        return {
+            prefix + name: value for prefix, part in parts for name, value in part.named_parameters(recurse=part is not self)
+        }
 
 
 def _near(embedding: Tensor, rows: int) -> Tensor:

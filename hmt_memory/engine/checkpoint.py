@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from .._version import __version__
 from ..config import Engine, HMTConfig
 from ..errors import CheckpointError, ConfigError, HMTError, MissingDependencyError, ModelNotFoundError
 from ..files import replacing
-from . import adapter, trust, weights
+from . import adapter, deferred, trust, weights
 from .backbone import Backbone
 from .cell import MemoryCell
 from .outline import CONFIG_FILE, MEMORY_FILE, read_config, sources
@@ -125,39 +126,75 @@ def load_model(
     """
     name, adapter = sources(name, adapter, config)
     stored = None if adapter is None else _checked(adapter)
-    causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
-    causal_lm.requires_grad_(False)
-    backbone = Backbone(causal_lm, tokenizer, name=name)
+    choice = _Choice(_known_engine(engine), dtype, device)
+    lora = None if adapter is None or not (adapter / ADAPTER_FOLDER).is_dir() else adapter / ADAPTER_FOLDER
+    folder = choice.converted_from(name) if merge and not options else None
+    backbone: Backbone | None = None if folder is None else deferred.find(name, folder, lora, within=choice.sizes)
+    if backbone is None:
+        causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
+        causal_lm.requires_grad_(False)
+        backbone = Backbone(causal_lm, tokenizer, name=name)
+        if adapter is not None and stored is not None:
+            _check_backbone(adapter, stored.backbone, backbone.identity())
+        if lora is not None and not (merge and _merged(backbone, lora)):
+            backbone = Backbone(_with_peft(causal_lm, lora), tokenizer, name=name)
+        choice.make(backbone)
+        if folder is not None:
+            deferred.keep(backbone, folder, lora)
     if adapter is None or stored is None:
-        _choose_engine(backbone, engine, dtype)
         return build(backbone, config or HMTConfig()).eval()
     _check_backbone(adapter, stored.backbone, backbone.identity())
-    files = adapter / ADAPTER_FOLDER
-    if files.is_dir() and not (merge and _merged(backbone, files)):
-        backbone = Backbone(_with_peft(causal_lm, files), tokenizer, name=name)
-    _choose_engine(backbone, engine, dtype)
     model = build(backbone, stored.config)
     load_memory(model, adapter)
     return model.eval()
 
 
-def _choose_engine(backbone: Backbone, engine: str, dtype: str | torch.dtype) -> None:
-    """Let OpenVINO compute where it is asked for, or where nobody chose and it is the fastest: in fp32 on a CPU."""
+def _known_engine(engine: str) -> str:
     if engine == "auto":
         engine = os.environ.get("HMT_ENGINE") or "auto"
     if engine not in get_args(Engine):
         raise ConfigError(f"engine={engine!r} is not one of {', '.join(get_args(Engine))}.")
-    if engine == "openvino":
-        with weights.quiet():
-            backbone.use_openvino()
-    elif engine == "auto" and (dtype, backbone.device.type, backbone.dtype) == ("auto", "cpu", torch.float32):
-        if not _CONVERTED[0] <= sum(value.numel() for value in backbone.parameters()) <= _CONVERTED[1]:
-            return
-        try:
+    return engine
+
+
+class _Choice(NamedTuple):
+    """What computes a model: OpenVINO where it is asked for, or where nobody chose and it is the fastest, in fp32 on a CPU."""
+
+    engine: str
+    dtype: str | torch.dtype
+    device: str
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many weights a backbone that OpenVINO runs has, at least and at most."""
+        return _CONVERTED if self.engine == "auto" else (0, sys.maxsize)
+
+    def make(self, backbone: Backbone) -> None:
+        """Give a backbone its engine."""
+        if self.engine == "openvino":
             with weights.quiet():
                 backbone.use_openvino()
-        except HMTError as error:
-            _log.info("torch computes: %s", error)
+        elif self.engine == "auto" and (self.dtype, backbone.device.type, backbone.dtype) == ("auto", "cpu", torch.float32):
+            if not self.sizes[0] <= sum(value.numel() for value in backbone.parameters()) <= self.sizes[1]:
+                return
+            try:
+                with weights.quiet():
+                    backbone.use_openvino()
+            except HMTError as error:
+                _log.info("torch computes: %s", error)
+
+    def converted_from(self, name: str) -> Path | None:
+        """Return the folder of the weights that OpenVINO is to run; None: it runs none, or nothing has that name here."""
+        if self.engine == "torch" or (self.engine == "auto" and self.dtype != "auto"):
+            return None
+        device = weights.auto_device() if self.device == "auto" else weights.named_device(self.device)
+        dtype = weights.auto_dtype(device) if self.dtype == "auto" else weights.named_dtype(self.dtype)
+        if (device.type, dtype) != ("cpu", torch.float32):
+            return None
+        try:
+            return weights.local_folder(name)
+        except HMTError:  # loading says why
+            return None
 
 
 class _Stored(NamedTuple):

@@ -35,7 +35,8 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(model: MemoryCell) -> Fingerprint:
     """Compute the fingerprint of `model` as it is now; it is kept on the model until a parameter is written to."""
-    state = (model.config, model.backbone.name, [(id(value), value._version) for value in model.parameters()])
+    added = [(id(value), value._version) for value in model.memory_parameters().values()]
+    state = (model.config, model.backbone.name, added, model.backbone.written())
     known = model.__dict__.get(_KEPT)
     if known is None or known[0] != state:
         known = model.__dict__[_KEPT] = (state, _compute(model))

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from .abstaining import abstention
-from .backbone import eval_mode
 from .cell import MemoryCell
 from .decoding import Decoding, Detokenizer, Sampler, StopStrings, align
+from .modes import eval_mode
 from .reader import read, token_ids
 from .recall import segment_weights
 from .state import HMTState

@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -32,7 +33,9 @@ from ..errors import BackboneError, MissingDependencyError
 from .places import cache_folder
 from .traced import TracedBody
 
-_VERSION = 1  # of the conversion
+_VERSION = 2  # of the conversion
+_GRAPHS, _SAMPLE = ("body.xml", "head.xml"), "sample.npz"
+_DAMAGES = (RuntimeError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # of graphs, and of arrays
 _LEAST_WEIGHTS = 1 << 12  # smaller matrices stay as they are
 _STEPS = 127  # of an 8-bit weight, to each side
 _ALIKE = 0.98  # the least cosine of hidden states with those of torch
@@ -66,35 +69,63 @@ def available() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def _require() -> None:
+    if not available():
+        raise MissingDependencyError("this engine needs OpenVINO. Run: pip install 'hmt-memory[cpu]'")
+
+
+class _Damaged(BackboneError):
+    """Files of a conversion cannot be read."""
+
+
 class OpenVinoEngine:
     """The body and the head of one backbone, compiled for this CPU.
 
     Args:
-        body: the body as a function of tensors alone.
-        layers: heads and width of keys and values, of each layer in turn.
-        head: the weights [vocab, d] of the head and its bias.
-        sample: [2, t, d] input embeddings of some tokens, by which it is compared with torch.
+        folder: of a conversion.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
-        BackboneError: it does not convert this body, computes something else than torch, or its files cannot be written.
+        BackboneError: it computes something else than torch did, or is damaged.
     """
 
-    def __init__(
-        self, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], sample: Tensor
-    ) -> None:
-        if not available():
-            raise MissingDependencyError("this engine needs OpenVINO. Run: pip install 'hmt-memory[cpu]'")
-        width = sample.shape[-1]
+    def __init__(self, folder: Path) -> None:
+        _require()
+        self.folder = folder
+        try:
+            with np.load(folder / _SAMPLE) as kept:
+                sample, expected = (torch.from_numpy(kept[name]) for name in ("sample", "expected"))
+                self.layers: list[tuple[int, int]] = [(int(heads), int(wide)) for heads, wide in kept["layers"]]
+            self._body, self._head = _compiled(folder)
+        except _DAMAGES as error:
+            raise _Damaged(f"the conversion in {folder} is damaged: {error}. Remove the folder.") from error
+        self._idle: list[Any] = []  # requests that hold nothing that anybody waits for
+        self._position_bytes = 4 * sum(heads * wide for heads, wide in self.layers)
+        self._compare(sample, expected)
+
+    @classmethod
+    def convert(
+        cls, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], sample: Tensor
+    ) -> OpenVinoEngine:
+        """Convert a body and a head, unless that was done before.
+
+        Args:
+            body: the body as a function of tensors alone.
+            layers: heads and width of keys and values, of each layer in turn.
+            head: the weights [vocab, d] of the head and its bias.
+            sample: [2, t, d] input embeddings of some tokens, by which it is compared with torch.
+
+        Raises:
+            MissingDependencyError: OpenVINO is not installed.
+            BackboneError: it does not convert this body, computes something else than torch, or its files cannot be written.
+        """
+        _require()
         folder = cache_folder() / f"openvino-{_digest(body, head)}"
         try:
-            self._body, self._head = _compiled(_converted(folder, body, layers, head, width))
-        except RuntimeError:  # what was kept there is damaged
+            return cls(_converted(folder, body, layers, head, sample))
+        except _Damaged:
             shutil.rmtree(folder, ignore_errors=True)
-            self._body, self._head = _compiled(_converted(folder, body, layers, head, width))
-        self._idle: list[Any] = []  # requests that hold nothing that anybody waits for
-        self._position_bytes = 4 * sum(heads * wide for heads, wide in layers)
-        self._compare(body, layers, sample)
+            return cls(_converted(folder, body, layers, head, sample))
 
     def body(self, embeddings: Tensor) -> Tensor:
         """Turn input embeddings [B, T, d] into hidden states [B, T, d]."""
@@ -126,10 +157,9 @@ class OpenVinoEngine:
         return Kept(self._body.create_infer_request(), self._body)
 
     @torch.no_grad()
-    def _compare(self, body: TracedBody, layers: Sequence[tuple[int, int]], sample: Tensor) -> None:
+    def _compare(self, sample: Tensor, expected: Tensor) -> None:
         """Compare with torch what comes of two rows, the second half behind the first."""
         half = sample.shape[1] // 2
-        expected = body(sample, *_nothing(layers, 2))[0]
         first, kept = self.extend(sample[:, :half], None)
         actual = torch.cat([first, self.extend(sample[:, half:], kept)[0]], dim=1)
         alike = torch.nn.functional.cosine_similarity(expected.flatten(1), actual.flatten(1)).min()
@@ -173,30 +203,32 @@ class Kept:
 # --- conversion ---------------------------------------------------------------------------------------------------------
 
 
-def _compiled(files: Sequence[Path]) -> list[Any]:
-    compiled = str(files[0].parent / "compiled")  # kept as well: compiling takes seconds
-    settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "CACHE_DIR": compiled}
+def _compiled(folder: Path) -> list[Any]:
+    # What is compiled is kept as well: that takes seconds.
+    settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "CACHE_DIR": str(folder / "compiled")}
     core = _openvino().Core()
-    return [core.compile_model(file, "CPU", settings) for file in files]
+    return [core.compile_model(folder / name, "CPU", settings) for name in _GRAPHS]
 
 
+@torch.no_grad()
 def _converted(
-    folder: Path, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], width: int
-) -> Sequence[Path]:
-    """Return the files of the converted body and head, made now unless they are there."""
-    files = folder / "body.xml", folder / "head.xml"
+    folder: Path, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], sample: Tensor
+) -> Path:
+    """Convert the body and the head into a folder, unless it is there. Returns it."""
     if folder.is_dir():
-        return files
+        return folder
     _log.info("converting the model for OpenVINO once, to %s", folder)
-    models = (_body_graph(body, layers, width), _head_graph(*head))
+    models = (_body_graph(body, layers, sample.shape[-1]), _head_graph(*head))
+    expected = body(sample, *_nothing(layers, 2))[0]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     except OSError as error:
         raise BackboneError(f"{folder.parent} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
     try:
-        for model, file in zip(models, files, strict=True):
-            _openvino().save_model(model, scratch / file.name, compress_to_fp16=False)
+        for model, name in zip(models, _GRAPHS, strict=True):
+            _openvino().save_model(model, scratch / name, compress_to_fp16=False)
+        np.savez(scratch / _SAMPLE, sample=sample.numpy(), expected=expected.numpy(), layers=np.array(layers))
         for written in scratch.iterdir():
             with written.open("rb") as content:
                 os.fsync(content.fileno())
@@ -204,13 +236,22 @@ def _converted(
             scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return files
+    return folder
+
+
+def versions() -> list[str]:
+    """Return the versions that a conversion depends on.
+
+    Raises:
+        PackageNotFoundError: OpenVINO is not installed.
+    """
+    packages = ("openvino", "torch", "transformers")
+    return [str(_VERSION), *(importlib.metadata.version(package) for package in packages)]
 
 
 def _digest(body: TracedBody, head: tuple[Tensor, Tensor | None]) -> str:
     """Make a name from all weights and the versions of what converts them."""
-    versions = [importlib.metadata.version(package) for package in ("openvino", "torch", "transformers")]
-    digest = hashlib.sha256(f"{_VERSION} {versions} {body.described}".encode())
+    digest = hashlib.sha256(f"{versions()} {body.described}".encode())
     tensors = {**dict(body.named_parameters()), **dict(body.named_buffers()), "head": head[0]}
     if head[1] is not None:
         tensors["bias"] = head[1]

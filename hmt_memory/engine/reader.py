@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .backbone import eval_mode
 from .cell import MemoryCell
+from .modes import eval_mode
 from .state import HMTState
 from .unroll import unroll
 

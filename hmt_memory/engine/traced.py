@@ -101,3 +101,9 @@ def shapes(cache: Any) -> list[tuple[int, int]]:
         return [(int(tensor.shape[1]), int(tensor.shape[3])) for tensor in tensors]
     except (AttributeError, IndexError) as error:
         raise BackboneError(f"its cache ({type(cache).__name__}) does not hold keys and values.") from error
+
+
+def head_scale(config: Any) -> float:
+    """Return the factor of the logits: Cohere multiplies them by `logit_scale`, Granite divides them by `logits_scaling`."""
+    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return (factor if isinstance(factor, (int, float)) else 1.0) / (divisor if isinstance(divisor, (int, float)) else 1.0)

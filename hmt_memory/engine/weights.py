@@ -148,13 +148,10 @@ def _from_hub(name: str, **options: Any) -> tuple[Any, Any]:
 
 
 def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     where = {key: options[key] for key in _SOURCE_OPTIONS if key in options}
-    try:
-        config = AutoConfig.from_pretrained(source, **where)
-    except Exception as error:  # OSError, ValueError, or anything else for a damaged configuration
-        raise _refusal(source, error) or ModelNotFoundError(_nothing_there(source)) from error
+    config = load_config(source, **where)
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
     _check_files(source, config, **options)
@@ -166,8 +163,43 @@ def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
     except Exception as error:  # OSError, RuntimeError, SafetensorError, or anything else for a damaged file
         otherwise = ModelNotFoundError(f"the weights of {source} are incomplete or damaged: {error}. Get them again.")
         raise _refusal(source, error) or otherwise from error
+    return model, load_tokenizer(source, **where)
+
+
+def load_config(source: str | Path, **where: Any) -> Any:
+    """Load a model's own configuration.
+
+    Args:
+        source: a folder or a hub id.
+        **where: passed to transformers.
+
+    Raises:
+        ModelNotFoundError: there is none.
+        BackboneError: it would run code.
+    """
+    from transformers import AutoConfig
+
     try:
-        return model, AutoTokenizer.from_pretrained(source, **where)
+        return AutoConfig.from_pretrained(source, **where)
+    except Exception as error:  # OSError, ValueError, or anything else for a damaged configuration
+        raise _refusal(source, error) or ModelNotFoundError(_nothing_there(source)) from error
+
+
+def load_tokenizer(source: str | Path, **where: Any) -> Any:
+    """Load a model's tokenizer.
+
+    Args:
+        source: a folder or a hub id.
+        **where: passed to transformers.
+
+    Raises:
+        ModelNotFoundError: it is missing or damaged.
+        BackboneError: it would run code.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **where)
     except Exception as error:  # OSError, ValueError, or anything else for a damaged file
         otherwise = ModelNotFoundError(f"the tokenizer of {source} is missing or damaged: {error}. Get it again.")
         raise _refusal(source, error) or otherwise from error

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.backbone import eval_mode
+from ..engine.modes import eval_mode
 from ..engine.unroll import Steps, Turn, unroll
 from ..errors import InputError
 from .perplexity import token_losses

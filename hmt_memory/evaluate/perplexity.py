@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ..engine.backbone import eval_mode
+from ..engine.modes import eval_mode
 from ..engine.state import HMTState
 from ..engine.unroll import Steps, Turn, unroll
 from ..errors import InputError

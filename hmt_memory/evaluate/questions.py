@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..engine.backbone import eval_mode
+from ..engine.modes import eval_mode
 from ..errors import InputError
 from .report import Figure, Report, Table
 from .statistics import mean_interval, perplexity_interval

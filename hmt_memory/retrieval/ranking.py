@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.backbone import eval_mode
+from ..engine.modes import eval_mode
 from ..errors import InputError
 from . import lexical
 from .citations import Citation, Message, quote

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.backbone import eval_mode
+from ..engine.modes import eval_mode
 from ..engine.state import HMTState
 from ..engine.unroll import unroll
 from ..errors import InputError, StoreDamagedError

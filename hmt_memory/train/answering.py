@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ..engine.backbone import eval_mode
+from ..engine.modes import eval_mode
 from ..engine.unroll import unroll
 from .examples import IGNORED
 from .losses import TokenLosses, Weights, token_losses

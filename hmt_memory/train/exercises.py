@@ -34,13 +34,8 @@ SYSTEM_PROMPTS = (
     "You are the user's private assistant.",
     "Be concise and honest. If you do not know something, say so.",
 )
-# each begins as `engine.abstaining.OPENINGS` has it
-UNKNOWN = (
-    "I don't know. You haven't told me that.",
-    "You haven't told me that.",
-    "I don't know, you have not mentioned it.",
-    "You have not told me, so I don't know.",
-)
+# each begins as `engine.abstaining.OPENINGS` has it, and as no other answer does: the first token decides
+UNKNOWN = ("I don't know. You haven't told me that.", "I don't know, you have not mentioned it.")
 _HEARD = ("Got it. {}", "Noted. {}", "Okay. {}", "Good to know. {}", "I'll remember that. {}", "Thanks, I'll remember that.")
 _THANKS = (
     "Thanks for telling me.",
@@ -268,7 +263,7 @@ class Facts:
                 asked.append((question, fact.answer))
             if len(facts) < 3:
                 asked.append((relations.ask(chance, fact.key), fact.answer))
-        asked += [(fact.question, chance.choice(UNKNOWN)) for fact in missing.values() if not facts or chance.random() < 0.5]
+        asked += [(fact.question, chance.choice(UNKNOWN)) for fact in missing.values() if not facts or chance.random() < 0.8]
         heard = [fact for fact in missing.values() if chance.random() < 0.25]  # told now: nothing to look for
         asked += [(fact.text, chance.choice(_HEARD).format(fact.answer)) for fact in heard]
         if chance.random() < 0.25 or not asked:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, embedding, gelu, kl_div, log_softmax, normalize, softmax
 from torch.nn.utils.rnn import pad_sequence
 
-from ..engine.backbone import eval_mode
 from ..engine.keys import LONGEST_QUESTION, StretchKeys
+from ..engine.modes import eval_mode
 from ..engine.stretches import stretches
 from ..engine.unroll import unroll
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ..engine.backbone import eval_mode
+from ..engine.modes import eval_mode
 from ..engine.unroll import unroll
 from .sources import Document, Encode
 from .tasks import Shape, draw

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-from ..engine.backbone import eval_mode
+from ..engine.modes import eval_mode
 from ..engine.unroll import Steps, Turn, unroll
 from ..errors import InputError
 from .examples import IGNORED, Example

@@ -18,7 +18,7 @@ from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids,
 
 from hmt_memory import HMTModel, HMTState, ViewConfig
 from hmt_memory.chat.transcript import Transcript
-from hmt_memory.engine.backbone import _cache_argument
+from hmt_memory.engine.backbone import cache_argument
 from hmt_memory.engine.decoding import Detokenizer, StopStrings, align
 from hmt_memory.engine.generate import recall_segments
 from hmt_memory.engine.turns import Turns
@@ -196,9 +196,9 @@ def test_the_cache_goes_by_what_a_release_and_a_family_call_it(name: str) -> Non
     def forward(**_: Any) -> None: ...
 
     forward.__signature__ = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)])  # type: ignore[attr-defined]
-    assert _cache_argument(SimpleNamespace(forward=forward)) == name
+    assert cache_argument(SimpleNamespace(forward=forward)) == name
     with pytest.raises(BackboneError, match="takes no cache"):
-        _cache_argument(SimpleNamespace(forward=lambda inputs_embeds: None))
+        cache_argument(SimpleNamespace(forward=lambda inputs_embeds: None))
 
 
 def test_long_answers_never_pass_the_window() -> None:

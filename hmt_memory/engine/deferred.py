@@ -1,0 +1,240 @@
+"""A backbone that OpenVINO runs from a conversion made before, without torch's weights in memory (extension).
+
+Where a conversion is there, answering and reading need the embeddings of some tokens, the tokenizer and the engine; the weights
+in fp32 are four times as large as all of these. So beside a conversion lies what else is known of its backbone, under a name
+made from the files that it came from. The weights are loaded when something asks for them: training, saving, moving, looking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BackboneError, HMTError
+from ..files import replacing
+from . import adapter, trust, weights
+from .backbone import Backbone
+from .openvino import OpenVinoEngine, versions
+from .places import cache_folder
+from .traced import head_scale
+
+_VERSION = 1  # of what is kept
+
+
+class Known(NamedTuple):
+    """What is kept of a converted backbone."""
+
+    embedding: str  # the name of its tensor
+    cache_argument: str  # as `Backbone` has it
+    digest: str | None  # as `Backbone.identity` has it
+    end_ids: list[int]
+    parameters: int
+
+
+class DeferredBackbone(Backbone):
+    """A backbone that OpenVINO runs, whose weights are loaded when something asks for them.
+
+    Args:
+        known: what is kept of it.
+        engine: its conversion, compiled.
+        config: its configuration.
+        embedding: [vocab, d] input embeddings.
+        tokenizer: its tokenizer.
+        name: by which it is recorded.
+        merged: the LoRA adapter in its weights.
+        load: returns the model with that adapter merged.
+    """
+
+    def __init__(
+        self,
+        known: Known,
+        engine: OpenVinoEngine,
+        config: Any,
+        embedding: Tensor,
+        tokenizer: Any,
+        *,
+        name: str,
+        merged: adapter.Merged | None,
+        load: Callable[[], Any],
+    ) -> None:
+        nn.Module.__init__(self)
+        self._known, self._load, self._loading = known, load, threading.RLock()
+        self.name, self.tokenizer, self.config = name, tokenizer, config.get_text_config()
+        self.merged, self._before_merging = merged, known.digest
+        self._embedding = (
+            nn.Embedding(*embedding.shape, _weight=embedding, _freeze=True),
+        )  # in a tuple, so that it is no part of the model
+        self.cache_argument = known.cache_argument
+        self._compiled, self._mark, self._watched = False, object(), list[Tensor]()
+        self._head_scale, self.appends = head_scale(self.config), True
+        self._engine, self._engine_of = engine, self._weights(())
+
+    @property
+    def loaded(self) -> bool:
+        """Whether torch's weights are in memory."""
+        return "_plain" in self.__dict__
+
+    def load(self) -> None:
+        """Load torch's weights, unless they are in memory.
+
+        Raises:
+            BackboneError: they have changed on disk.
+            ModelNotFoundError: they are no longer there.
+        """
+        with self._loading:
+            if self.loaded:
+                return
+            causal_lm = self._load().train(self.training)
+            self.causal_lm = causal_lm
+            self.__dict__["_plain"] = (causal_lm,)
+            self._watched = list(self.parameters())
+            self._engine_of = self._weights(self._watched)
+
+    def __getattr__(self, name: str) -> Any:
+        """Load the weights for those who ask for the model by name."""
+        if name in ("causal_lm", "_plain"):
+            self.load()
+            return getattr(self, name)
+        return super().__getattr__(name)
+
+    def named_modules(self, *args: Any, **options: Any) -> Iterator[Any]:
+        """Load the weights, and yield all modules by name; so do `modules`, `parameters` and `buffers`."""
+        self.load()
+        yield from super().named_modules(*args, **options)
+
+    def state_dict(self, *args: Any, **options: Any) -> Any:
+        """Load the weights, and return all of them."""
+        self.load()
+        return super().state_dict(*args, **options)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self.load()
+        super()._load_from_state_dict(*args, **options)
+
+    def _apply(self, *args: Any, **options: Any) -> Any:  # moves and casts
+        self.load()
+        return super()._apply(*args, **options)  # type: ignore[no-untyped-call]
+
+    @property
+    def embedding(self) -> Any:
+        """The input embedding module."""
+        return super().embedding if self.loaded else self._embedding[0]
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Every token id that ends an answer."""
+        return super().end_ids if self.loaded else frozenset(self._known.end_ids)
+
+    @property
+    def has_adapter(self) -> bool:
+        """True if a PEFT adapter is around the backbone; one that is merged is not."""
+        return self.loaded and super().has_adapter
+
+    def adapter_parameters(self) -> list[tuple[str, Tensor]]:
+        """Return the parameters of an adapter by name; none without one."""
+        return super().adapter_parameters() if self.loaded or self.merged else []
+
+    def _values(self) -> Iterable[Tensor]:
+        return super()._values() if self.loaded else ()
+
+    def _digest(self) -> str | None:
+        return super()._digest() if self.loaded else self._known.digest
+
+
+def keep(backbone: Backbone, folder: Path, lora: Path | None) -> None:
+    """Keep beside a backbone's conversion what it takes to use it without its weights; nothing where that cannot be.
+
+    Args:
+        backbone: has its engine.
+        folder: its weights and its tokenizer.
+        lora: the adapter that is merged into them.
+    """
+    module = backbone.embedding
+    names = (name for name, value in backbone.causal_lm.named_parameters() if value is module.weight)
+    name = next(names, "")
+    if backbone.kept is None or type(module) is not nn.Embedding or not _same(_tensor(folder, name), module.weight):
+        return
+    known = Known(
+        name,
+        backbone.cache_argument,
+        backbone.identity()["weights_digest"],
+        sorted(backbone.end_ids),
+        sum(map(torch.numel, backbone.parameters())),
+    )
+    with contextlib.suppress(OSError):
+        path = backbone.kept / f"{_key(folder, lora)}.json"
+        with replacing(path) as file:
+            file.write(json.dumps(known._asdict()).encode())
+
+
+def find(name: str, folder: Path, lora: Path | None, *, within: Sequence[int]) -> DeferredBackbone | None:
+    """Return a backbone as it was converted before; None: it was not, or what was kept cannot be used.
+
+    Args:
+        name: by which it is loaded and recorded.
+        folder: its weights and its tokenizer.
+        lora: the adapter to merge into them.
+        within: how many weights it may have, at least and at most.
+    """
+    try:
+        key = _key(folder, lora)
+        path = next(cache_folder().glob(f"openvino-*/{key}.json"))
+        known = Known(**json.loads(path.read_text(encoding="utf-8")))
+        embedding = _tensor(folder, known.embedding)
+    except (StopIteration, OSError, ValueError, TypeError, PackageNotFoundError):
+        return None
+    if embedding is None or not within[0] <= known.parameters <= within[1]:
+        return None
+
+    def load() -> Any:
+        if _key(folder, lora) != key:
+            raise BackboneError(f"the files of {name} have changed since it was loaded. Load it again.")
+        causal_lm, _ = weights.load(name, dtype=torch.float32, device="cpu")
+        causal_lm.requires_grad_(False)
+        if lora is not None:
+            adapter.merge(causal_lm, lora)
+        return causal_lm
+
+    try:
+        engine = OpenVinoEngine(path.parent)
+        merged = None if lora is None else adapter.read(lora)
+        with weights.quiet(), trust.nothing_asked():
+            config, tokenizer = weights.load_config(folder), weights.load_tokenizer(folder)
+    except (HMTError, OSError, ValueError, KeyError):  # loading all of it says what is wrong
+        return None
+    return DeferredBackbone(known, engine, config, embedding, tokenizer, name=name, merged=merged, load=load)
+
+
+def _key(folder: Path, lora: Path | None) -> str:
+    """Make a name from the versions of what converts, the adapter, and all files of a model as far as they tell of a change."""
+    files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
+    listed = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in files]
+    digest = hashlib.sha256(json.dumps([_VERSION, versions(), listed]).encode())
+    for path in [] if lora is None else sorted(lora.iterdir()):
+        digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:24]
+
+
+def _tensor(folder: Path, name: str) -> Tensor | None:
+    """Map a tensor of a model's files into memory, in fp32; None: none has that name."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
+            if name in file.keys():  # noqa: SIM118  # it is no mapping
+                tensor: Tensor = file.get_tensor(name).float()
+                return tensor
+    return None
+
+
+def _same(stored: Tensor | None, used: Tensor) -> bool:
+    return stored is not None and torch.equal(stored, used.float())
