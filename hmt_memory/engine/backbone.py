@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import os
 import shutil
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,7 @@ _SAME_ROW_HALF, _SAME_LOGITS, _SAME_PARTS_HALF = 1e-3, 1e-2, 0.05
 class Backbone(TextCodec, nn.Module):
     """A wrapper of `causal_lm` (a `PreTrainedModel` with a language-model head, or a PEFT model around one) and its tokenizer.
 
-    Checks by two tiny forward passes that the model is causal, that its body takes and returns the same width, and that
-    its head is understood.
+    Checks by two tiny forward passes that the model is causal, as wide inside as out, and has a head that is understood.
 
     Raises:
         BackboneError: the model is an encoder, an encoder-decoder, or has a head this class cannot reproduce.
@@ -72,7 +71,7 @@ class Backbone(TextCodec, nn.Module):
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
         self.cache_argument = cache_argument(self._body)  # the name of the cache in its forward pass
-        self._compiled, self._mark, self._watched = False, object(), list[Tensor]()
+        self._compiled, self._mark = False, object()
         self._engine: OpenVinoEngine | None = None
         self._head_scale = head_scale(self.config)
         self.appends = _probe(self)  # whether several positions at once may follow those in a cache
@@ -146,8 +145,10 @@ class Backbone(TextCodec, nn.Module):
             BackboneError: the backbone is not an attention model in fp32 on a CPU, or its adapter is not merged.
         """
         self._engine = _openvino(self)
-        self._watched = list(self.parameters())  # once: looking them up takes as long as a token
-        self._engine_of = self._weights(self._watched)
+        self._watch(list(self.parameters()))
+
+    def _watch(self, values: Sequence[Tensor]) -> None:
+        self._watched = (values, self._weights(values))  # set at once: other threads may be answering
 
     def _weights(self, values: Iterable[Tensor]) -> tuple[Any, ...]:
         return self.dtype, self.device, sum(value._version for value in values)
@@ -158,7 +159,7 @@ class Backbone(TextCodec, nn.Module):
         return self._mark, self._weights(self._values()), self._fast is not None
 
     def written(self) -> Hashable:
-        """Return which weights are in memory and how often each was written to: another value once one has changed."""
+        """Return which weights are in memory, and how often each was written to."""
         return self._mark, tuple((id(value), value._version) for value in self._values())
 
     def _values(self) -> Iterable[Tensor]:
@@ -166,8 +167,10 @@ class Backbone(TextCodec, nn.Module):
 
     @property
     def _fast(self) -> OpenVinoEngine | None:
-        usable = self._engine is not None and not torch.is_grad_enabled() and self._weights(self._watched) == self._engine_of
-        return self._engine if usable else None
+        if self._engine is None or torch.is_grad_enabled():
+            return None
+        watched, then = self._watched
+        return self._engine if self._weights(watched) == then else None
 
     def body(self, embeddings: Tensor) -> Tensor:
         """Turn input embeddings [B, T, d] into hidden states [B, T, d] after the final norm; no cache, no head."""
@@ -303,9 +306,8 @@ class Backbone(TextCodec, nn.Module):
         if self.merged is not None:
             return sorted(self.merged.tensors.items())
         active = f".{getattr(self.causal_lm, 'active_adapter', '')}."
-        parameters = (
-            (name.replace(active, "."), value) for name, value in self.causal_lm.named_parameters() if self._of_adapter(name)
-        )
+        named = self.causal_lm.named_parameters()
+        parameters = ((name.replace(active, "."), value) for name, value in named if self._of_adapter(name))
         return sorted(parameters, key=lambda pair: pair[0])
 
     @property

@@ -70,13 +70,13 @@ class DeferredBackbone(Backbone):
         self._known, self._load, self._loading = known, load, threading.RLock()
         self.name, self.tokenizer, self.config = name, tokenizer, config.get_text_config()
         self.merged, self._before_merging = merged, known.digest
-        self._embedding = (
-            nn.Embedding(*embedding.shape, _weight=embedding, _freeze=True),
-        )  # in a tuple, so that it is no part of the model
+        module = nn.Embedding.from_pretrained(embedding)  # type: ignore[no-untyped-call]
+        self._embedding = (module,)  # in a tuple, so that it is no part of the model
         self.cache_argument = known.cache_argument
-        self._compiled, self._mark, self._watched = False, object(), list[Tensor]()
+        self._compiled, self._mark = False, object()
         self._head_scale, self.appends = head_scale(self.config), True
-        self._engine, self._engine_of = engine, self._weights(())
+        self._engine = engine
+        self._watch(())
 
     @property
     def loaded(self) -> bool:
@@ -96,12 +96,11 @@ class DeferredBackbone(Backbone):
             causal_lm = self._load().train(self.training)
             self.causal_lm = causal_lm
             self.__dict__["_plain"] = (causal_lm,)
-            self._watched = list(self.parameters())
-            self._engine_of = self._weights(self._watched)
+            self._watch(list(self.parameters()))
 
     def __getattr__(self, name: str) -> Any:
         """Load the weights for those who ask for the model by name."""
-        if name in ("causal_lm", "_plain"):
+        if name in ("causal_lm", "_plain") and not self.loaded:
             self.load()
             return getattr(self, name)
         return super().__getattr__(name)
