@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..errors import BackboneError
 from .adapter import Merged, merge
 from .modes import eval_mode
+from .probe import probe
 from .text import TextCodec
 from .traced import head_scale
 
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 _STATE_SPACE = ("cache_params", "state")  # Mamba, RWKV
 _CACHE_ARGUMENTS = ("cache", "past_key_values", *_STATE_SPACE)  # attention families since transformers 5.24, and before
-# Relative differences that rounding explains: between one row computed twice, and between two ways to compute logits.
-_SAME_ROW = {torch.float32: 1e-5, torch.float64: 1e-5}
-_SAME_ROW_HALF, _SAME_LOGITS, _SAME_PARTS_HALF = 1e-3, 1e-2, 0.05
 
 
 class Backbone(TextCodec, nn.Module):
@@ -74,7 +72,7 @@ class Backbone(TextCodec, nn.Module):
         self._compiled, self._mark = False, object()
         self._engine: OpenVinoEngine | None = None
         self._head_scale = head_scale(self.config)
-        self.appends = _probe(self)  # whether several positions at once may follow those in a cache
+        self.appends = probe(self)  # whether several positions at once may follow those in a cache
 
     @property
     def _body(self) -> Any:
@@ -179,6 +177,11 @@ class Backbone(TextCodec, nn.Module):
         if self._compiled:
             self._choose_attention(learning=torch.is_grad_enabled())
         return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.embedding.weight)
+
+    def masked(self, embeddings: Tensor, seen: Tensor, positions: Tensor) -> Tensor:
+        """Turn input embeddings [B, T, d] at positions [T] that see what `seen` [T, T] says into hidden states [B, T, d]."""
+        given = {"attention_mask": seen[None, None], "position_ids": positions[None]}
+        return self._body(inputs_embeds=embeddings, use_cache=False, **given).last_hidden_state.to(self.embedding.weight)
 
     def compile_blocks(self) -> None:
         """Compile the decoder's repeated blocks with `torch.compile`, for training: results differ by rounding only.
@@ -329,46 +332,6 @@ class Backbone(TextCodec, nn.Module):
         return list(getattr(self.causal_lm, "peft_config", {}).values())
 
 
-@torch.no_grad()
-def _probe(backbone: Backbone) -> bool:
-    """Refuse a model that does not do what a backbone has to do. Returns whether its caches go on by several positions."""
-    top = backbone.vocab_size - 1
-    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=backbone.device).clamp(max=top)
-    try:
-        with eval_mode(backbone):
-            hidden = backbone.body(embedded := backbone.embed(ids))
-            appends = _appends(backbone, embedded, hidden)
-            logits = backbone._plain[0](input_ids=ids, use_cache=False).logits
-    except Exception as error:  # whatever a model raises that is not a decoder
-        raise BackboneError(
-            f"{backbone.name} ({type(backbone._plain[0]).__name__}) does not run on input embeddings: {error}. "
-            "Choose a decoder-only model."
-        ) from error
-    if hidden.shape[-1] != backbone.hidden_size:
-        raise BackboneError(
-            f"{backbone.name}: hidden states are {hidden.shape[-1]} wide and input embeddings {backbone.hidden_size}; a memory "
-            "embedding must fit both. Choose a model whose two widths are equal."
-        )
-    if _relative_difference(hidden[0, :-1], hidden[1, :-1]) > _SAME_ROW.get(hidden.dtype, _SAME_ROW_HALF):
-        raise BackboneError(
-            f"{backbone.name} ({backbone.config.model_type}) looks ahead: it is an encoder. Choose a decoder-only model."
-        )
-    if _relative_difference(backbone.head(hidden), logits) > _SAME_LOGITS:
-        raise BackboneError(
-            f"{backbone.name} ({backbone.config.model_type}) does more to its logits than is known here. Please report it."
-        )
-    return appends
-
-
-def _appends(backbone: Backbone, embedded: Tensor, hidden: Tensor) -> bool:
-    """Tell whether a text in two parts gives what it gives at once; Mamba goes on token by token only."""
-    try:
-        last, _ = backbone.extend(embedded[:, 2:], backbone.extend(embedded[:, :2])[1])
-    except BackboneError:  # it keeps no cache
-        return False
-    return _relative_difference(last, hidden[:, 2:]) < (1e-3 if hidden.dtype in _SAME_ROW else _SAME_PARTS_HALF)
-
-
 def _openvino(backbone: Backbone) -> OpenVinoEngine:
     from .openvino import OpenVinoEngine
     from .traced import TracedBody, shapes
@@ -393,8 +356,3 @@ def cache_argument(body: Any) -> str:
     if named is None:
         raise BackboneError(f"{type(body).__name__} takes no cache of a kind this package knows. Choose another model.")
     return named
-
-
-def _relative_difference(actual: Tensor, expected: Tensor) -> float:
-    difference = (actual.float() - expected.float()).norm()
-    return float(difference / expected.float().norm().clamp(min=1e-12))

@@ -29,10 +29,8 @@ class TracedBody(nn.Module):
         super().__init__()
         self._body, self._cache_argument = body, cache_argument
         self.described = json.dumps(config.to_dict(), sort_keys=True, default=str)  # equal weights compute what this says
-        kinds = set(getattr(config, "layer_types", None) or ())
-        window = getattr(config, "sliding_window", None)
-        self._window = None if kinds == {"full_attention"} or not getattr(config, "use_sliding_window", True) else window
-        self._mixed = self._window is not None and len(kinds) > 1
+        self._window = window(config)
+        self._mixed = self._window is not None and len(set(getattr(config, "layer_types", None) or ())) > 1
 
     def forward(self, embeddings: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """Append input embeddings [B, T, d] to what is held.
@@ -107,3 +105,10 @@ def head_scale(config: Any) -> float:
     """Return the factor of the logits: Cohere multiplies them by `logit_scale`, Granite divides them by `logits_scaling`."""
     factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
     return (factor if isinstance(factor, (int, float)) else 1.0) / (divisor if isinstance(divisor, (int, float)) else 1.0)
+
+
+def window(config: Any) -> int | None:
+    """Return how many positions back attention reaches where it does not reach all; None: it does in every layer."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    size: int | None = getattr(config, "sliding_window", None)
+    return None if kinds == {"full_attention"} or not getattr(config, "use_sliding_window", True) else size

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ..engine.abstaining import OPENINGS
+from ..engine.branches import branched
 from ..engine.modes import eval_mode
 from ..engine.unroll import unroll
-from .examples import IGNORED
 from .losses import TokenLosses, Weights, token_losses
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ class Written(NamedTuple):
     branches: Sequence[Branch]  # the questions with their answers
 
 
-def backward_answers(model: MemoryCell, views: Sequence[Written], before: Sequence[Tensor], *, weight: float) -> float:
+def backward_answers(
+    model: MemoryCell, views: Sequence[Written], before: Sequence[Tensor], *, weight: float, abstaining: float = 0.0
+) -> float:
     """Back-propagate the cross-entropy a token of the answers in several views. Returns it.
 
     Args:
@@ -39,13 +42,15 @@ def backward_answers(model: MemoryCell, views: Sequence[Written], before: Sequen
         views: with what is asked.
         before: texts that P remembers in every other view, in turns; in the others all is visible, and nothing is recalled.
         weight: the factor of the loss.
+        abstaining: the factor of another one: the cross-entropy, an answer, of whether it abstains.
     """
     prompts = _prompts(model, [view.branches[0][0] for view in views], before)
     wanted = sum(len(answer) for view in views for _, answer in view.branches)
+    answers = sum(len(view.branches) for view in views)
     total = 0.0
     for prompt, view in zip(prompts, views, strict=True):
-        losses = answer_losses(model, prompt, view)
-        (weight * losses.total / wanted).backward()  # type: ignore[no-untyped-call]
+        losses, decision = answer_losses(model, prompt, view)
+        (weight * losses.total / wanted + abstaining * decision / answers).backward()  # type: ignore[no-untyped-call]
         total += float(losses.next_token.detach())
     return total / wanted
 
@@ -61,8 +66,15 @@ def _prompts(model: MemoryCell, questions: Sequence[Sequence[int]], before: Sequ
     return [behind[number // 2] if number % 2 else first for number in range(len(questions))]
 
 
-def answer_losses(model: MemoryCell, prompt: Tensor, view: Written) -> TokenLosses:
-    """Compute the cross-entropy of the answers to several questions about one view, summed over their tokens.
+class AnswerLosses(NamedTuple):
+    """The losses of the answers to several questions about one view."""
+
+    tokens: TokenLosses  # cross-entropy, summed over the answers' tokens
+    abstaining: Tensor  # cross-entropy of whether each answer abstains, summed over those whose first token tells
+
+
+def answer_losses(model: MemoryCell, prompt: Tensor, view: Written) -> AnswerLosses:
+    """Compute the losses of the answers to several questions about one view.
 
     Args:
         model: the model that learns.
@@ -70,14 +82,27 @@ def answer_losses(model: MemoryCell, prompt: Tensor, view: Written) -> TokenLoss
         view: with what is asked.
     """
     backbone = model.backbone
+
+    def embed(ids: Sequence[int]) -> Tensor:
+        return backbone.embed(torch.tensor(list(ids), dtype=torch.long, device=backbone.device))
+
     carried, recalled = model.placed(prompt)
-    before, notes = (
-        backbone.embed(torch.tensor(list(ids), dtype=torch.long, device=backbone.device)) for ids in (view.before, view.notes)
-    )
-    cache = backbone.extend(torch.cat([carried, before, recalled, notes])[None])[1]
-    rows = [torch.tensor([*asked, *answer], device=backbone.device) for asked, answer in view.branches]
-    hidden, _ = backbone.extend(backbone.embed(pad_sequence(rows, batch_first=True)), backbone.repeat(cache, len(rows)))
-    targets = torch.full(hidden.shape[:2], IGNORED, device=hidden.device)
-    for number, (asked, answer) in enumerate(view.branches):
-        targets[number, len(asked) - 1 : len(asked) - 1 + len(answer)] = torch.tensor(list(answer), device=hidden.device)
-    return token_losses(backbone.head, hidden.flatten(0, 1), targets.flatten(), Weights())
+    beginning = torch.cat([carried, embed(view.before), recalled, embed(view.notes)])
+    rows = branched(backbone, beginning, [embed([*asked, *answer[:-1]]) for asked, answer in view.branches])
+    hidden = [row[len(asked) - 1 :] for row, (asked, _) in zip(rows, view.branches, strict=True)]
+    targets = torch.tensor([token for _, answer in view.branches for token in answer], device=backbone.device)
+    losses = token_losses(backbone.head, torch.cat(hidden), targets, Weights())
+    return AnswerLosses(losses, _abstaining(model, [row[0] for row in hidden], [answer for _, answer in view.branches]))
+
+
+def _abstaining(model: MemoryCell, hidden: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> Tensor:
+    """Sum the cross-entropy of whether answers abstain, by the first token of those that do."""
+    opening = model.backbone.encode(OPENINGS[0], literal=True)
+    abstains = [list(answer[: len(opening)]) == opening for answer in answers]
+    tells = [number for number, answer in enumerate(answers) if abstains[number] or answer[0] != opening[0]]
+    if not tells:
+        return hidden[0].new_zeros(())
+    logits = model.backbone.head(torch.stack([hidden[number] for number in tells])).float()
+    others = logits.index_fill(1, torch.tensor([opening[0]], device=logits.device), -torch.inf).logsumexp(1)
+    wanted = torch.tensor([abstains[number] for number in tells], device=logits.device)
+    return binary_cross_entropy_with_logits(logits[:, opening[0]] - others, wanted.float(), reduction="sum")

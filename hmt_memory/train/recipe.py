@@ -31,7 +31,8 @@ class Stage:
     recall: float = 0.0  # weight of the recall loss where evidence is known
     view_tokens: int = 0  # length of two more rows, each whole behind P as an answer sees text; 0: no such rows
     exercises: int = 0  # exercises in answering from notes, a device and step
-    answers: float = 1.0  # weight of the cross-entropy of their answers
+    answers: float = 1.0  # weight of the cross-entropy of their answers, a token
+    abstaining: float = 0.0  # weight of the cross-entropy of whether they abstain, an answer
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.tasks) - set(TASKS)):
@@ -210,7 +211,7 @@ COMPACT = Recipe(
 # Goes on from an adapter that reads: short answers from notes, while text is read as before.
 NOTES = replace(
     COMPACT,
-    stages=(Stage(steps=100, segments=2, before=2, batch=1, distillation=1.0, next_token=0.1, exercises=8),),
+    stages=(Stage(steps=100, segments=2, before=2, batch=1, distillation=1.0, next_token=0.1, exercises=8, abstaining=0.5),),
     lora_from_layer=8,
     learning_rate=1e-3,
     memory_learning_rate=1e-4,

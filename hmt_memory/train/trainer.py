@@ -238,8 +238,9 @@ class Trainer:
         drawn = [self._exercises.draw(f"{seed}/exercise/{number}") for number in range(stage.exercises)]
         shape = Shape(model.config.segment_length, _SEGMENTS_BEFORE)
         before = [draw({"text": 1.0}, pool, f"{seed}/before/{number}", shape, encode).ids for number in range(_TEXTS_BEFORE)]
-        weight = stage.answers / self._world
-        return backward_answers(model, [each.tokens(self._transcript) for each in drawn], before, weight=weight)
+        views = [each.tokens(self._transcript) for each in drawn]
+        weights = {"weight": stage.answers / self._world, "abstaining": stage.abstaining / self._world}
+        return backward_answers(model, views, before, **weights)
 
     def _sum(self, values: Sequence[float]) -> list[float]:
         """Sum numbers over all devices."""

@@ -40,7 +40,7 @@ def test_every_answer_of_an_exercise_rests_on_its_notes() -> None:
             elif not answer.startswith("You told me on"):
                 words = [word.strip(".,:'").lower() for word in answer.split()]
                 answers += any(word in shown for word in words if len(word) > 2)
-    assert answers > 2 * unknown > 100
+    assert answers > 1.5 * unknown > 100
 
 
 def test_what_is_told_now_is_acknowledged_by_what_was_understood() -> None:
@@ -91,7 +91,7 @@ def test_an_exercise_is_written_as_the_view_has_it() -> None:
 def test_branches_cost_what_each_question_alone_costs_and_do_not_see_each_other(notes: Sequence[Note]) -> None:
     view = replace(EXERCISE, notes=notes).tokens(Transcript(MODEL.backbone))
     prompt = MODEL.prompt([None], [MODEL.initial_memory[None][:0]])[0].detach()
-    losses = answer_losses(MODEL, prompt, view)
+    losses, _ = answer_losses(MODEL, prompt, view)
     expected = torch.zeros(())
     branches, embed = view.branches, MODEL.backbone.embed
     carried, recalled = MODEL.placed(prompt)
@@ -103,6 +103,24 @@ def test_branches_cost_what_each_question_alone_costs_and_do_not_see_each_other(
         )
     assert float(losses.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
     assert losses.tokens == sum(len(answer) for _, answer in branches)
+
+
+def test_abstaining_costs_by_the_token_that_it_begins_with() -> None:
+    """Answers that begin alike and do not abstain tell nothing of it."""
+    begins = MODEL.backbone.encode(UNKNOWN[0])[0]
+    asked = [("Who?", "Rex."), ("Where?", UNKNOWN[0]), ("What are you?", "I am a dog."), ("When?", UNKNOWN[1])]
+    view = replace(EXERCISE, asked=asked).tokens(Transcript(MODEL.backbone))
+    prompt = MODEL.prompt([None], [MODEL.initial_memory[None][:0]])[0].detach()
+    _, loss = answer_losses(MODEL, prompt, view)
+    carried, recalled = MODEL.placed(prompt)
+    expected = torch.zeros(())
+    for (question, _), abstains in zip(view.branches, (False, True, None, True), strict=True):
+        before, behind = (MODEL.backbone.embed(torch.tensor(ids)) for ids in (view.before, [*view.notes, *question]))
+        hidden = MODEL.backbone.body(torch.cat([carried, before, recalled, behind])[None])[0, -1]
+        chance = MODEL.backbone.head(hidden).softmax(-1)[begins]
+        if abstains is not None:
+            expected = expected - (chance if abstains else 1 - chance).log()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-3)
 
 
 def test_files_of_exercises_are_read_and_their_mistakes_named(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Branches behind one beginning: what each is alone, in every family, with the same gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import random_ids, tiny_model
+from torch import Tensor
+
+from hmt_memory.engine import branches
+from hmt_memory.engine.backbone import Backbone
+from hmt_memory.engine.branches import branched
+
+IN_ONE = ["llama", "qwen2", "gpt2", "gpt-neox", "phi3", "cohere", "granite", "opt-projected"]
+BY_CACHE = ["mistral", "gemma2", "gemma3"]  # windows that slide, which are 12 positions wide here
+
+
+def apart(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def alone(backbone: Backbone, beginning: Tensor, rows: list[Tensor]) -> list[Tensor]:
+    return [backbone.body(torch.cat([beginning, row])[None])[0, len(beginning) :] for row in rows]
+
+
+@pytest.mark.parametrize("family", [*IN_ONE, *BY_CACHE])
+def test_branches_are_what_they_are_alone(family: str) -> None:
+    backbone = tiny_model(family).backbone
+    given = backbone.embed(random_ids(60)).detach()
+    beginning = given[:20].clone().requires_grad_()
+    rows = [given[20:27], given[27:30], given[30:60]]
+    actual, expected = branched(backbone, beginning, rows), alone(backbone, beginning, rows)
+    for found, wanted in zip(actual, expected, strict=True):
+        assert found.shape == wanted.shape and apart(found.detach(), wanted.detach()) < 1e-4
+    weights = torch.randn(backbone.hidden_size, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad((torch.cat(parts) @ weights).sum(), beginning)[0] for parts in (actual, expected)]
+    assert apart(*gradients) < 1e-3
+
+
+@pytest.mark.parametrize("family", IN_ONE)
+def test_one_pass_is_enough_where_attention_reaches_everything(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_model(family).backbone
+    monkeypatch.setattr(branches, "_by_cache", None)
+    given = backbone.embed(random_ids(12))
+    branched(backbone, given[:4], [given[4:6], given[6:]])
