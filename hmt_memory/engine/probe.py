@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,17 +10,21 @@ from torch import Tensor
 from ..errors import BackboneError
 from .modes import eval_mode
 
-if TYPE_CHECKING:
-    from .backbone import Backbone
-
 # Relative differences that rounding explains: between one row computed twice, and between two ways to compute logits.
 _SAME_ROW = {torch.float32: 1e-5, torch.float64: 1e-5}
 _SAME_ROW_HALF, _SAME_LOGITS, _SAME_PARTS_HALF = 1e-3, 1e-2, 0.05
 
 
 @torch.no_grad()
-def probe(backbone: Backbone) -> bool:
-    """Refuse a model that does not do what a backbone has to do. Returns whether its caches go on by several positions."""
+def probe(backbone: Any) -> bool:
+    """Refuse a model that does not do what a backbone has to do. Returns whether its caches go on by several positions.
+
+    Args:
+        backbone: the `Backbone` to try.
+
+    Raises:
+        BackboneError: it is an encoder, has another width inside, or a head that is not understood.
+    """
     top = backbone.vocab_size - 1
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=backbone.device).clamp(max=top)
     try:
@@ -49,7 +53,7 @@ def probe(backbone: Backbone) -> bool:
     return appends
 
 
-def _appends(backbone: Backbone, embedded: Tensor, hidden: Tensor) -> bool:
+def _appends(backbone: Any, embedded: Tensor, hidden: Tensor) -> bool:
     """Tell whether a text in two parts gives what it gives at once; Mamba goes on token by token only."""
     try:
         last, _ = backbone.extend(embedded[:, 2:], backbone.extend(embedded[:, :2])[1])
