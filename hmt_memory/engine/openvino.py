@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 import zipfile
 import zlib
@@ -34,6 +35,7 @@ from .places import cache_folder
 from .traced import TracedBody
 
 _VERSION = 2  # of the conversion
+_UNUSED_SECONDS = 30 * 24 * 3600  # after which a conversion is removed when another is made
 _GRAPHS, _SAMPLE = ("body.xml", "head.xml"), "sample.npz"
 _DAMAGES = (RuntimeError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # of graphs, and of arrays
 _LEAST_WEIGHTS = 1 << 12  # smaller matrices stay as they are
@@ -99,6 +101,8 @@ class OpenVinoEngine:
             self._body, self._head = _compiled(folder)
         except _DAMAGES as error:
             raise _Damaged(f"the conversion in {folder} is damaged: {error}. Remove the folder.") from error
+        with contextlib.suppress(OSError):
+            os.utime(folder)  # it was used
         self._idle: list[Any] = []  # requests that hold nothing that anybody waits for
         self._position_bytes = 4 * sum(heads * wide for heads, wide in self.layers)
         self._compare(sample, expected)
@@ -236,7 +240,16 @@ def _converted(
             scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    _sweep(folder.parent)
     return folder
+
+
+def _sweep(parent: Path) -> None:
+    """Remove conversions that nobody has used for long: each new adapter and each update of a library makes another."""
+    for kept in parent.glob("openvino-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - kept.stat().st_mtime > _UNUSED_SECONDS:
+                shutil.rmtree(kept, ignore_errors=True)
 
 
 def versions() -> list[str]:

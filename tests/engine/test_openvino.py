@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,18 @@ def test_a_conversion_is_made_once_and_again_where_it_is_damaged(cache: Path, mo
     assert made and [path.name for path in cache.iterdir()] == [folder.name]
     backbone("mistral").use_openvino()  # the same weights, with a window
     assert len(list(cache.iterdir())) == 2
+
+
+def test_conversions_that_nobody_has_used_for_long_are_removed(cache: Path) -> None:
+    backbone().use_openvino()
+    (old,) = cache.iterdir()
+    os.utime(old, (0, 0))
+    backbone().use_openvino()
+    backbone("qwen2").use_openvino()
+    assert old.is_dir() and len(list(cache.iterdir())) == 2, "it was used"
+    os.utime(old, (0, 0))
+    backbone("gpt2").use_openvino()
+    assert not old.exists() and len(list(cache.iterdir())) == 2
 
 
 def test_a_place_that_cannot_be_written_is_named(cache: Path) -> None:
