@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from ..errors import BackboneError, HMTError
 from ..files import replacing
 from . import adapter, trust, weights
 from .backbone import Backbone
+from .fingerprint import tokenizer_digest
 from .openvino import OpenVinoEngine, versions
 from .places import cache_folder
 from .traced import head_scale
@@ -38,6 +40,8 @@ class Known(NamedTuple):
     digest: str | None  # as `Backbone.identity` has it
     end_ids: list[int]
     parameters: int
+    config: dict[str, Any]  # all fields: importing the class that knows them takes seconds
+    tokenizer: str  # its class
 
 
 class DeferredBackbone(Backbone):
@@ -46,7 +50,6 @@ class DeferredBackbone(Backbone):
     Args:
         known: what is kept of it.
         engine: its conversion, compiled.
-        config: its configuration.
         embedding: [vocab, d] input embeddings.
         tokenizer: its tokenizer.
         name: by which it is recorded.
@@ -58,7 +61,6 @@ class DeferredBackbone(Backbone):
         self,
         known: Known,
         engine: OpenVinoEngine,
-        config: Any,
         embedding: Tensor,
         tokenizer: Any,
         *,
@@ -68,7 +70,7 @@ class DeferredBackbone(Backbone):
     ) -> None:
         nn.Module.__init__(self)
         self._known, self._load, self._loading = known, load, threading.RLock()
-        self.name, self.tokenizer, self.config = name, tokenizer, config.get_text_config()
+        self.name, self.tokenizer, self.config = name, tokenizer, SimpleNamespace(**known.config)
         self.merged, self._before_merging = merged, known.digest
         module = nn.Embedding.from_pretrained(embedding)  # type: ignore[no-untyped-call]
         self._embedding = (module,)  # in a tuple, so that it is no part of the model
@@ -94,7 +96,7 @@ class DeferredBackbone(Backbone):
             if self.loaded:
                 return
             causal_lm = self._load().train(self.training)
-            self.causal_lm = causal_lm
+            self.causal_lm, self.config = causal_lm, causal_lm.config.get_text_config()
             self.__dict__["_plain"] = (causal_lm,)
             self._watch(list(self.parameters()))
 
@@ -168,11 +170,24 @@ def keep(backbone: Backbone, folder: Path, lora: Path | None) -> None:
         backbone.identity()["weights_digest"],
         sorted(backbone.end_ids),
         sum(map(torch.numel, backbone.parameters())),
+        json.loads(backbone.config.to_json_string(use_diff=False)),
+        _kind(backbone.tokenizer, folder),
     )
     with contextlib.suppress(OSError):
         path = backbone.kept / f"{_key(folder, lora)}.json"
         with replacing(path) as file:
             file.write(json.dumps(known._asdict()).encode())
+
+
+def _kind(tokenizer: Any, folder: Path) -> str:
+    """Return the class that loads the same tokenizer, without a look at the model's configuration if that can be."""
+    name = type(tokenizer).__name__
+    try:
+        with weights.quiet(), trust.nothing_asked():
+            alike = tokenizer_digest(weights.load_tokenizer(folder, name)) == tokenizer_digest(tokenizer)
+    except (HMTError, AttributeError):  # transformers has no such class, or it does not load these files by itself
+        return "AutoTokenizer"
+    return name if alike else "AutoTokenizer"
 
 
 def find(name: str, folder: Path, lora: Path | None, *, within: Sequence[int]) -> DeferredBackbone | None:
@@ -207,10 +222,10 @@ def find(name: str, folder: Path, lora: Path | None, *, within: Sequence[int]) -
         engine = OpenVinoEngine(path.parent)
         merged = None if lora is None else adapter.read(lora)
         with weights.quiet(), trust.nothing_asked():
-            config, tokenizer = weights.load_config(folder), weights.load_tokenizer(folder)
+            tokenizer = weights.load_tokenizer(folder, known.tokenizer)
     except (HMTError, OSError, ValueError, KeyError):  # loading all of it says what is wrong
         return None
-    return DeferredBackbone(known, engine, config, embedding, tokenizer, name=name, merged=merged, load=load)
+    return DeferredBackbone(known, engine, embedding, tokenizer, name=name, merged=merged, load=load)
 
 
 def _key(folder: Path, lora: Path | None) -> str:

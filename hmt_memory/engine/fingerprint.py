@@ -49,7 +49,7 @@ def _compute(model: MemoryCell) -> Fingerprint:
     config = model.config.to_dict()
     parts: dict[str, Any] = {
         "backbone": identity,
-        "tokenizer": _tokenizer_digest(model.backbone.tokenizer),
+        "tokenizer": tokenizer_digest(model.backbone.tokenizer),
         "memory": _tensors_digest(sorted(model.memory_parameters().items())),
         "adapter": _tensors_digest(model.backbone.adapter_parameters()),
         "config": {name: config[name] for name in (*READING, *filter(config.get, READING_IF_SET))},
@@ -71,7 +71,8 @@ def digest_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _tokenizer_digest(tokenizer: Any) -> str | None:
+def tokenizer_digest(tokenizer: Any) -> str | None:
+    """Compute a digest of what a tokenizer does with text; None without one."""
     if tokenizer is None:
         return None
     rules = getattr(tokenizer, "backend_tokenizer", None)  # fast tokenizers: merges and normalisation as well

@@ -185,21 +185,22 @@ def load_config(source: str | Path, **where: Any) -> Any:
         raise _refusal(source, error) or ModelNotFoundError(_nothing_there(source)) from error
 
 
-def load_tokenizer(source: str | Path, **where: Any) -> Any:
+def load_tokenizer(source: str | Path, kind: str = "AutoTokenizer", **where: Any) -> Any:
     """Load a model's tokenizer.
 
     Args:
         source: a folder or a hub id.
+        kind: its class in transformers; one that is known takes a second, finding it out takes five.
         **where: passed to transformers.
 
     Raises:
         ModelNotFoundError: it is missing or damaged.
         BackboneError: it would run code.
     """
-    from transformers import AutoTokenizer
+    import transformers
 
     try:
-        return AutoTokenizer.from_pretrained(source, **where)
+        return getattr(transformers, kind).from_pretrained(source, **where)
     except Exception as error:  # OSError, ValueError, or anything else for a damaged file
         otherwise = ModelNotFoundError(f"the tokenizer of {source} is missing or damaged: {error}. Get it again.")
         raise _refusal(source, error) or otherwise from error
