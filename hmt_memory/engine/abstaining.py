@@ -1,9 +1,8 @@
 """When an answer says that it does not know: not as soon as that is the likeliest beginning, but when it is likely (extension).
 
 A model that has learned to abstain has few ways to say so and many ways to answer. Greedy decoding takes the likeliest token,
-so an abstention whose ways add up to a third is said although an answer is twice as likely. Here the ways are added up first,
-and what was found has a say: the probability that the best note answers is another witness, so its odds count against those of
-abstaining. Below a fitted threshold, none of the ways is taken. Knows tokens and a backbone; no memory.
+so an abstention whose ways add up to a third is said although an answer is twice as likely. Here the ways are added up first.
+Below a fitted threshold, none of them is taken. Knows tokens and a backbone; no memory.
 """
 
 from __future__ import annotations
@@ -51,36 +50,21 @@ class Abstention:
         return {token for token, share in shares.items() if share > _MOSTLY}
 
 
-def abstention(
-    backbone: Backbone, logits: Tensor, cache: Any, threshold: float, likelihood: float | None = None
-) -> Abstention | None:
+def abstention(backbone: Backbone, logits: Tensor, cache: Any, threshold: float) -> Abstention | None:
     """Return what an answer must not begin with; None if it may begin as decoding has it.
 
     Args:
         backbone: the model that answers.
         logits: [vocab] of the answer's first token.
         cache: behind which the answer begins; it is copied.
-        threshold: the least probability that there is no answer from which on the answer may abstain.
-        likelihood: the probability that the best note answers; None: only the model is asked.
+        threshold: the least probability of abstaining from which on the answer may abstain.
     """
     openings = [backbone.encode(text, literal=True) for text in OPENINGS]
     first = logits.float().softmax(dim=-1)
     if int(logits.argmax()) not in {opening[0] for opening in openings}:
         return None
     found = Abstention(openings, _chances(backbone, openings, first, cache))
-    return found if _without_answer(found.probability, likelihood) < threshold else None
-
-
-def _without_answer(abstaining: float, likelihood: float | None) -> float:
-    """Return the probability that there is no answer, from two witnesses.
-
-    >>> round(_without_answer(0.6, None), 2), round(_without_answer(0.6, 0.5), 2), round(_without_answer(0.6, 0.05), 2)
-    (0.6, 0.6, 0.97)
-    """
-    if likelihood is None:
-        return abstaining
-    without, answered = abstaining * (1 - likelihood), (1 - abstaining) * likelihood
-    return without / (without + answered) if without + answered else abstaining
+    return found if found.probability < threshold else None
 
 
 @torch.no_grad()

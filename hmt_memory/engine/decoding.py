@@ -53,7 +53,7 @@ class Decoding:
     seed: int | None = None  # makes sampling repeatable; None: torch's global generator
     stop: str | Iterable[str] | None = ()  # strings that end the answer and are not part of it; kept as a tuple
     logits_processors: Iterable[Any] = ()  # transformers' `LogitsProcessor`s, applied before all others; kept as a tuple
-    abstain_from: float | None = None  # say "I don't know" from this probability of no answer on; None: the model's own
+    abstain_from: float | None = None  # say "I don't know" from this probability of abstaining on; None: the model's own
 
     def __post_init__(self) -> None:
         _check(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1.")

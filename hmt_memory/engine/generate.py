@@ -181,7 +181,7 @@ def _pieces(
     logits = backbone.head(hidden)[0]
     threshold = model.config.abstain_from if decoding.abstain_from is None else decoding.abstain_from
     weighed = bool(threshold) and decoding.temperature == 0
-    unlikely = abstention(backbone, logits, cache, threshold or 0.0, view.likelihood(state)) if weighed else None
+    unlikely = abstention(backbone, logits, cache, threshold or 0.0) if weighed else None
     while generation.finish_reason is None:
         logits = backbone.head(hidden)[0]
         for token in unlikely.forbidden(ids) if unlikely else ():

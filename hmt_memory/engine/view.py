@@ -17,9 +17,6 @@ from .cell import MemoryCell
 from .state import HMTState
 from .turns import Turns
 
-# The probability that a recent turn answers where nothing is noted; chosen on 18 questions (docs/log.md, 2026-11-27).
-_SELDOM = 0.05
-
 
 class Recollection(Protocol):
     """The memory of an answer beyond its stream's own recall window; sessions bring one."""
@@ -36,10 +33,6 @@ class Recollection(Protocol):
 
     def notes(self) -> Tensor:
         """Return token ids [t] of the notes, at most `note_tokens`. Called after `memory`, for the first view."""
-        ...
-
-    def likelihood(self) -> float | None:
-        """Return the probability that the best note answers; None: nobody knows. Called after `notes`."""
         ...
 
 
@@ -110,14 +103,6 @@ class View:
         visible, question = self.visible(state), self._turns.question
         place = 0 if question is None else min(max(0, question - self.begins(state)), len(visible))
         return torch.cat([self.pinned, visible[:place]]), torch.cat([self.notes, visible[place:]])
-
-    def likelihood(self, state: HMTState) -> float | None:
-        """Return the probability that something in the view answers, once `embed` has chosen the notes; None: nobody knows."""
-        if len(self.notes):
-            return None if self._recollection is None else self._recollection.likelihood()
-        question, begins = self._turns.question, self.begins(state)
-        earlier = question is not None and any(begins <= place for place in self._turns.starts[:-1])
-        return _SELDOM if earlier else 0.0
 
     def embed(self, state: HMTState) -> tuple[Tensor, Tensor]:
         """Return input embeddings of `[carried | pinned | recent turns]` [s, d] and of `[recalled | notes | question]` [t, d].

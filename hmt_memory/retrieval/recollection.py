@@ -57,7 +57,6 @@ class ViewRecollection:
         self._own, self._noting, self._question = own, noting, question
         self._budget = (model.view.note_tokens if note_tokens is None else note_tokens) or 0
         self._chosen: Tensor | None = None
-        self._likelihood: float | None = None
         self.recalled = RecalledSegments()  # the passages that are noted, once they are chosen
 
     def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
@@ -86,10 +85,6 @@ class ViewRecollection:
     def notes(self) -> Tensor:
         """Return token ids [t] of the notes: the best passages that fit into `note_tokens`, in the order they were said."""
         return torch.zeros(0, dtype=torch.long) if self._chosen is None else self._chosen
-
-    def likelihood(self) -> float | None:
-        """Return the probability that the best note answers; None where it is not known."""
-        return self._likelihood
 
     def _recall(self, shards: Sequence[Shard], asked: Query, state: HMTState, visible_from: int) -> Tensor:
         beyond = self._beyond(shards, state)
@@ -138,7 +133,6 @@ class ViewRecollection:
                 continue
             kept, ids = [*kept, passage], block
             self.recalled.append(segment(passage.cited, passage.score / total, coverage))
-        self._likelihood = max((one.likelihood for one in kept if one.likelihood is not None), default=None)
         return ids
 
     def _hidden(self, shard: int, visible_from: int) -> int | None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import byte_tokenizer, random_ids, tiny_model
 
-from hmt_memory import HMTConfig, HMTState
+from hmt_memory import HMTConfig
 from hmt_memory.engine import abstaining
 from hmt_memory.engine.abstaining import OPENINGS, Abstention, abstention
 from hmt_memory.errors import ConfigError, InputError
@@ -29,13 +29,6 @@ def test_the_ways_to_abstain_are_added_up_and_their_likely_beginnings_forbidden(
     assert found.probability == pytest.approx(0.3 * 0.81 + 0.4 * 0.2 + 0.4 * 0.27)
     assert found.forbidden([]) == {1} and found.forbidden([2]) == {7, 8} and found.forbidden([3]) == set()
     assert found.forbidden([2, 8]) == {9} and found.forbidden([2, 7]) == set() and found.forbidden([2, 8, 9]) == set()
-
-
-@given(st.floats(0, 1), st.floats(0.001, 0.999), st.floats(0.001, 0.999))
-def test_the_likelier_a_note_answers_the_less_likely_there_is_no_answer(abstains: float, one: float, other: float) -> None:
-    low, high = sorted((one, other))
-    assert abstaining._without_answer(abstains, high) <= abstaining._without_answer(abstains, low) + 1e-12
-    assert abstaining._without_answer(abstains, 0.5) == pytest.approx(abstains)
 
 
 @given(st.lists(st.lists(st.floats(0.01, 1), min_size=1, max_size=4), min_size=1, max_size=4))
@@ -82,8 +75,6 @@ def test_the_chance_of_an_opening_is_that_of_its_tokens_one_behind_the_other(mon
             expected += own
     assert found is not None and found.probability == pytest.approx(expected, rel=1e-3)
     assert abstention(backbone, logits, cache, expected * 0.5) is None
-    assert abstention(backbone, logits, cache, expected * 0.5, 0.9) is not None, "what was found most likely answers"
-    assert abstention(backbone, logits, cache, min(expected * 1.5, 0.99), 1e-6) is None, "what was found hardly does"
     logits[first] = -100.0
     assert abstention(backbone, logits, cache, 1.0) is None, "it does not begin so anyway"
 
@@ -131,32 +122,3 @@ def test_without_notes_an_answer_may_abstain_as_decoding_has_it(monkeypatch: pyt
     assert MODEL.generate(ids, max_new_tokens=4, abstain_from=1.0).finish().ids == plain
     opening[:] = noted[:2]
     assert MODEL.generate(ids, notes=notes, max_new_tokens=4, abstain_from=1.0).finish().ids[:2] != noted[:2]
-
-
-class Found:
-    """Notes, and how likely the best of them answers."""
-
-    def __init__(self, notes: torch.Tensor, likelihood: float | None) -> None:
-        self._notes, self._likelihood = notes, likelihood
-
-    def memory(self, summary: torch.Tensor, state: HMTState, visible: int) -> torch.Tensor:
-        return MODEL.by_segment(state)
-
-    def notes(self) -> torch.Tensor:
-        return self._notes
-
-    def likelihood(self) -> float | None:
-        return self._likelihood
-
-
-def test_what_was_found_decides_with_the_model_whether_an_answer_abstains(monkeypatch: pytest.MonkeyPatch) -> None:
-    ids, notes = torch.tensor([5, 6]), torch.tensor([7, 8, 9])
-
-    def answer(likelihood: float | None, threshold: float) -> list[int]:
-        return MODEL.generate(ids, recollection=Found(notes, likelihood), max_new_tokens=4, abstain_from=threshold).finish().ids
-
-    plain = answer(None, 0.0)
-    monkeypatch.setattr(abstaining, "OPENINGS", ("as it begins",))
-    monkeypatch.setattr(MODEL.backbone, "encode", lambda *_, **__: plain[:2])
-    assert answer(1e-9, 0.9999) == plain, "hardly a note answers: it may abstain"
-    assert answer(1 - 1e-9, 0.0001)[:2] != plain[:2], "a note answers: it may not"

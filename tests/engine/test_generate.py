@@ -586,14 +586,3 @@ def test_what_is_recalled_stands_with_the_notes_and_what_is_carried_in_front() -
         torch.testing.assert_close(before, torch.cat([carried, embed(torch.tensor([90])), shows[0]]))
         torch.testing.assert_close(behind, torch.cat([recalled, embed(notes), shows[1]]))
     assert len(carried) == 3 and len(recalled) == 1
-
-
-def test_recent_turns_seldom_answer_what_nothing_is_noted_for() -> None:
-    """An answer must not abstain lightly where the fact may stand in a recent turn; where nothing was said it may."""
-    model = tiny_model().with_view(ViewConfig(recent_tokens=30, note_tokens=8, pinned_tokens=8))
-    state = replace(model.empty_state(), recent_ids=torch.arange(20), tokens=20)
-    none, notes = torch.zeros(0, dtype=torch.long), torch.tensor([91, 92])
-    first, second = Turns([0], 3), Turns([0, 10], 13)
-    assert View(model, none, none, 0, None, first).likelihood(state) == 0
-    assert 0 < (View(model, none, none, 0, None, second).likelihood(state) or 0) < 0.2
-    assert View(model, none, notes, 0, None, second).likelihood(state) is None, "nobody knows"

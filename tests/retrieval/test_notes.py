@@ -138,9 +138,6 @@ def test_what_is_near_by_meaning_comes_first_and_is_noted_although_it_shares_no_
     chooser = ViewRecollection(tiny_model(), list, alone(None), own=True, question="manager?")  # type: ignore[arg-type]
     assert [one.cited.text for one in chooser._noted(order)][:1] == ["I report to Odile at work."]
     assert "It rained." not in [one.cited.text for one in chooser._noted(order)]
-    chooser = ViewRecollection(tiny_model(), list, alone(None), own=True, question="manager?", note_tokens=400)  # type: ignore[arg-type]
-    assert chooser.likelihood() is None
-    assert chooser._fitting(chooser._noted(order), 1.0) and chooser.likelihood() == order[0].likelihood
     unlikely = near_by_meaning("Thanks!", ("I report to Odile at work.", 0.1), ("It rained.", 0.05))
     assert chooser._noted(unlikely) == [], "nothing bears on it"
 
