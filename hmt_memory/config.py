@@ -54,9 +54,7 @@ class HMTConfig:
     memory_input: MemoryInput = "paper"  # how a memory embedding enters the backbone (extensions: scaled, mapped, centred)
     key_dim: int | None = None  # width of keys by meaning, which find what shares no words (extension); None: there are none
     mode: Mode = "hmt"  # hmt: Eq. 1-5; rmt: no recall, P_n = M_{n-1}; plain: the backbone with k sensory tokens
-    abstain_from: float | None = (
-        None  # least probability of abstaining from which on an answer may say "I do not know" (extension)
-    )
+    abstain_from: float | None = None  # least probability of "I don't know" from which on it may be said (extension)
     selection: Selection = "fused"  # this and the next three: the model's own `ViewConfig`
     recent_tokens: int | None = None
     replay_tokens: int | None = None  # `note_tokens` of the view

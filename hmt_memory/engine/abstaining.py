@@ -20,7 +20,11 @@ from ..errors import BackboneError
 if TYPE_CHECKING:
     from .backbone import Backbone
 
-OPENINGS = ("I don't know", "You haven't", "You have not")  # of the answers that abstain: those of `train.exercises`
+OPENINGS = (
+    "I don't know",
+    "You haven't",
+    "You have not",
+)  # those of `train.exercises`, now and before
 _MOSTLY = 0.5  # a token after which an opening is likelier than not is not taken
 
 

@@ -131,7 +131,7 @@ class Backbone(TextCodec, nn.Module):
         return "torch" if self._engine is None else "openvino"
 
     @property
-    def kept(self) -> Path | None:
+    def conversion(self) -> Path | None:
         """The folder of the engine's conversion; None: torch computes."""
         return None if self._engine is None else self._engine.folder
 
@@ -153,7 +153,7 @@ class Backbone(TextCodec, nn.Module):
 
     @property
     def version(self) -> Hashable:
-        """Who computes: another value for another backbone, and once weights have learned, moved or been cast."""
+        """Who computes: another value for another backbone, and once weights were loaded, have learned, moved or been cast."""
         return self._mark, self._weights(self._values()), self._fast is not None
 
     def written(self) -> Hashable:
@@ -180,7 +180,11 @@ class Backbone(TextCodec, nn.Module):
 
     def masked(self, embeddings: Tensor, seen: Tensor, positions: Tensor) -> Tensor:
         """Turn input embeddings [B, T, d] at positions [T] that see what `seen` [T, T] says into hidden states [B, T, d]."""
-        given = {"attention_mask": seen[None, None], "position_ids": positions[None]}
+        if self._compiled:
+            self._choose_attention(learning=torch.is_grad_enabled())
+        mask = torch.zeros(seen.shape, dtype=embeddings.dtype, device=seen.device)
+        mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)  # to be added: not every kind of attention takes truth values
+        given = {"attention_mask": mask[None, None], "position_ids": positions[None]}
         return self._body(inputs_embeds=embeddings, use_cache=False, **given).last_hidden_state.to(self.embedding.weight)
 
     def compile_blocks(self) -> None:

@@ -24,7 +24,7 @@ from .._version import __version__
 from ..config import Engine, HMTConfig
 from ..errors import CheckpointError, ConfigError, HMTError, MissingDependencyError, ModelNotFoundError
 from ..files import replacing
-from . import adapter, deferred, trust, weights
+from . import adapter, deferred, places, trust, weights
 from .backbone import Backbone
 from .cell import MemoryCell
 from .outline import CONFIG_FILE, MEMORY_FILE, read_config, sources
@@ -129,7 +129,8 @@ def load_model(
     choice = _Choice(_known_engine(engine), dtype, device)
     lora = None if adapter is None or not (adapter / ADAPTER_FOLDER).is_dir() else adapter / ADAPTER_FOLDER
     folder = choice.converted_from(name) if merge and not options else None
-    backbone: Backbone | None = None if folder is None else deferred.find(name, folder, lora, within=choice.sizes)
+    origin = None if folder is None else deferred.Origin.of(folder, lora)
+    backbone: Backbone | None = None if origin is None else deferred.find(name, origin, within=choice.sizes)
     if backbone is None:
         causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
         causal_lm.requires_grad_(False)
@@ -139,11 +140,12 @@ def load_model(
         if lora is not None and not (merge and _merged(backbone, lora)):
             backbone = Backbone(_with_peft(causal_lm, lora), tokenizer, name=name)
         choice.make(backbone)
-        if folder is not None:
-            deferred.keep(backbone, folder, lora)
+        if origin is not None:
+            deferred.keep(backbone, origin)
+    elif adapter is not None and stored is not None:
+        _check_backbone(adapter, stored.backbone, backbone.identity())
     if adapter is None or stored is None:
         return build(backbone, config or HMTConfig()).eval()
-    _check_backbone(adapter, stored.backbone, backbone.identity())
     model = build(backbone, stored.config)
     load_memory(model, adapter)
     return model.eval()
@@ -192,7 +194,7 @@ class _Choice(NamedTuple):
         if (device.type, dtype) != ("cpu", torch.float32):
             return None
         try:
-            return weights.local_folder(name)
+            return weights.local_folder(name) or places.hub_folder(name)
         except HMTError:  # loading says why
             return None
 

@@ -1,8 +1,9 @@
 """A backbone that OpenVINO runs from a conversion made before, without torch's weights in memory (extension).
 
-Where a conversion is there, answering and reading need the embeddings of some tokens, the tokenizer and the engine; the weights
-in fp32 are four times as large as all of these. So beside a conversion lies what else is known of its backbone, under a name
-made from the files that it came from. The weights are loaded when something asks for them: training, saving, moving, looking.
+Where a conversion is there, answering and reading need the embeddings of some tokens, the tokenizer and the engine; torch's
+weights are four times as large as the engine's. So beside a conversion lies what else is known of its backbone, under a name
+made from the files that it came from. The weights are loaded when something asks for them: training, saving, moving, looking
+(`children` alone shows what is in memory).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackboneError, HMTError
+from ..errors import BackboneError, HMTError, ModelNotFoundError
 from ..files import replacing
 from . import adapter, trust, weights
 from .backbone import Backbone
@@ -29,7 +30,7 @@ from .openvino import OpenVinoEngine, versions
 from .places import cache_folder
 from .traced import head_scale
 
-_VERSION = 1  # of what is kept
+_VERSION = 2  # of what is kept
 
 
 class Known(NamedTuple):
@@ -112,6 +113,11 @@ class DeferredBackbone(Backbone):
         self.load()
         yield from super().named_modules(*args, **options)
 
+    def apply(self, fn: Callable[[nn.Module], None]) -> Any:
+        """Load the weights, and call a function on all modules."""
+        self.load()
+        return super().apply(fn)
+
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Load the weights, and return all of them."""
         self.load()
@@ -151,32 +157,67 @@ class DeferredBackbone(Backbone):
         return super()._digest() if self.loaded else self._known.digest
 
 
-def keep(backbone: Backbone, folder: Path, lora: Path | None) -> None:
+class Origin(NamedTuple):
+    """The files that a converted backbone is made from."""
+
+    folder: Path  # weights and tokenizer
+    lora: Path | None  # the adapter that is merged into them
+    key: str  # stands for them as they are
+
+    @classmethod
+    def of(cls, folder: Path, lora: Path | None) -> Origin | None:
+        """Look at the files; None: they cannot be read, or nothing is converted here."""
+        lora = None if lora is None else lora.resolve()
+        try:
+            return cls(folder, lora, _key(folder, lora))
+        except (OSError, PackageNotFoundError):
+            return None
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the files are what they were.
+
+        Raises:
+            ModelNotFoundError: they are no longer there.
+        """
+        try:
+            return _key(self.folder, self.lora) == self.key
+        except OSError as error:
+            raise ModelNotFoundError(f"the model's files are no longer there: {error}. Put them back.") from error
+
+
+def keep(backbone: Backbone, origin: Origin) -> None:
     """Keep beside a backbone's conversion what it takes to use it without its weights; nothing where that cannot be.
 
     Args:
         backbone: has its engine.
-        folder: its weights and its tokenizer.
-        lora: the adapter that is merged into them.
+        origin: what it was loaded from, as that was before it was loaded.
     """
-    module = backbone.embedding
-    names = (name for name, value in backbone.causal_lm.named_parameters() if value is module.weight)
-    name = next(names, "")
-    if backbone.kept is None or type(module) is not nn.Embedding or not _same(_tensor(folder, name), module.weight):
+    module, folder = backbone.embedding, backbone.conversion
+    name = next((name for name, value in backbone.causal_lm.named_parameters() if value is module.weight), "")
+    if folder is None or type(module) is not nn.Embedding:
         return
-    known = Known(
-        name,
-        backbone.cache_argument,
-        backbone.identity()["weights_digest"],
-        sorted(backbone.end_ids),
-        sum(map(torch.numel, backbone.parameters())),
-        json.loads(backbone.config.to_json_string(use_diff=False)),
-        _kind(backbone.tokenizer, folder),
-    )
-    with contextlib.suppress(OSError):
-        path = backbone.kept / f"{_key(folder, lora)}.json"
-        with replacing(path) as file:
-            file.write(json.dumps(known._asdict()).encode())
+    with contextlib.suppress(OSError, HMTError):
+        if not _same(_tensor(origin.folder, name), module.weight):
+            return
+        known = Known(
+            name,
+            backbone.cache_argument,
+            backbone.identity()["weights_digest"],
+            sorted(backbone.end_ids),
+            sum(map(torch.numel, backbone.parameters())),
+            _fields(backbone.config),
+            _kind(backbone.tokenizer, origin.folder),
+        )
+        if origin.unchanged:
+            with replacing(folder / f"{origin.key}.json") as file:
+                file.write(json.dumps(known._asdict()).encode())
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a configuration, by their common names too."""
+    fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return fields | {name: getattr(config, name) for name in type(config).attribute_map}
 
 
 def _kind(tokenizer: Any, folder: Path) -> str:
@@ -185,44 +226,42 @@ def _kind(tokenizer: Any, folder: Path) -> str:
     try:
         with weights.quiet(), trust.nothing_asked():
             alike = tokenizer_digest(weights.load_tokenizer(folder, name)) == tokenizer_digest(tokenizer)
-    except (HMTError, AttributeError):  # transformers has no such class, or it does not load these files by itself
+    except HMTError:  # transformers has no such class, or it does not load these files by itself
         return "AutoTokenizer"
     return name if alike else "AutoTokenizer"
 
 
-def find(name: str, folder: Path, lora: Path | None, *, within: Sequence[int]) -> DeferredBackbone | None:
+def find(name: str, origin: Origin, *, within: Sequence[int]) -> DeferredBackbone | None:
     """Return a backbone as it was converted before; None: it was not, or what was kept cannot be used.
 
     Args:
-        name: by which it is loaded and recorded.
-        folder: its weights and its tokenizer.
-        lora: the adapter to merge into them.
+        name: by which it is recorded.
+        origin: what it is made from.
         within: how many weights it may have, at least and at most.
     """
     try:
-        key = _key(folder, lora)
-        path = next(cache_folder().glob(f"openvino-*/{key}.json"))
+        path = next(cache_folder().glob(f"openvino-*/{origin.key}.json"))
         known = Known(**json.loads(path.read_text(encoding="utf-8")))
-        embedding = _tensor(folder, known.embedding)
-    except (StopIteration, OSError, ValueError, TypeError, PackageNotFoundError):
+        embedding = _tensor(origin.folder, known.embedding)
+    except (StopIteration, OSError, ValueError, TypeError):
         return None
     if embedding is None or not within[0] <= known.parameters <= within[1]:
         return None
 
     def load() -> Any:
-        if _key(folder, lora) != key:
+        if not origin.unchanged:
             raise BackboneError(f"the files of {name} have changed since it was loaded. Load it again.")
-        causal_lm, _ = weights.load(name, dtype=torch.float32, device="cpu")
+        causal_lm, _ = weights.load(str(origin.folder), dtype=torch.float32, device="cpu")
         causal_lm.requires_grad_(False)
-        if lora is not None:
-            adapter.merge(causal_lm, lora)
+        if origin.lora is not None:
+            adapter.merge(causal_lm, origin.lora)
         return causal_lm
 
     try:
         engine = OpenVinoEngine(path.parent)
-        merged = None if lora is None else adapter.read(lora)
+        merged = None if origin.lora is None else adapter.read(origin.lora)
         with weights.quiet(), trust.nothing_asked():
-            tokenizer = weights.load_tokenizer(folder, known.tokenizer)
+            tokenizer = weights.load_tokenizer(origin.folder, known.tokenizer)
     except (HMTError, OSError, ValueError, KeyError):  # loading all of it says what is wrong
         return None
     return DeferredBackbone(known, engine, embedding, tokenizer, name=name, merged=merged, load=load)
@@ -233,7 +272,7 @@ def _key(folder: Path, lora: Path | None) -> str:
     files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     listed = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in files]
     digest = hashlib.sha256(json.dumps([_VERSION, versions(), listed]).encode())
-    for path in [] if lora is None else sorted(lora.iterdir()):
+    for path in () if lora is None else (lora / adapter.CONFIG_FILE, lora / adapter.WEIGHTS_FILE):
         digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:24]
 

@@ -12,6 +12,8 @@ from torch import nn
 def eval_mode(module: nn.Module) -> Iterator[None]:
     """Turn dropout off inside: memory is a function of the text. Every submodule's own training flag is put back."""
     training = [part for part in _parts(module) if part.training]
+    if training:  # what would be loaded inside has to be put back as well
+        training = [part for part in module.modules() if part.training]
     if training:
         module.eval()
     try:

@@ -97,14 +97,14 @@ class OpenVinoEngine:
         try:
             with np.load(folder / _SAMPLE) as kept:
                 sample, expected = (torch.from_numpy(kept[name]) for name in ("sample", "expected"))
-                self.layers: list[tuple[int, int]] = [(int(heads), int(wide)) for heads, wide in kept["layers"]]
+                layers = kept["layers"].tolist()
             self._body, self._head = _compiled(folder)
         except _DAMAGES as error:
             raise _Damaged(f"the conversion in {folder} is damaged: {error}. Remove the folder.") from error
         with contextlib.suppress(OSError):
             os.utime(folder)  # it was used
         self._idle: list[Any] = []  # requests that hold nothing that anybody waits for
-        self._position_bytes = 4 * sum(heads * wide for heads, wide in self.layers)
+        self._position_bytes = 4 * sum(heads * wide for heads, wide in layers)
         self._compare(sample, expected)
 
     @classmethod
@@ -238,8 +238,12 @@ def _converted(
                 os.fsync(content.fileno())
         with contextlib.suppress(OSError):  # another process was first
             scratch.rename(folder)
+    except (OSError, RuntimeError) as error:
+        raise BackboneError(f"{folder.parent} cannot be written: {error}. Free disk space, or set HMT_CACHE.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+    if not folder.is_dir():
+        raise BackboneError(f"{folder} could not be written. Free disk space, or point HMT_CACHE elsewhere.")
     _sweep(folder.parent)
     return folder
 

@@ -151,7 +151,7 @@ def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     where = {key: options[key] for key in _SOURCE_OPTIONS if key in options}
-    config = load_config(source, **where)
+    config = _load_config(source, **where)
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
     _check_files(source, config, **options)
@@ -166,17 +166,7 @@ def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
     return model, load_tokenizer(source, **where)
 
 
-def load_config(source: str | Path, **where: Any) -> Any:
-    """Load a model's own configuration.
-
-    Args:
-        source: a folder or a hub id.
-        **where: passed to transformers.
-
-    Raises:
-        ModelNotFoundError: there is none.
-        BackboneError: it would run code.
-    """
+def _load_config(source: str | Path, **where: Any) -> Any:
     from transformers import AutoConfig
 
     try:

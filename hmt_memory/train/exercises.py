@@ -34,7 +34,7 @@ SYSTEM_PROMPTS = (
     "You are the user's private assistant.",
     "Be concise and honest. If you do not know something, say so.",
 )
-# each begins as `engine.abstaining.OPENINGS` has it, and as no other answer does: the first token decides
+# each begins as `engine.abstaining.OPENINGS` has it, whose first token few other answers begin with
 UNKNOWN = ("I don't know. You haven't told me that.", "I don't know, you have not mentioned it.")
 _HEARD = ("Got it. {}", "Noted. {}", "Okay. {}", "Good to know. {}", "I'll remember that. {}", "Thanks, I'll remember that.")
 _THANKS = (

@@ -37,6 +37,23 @@ def test_branches_are_what_they_are_alone(family: str) -> None:
     assert apart(*gradients) < 1e-3
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_branches_do_not_see_each_other_whatever_computes_attention(attention: str) -> None:
+    backbone = tiny_model().backbone
+    given = backbone.embed(random_ids(12))
+    branched(backbone, given[:4], [given[4:6]])  # its masks are known from now on
+    backbone.config._attn_implementation = attention
+    together, lone = (branched(backbone, given[:4], rows)[-1].detach() for rows in ([given[4:8], given[8:]], [given[8:]]))
+    assert apart(together, lone) < 1e-4
+
+
+def test_one_pass_is_enough_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = tiny_model().backbone.to(torch.bfloat16)
+    monkeypatch.setattr(branches, "_by_cache", None)
+    given = backbone.embed(random_ids(12))
+    branched(backbone, given[:4], [given[4:6], given[6:]])
+
+
 @pytest.mark.parametrize("family", IN_ONE)
 def test_one_pass_is_enough_where_attention_reaches_everything(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_model(family).backbone

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from hmt_memory import HMTModel
 from hmt_memory.engine.backbone import Backbone
 from hmt_memory.engine.deferred import DeferredBackbone
 from hmt_memory.engine.fingerprint import fingerprint
-from hmt_memory.errors import BackboneError, CheckpointError
+from hmt_memory.engine.modes import eval_mode
+from hmt_memory.errors import BackboneError, CheckpointError, ModelNotFoundError
 
 pytest.importorskip("openvino")
 
@@ -59,9 +62,16 @@ def with_lora(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("lora", [False, True])
-def test_the_second_time_a_model_is_the_same_without_its_weights(folder: Path, tmp_path: Path, lora: bool) -> None:
-    options = {"adapter": with_lora(tmp_path / "adapter")} if lora else {}
+@pytest.mark.parametrize("kind", ["llama", "lora", "gpt2", "shards"])
+def test_the_second_time_a_model_is_the_same_without_its_weights(folder: Path, tmp_path: Path, kind: str) -> None:
+    """GPT-2 has other names for the fields of its configuration."""
+    options: dict[str, Any] = {"adapter": with_lora(tmp_path / "adapter")} if kind == "lora" else {}
+    if kind == "gpt2":
+        folder = saved(tmp_path / "other", kind)
+    elif kind == "shards":
+        (folder / "model.safetensors").unlink()
+        tiny_causal_lm().save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("*.safetensors"))) > 1
     first = loaded(folder, **options)
     assert type(first.backbone) is Backbone
     second = loaded(folder, **options)
@@ -88,6 +98,7 @@ ASKING: dict[str, Callable[[DeferredBackbone], Any]] = {
     "modules": lambda backbone: list(backbone.modules()),
     "state_dict": lambda backbone: backbone.state_dict(),
     "causal_lm": lambda backbone: backbone.causal_lm,
+    "apply": lambda backbone: backbone.apply(lambda _: None),
     "half": lambda backbone: backbone.to(torch.bfloat16),
     "learning": lambda backbone: backbone.body(torch.zeros(1, 3, backbone.hidden_size)),
     "logits": lambda backbone: backbone.head(torch.zeros(1, backbone.hidden_size)),
@@ -98,9 +109,9 @@ ASKING: dict[str, Callable[[DeferredBackbone], Any]] = {
 def test_whoever_asks_for_the_weights_has_them(folder: Path, asking: str) -> None:
     first = loaded(folder).backbone
     backbone = deferred(folder)
-    version = backbone.written()
+    written = backbone.written()
     ASKING[asking](backbone)
-    assert backbone.loaded and backbone.written() != version
+    assert backbone.loaded and backbone.written() != written
     for (name, value), (other, expected) in zip(backbone.named_parameters(), first.named_parameters(), strict=True):
         assert name == other and not value.requires_grad
         assert torch.equal(value, expected.to(value.dtype))
@@ -151,6 +162,57 @@ def test_weights_that_have_changed_meanwhile_are_not_taken(folder: Path) -> None
     tiny_causal_lm(seed=1).save_pretrained(folder)
     with pytest.raises(BackboneError, match="changed since it was loaded"):
         list(backbone.parameters())
+    shutil.rmtree(folder)
+    with pytest.raises(ModelNotFoundError, match="no longer there"):
+        list(backbone.parameters())
+
+
+def test_what_changes_while_a_model_is_converted_is_not_kept_as_that_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = with_lora(tmp_path / "adapter")
+    convert = Backbone.use_openvino
+
+    def while_another_is_written(backbone: Backbone) -> None:
+        convert(backbone)
+        path = adapter / "backbone_adapter" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 1}))
+
+    monkeypatch.setattr(Backbone, "use_openvino", while_another_is_written)
+    loaded(folder, adapter=adapter)
+    monkeypatch.undo()
+    assert not list((tmp_path / "cache").glob("openvino-*/*.json"))
+
+
+def test_an_adapter_may_lie_beside_other_files_and_be_named_from_another_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = with_lora(tmp_path / "adapter") / "backbone_adapter"
+    monkeypatch.chdir(tmp_path)
+    loaded(folder, adapter="adapter")
+    (adapter / "notes").mkdir()
+    (adapter / "README.md").write_text("mine")
+    backbone = deferred(folder, adapter="adapter")
+    monkeypatch.chdir("/")
+    list(backbone.parameters())
+
+
+def test_many_threads_load_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded(folder)
+    backbone = deferred(folder)
+    load, calls = backbone._load, []
+    monkeypatch.setattr(backbone, "_load", lambda: calls.append(1) or time.sleep(0.2) or load())
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: backbone.causal_lm, range(8)))
+    assert len(calls) == 1 and len(set(map(id, found))) == 1
+
+
+def test_what_is_loaded_in_eval_mode_goes_back_to_training(folder: Path) -> None:
+    loaded(folder)
+    backbone = deferred(folder).train()
+    with eval_mode(backbone):
+        assert not backbone.causal_lm.training
+    assert all(module.training for module in backbone.modules())
 
 
 def test_a_checkpoint_of_another_backbone_is_refused_all_the_same(folder: Path, tmp_path: Path) -> None:
