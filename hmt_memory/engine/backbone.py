@@ -182,8 +182,7 @@ class Backbone(TextCodec, nn.Module):
         """Turn input embeddings [B, T, d] at positions [T] that see what `seen` [T, T] says into hidden states [B, T, d]."""
         if self._compiled:
             self._choose_attention(learning=torch.is_grad_enabled())
-        mask = torch.zeros(seen.shape, dtype=embeddings.dtype, device=seen.device)
-        mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)  # to be added: not every kind of attention takes truth values
+        mask = torch.where(seen, 0.0, torch.finfo(embeddings.dtype).min).to(embeddings.dtype)
         given = {"attention_mask": mask[None, None], "position_ids": positions[None]}
         return self._body(inputs_embeds=embeddings, use_cache=False, **given).last_hidden_state.to(self.embedding.weight)
 
