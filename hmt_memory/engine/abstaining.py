@@ -13,18 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import BackboneError
+from .branches import behind
 
 if TYPE_CHECKING:
     from .backbone import Backbone
 
-OPENINGS = (
-    "I don't know",
-    "You haven't",
-    "You have not",
-)  # those of `train.exercises`, now and before
+OPENINGS = ("I don't know", "You haven't", "You have not")  # that of `train.exercises`, and those of adapters before
 _MOSTLY = 0.5  # a token after which an opening is likelier than not is not taken
 
 
@@ -85,11 +81,9 @@ def _chances(backbone: Backbone, openings: Sequence[Sequence[int]], first: Tenso
 def _behind(backbone: Backbone, rows: Sequence[Tensor], cache: Any) -> Sequence[Tensor]:
     """Return the hidden states of several continuations, which do not see each other."""
     try:
-        repeated = backbone.repeat(copy.deepcopy(cache), len(rows))
+        return behind(backbone, copy.deepcopy(cache), [backbone.embed(row) for row in rows])
     except BackboneError:  # caches of some families hold one row, and go on by one token at a time
         return [_one_by_one(backbone, row, copy.deepcopy(cache)) for row in rows]
-    hidden, _ = backbone.extend(backbone.embed(pad_sequence(list(rows), batch_first=True)), repeated)
-    return list(hidden)
 
 
 def _one_by_one(backbone: Backbone, row: Tensor, cache: Any) -> Tensor:

@@ -72,7 +72,7 @@ class Backbone(TextCodec, nn.Module):
         self._compiled, self._mark = False, object()
         self._engine: OpenVinoEngine | None = None
         self._head_scale = head_scale(self.config)
-        self.appends = probe(self)  # whether several positions at once may follow those in a cache
+        self.appends = probe(self, lambda ids: plain(input_ids=ids, use_cache=False).logits)
 
     @property
     def _body(self) -> Any:
@@ -154,11 +154,11 @@ class Backbone(TextCodec, nn.Module):
     @property
     def version(self) -> Hashable:
         """Who computes: another value for another backbone, and once weights were loaded, have learned, moved or been cast."""
-        return self._mark, self._weights(self._values()), self._fast is not None
+        return self.written(), self._fast is not None
 
     def written(self) -> Hashable:
         """Return which weights are in memory, and how often each was written to."""
-        return self._mark, tuple((id(value), value._version) for value in self._values())
+        return self._mark, self.dtype, self.device, tuple((id(value), value._version) for value in self._values())
 
     def _values(self) -> Iterable[Tensor]:
         return self.parameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,7 +26,20 @@ def branched(backbone: Backbone, beginning: Tensor, branches: Sequence[Tensor]) 
     """
     if backbone not in _known:
         _known[backbone] = _masks(backbone)
-    return _in_one(backbone, beginning, branches) if _known[backbone] else _by_cache(backbone, beginning, branches)
+    if _known[backbone]:
+        return _in_one(backbone, beginning, branches)
+    return behind(backbone, backbone.extend(beginning[None])[1], branches)
+
+
+def behind(backbone: Backbone, cache: Any, branches: Sequence[Tensor]) -> list[Tensor]:
+    """Compute the hidden states B x [t_b, d] of branches B x [t_b, d], each behind a cache of one row; it is spent.
+
+    Raises:
+        BackboneError: the family's cache cannot be repeated.
+    """
+    repeated = backbone.repeat(cache, len(branches))
+    hidden, _ = backbone.extend(pad_sequence(list(branches), batch_first=True), repeated)
+    return [row[: len(branch)] for row, branch in zip(hidden, branches, strict=True)]
 
 
 def _in_one(backbone: Backbone, beginning: Tensor, branches: Sequence[Tensor]) -> list[Tensor]:
@@ -41,13 +55,6 @@ def _in_one(backbone: Backbone, beginning: Tensor, branches: Sequence[Tensor]) -
         first += length
     hidden = backbone.masked(torch.cat([beginning, *branches])[None], seen, positions)[0]
     return list(torch.split(hidden[start:], lengths))
-
-
-def _by_cache(backbone: Backbone, beginning: Tensor, branches: Sequence[Tensor]) -> list[Tensor]:
-    _, cache = backbone.extend(beginning[None])
-    rows = pad_sequence(list(branches), batch_first=True)
-    hidden, _ = backbone.extend(rows, backbone.repeat(cache, len(branches)))
-    return [row[: len(branch)] for row, branch in zip(hidden, branches, strict=True)]
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from .backbone import Backbone
 from .fingerprint import tokenizer_digest
 from .openvino import OpenVinoEngine, versions
 from .places import cache_folder
-from .traced import head_scale
+from .traced import fields, head_scale, text_config
 
 _VERSION = 2  # of what is kept
 
@@ -97,7 +97,7 @@ class DeferredBackbone(Backbone):
             if self.loaded:
                 return
             causal_lm = self._load().train(self.training)
-            self.causal_lm, self.config = causal_lm, causal_lm.config.get_text_config()
+            self.causal_lm, self.config = causal_lm, text_config(causal_lm)
             self.__dict__["_plain"] = (causal_lm,)
             self._watch(list(self.parameters()))
 
@@ -206,18 +206,12 @@ def keep(backbone: Backbone, origin: Origin) -> None:
             backbone.identity()["weights_digest"],
             sorted(backbone.end_ids),
             sum(map(torch.numel, backbone.parameters())),
-            _fields(backbone.config),
+            fields(backbone.config),
             _kind(backbone.tokenizer, origin.folder),
         )
         if origin.unchanged:
             with replacing(folder / f"{origin.key}.json") as file:
                 file.write(json.dumps(known._asdict()).encode())
-
-
-def _fields(config: Any) -> dict[str, Any]:
-    """Return the fields of a configuration, by their common names too."""
-    fields: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return fields | {name: getattr(config, name) for name in type(config).attribute_map}
 
 
 def _kind(tokenizer: Any, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ _SAME_ROW_HALF, _SAME_LOGITS, _SAME_PARTS_HALF = 1e-3, 1e-2, 0.05
 
 
 @torch.no_grad()
-def probe(backbone: Any) -> bool:
+def probe(backbone: Any, logits_of: Callable[[Tensor], Tensor]) -> bool:
     """Refuse a model that does not do what a backbone has to do. Returns whether its caches go on by several positions.
 
     Args:
         backbone: the `Backbone` to try.
+        logits_of: its own way from token ids [B, T] to logits [B, T, vocab].
 
     Raises:
         BackboneError: it is an encoder, has another width inside, or a head that is not understood.
@@ -31,7 +33,7 @@ def probe(backbone: Any) -> bool:
         with eval_mode(backbone):
             hidden = backbone.body(embedded := backbone.embed(ids))
             appends = _appends(backbone, embedded, hidden)
-            logits = backbone.causal_lm(input_ids=ids, use_cache=False).logits
+            logits = logits_of(ids)
     except Exception as error:  # whatever a model raises that is not a decoder
         raise BackboneError(
             f"{backbone.name} ({type(backbone.causal_lm).__name__}) does not run on input embeddings: {error}. "

@@ -112,3 +112,14 @@ def window(config: Any) -> int | None:
     kinds = set(getattr(config, "layer_types", None) or ())
     size: int | None = getattr(config, "sliding_window", None)
     return None if kinds == {"full_attention"} or not getattr(config, "use_sliding_window", True) else size
+
+
+def text_config(model: Any) -> Any:
+    """Return the configuration of a model, as far as it is about text."""
+    return model.config.get_text_config()
+
+
+def fields(config: Any) -> dict[str, Any]:
+    """Return the fields of a configuration as JSON has them, by their common names too."""
+    own: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return own | {name: getattr(config, name) for name in type(config).attribute_map}

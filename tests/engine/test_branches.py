@@ -49,7 +49,7 @@ def test_branches_do_not_see_each_other_whatever_computes_attention(attention: s
 
 def test_one_pass_is_enough_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_model().backbone.to(torch.bfloat16)
-    monkeypatch.setattr(branches, "_by_cache", None)
+    monkeypatch.setattr(branches, "behind", None)
     given = backbone.embed(random_ids(12))
     branched(backbone, given[:4], [given[4:6], given[6:]])
 
@@ -57,6 +57,6 @@ def test_one_pass_is_enough_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("family", IN_ONE)
 def test_one_pass_is_enough_where_attention_reaches_everything(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny_model(family).backbone
-    monkeypatch.setattr(branches, "_by_cache", None)
+    monkeypatch.setattr(branches, "behind", None)
     given = backbone.embed(random_ids(12))
     branched(backbone, given[:4], [given[4:6], given[6:]])
