@@ -139,23 +139,24 @@ def test_files_of_exercises_are_read_and_their_mistakes_named(tmp_path: Path) ->
 
 
 def test_lora_of_early_layers_stays_as_it_is(chatty: str, tmp_path: Path) -> None:
-    """And exercises are reported and learned from: without them, the other layers end elsewhere."""
+    """And exercises are reported and learned from, and whether they abstain: without, the other layers end elsewhere."""
     text = tmp_path / "text.txt"
     text.write_text("".join(random.Random(0).choice("abcdefgh .") for _ in range(3000)))
     ends = []
-    for exercises in (2, 0):
-        stage = Stage(steps=2, segments=2, batch=1, exercises=exercises)
+    for exercises, abstaining in ((2, 0.0), (2, 1.0), (0, 0.0)):
+        stage = Stage(steps=2, segments=2, batch=1, exercises=exercises, abstaining=abstaining)
         recipe = Recipe(
             stages=(stage,), config=HMTConfig(segment_length=64), lora_rank=2, lora_from_layer=1, learning_rate=1e-2
         )
         model = prepare(chatty, recipe, dtype="float32", device="cpu")
         before = {name: value.clone() for name, value in model.backbone.adapter_parameters()}
         reports = list(
-            Trainer(model, recipe, open_sources([str(text)], model.backbone.encode), tmp_path / str(exercises)).run()
+            Trainer(model, recipe, open_sources([str(text)], model.backbone.encode), tmp_path / str(len(ends))).run()
         )
         assert all((report.answers is not None) == bool(exercises) for report in reports)
         after = dict(model.backbone.adapter_parameters())
         changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
         assert changed and all(".layers.1." in name for name in changed)
         ends.append(after)
-    assert any(not torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    for other in ends[1:]:
+        assert any(not torch.equal(value, other[name]) for name, value in ends[0].items())
