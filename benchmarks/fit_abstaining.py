@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from fit_fusion import MODEL, conversation, personas
+from fit_fusion import _IDLE, MODEL, conversation, personas
 
 from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.engine import abstaining, generate
@@ -34,6 +34,7 @@ def main() -> None:
     values, chances = _values_told(), _chances_met()
     told: list[tuple[float, bool]] = []  # how likely it abstains, and whether its answer is right
     untold: list[float] = []
+    idle: list[float] = []  # of what asks for nothing that could be told
     with tempfile.TemporaryDirectory() as folder, MemoryStore(folder) as store:
         for number in range(options.conversations):
             messages, asked = conversation(personas(options.data), random.Random(f"abstaining {number}"))
@@ -45,15 +46,18 @@ def main() -> None:
                 session.forget(reply.message_ids)
                 chance = chances[-1] if chances else 0.0  # without: it does not begin so anyway
                 if each.right is None:
-                    untold.append(chance)
+                    (idle if each.question in _IDLE else untold).append(chance)
                 else:
                     told.append((chance, holds(reply.text, values[each.right])))
             print(f"conversation {number + 1}: {len(told)} told, {len(untold)} not told so far", flush=True)
     for threshold in _THRESHOLDS:
         abstained = sum(chance >= threshold for chance, _ in told) / len(told)
         right = sum(right and chance < threshold for chance, right in told) / len(told)
-        says_so = sum(chance >= threshold for chance in untold) / len(untold)
-        print(f"from {threshold}: told {abstained:.3f} unknown, {right:.3f} right; not told {says_so:.3f} unknown")
+        says_so, other = (sum(chance >= threshold for chance in met) / len(met) for met in (untold, idle))
+        print(
+            f"from {threshold}: told {abstained:.3f} unknown, {right:.3f} right; not told {says_so:.3f} unknown; "
+            f"thanks and general questions {other:.3f}"
+        )
 
 
 def _values_told() -> dict[str, str]:
