@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ TEMPLATE = (
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep the collector from going through what was imported, again and again: some million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +77,14 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a model without one."""
     return str(_save_tiny_model(tmp_path_factory.mktemp("plain"), None))
+
+
+@pytest.fixture(scope="session")
+def trained(chatty: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a model with a chat template and an adapter, so that it reads for itself."""
+    folder = tmp_path_factory.mktemp("trained")
+    HMTModel.from_pretrained(chatty, config=HMTConfig(segment_length=48), dtype="float32", device="cpu").save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture

@@ -30,9 +30,9 @@ def test_an_example_runs_on_the_default_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PRINTED if name not in ON_THE_DEFAULT_MODEL])
-def test_an_example_runs(name: str, chatty: str) -> None:
+def test_an_example_runs(name: str, trained: str) -> None:
     """On a tiny model, which takes a tenth of the time."""
-    check(name, os.environ | {"HMT_MODEL": chatty})
+    check(name, os.environ | {"HMT_MODEL": trained})
 
 
 def check(name: str, environment: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FAMILIES, SMALL, byte_tokenizer, random_ids, tiny_model
+from tiny import FAMILIES, LONG, SMALL, byte_tokenizer, random_ids, tiny_model
 
 from hmt_memory import HMTModel, MemoryStore, ViewConfig
 from hmt_memory.assistant import stateless
@@ -156,7 +156,7 @@ def turn(session: Any, text: str, **options: Any) -> str:
     return "".join(reply)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=30 if LONG else 6, deadline=None)
 @given(texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=14).map(" ".join), min_size=3, max_size=7))
 def test_a_session_answers_the_same_with_and_without_what_was_kept(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]

@@ -42,7 +42,7 @@ def closed() -> Iterator[None]:
 
 @pytest.fixture
 def llm(tmp_path: Path, smollm2: HMTModel) -> HMTLLM:
-    return HMTLLM(engine=Assistant(smollm2, store=tmp_path / "memories"), max_tokens=24, context_window=1024)
+    return HMTLLM(engine=Assistant(smollm2, store=tmp_path / "memories"), max_tokens=12, context_window=1024)
 
 
 @pytest.fixture
@@ -69,13 +69,13 @@ async def test_all_endpoints_say_the_same(llm: HMTLLM) -> None:
     assert (await llm.achat(asked)).message == whole.message == list(llm.stream_chat(asked))[-1].message
     assert [one async for one in await llm.astream_chat(asked)][-1].raw == whole.raw
     assert llm.complete("What is the capital of France?").text == whole.message.content
-    pickled = pickle.loads(pickle.dumps(HMTLLM(store=llm.store, max_tokens=24)))
+    pickled = pickle.loads(pickle.dumps(HMTLLM(store=llm.store, max_tokens=12)))
     assert pickled.to_dict()["store"] == llm.store and pickled.model_name == "smollm2-135m-instruct"
 
 
 def test_a_session_remembers_across_objects(llm: HMTLLM, smollm2: HMTModel) -> None:
     told = llm.chat([user("The door code of the office is 4071.")], session_id="alice").message.content
-    again = HMTLLM(engine=Assistant(smollm2, store=llm.store), max_tokens=24, session_id="alice")
+    again = HMTLLM(engine=Assistant(smollm2, store=llm.store), max_tokens=12, session_id="alice")
     response = again.chat([user(QUESTION)])
     assert response.message.content and len(response.raw["hmt"]["message_ids"]) == 2
     kept = [[one.content for one in again.engine.session(name).messages()] for name in ("alice", "bob")]
@@ -140,16 +140,16 @@ async def test_what_left_the_window_is_recalled(llm: HMTLLM) -> None:
     for at in range(8):
         talk += [
             user(f"Tell me about day {at} of the voyage."),
-            ChatMessage(role="assistant", content="The sea was calm. " * 8),
+            ChatMessage(role="assistant", content="The sea was calm. " * 4),
         ]
     asked = user("What is the door code of the office?")
-    memory = HMTMemory.from_defaults("alice", llm=llm, token_limit=300)
+    memory = HMTMemory.from_defaults("alice", llm=llm, token_limit=200)
     memory.put_messages([*talk, asked])
     shown = memory.get()
     assert "4071" in (shown[0].content or "") and len(shown) < 12
     assert llm.chat(shown).message.content
     block = HMTMemoryBlock(engine=llm.engine)
-    waterfall = Memory.from_defaults("bob", token_limit=300, tokenizer_fn=llm.engine.token_ids, memory_blocks=[block])
+    waterfall = Memory.from_defaults("bob", token_limit=200, tokenizer_fn=llm.engine.token_ids, memory_blocks=[block])
     for message in [*talk, asked]:
         await waterfall.aput(message)
     assert "4071" in ((await waterfall.aget())[0].content or "")

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import torch
 from measuring import counting_tokens
 from places import SUPPORT
+from scripts import run_script
 from tiny import SMALL, VOCAB, random_ids, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -737,23 +739,18 @@ def test_two_processes_train_what_one_with_twice_the_batch_does(plain: str, tmp_
     stage = Stage(steps=3, segments=3, batch=2, tasks={"text": 1, "cloze": 1}, recall=0.1)
     recipe = replace(RECIPE, stages=(stage,))
     (tmp_path / "two.json").write_text(recipe.to_json())
-    port = str(20_000 + os.getpid() % 20_000)
-    processes = []
-    for rank in range(2):
-        arguments = ["train", *data, "--recipe", str(tmp_path / "two.json"), "--out", str(tmp_path / "two")]
-        arguments += ["--model", plain, "--dtype", "float32", "--device", "cpu"]
-        world = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", f"from hmt_memory.cli import main; main({arguments!r})"],
-                env={**os.environ, **world, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    (out, said), (quiet, _) = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
+    arguments = ["train", *data, "--recipe", str(tmp_path / "two.json"), "--out", str(tmp_path / "two")]
+    arguments += ["--model", plain, "--dtype", "float32", "--device", "cpu"]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + os.getpid() % 20_000)}
+
+    def process(rank: str) -> subprocess.CompletedProcess[str]:
+        place = world | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        return run_script(SUPPORT / "hmt_command.py", *arguments, environment=os.environ | place, timeout=120)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(process, "01")
+    assert [first.returncode, second.returncode] == [0, 0], first.stderr + second.stderr
+    out, quiet = first.stdout, second.stdout
     assert out == f"{tmp_path / 'two' / 'adapter'}\n" and quiet == ""
     list(trainer(plain, replace(recipe, stages=(replace(stage, batch=4),)), tmp_path / "one", data).run())
     torch.testing.assert_close(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), rtol=1e-3, atol=1e-4)
