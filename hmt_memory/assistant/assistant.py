@@ -134,7 +134,7 @@ class Assistant:
             if self._store is None:
                 from ..sessions.memory_store import MemoryStore
 
-                self._store = MemoryStore(self.folder)
+                self._store = MemoryStore(self.folder, background=True)
             return self._store
 
     def session(self, name: str) -> Session:

@@ -35,7 +35,7 @@ def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
             f"there is no store in {chosen}. hmt chat --session NAME begins one, and so does hmt read; --store names another "
             "folder."
         )
-    return MemoryStore(chosen)
+    return MemoryStore(chosen, background=True)
 
 
 def stats_of(name: str, opened: Callable[[str], StoredSession | StoredCorpus]) -> dict[str, Any]:

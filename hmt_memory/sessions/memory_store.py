@@ -33,7 +33,7 @@ class MemoryStore(Storage):
     """Sessions and corpora in one folder, in one SQLite database with disposable index files beside it.
 
     Several processes may use a folder at once, on one machine; several threads may use one object. Its arguments are those of
-    `Storage`: folder, and by keyword index, timeout, clock, read_only, index_bytes and view_bytes.
+    `Storage`: folder, and by keyword index, timeout, clock, read_only, index_bytes, view_bytes and background.
     """
 
     def __repr__(self) -> str:

@@ -283,8 +283,8 @@ class Session(SessionMemory):
         except (StoreError, SessionBusyError) as error:
             log.warning("%s", error)
 
-    def _after_reply(self) -> None:
-        """Close segments that the answer filled, if nobody else is reading; otherwise the next call does it."""
+    def _read_behind(self) -> None:
+        """Close segments that an answer filled, if nobody else is reading; otherwise the next call does it."""
         with self._stored_already():
             with self._reading(wait=False):
                 row = self._read_pending().row
@@ -320,7 +320,7 @@ class Reply(Answer):
     def _advance(self) -> str | None:
         if self.message_ids and not self._left:
             self._left = True
-            self._session._after_reply()
+            self._session._store.behind.do(self._session._read_behind)
         with self._session._unless_rewritten(self._snapshot):
             free = super()._advance()
             if free is None or not self._ended:

@@ -27,6 +27,7 @@ from ..store.index.words import WordIndex
 from ..store.open import open_backend
 from ..store.rows import CollectionRow
 from ..store.shelf import Shelf, shelf_of
+from .behind import Behind
 from .names import find
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Storage:
         read_only: whether to change nothing in the folder, which has to exist then.
         index_bytes: memory that all indexes may take together; the least recently used are closed.
         view_bytes: memory for keys and values of what the sessions' views begin with, kept between answers.
+        background: whether what an answer adds to a session is read into its memory by another thread, so that the call which
+            answers does not wait for it; whatever needs it does.
 
     Raises:
         StoreError: the folder cannot be used, or a newer version wrote it.
@@ -69,6 +72,7 @@ class Storage:
         read_only: bool = False,
         index_bytes: int = 256 << 20,
         view_bytes: int = 256 << 20,
+        background: bool = False,
     ) -> None:
         self.folder = Path(folder).expanduser()
         self.now = clock
@@ -77,6 +81,7 @@ class Storage:
         self._shelves: dict[int, tuple[int, Shelf]] = {}
         self._reading: dict[tuple[int, int], threading.Lock] = {}
         self._view_bytes = view_bytes
+        self.behind = Behind(threaded=background)
         self._pid, self._mutex = os.getpid(), threading.Lock()
         self.database = open_backend(self.folder, timeout=timeout, read_only=read_only)
         if not read_only:
@@ -90,6 +95,7 @@ class Storage:
 
     def close(self) -> None:
         """Save the indexes and close the database. Sessions of this object must not be used afterwards."""
+        self.behind.close()
         for collection, indexes in list(self._indexes.items()):
             self._save_index(collection, indexes)
         self.database.close()

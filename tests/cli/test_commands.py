@@ -81,7 +81,7 @@ def test_what_somebody_else_is_reading_is_no_warning(store: Path, caplog: pytest
     with MemoryStore(store) as opened:
         session = opened.session("alice", MODEL)
         with opened.reading_mutex(session._id):
-            session._after_reply()
+            session._read_behind()
     (record,) = [one for one in caplog.records if "another thread is reading" in one.getMessage()]
     assert record.levelname == "DEBUG"
 
