@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-real coverage lint docs bench adapter clean
+.PHONY: demo test test-real test-lowest coverage lint docs bench adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -21,6 +21,15 @@ test: .venv/ready
 TESTS ?= tests
 test-real: .venv/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m real $(TESTS)
+
+# Those of the engine on the oldest transformers that pyproject.toml admits; all others run on the newest.
+LOWEST := .venv/lowest
+test-lowest: $(LOWEST)
+	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not real" tests/engine
+
+$(LOWEST): .venv/ready constraints-lowest.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ --requirement constraints-lowest.txt
+	touch $@
 
 # The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.
 coverage: .venv/ready

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import re
 import subprocess
 import sys
 import venv
@@ -39,6 +40,13 @@ def test_the_public_names_are_these() -> None:
         assert getattr(hmt_memory, name).__doc__
     with pytest.raises(AttributeError, match="Nonsense"):
         _ = hmt_memory.Nonsense
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_admitted() -> None:
+    admitted = (ROOT / "pyproject.toml").read_text()
+    (lowest,) = re.findall(r'"transformers>=([\d.]+),', admitted)
+    (tested,) = re.findall(r"^transformers==([\d.]+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE)
+    assert tested.removesuffix(".0") == lowest
 
 
 def test_importing_is_light() -> None:

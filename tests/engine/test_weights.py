@@ -37,13 +37,14 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(256), writer.add_embedding_length(32), writer.add_block_count(2)
     writer.add_feed_forward_length(48), writer.add_head_count(4), writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5), writer.add_rope_dimension_count(8), writer.add_vocab_size(260)
+    writer.add_layer_norm_rms_eps(1e-5), writer.add_rope_dimension_count(8), writer.add_vocab_size(261)
     tokenizer = byte_tokenizer()
     tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)
-    writer.add_tokenizer_model("gpt2"), writer.add_token_list([*tokens, "th"]), writer.add_token_merges(["t h"])
+    writer.add_tokenizer_model("gpt2"), writer.add_token_list([*tokens, "th", "the"])
+    writer.add_token_merges(["t h", "th e"])  # a single one is read as text by older releases
     writer.add_bos_token_id(257), writer.add_eos_token_id(256)
     rng = np.random.default_rng(0)
-    shapes = {"token_embd.weight": (260, 32), "output_norm.weight": (32,), "output.weight": (260, 32)}
+    shapes = {"token_embd.weight": (261, 32), "output_norm.weight": (32,), "output.weight": (261, 32)}
     for layer in range(2):
         block = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
         block |= {"ffn_gate": (48, 32), "ffn_up": (48, 32), "ffn_down": (32, 48), "attn_norm": (32,), "ffn_norm": (32,)}
