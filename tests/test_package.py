@@ -47,6 +47,7 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_admitted() -> No
     (lowest,) = re.findall(r'"transformers>=([\d.]+),', admitted)
     (tested,) = re.findall(r"^transformers==([\d.]+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE)
     assert tested.removesuffix(".0") == lowest
+    assert f"'transformers>={lowest},<6'" in (ROOT / "hmt_memory/cli/doctor.py").read_text(), "what it advises"
 
 
 def test_importing_is_light() -> None:

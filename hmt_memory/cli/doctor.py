@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _BROKEN = (ImportError, RuntimeError, OSError)  # errors of a missing, mismatched or half-installed package
 _ADVICE = {
     "torch": "needed: pip install torch",
-    "transformers": "needed: pip install 'transformers>=5,<6'",
+    "transformers": "needed: pip install 'transformers>=5.6,<6'",
     "faiss": "for an index over long memories: pip install 'hmt-memory[cpu]', or [gpu]",
     "openvino": "for answers two to three times as fast on a CPU without bf16: pip install 'hmt-memory[cpu]'",
     "peft": "for adapters in the backbone: pip install 'hmt-memory[train]'",

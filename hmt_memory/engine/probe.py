@@ -58,8 +58,12 @@ def probe(backbone: Any, logits_of: Callable[[Tensor], Tensor]) -> bool:
 def _appends(backbone: Any, embedded: Tensor, hidden: Tensor) -> bool:
     """Tell whether a text in two parts gives what it gives at once; Mamba goes on token by token only."""
     try:
-        last, _ = backbone.extend(embedded[:, 2:], backbone.extend(embedded[:, :2])[1])
-    except (BackboneError, IndexError):  # it keeps no cache, or steps behind it one at a time
+        _, cache = backbone.extend(embedded[:, :2])
+    except BackboneError:  # it keeps none
+        return False
+    try:
+        last, _ = backbone.extend(embedded[:, 2:], cache)
+    except IndexError:  # of releases whose Mamba steps behind a cache one at a time
         return False
     return _relative_difference(last, hidden[:, 2:]) < (1e-3 if hidden.dtype in _SAME_ROW else _SAME_PARTS_HALF)
 

@@ -7,6 +7,7 @@ recalls.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ..engine.decoding import Decoding, DecodingOptions
 from ..engine.generate import Generation
 from ..engine.turns import Turns
 from ..engine.view import check_budget
-from ..errors import InputError, SessionBusyError, StoreDamagedError, StoreError
+from ..errors import InputError, ModelMismatchError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import Draft
 from ..store import lineage, rewriting
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ..store.transaction import Transaction
     from .chat_model import ChatModel, Writing
 
+_BEHIND_SEGMENTS = 4  # read behind an answer before others get their turn
 _LATEST = 16  # latest messages, searched for the user's last one
 _MOST_SHOWN = 256  # latest messages that another model may be shown
 
@@ -283,12 +285,25 @@ class Session(SessionMemory):
         except (StoreError, SessionBusyError) as error:
             log.warning("%s", error)
 
-    def _read_behind(self) -> None:
-        """Close segments that an answer filled, if nobody else is reading; otherwise the next call does it."""
+    def _after_reply(self) -> None:
+        """Read what an answer has added, if nobody else does, and forget what is beyond the session's limits."""
         with self._stored_already():
-            with self._reading(wait=False):
-                row = self._read_pending().row
+            with self._database.reading() as db:
+                row = db.collection(self._id)
+            if row is None or not row.settings.get("retention"):
+                self._store.behind.do(repr(self), self._read_behind)
+                return
+            self._read_behind()
             self._apply_retention(row)
+
+    def _read_behind(self) -> None:
+        """Read what is not read yet, a little at a time, unless somebody else does: others get their turns in between."""
+        gone = (SessionNotFoundError, ModelMismatchError)  # it was deleted, or another model reads it now
+        with self._stored_already(), suppress(*gone):
+            more = True
+            while more and not self._store.behind.closing:
+                with self._reading(wait=False):
+                    more = self._lacks_segments(self._read_pending(most=_BEHIND_SEGMENTS))
 
 
 class Reply(Answer):
@@ -320,7 +335,7 @@ class Reply(Answer):
     def _advance(self) -> str | None:
         if self.message_ids and not self._left:
             self._left = True
-            self._session._store.behind.do(self._session._read_behind)
+            self._session._after_reply()
         with self._session._unless_rewritten(self._snapshot):
             free = super()._advance()
             if free is None or not self._ended:

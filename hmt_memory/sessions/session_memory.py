@@ -136,13 +136,19 @@ class SessionMemory(StoredSession):
             (row,) = lineage.messages(db, snapshot.parts, count, count + 1)
         return count, row.tokens[0]
 
-    def _read_pending(self, progress: Progress | None = None) -> Snapshot:
-        """Read stored tokens that are not read yet, inside `_reading`. Returns a snapshot that lacks no full segment."""
+    def _read_pending(self, progress: Progress | None = None, *, most: int | None = None) -> Snapshot:
+        """Read stored tokens that are not read yet, inside `_reading`. Returns a snapshot that lacks no full segment.
+
+        Args:
+            progress: called with the tokens read so far and the tokens to read.
+            most: segments to read before it returns all the same; None: any number.
+        """
         model = self._needs_model()
         length, snapshot = model.config.segment_length, self._snapshot()
         first, last = snapshot.state.tokens, snapshot.tokens // length * length
-        while snapshot.tokens - snapshot.state.segments * length >= length:
-            ids = self._unread(snapshot)
+        begun = snapshot.state.segments
+        while self._lacks_segments(snapshot) and (most is None or snapshot.state.segments - begun < most):
+            ids = self._unread(snapshot, CHUNK_SEGMENTS if most is None else most)
             if ids is None:
                 snapshot = self._snapshot(anew=True)
                 continue
@@ -152,9 +158,14 @@ class SessionMemory(StoredSession):
                 progress(snapshot.state.segments * length - first, last - first)
         return snapshot
 
-    def _unread(self, snapshot: Snapshot) -> Tensor | None:
-        """Return the next tokens to read [t]; None: the session was rewritten, and their place is out of date."""
-        start, most = snapshot.state.tokens, CHUNK_SEGMENTS * self._needs_model().config.segment_length
+    def _lacks_segments(self, snapshot: Snapshot) -> bool:
+        """Return whether stored tokens fill a segment that is not read yet."""
+        length = self._needs_model().config.segment_length
+        return snapshot.tokens - snapshot.state.segments * length >= length
+
+    def _unread(self, snapshot: Snapshot, segments: int) -> Tensor | None:
+        """Return the next tokens to read [t], as many as so many segments have; None: the session was rewritten meanwhile."""
+        start, most = snapshot.state.tokens, segments * self._needs_model().config.segment_length
         with self._database.reading() as db:
             if self._row(db).epoch != snapshot.row.epoch:
                 return None

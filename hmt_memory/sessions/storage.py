@@ -55,7 +55,7 @@ class Storage:
         index_bytes: memory that all indexes may take together; the least recently used are closed.
         view_bytes: memory for keys and values of what the sessions' views begin with, kept between answers.
         background: whether what an answer adds to a session is read into its memory by another thread, so that the call which
-            answers does not wait for it; whatever needs it does.
+            answers does not wait for it; the next call that needs it does. Sessions with limits read at once.
 
     Raises:
         StoreError: the folder cannot be used, or a newer version wrote it.
@@ -95,10 +95,12 @@ class Storage:
 
     def close(self) -> None:
         """Save the indexes and close the database. Sessions of this object must not be used afterwards."""
-        self.behind.close()
-        for collection, indexes in list(self._indexes.items()):
-            self._save_index(collection, indexes)
-        self.database.close()
+        try:
+            self.behind.close()
+        finally:
+            for collection, indexes in list(self._indexes.items()):
+                self._save_index(collection, indexes)
+            self.database.close()
 
     def _save_index(self, collection: int, indexes: Indexes, *, always: bool = False) -> None:
         """Save an index, unless its session or corpus was deleted or rewritten. Nobody can do that meanwhile."""

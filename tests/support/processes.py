@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["warm", "crash_worker"])
 
 
+_ENVIRONMENT = threading.Lock()  # there is one of a process
+
+
 def start(work: Callable[..., None], *arguments: Any) -> Any:
     process = SERVER.Process(target=work, args=arguments, daemon=True)
-    with mock.patch.dict(os.environ, PYTHONPATH=str(SUPPORT)):  # where the server finds what to preload
+    with _ENVIRONMENT, mock.patch.dict(os.environ, PYTHONPATH=str(SUPPORT)):  # where the server finds what to preload
         process.start()
     return process
 

@@ -742,10 +742,11 @@ def test_two_processes_train_what_one_with_twice_the_batch_does(plain: str, tmp_
     arguments = ["train", *data, "--recipe", str(tmp_path / "two.json"), "--out", str(tmp_path / "two")]
     arguments += ["--model", plain, "--dtype", "float32", "--device", "cpu"]
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20_000 + os.getpid() % 20_000)}
+    environment = os.environ | world
 
     def process(rank: str) -> subprocess.CompletedProcess[str]:
-        place = world | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
-        return run_script(SUPPORT / "hmt_command.py", *arguments, environment=os.environ | place, timeout=120)
+        place = environment | {"RANK": rank, "LOCAL_RANK": rank}
+        return run_script(SUPPORT / "hmt_command.py", *arguments, environment=place, timeout=240)
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(process, "01")
