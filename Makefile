@@ -23,12 +23,13 @@ test-real: .venv/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m real $(TESTS)
 
 # Those of the engine on the oldest transformers that pyproject.toml admits; all others run on the newest.
-LOWEST := .venv/lowest
-test-lowest: $(LOWEST)
-	PYTHONPATH=$(LOWEST) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not real" tests/engine
+LOWEST := $(CURDIR)/.venv/lowest
+test-lowest: $(LOWEST)/ready
+	PYTHONPATH=$(LOWEST) HMT_TRANSFORMERS=$(shell sed -n 's/^transformers==//p' constraints-lowest.txt) \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not real" $(if $(filter tests,$(TESTS)),tests/engine,$(TESTS))
 
-$(LOWEST): .venv/ready constraints-lowest.txt
-	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ --requirement constraints-lowest.txt
+$(LOWEST)/ready: .venv/ready constraints-lowest.txt
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LOWEST) --requirement constraints-lowest.txt
 	touch $@
 
 # The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.

@@ -19,9 +19,10 @@ from measure import machine
 
 from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.config import DEFAULT_MODEL
-from hmt_memory.evaluate.answers import Answered, Conversation, Plan, Question, answer, holds
+from hmt_memory.evaluate.answers import Answered, Conversation, Plan, Question, answer
 from hmt_memory.retrieval.notes import Note, written
 from hmt_memory.retrieval.recollection import ViewRecollection
+from hmt_memory.train.facts import KINDS
 
 _FOUND = ViewRecollection._fitting
 
@@ -56,7 +57,10 @@ def main() -> None:
 
 def _notes_for(conversation: Conversation, question: Question) -> dict[str, Sequence[str] | None]:
     """Return the notes to ask a question with, by name; None: those that are found."""
-    told = [said for said, _ in conversation.turns if holds(said, question.value) or holds(said, question.before)]
+    kind = next(kind for kind in KINDS.values() if question.text in kind.asked["evaluation"])
+    values = [value for value in (question.value, question.before) if value is not None]
+    sentences = {way.format(value) for way in (*kind.told["evaluation"], *kind.changed) for value in values}
+    told = [said for said, _ in conversation.turns if said in sentences]
     return {"found": None, "what was told of it": told, "the latest of it": told[-1:]}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny import byte_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,6 +29,13 @@ TEMPLATE = (
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to test another release of transformers than the one that is asked for."""
+    wanted = os.environ.get("HMT_TRANSFORMERS", transformers.__version__)
+    if wanted != transformers.__version__:
+        raise pytest.UsageError(f"transformers {wanted} is to be tested, and {transformers.__version__} is imported")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
