@@ -22,11 +22,12 @@ TESTS ?= tests
 test-real: .venv/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m real $(TESTS)
 
-# Those of the engine on the oldest transformers that pyproject.toml admits; all others run on the newest.
+# Those of LOWEST_TESTS on the oldest transformers that pyproject.toml admits; all others run on the newest.
 LOWEST := $(CURDIR)/.venv/lowest
+LOWEST_TESTS ?= tests/engine
 test-lowest: $(LOWEST)/ready
 	PYTHONPATH=$(LOWEST) HMT_TRANSFORMERS=$(shell sed -n 's/^transformers==//p' constraints-lowest.txt) \
-		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not real" $(if $(filter tests,$(TESTS)),tests/engine,$(TESTS))
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not real" $(LOWEST_TESTS)
 
 $(LOWEST)/ready: .venv/ready constraints-lowest.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LOWEST) --requirement constraints-lowest.txt

@@ -75,6 +75,12 @@ def _save_tiny_model(folder: Path, template: str | None) -> Path:
     return folder
 
 
+def _save_trained(model: str, folder: Path) -> str:
+    """Save a model's memory as an adapter, which counts as trained."""
+    HMTModel.from_pretrained(model, config=HMTConfig(segment_length=48), dtype="float32", device="cpu").save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a model with a chat template."""
@@ -90,16 +96,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def trained(chatty: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a model with a chat template and an adapter, so that it reads for itself."""
-    folder = tmp_path_factory.mktemp("trained")
-    HMTModel.from_pretrained(chatty, config=HMTConfig(segment_length=48), dtype="float32", device="cpu").save_pretrained(folder)
-    return str(folder)
+    return _save_trained(chatty, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
 def bundled(plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Folder of a trained model that stands in for the bundled one, which reads for models whose memory is not trained."""
-    folder = tmp_path / "bundled"
-    HMTModel.from_pretrained(plain, config=HMTConfig(segment_length=48), dtype="float32", device="cpu").save_pretrained(folder)
-    monkeypatch.setattr(default_reader, "DEFAULT_MODEL", str(folder))
-    monkeypatch.setattr(places, "bundled_file", lambda name=None: folder)
-    return str(folder)
+    folder = _save_trained(plain, tmp_path / "bundled")
+    monkeypatch.setattr(default_reader, "DEFAULT_MODEL", folder)
+    monkeypatch.setattr(places, "bundled_file", lambda name=None: Path(folder))
+    return folder

@@ -15,9 +15,7 @@ from places import SUPPORT
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["warm", "crash_worker"])
-
-
-_ENVIRONMENT = threading.Lock()  # there is one of a process
+_ENVIRONMENT = threading.Lock()  # held by whoever changes it for a moment
 
 
 def start(work: Callable[..., None], *arguments: Any) -> Any:
