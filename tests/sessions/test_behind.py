@@ -145,8 +145,10 @@ def test_what_is_forgotten_before_it_is_read_is_in_no_file(
             store.delete("alice")
         else:
             session.forget(reply.message_ids)
+        done = threading.Event()
+        store.behind.do("the test", done.set)
         held.set()
-        store.behind.close()
+        assert done.wait(30)
         assert bytes_in(tmp_path, b"a secret of mine") == [] and store.verify().ok
     assert not caplog.records
 
