@@ -117,7 +117,7 @@ _SMALL = [
     "See you tomorrow.",
     "Bye!",
 ]
-_LONGEST, _BATCH = 80, 16
+_LONGEST, _BATCH = 80, 64
 
 
 def prompts(data: Path, chance: random.Random) -> list[str]:

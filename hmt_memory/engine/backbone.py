@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError
 from .adapter import Merged, merge
-from .modes import eval_mode
+from .modes import eval_mode, learning_kept
 from .probe import probe
 from .text import TextCodec
 from .traced import head_scale
@@ -69,7 +69,7 @@ class Backbone(TextCodec, nn.Module):
         self.config = config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
         self.cache_argument = cache_argument(self._body)  # the name of the cache in its forward pass
-        self._compiled, self._mark = False, object()
+        self.compiled, self._mark = False, object()
         self._engine: OpenVinoEngine | None = None
         self._head_scale = head_scale(self.config)
         self.appends = probe(self, lambda ids: plain(input_ids=ids, use_cache=False).logits)
@@ -174,13 +174,13 @@ class Backbone(TextCodec, nn.Module):
         """Turn input embeddings [B, T, d] into hidden states [B, T, d] after the final norm; no cache, no head."""
         if self._fast is not None:
             return self._fast.body(embeddings)
-        if self._compiled:
+        if self.compiled:
             self._choose_attention(learning=torch.is_grad_enabled())
         return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.embedding.weight)
 
     def masked(self, embeddings: Tensor, seen: Tensor, positions: Tensor) -> Tensor:
         """Turn input embeddings [B, T, d] at positions [T] that see what `seen` [T, T] says into hidden states [B, T, d]."""
-        if self._compiled:
+        if self.compiled:
             self._choose_attention(learning=torch.is_grad_enabled())
         mask = torch.where(seen, 0.0, torch.finfo(embeddings.dtype).min).to(embeddings.dtype)
         given = {"attention_mask": mask[None, None], "position_ids": positions[None]}
@@ -201,7 +201,7 @@ class Backbone(TextCodec, nn.Module):
             raise BackboneError(f"{self.name} ({self.config.model_type}) has no repeated blocks. Train without --compile.")
         for block in max(lists, key=lambda blocks: sum(value.numel() for value in blocks.parameters())):
             block.compile(dynamic=True)
-        self._compiled = True
+        self.compiled = True
 
     def _choose_attention(self, *, learning: bool) -> None:
         """Choose plain attention for learning on a CPU: the backward pass of fused attention takes ten times as long there."""
@@ -324,7 +324,8 @@ class Backbone(TextCodec, nn.Module):
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """Use the backbone without its PEFT adapter inside, in eval mode; unchanged if it has none."""
-        with eval_mode(self), self.causal_lm.disable_adapter() if self.has_adapter else nullcontext():
+        without = self.causal_lm.disable_adapter() if self.has_adapter else nullcontext()
+        with eval_mode(self), learning_kept(self.causal_lm), without:  # PEFT lets all of an adapter learn when it comes back
             yield
 
     def _of_adapter(self, name: str) -> bool:

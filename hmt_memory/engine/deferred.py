@@ -76,7 +76,7 @@ class DeferredBackbone(Backbone):
         module = nn.Embedding.from_pretrained(embedding)  # type: ignore[no-untyped-call]
         self._embedding = (module,)  # in a tuple, so that it is no part of the model
         self.cache_argument = known.cache_argument
-        self._compiled, self._mark = False, object()
+        self.compiled, self._mark = False, object()
         self._head_scale, self.appends = head_scale(self.config), True
         self._engine = engine
         self._watch(())

@@ -1,4 +1,4 @@
-"""Whether a module's parts are in training or in eval mode. Knows torch modules."""
+"""What of a module is training: modes of its parts, and which parameters learn. Knows torch modules."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextmanager
+def learning_kept(module: nn.Module) -> Iterator[None]:
+    """Let the same parameters ask for a gradient afterwards as before."""
+    wanted = [(value, value.requires_grad) for value in module.parameters()]
+    try:
+        yield
+    finally:
+        for value, learns in wanted:
+            value.requires_grad_(learns)
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:

@@ -61,10 +61,14 @@ def _to_its_end(script: str, arguments: Sequence[str]) -> int:
     return status
 
 
-def _forked(command: Sequence[str], *, check: bool = False) -> subprocess.CompletedProcess[Any]:
-    """Do what `subprocess.run` does with another script."""
-    executable, script, *arguments = map(str, command)
-    assert executable == sys.executable
+_run = subprocess.run
+
+
+def _forked(command: Sequence[str], *, check: bool = False, **others: Any) -> subprocess.CompletedProcess[Any]:
+    """Do what `subprocess.run` does: without starting Python again where that is all it is to do."""
+    if others or isinstance(command, str) or str(command[0]) != sys.executable:  # Matplotlib asks for fonts, for one
+        return _run(command, check=check, **others)
+    script, *arguments = map(str, command[1:])
     sys.stdout.flush()
     child = os.fork()
     if not child:

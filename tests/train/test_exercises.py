@@ -144,7 +144,7 @@ def test_lora_of_early_layers_stays_as_it_is(chatty: str, tmp_path: Path) -> Non
     text.write_text("".join(random.Random(0).choice("abcdefgh .") for _ in range(3000)))
     ends = []
     for exercises, abstaining in ((2, 0.0), (2, 1.0), (0, 0.0)):
-        stage = Stage(steps=2, segments=2, batch=1, exercises=exercises, abstaining=abstaining)
+        stage = Stage(steps=2, segments=2, batch=1, distillation=1.0, exercises=exercises, abstaining=abstaining)
         recipe = Recipe(
             stages=(stage,), config=HMTConfig(segment_length=64), lora_rank=2, lora_from_layer=1, learning_rate=1e-2
         )
@@ -157,6 +157,8 @@ def test_lora_of_early_layers_stays_as_it_is(chatty: str, tmp_path: Path) -> Non
         after = dict(model.backbone.adapter_parameters())
         changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
         assert changed and all(".layers.1." in name for name in changed)
+        asked = {name for name, value in model.named_parameters() if value.requires_grad and ".layers." in name}
+        assert asked and all(".layers.1." in name for name in asked)  # also once the teacher was asked
         ends.append(after)
     for other in ends[1:]:
         assert any(not torch.equal(value, other[name]) for name, value in ends[0].items())
