@@ -29,9 +29,10 @@ from hmt_memory.chat.transcript import Transcript
 from hmt_memory.evaluate.evidence import packaged_encoder, sentence_encoder
 from hmt_memory.retrieval.sentences import sentences
 from hmt_memory.train import relations
-from hmt_memory.train.keys import Fit, KeyTraining, Teacher, Told, read_texts
+from hmt_memory.train.keys import Fit, KeyTraining, Pair, Teacher, Told, read_texts
 
 MODEL, DIM = "smollm2-135m-instruct", 256
+_PAIRS = 24_000  # made-up facts with a question each
 _LENGTHS = (8, 300)  # characters of a lone text
 _SHARES = {
     "persona": 6000,
@@ -70,15 +71,15 @@ def errands(data: Path) -> list[list[str]]:
     ]
 
 
-def tales(data: Path) -> dict[str, list[tuple[str, str]]]:
-    """Return questions about fairy tales, each with the section that answers, by tale."""
+def tales(data: Path) -> dict[str, list[tuple[str, str, str]]]:
+    """Return questions about fairy tales, by tale: each with the answer if it is a quotation, and the section that answers."""
     folder, found = data / "fairytaleqa" / "train", {}
     for path in sorted((folder / "questions").glob("*.csv")):
         name = path.name.replace("-questions.csv", "-story.csv")
         rows = csv.DictReader((folder / "section-stories" / name).open(encoding="utf-8"))
         sections = {row["section"]: row["text"] for row in rows}
         asked = [
-            (row["question"], sections[section])
+            (row["question"], row["answer1"].strip().rstrip(".") if row["ex-or-im1"] == "explicit" else "", sections[section])
             for row in csv.DictReader(path.open(encoding="utf-8"))
             if (section := row["cor_section"].split(",")[0].strip()) in sections
         ]
@@ -117,11 +118,11 @@ def lone_texts(data: Path, chance: random.Random) -> list[str]:
     kinds: dict[str, Iterator[str] | list[str]] = {
         "persona": [turn for chat in personas(data) for turn in chat],
         "sgd": [turn for dialogue in errands(data) for turn in dialogue],
-        "tale questions": [question for rows in asked.values() for question, _ in rows],
+        "tale questions": [question for rows in asked.values() for question, _, _ in rows],
         "tales": [
             part
             for rows in asked.values()
-            for section in dict.fromkeys(text for _, text in rows)
+            for section in dict.fromkeys(text for _, _, text in rows)
             for part in sentences(section)
         ],
         "questions": [question for question, _, _ in encyclopedia(data)],
@@ -141,6 +142,29 @@ def lone_texts(data: Path, chance: random.Random) -> list[str]:
         usable = dict.fromkeys(clean for text in many if _LENGTHS[0] <= len(clean := " ".join(text.split())) <= _LENGTHS[1])
         texts += chance.sample(list(usable), min(len(usable), _SHARES[name]))
     return texts
+
+
+def lone_pairs(data: Path, model: HMTModel) -> list[Pair]:
+    """Make questions with a text that answers, and one that is easily taken for it: made-up facts, articles and tales."""
+
+    def ids(text: str) -> torch.Tensor:
+        return torch.tensor(model.backbone.encode(text, literal=True))
+
+    pairs = []
+    for number in range(_PAIRS):
+        chance = random.Random(f"pair {number}")
+        fact = relations.tell(chance)
+        question, other = relations.ask(chance, fact.key), relations.near(chance, fact.key)
+        pairs.append(Pair(ids(question), ids(fact.text), ids(other.text) if other.key != fact.key else None, fact.key))
+    sections = [(question, answer, text) for question, answer, text in encyclopedia(data)]
+    sections += [(question, answer, text) for rows in tales(data).values() for question, answer, text in rows if answer]
+    for question, answer, text in sections:
+        parts = [part for part in sentences(" ".join(text.split())) if _LENGTHS[0] <= len(part) <= _LENGTHS[1]]
+        right = [part for part in parts if answer.lower() in part.lower()]
+        others = [part for part in parts if part not in right]
+        if right:
+            pairs.append(Pair(ids(question), ids(right[0]), ids(others[len(question) % len(others)]) if others else None))
+    return pairs
 
 
 def written(transcript: Transcript, turns: Sequence[tuple[str, str]], asked: Sequence[tuple[str, Sequence[int]]]) -> Told:
@@ -189,13 +213,13 @@ def texts_to_read(data: Path, model: HMTModel, chance: random.Random) -> list[To
     transcript, chats, dialogues = Transcript(model.backbone), personas(data), errands(data)
     found = [conversation(transcript, chats, dialogues, f"conversation {number}") for number in range(24)]
     for rows in chance.sample(list(tales(data).values()), 10):
-        sections = list(dict.fromkeys(text for _, text in rows))[:9]
+        sections = list(dict.fromkeys(text for _, _, text in rows))[:9]
         parts = [part for section in sections for part in sentences(section)]
         edges, start = {}, 0
         for section in sections:
             edges[section] = range(start, start + len(sentences(section)))
             start += len(sentences(section))
-        found.append(plain(model, parts, [(question, list(edges[text])) for question, text in rows if text in edges]))
+        found.append(plain(model, parts, [(question, list(edges[text])) for question, _, text in rows if text in edges]))
     items = chance.sample(encyclopedia(data), 120)
     for group in (items[start : start + 12] for start in range(0, len(items), 12)):
         parts, asked = [], []
@@ -247,13 +271,15 @@ def main() -> None:
     texts = [texts[number] for number in order]
     vectors = encode(texts)
     teacher = Teacher(encode, vectors[:: max(1, len(vectors) // 16_000)], DIM)
+    pairs = lone_pairs(options.data, keyed)
+    say(f"{len(pairs)} lone questions with their answers")
     told = texts_to_read(options.data, keyed, chance)
     say(f"{len(told)} texts of {sum(len(text.ids) for text in told)} tokens: the model reads them")
     read = list(read_texts(keyed, told, teacher))
     chance.shuffle(read)
     say("fitting")
     lone = [torch.tensor(keyed.backbone.encode(text, literal=True)) for text in texts]
-    training = KeyTraining(keyed, lone, teacher.project(vectors), Fit(seed=options.seed))
+    training = KeyTraining(keyed, lone, teacher.project(vectors), Fit(seed=options.seed), pairs)
     kept = len(read) // 6
     training.run(read[kept:], progress=say)
     fitted = training.measure(read[:kept])

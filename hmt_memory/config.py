@@ -16,7 +16,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 MemoryInput = Literal["paper", "scaled", "mapped", "centred"]
 Mode = Literal["hmt", "rmt", "plain"]
 Selection = Literal["fused", "recall", "words"]
-Engine = Literal["auto", "torch", "openvino"]  # what computes where nothing learns
+Engine = Literal["auto", "torch", "openvino", "openvino-4bit"]  # what computes where nothing learns
 _CHOICES = {"memory_input": get_args(MemoryInput), "mode": get_args(Mode), "selection": get_args(Selection)}
 
 # Budgets of the view that are left to the backbone's window: at most so many tokens, and at most this share of the room that

@@ -87,9 +87,9 @@ class HMTModel(MemoryCell):
             device: "auto": CUDA, else MPS, else CPU; or a torch device.
             merge: whether a LoRA adapter is merged into the backbone's weights, which is faster; False: it stays beside
                 them, in PEFT, and can be trained on.
-            engine: what computes where nothing learns: "openvino" (8-bit weights, on a CPU), "torch", or "auto": OpenVINO
-                where it is installed, `dtype` is left at "auto" and comes to fp32 on a CPU, and the backbone has between
-                10 million and 2 billion weights.
+            engine: what computes where nothing learns: "openvino" (8-bit weights, on a CPU), "openvino-4bit" (4-bit weights
+                in the body), "torch", or "auto": OpenVINO with 8 bits where it is installed, `dtype` is left at "auto" and
+                comes to fp32 on a CPU, and the backbone has between 10 million and 2 billion weights.
             **options: passed to transformers' `from_pretrained`.
 
         Raises:

@@ -127,22 +127,22 @@ class Backbone(TextCodec, nn.Module):
 
     @property
     def engine(self) -> str:
-        """What computes where nothing learns: torch or openvino."""
-        return "torch" if self._engine is None else "openvino"
+        """What computes where nothing learns, by the name that chooses it."""
+        return "torch" if self._engine is None else self._engine.name
 
     @property
     def conversion(self) -> Path | None:
         """The folder of the engine's conversion; None: torch computes."""
         return None if self._engine is None else self._engine.folder
 
-    def use_openvino(self) -> None:
-        """Let OpenVINO compute body and head where nothing learns, until weights change.
+    def use_openvino(self, bits: int = 8) -> None:
+        """Let OpenVINO compute body and head where nothing learns, until weights change; with 8-bit or 4-bit weights.
 
         Raises:
             MissingDependencyError: OpenVINO is not installed.
             BackboneError: the backbone is not an attention model in fp32 on a CPU, or its adapter is not merged.
         """
-        self._engine = _openvino(self)
+        self._engine = _openvino(self, bits)
         self._watch(list(self.parameters()))
 
     def _watch(self, values: Sequence[Tensor]) -> None:
@@ -324,8 +324,7 @@ class Backbone(TextCodec, nn.Module):
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """Use the backbone without its PEFT adapter inside, in eval mode; unchanged if it has none."""
-        without = self.causal_lm.disable_adapter() if self.has_adapter else nullcontext()
-        with eval_mode(self), learning_kept(self.causal_lm), without:  # PEFT lets all of an adapter learn when it comes back
+        with eval_mode(self), _without_peft(self.causal_lm) if self.has_adapter else nullcontext():
             yield
 
     def _of_adapter(self, name: str) -> bool:
@@ -336,7 +335,13 @@ class Backbone(TextCodec, nn.Module):
         return list(getattr(self.causal_lm, "peft_config", {}).values())
 
 
-def _openvino(backbone: Backbone) -> OpenVinoEngine:
+@contextmanager
+def _without_peft(causal_lm: Any) -> Iterator[None]:
+    with learning_kept(causal_lm), causal_lm.disable_adapter():  # it lets all of an adapter learn when it comes back
+        yield
+
+
+def _openvino(backbone: Backbone, bits: int) -> OpenVinoEngine:
     from .openvino import OpenVinoEngine
     from .traced import TracedBody, shapes
 
@@ -350,7 +355,7 @@ def _openvino(backbone: Backbone) -> OpenVinoEngine:
         sample = backbone.embed(torch.arange(1, 25).reshape(2, 12) * (backbone.vocab_size // 26))
     project = backbone._plain[0].get_output_embeddings()
     body = TracedBody(backbone._body, backbone.config, backbone.cache_argument)
-    return OpenVinoEngine.convert(body, held, (project.weight, getattr(project, "bias", None)), sample)
+    return OpenVinoEngine.convert(body, held, (project.weight, getattr(project, "bias", None)), sample, bits=bits)
 
 
 def cache_argument(body: Any) -> str:

@@ -129,7 +129,7 @@ def load_model(
     choice = _Choice(_known_engine(engine), dtype, device)
     lora = None if adapter is None or not (adapter / ADAPTER_FOLDER).is_dir() else adapter / ADAPTER_FOLDER
     folder = choice.converted_from(name) if merge and not options else None
-    origin = None if folder is None else deferred.Origin.of(folder, lora)
+    origin = None if folder is None else deferred.Origin.of(folder, lora, choice.bits)
     backbone: Backbone | None = None if origin is None else deferred.find(name, origin, within=choice.sizes)
     if backbone is None:
         causal_lm, tokenizer = _load_backbone(name, adapter, dtype=dtype, device=device, **options)
@@ -171,11 +171,16 @@ class _Choice(NamedTuple):
         """How many weights a backbone that OpenVINO runs has, at least and at most."""
         return _CONVERTED if self.engine == "auto" else (0, sys.maxsize)
 
+    @property
+    def bits(self) -> int:
+        """The precision of the weights that OpenVINO computes with."""
+        return 4 if self.engine == "openvino-4bit" else 8
+
     def make(self, backbone: Backbone) -> None:
         """Give a backbone its engine."""
-        if self.engine == "openvino":
+        if self.engine.startswith("openvino"):
             with weights.quiet():
-                backbone.use_openvino()
+                backbone.use_openvino(self.bits)
         elif self.engine == "auto" and (self.dtype, backbone.device.type, backbone.dtype) == ("auto", "cpu", torch.float32):
             if not self.sizes[0] <= sum(value.numel() for value in backbone.parameters()) <= self.sizes[1]:
                 return

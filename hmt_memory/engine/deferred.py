@@ -162,14 +162,15 @@ class Origin(NamedTuple):
 
     folder: Path  # weights and tokenizer
     lora: Path | None  # the adapter that is merged into them
-    key: str  # stands for them as they are
+    bits: int  # of the conversion's weights
+    key: str  # stands for all of it as it is
 
     @classmethod
-    def of(cls, folder: Path, lora: Path | None) -> Origin | None:
+    def of(cls, folder: Path, lora: Path | None, bits: int = 8) -> Origin | None:
         """Look at the files; None: they cannot be read, or nothing is converted here."""
         lora = None if lora is None else lora.resolve()
         try:
-            return cls(folder, lora, _key(folder, lora))
+            return cls(folder, lora, bits, _key(folder, lora, bits))
         except (OSError, PackageNotFoundError):
             return None
 
@@ -181,7 +182,7 @@ class Origin(NamedTuple):
             ModelNotFoundError: they are no longer there.
         """
         try:
-            return _key(self.folder, self.lora) == self.key
+            return _key(self.folder, self.lora, self.bits) == self.key
         except OSError as error:
             raise ModelNotFoundError(f"the model's files are no longer there: {error}. Put them back.") from error
 
@@ -261,11 +262,11 @@ def find(name: str, origin: Origin, *, within: Sequence[int]) -> DeferredBackbon
     return DeferredBackbone(known, engine, embedding, tokenizer, name=name, merged=merged, load=load)
 
 
-def _key(folder: Path, lora: Path | None) -> str:
-    """Make a name from the versions of what converts, the adapter, and all files of a model as far as they tell of a change."""
+def _key(folder: Path, lora: Path | None, bits: int) -> str:
+    """Make a name from what converts, the adapter, and all files of a model as far as they tell of a change."""
     files = [(path.name, path.stat()) for path in sorted(folder.iterdir())]
     listed = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino) for name, stat in files]
-    digest = hashlib.sha256(json.dumps([_VERSION, versions(), listed]).encode())
+    digest = hashlib.sha256(json.dumps([_VERSION, versions(), bits, listed]).encode())
     for path in () if lora is None else (lora / adapter.CONFIG_FILE, lora / adapter.WEIGHTS_FILE):
         digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:24]

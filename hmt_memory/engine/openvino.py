@@ -1,9 +1,9 @@
 """A backbone run by OpenVINO on a CPU: its body with the key-value cache inside, and its head, with 8-bit weights (extension).
 
-Writing is bound by the bytes of the weights, and these are a quarter of those of fp32. Torch stays the truth: what a conversion
-computes is compared with it, and where they differ there is no engine. A conversion is kept on disk, under a name made from the
-weights and the versions. Knows OpenVINO and a traced body; no Hugging Face name. Nothing is reported to anybody: OpenVINO is
-imported without its telemetry, which counts imports otherwise.
+Writing is bound by the bytes of the weights, and these are a quarter of those of fp32, or with 4 bits in the body an eighth.
+Torch stays the truth: what a conversion computes is compared with it, and where they differ there is no engine. A conversion is
+kept on disk, under a name made from the weights and the versions. Knows OpenVINO and a traced body; no Hugging Face name.
+Nothing is reported to anybody: OpenVINO is imported without its telemetry, which counts imports otherwise.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from ..errors import BackboneError, MissingDependencyError
 from .places import cache_folder
 from .traced import TracedBody
 
-_VERSION = 2  # of the conversion
+_VERSION = 3  # of the conversion
 _UNUSED_SECONDS = 30 * 24 * 3600  # after which a conversion is removed when another is made
 _GRAPHS, _SAMPLE = ("body.xml", "head.xml"), "sample.npz"
 _DAMAGES = (RuntimeError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # of graphs, and of arrays
 _LEAST_WEIGHTS = 1 << 12  # smaller matrices stay as they are
 _STEPS = 127  # of an 8-bit weight, to each side
-_ALIKE = 0.98  # the least cosine of hidden states with those of torch
+_GROUP, _LEVELS = 32, 15  # 4-bit weights that share a scale, and the steps between their least and largest
+_ALIKE = {8: 0.98, 4: 0.9}  # the least cosine of hidden states with those of torch, by the bits of weights
 _SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": "f16"}
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class OpenVinoEngine:
         try:
             with np.load(folder / _SAMPLE) as kept:
                 sample, expected = (torch.from_numpy(kept[name]) for name in ("sample", "expected"))
-                layers = kept["layers"].tolist()
+                layers, self.bits = kept["layers"].tolist(), int(kept["bits"])
             self._body, self._head = _compiled(folder)
         except _DAMAGES as error:
             raise _Damaged(f"the conversion in {folder} is damaged: {error}. Remove the folder.") from error
@@ -107,9 +108,20 @@ class OpenVinoEngine:
         self._position_bytes = 4 * sum(heads * wide for heads, wide in layers)
         self._compare(sample, expected)
 
+    @property
+    def name(self) -> str:
+        """The name that chooses it."""
+        return "openvino" if self.bits == 8 else f"openvino-{self.bits}bit"
+
     @classmethod
     def convert(
-        cls, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], sample: Tensor
+        cls,
+        body: TracedBody,
+        layers: Sequence[tuple[int, int]],
+        head: tuple[Tensor, Tensor | None],
+        sample: Tensor,
+        *,
+        bits: int = 8,
     ) -> OpenVinoEngine:
         """Convert a body and a head, unless that was done before.
 
@@ -118,18 +130,19 @@ class OpenVinoEngine:
             layers: heads and width of keys and values, of each layer in turn.
             head: the weights [vocab, d] of the head and its bias.
             sample: [2, t, d] input embeddings of some tokens, by which it is compared with torch.
+            bits: of the body's weights, 8 or 4.
 
         Raises:
             MissingDependencyError: OpenVINO is not installed.
             BackboneError: it does not convert this body, computes something else than torch, or its files cannot be written.
         """
         _require()
-        folder = cache_folder() / f"openvino-{_digest(body, head)}"
+        folder = cache_folder() / f"openvino-{_digest(body, head, bits)}"
         try:
-            return cls(_converted(folder, body, layers, head, sample))
+            return cls(_converted(folder, body, layers, head, sample, bits))
         except _Damaged:
             shutil.rmtree(folder, ignore_errors=True)
-            return cls(_converted(folder, body, layers, head, sample))
+            return cls(_converted(folder, body, layers, head, sample, bits))
 
     def body(self, embeddings: Tensor) -> Tensor:
         """Turn input embeddings [B, T, d] into hidden states [B, T, d]."""
@@ -167,7 +180,7 @@ class OpenVinoEngine:
         first, kept = self.extend(sample[:, :half], None)
         actual = torch.cat([first, self.extend(sample[:, half:], kept)[0]], dim=1)
         alike = torch.nn.functional.cosine_similarity(expected.flatten(1), actual.flatten(1)).min()
-        if not alike >= _ALIKE:
+        if not alike >= _ALIKE[self.bits]:
             raise BackboneError(f"OpenVINO computes something else than torch (cosine {alike:.3f}). Use engine='torch'.")
 
 
@@ -216,13 +229,18 @@ def _compiled(folder: Path) -> list[Any]:
 
 @torch.no_grad()
 def _converted(
-    folder: Path, body: TracedBody, layers: Sequence[tuple[int, int]], head: tuple[Tensor, Tensor | None], sample: Tensor
+    folder: Path,
+    body: TracedBody,
+    layers: Sequence[tuple[int, int]],
+    head: tuple[Tensor, Tensor | None],
+    sample: Tensor,
+    bits: int,
 ) -> Path:
     """Convert the body and the head into a folder, unless it is there. Returns it."""
     if folder.is_dir():
         return folder
     _log.info("converting the model for OpenVINO once, to %s", folder)
-    models = (_body_graph(body, layers, sample.shape[-1]), _head_graph(*head))
+    models = (_body_graph(body, layers, sample.shape[-1], bits), _head_graph(*head))
     expected = body(sample, *_nothing(layers, 2))[0]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +250,7 @@ def _converted(
     try:
         for model, name in zip(models, _GRAPHS, strict=True):
             _openvino().save_model(model, scratch / name, compress_to_fp16=False)
-        np.savez(scratch / _SAMPLE, sample=sample.numpy(), expected=expected.numpy(), layers=np.array(layers))
+        np.savez(scratch / _SAMPLE, sample=sample.numpy(), expected=expected.numpy(), layers=np.array(layers), bits=bits)
         for written in scratch.iterdir():
             with written.open("rb") as content:
                 os.fsync(content.fileno())
@@ -266,15 +284,15 @@ def versions() -> list[str]:
     return [str(_VERSION), *(importlib.metadata.version(package) for package in packages)]
 
 
-def _digest(body: TracedBody, head: tuple[Tensor, Tensor | None]) -> str:
+def _digest(body: TracedBody, head: tuple[Tensor, Tensor | None], bits: int) -> str:
     """Make a name from all weights and the versions of what converts them."""
-    digest = hashlib.sha256(f"{versions()} {body.described}".encode())
+    digest = hashlib.sha256(f"{versions()} {bits} {body.described}".encode())
     tensors = {**dict(body.named_parameters()), **dict(body.named_buffers()), "head": head[0]}
     if head[1] is not None:
         tensors["bias"] = head[1]
     for name, value in sorted(tensors.items()):
-        bits = value.detach().cpu().contiguous()
-        checksum = zlib.crc32(bits.view(-1).view(torch.uint8).numpy().data) if bits.numel() else 0
+        content = value.detach().cpu().contiguous()
+        checksum = zlib.crc32(content.view(-1).view(torch.uint8).numpy().data) if content.numel() else 0
         digest.update(f"{name} {tuple(value.shape)} {value.dtype} {checksum}\n".encode())
     return digest.hexdigest()[:24]
 
@@ -284,7 +302,7 @@ def _nothing(layers: Sequence[tuple[int, int]], rows: int, held: int = 0) -> lis
 
 
 @torch.no_grad()
-def _body_graph(body: TracedBody, layers: Sequence[tuple[int, int]], width: int) -> Any:
+def _body_graph(body: TracedBody, layers: Sequence[tuple[int, int]], width: int, bits: int) -> Any:
     openvino = _openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -307,7 +325,7 @@ def _body_graph(body: TracedBody, layers: Sequence[tuple[int, int]], width: int)
         made.get_tensor().set_names({name})
     model.reshape({given: openvino.PartialShape(list(size)) for given, size in zip(model.inputs, sizes, strict=True)})
     _hold(model, dict(zip(held, kept, strict=True)))
-    _shrink(model)
+    _shrink(model, bits)
     return model
 
 
@@ -337,8 +355,8 @@ def _hold(model: Any, pairs: Mapping[str, str]) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _shrink(model: Any) -> None:
-    """Turn the weights of products into 8-bit ones, with one scale for each output."""
+def _shrink(model: Any, bits: int) -> None:
+    """Turn the weights of products into 8-bit ones, with one scale for each output, or where groups fit into 4-bit ones."""
     for node in model.get_ops():
         if node.get_type_name() != "MatMul":
             continue
@@ -346,7 +364,9 @@ def _shrink(model: Any) -> None:
         weights = source.get_node()
         if weights.get_type_name() == "Constant" and len(weights.shape) == 2 and np.prod(weights.shape) >= _LEAST_WEIGHTS:
             inner = 1 if node.get_attributes()["transpose_b"] else 0
-            node.input(1).replace_source_output(_small(np.asarray(weights.data), inner).output(0))
+            values = np.asarray(weights.data)
+            smaller = _smaller if bits == 4 and values.shape[inner] % _GROUP == 0 else _small
+            node.input(1).replace_source_output(smaller(values, inner).output(0))
 
 
 def _small(weights: np.ndarray, inner: int) -> Any:
@@ -354,6 +374,24 @@ def _small(weights: np.ndarray, inner: int) -> Any:
     scale = np.maximum(np.abs(values).max(axis=inner, keepdims=True), 1e-12) / _STEPS
     steps = ops().constant(np.round(values / scale).astype(np.int8))
     return ops().multiply(ops().convert(steps, "f32"), ops().constant(scale.astype(np.float32)))
+
+
+def _smaller(weights: np.ndarray, inner: int) -> Any:
+    """Make 4-bit weights: groups along `inner` have a scale and a zero each."""
+    openvino = _openvino()
+    values = np.moveaxis(weights.astype(np.float32), inner, 1)
+    groups = values.reshape(len(values), -1, _GROUP)
+    lowest = groups.min(2, keepdims=True)
+    scale = np.maximum(groups.max(2, keepdims=True) - lowest, 1e-12) / _LEVELS
+    steps = np.round((groups - lowest) / scale)
+
+    pairs = steps.astype(np.uint8).reshape(-1, 2)
+    packed = openvino.Tensor(openvino.Type.u4, openvino.Shape(steps.shape))  # a constant does not copy what it is given
+    packed.data[:] = (pairs[:, 0] | pairs[:, 1] << 4).reshape(packed.data.shape)
+    spread = ops().subtract(ops().convert(ops().constant(packed), "f32"), ops().constant(-lowest / scale))
+    shape = ops().constant(np.array(values.shape, np.int64))
+    made = ops().reshape(ops().multiply(spread, ops().constant(scale.astype(np.float32))), shape, False)
+    return made if inner == 1 else ops().transpose(made, ops().constant(np.array([1, 0], np.int64)))
 
 
 def _head_graph(weight: Tensor, bias: Tensor | None) -> Any:

@@ -32,6 +32,7 @@ _SHARP = 20.0  # factor of an inner product of keys, before a softmax
 _ROWS = 8  # texts that are read at once
 _LEAST_SHARED = 2  # tokens that a stretch has of the passage it belongs to
 _REHEARSED = 192  # lone texts beside each step over texts that were read
+_ASKED = 0.5  # weight of how often a question is nearer to other texts than to what answers it
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,16 @@ class Told:
     spans: Sequence[tuple[int, int]]  # [start, stop) in `ids` of each passage: a message, or a sentence
     passages: Sequence[str]
     asked: Sequence[tuple[str, Sequence[int]]]  # questions, and the numbers of the passages that may answer
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question and a text that answers it, both on their own: token ids."""
+
+    question: Tensor  # [q]
+    answer: Tensor  # [t]
+    other: Tensor | None = None  # [t] a text that is easily taken for the answer, and is none
+    matter: str = ""  # what is asked for: texts of pairs about the same matter may answer as well; empty: of its own
 
 
 @dataclass
@@ -65,6 +76,7 @@ class Fit:
     words: int = 1500  # steps over lone texts, by their input embeddings alone
     texts: int = 600  # steps over texts that were read
     batch: int = 768  # lone texts a step
+    pairs: int = 192  # lone questions with their answers a step
     read: int = 3  # texts that were read, a step
     questions: int = 24  # of each
     rate: float = 3e-3
@@ -171,14 +183,16 @@ class KeyTraining:
         lone: token ids of lone texts.
         wanted: [n, key_dim] what the teacher says of them.
         fit: the sizes.
+        pairs: lone questions with what answers them.
     """
 
-    def __init__(self, model: MemoryCell, lone: Sequence[Tensor], wanted: Tensor, fit: Fit) -> None:
+    def __init__(self, model: MemoryCell, lone: Sequence[Tensor], wanted: Tensor, fit: Fit, pairs: Sequence[Pair] = ()) -> None:
         assert model.keys is not None
         self.keys: StretchKeys = model.keys.cpu()
         self._embeddings = model.backbone.embed(torch.arange(model.backbone.vocab_size, device=model.backbone.device))
         self._embeddings = self._embeddings.detach().float().cpu()
-        self._lone, self._wanted, self.fit, self._chance = lone, wanted, fit, random.Random(fit.seed)
+        self._lone, self._wanted, self._pairs = lone, wanted, list(pairs)
+        self.fit, self._chance = fit, random.Random(fit.seed)
         generator = torch.Generator().manual_seed(fit.seed)
         for layer in (self.keys.embedding, self.keys.key):
             bound = 1 / math.sqrt(layer.in_features)
@@ -197,8 +211,8 @@ class KeyTraining:
         losses = []
         own = ("hidden", "asked", "question")
         parts = [(name.split(".")[0] in own, value) for name, value in self.keys.named_parameters() if name != "unit"]
-        plans = [
-            (self.fit.words, 1.0, partial(self.lone_loss, self.fit.batch)),
+        plans: list[tuple[int, float, Callable[[], Tensor]]] = [
+            (self.fit.words, 1.0, self.words_loss),
             (self.fit.texts if read else 0, 0.25, partial(self.read_loss, read)),
         ]
         for steps, share, loss_of in plans:
@@ -219,18 +233,42 @@ class KeyTraining:
                     progress(f"step {step + 1} of {steps}: loss {sum(losses[-100:]) / 100:.3f}")
         return losses
 
+    def words_loss(self) -> Tensor:
+        """Compute what the words alone of some lone texts and questions say."""
+        return self.lone_loss(self.fit.batch) + _ASKED * self.pair_loss(self.fit.pairs)
+
     def lone_loss(self, most: int) -> Tensor:
         """Compute how far keys of some lone texts, made of their words alone, are from what the teacher says."""
         rows = self._chance.sample(range(len(self._lone)), min(most, len(self._lone)))
-        ids = torch.cat([self._lone[row] for row in rows])
-        owners = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(self._lone[row]) for row in rows]))
-        words, places = torch.unique(ids, return_inverse=True)
-        inner = gelu(self.keys.embedding(self._embeddings[words] / self.keys.unit))
-        keys = _pooled((self.keys.key(inner) * self.keys.weights(inner))[places], owners, len(rows))
+        keys = self._lone_keys([self._lone[row] for row in rows])
         wanted = self._wanted[rows]
         near, far = _SHARP * keys @ wanted.T, _SHARP * wanted @ wanted.T
         alike = kl_div(log_softmax(near, dim=1), softmax(far, dim=1), reduction="batchmean")
         return 2 * (1 - (keys * wanted).sum(dim=1)).mean() + alike
+
+    def pair_loss(self, most: int) -> Tensor:
+        """Compute how often some lone questions are nearer to other texts than to what answers them, by words alone.
+
+        Args:
+            most: the number of questions.
+        """
+        if not self._pairs:
+            return torch.zeros(())
+        pairs = self._chance.sample(self._pairs, min(most, len(self._pairs)))
+        texts = [pair.answer for pair in pairs] + [pair.other for pair in pairs if pair.other is not None]
+        near = _SHARP * self._lone_keys([pair.question for pair in pairs], asked=True) @ self._lone_keys(texts).T
+        matters = [pair.matter for pair in pairs]
+        alike = torch.tensor([[one == other != "" for other in matters] for one in matters]).fill_diagonal_(False)
+        near[:, : len(pairs)] = near[:, : len(pairs)].masked_fill(alike, float("-inf"))
+        return cross_entropy(near, torch.arange(len(pairs)))
+
+    def _lone_keys(self, texts: Sequence[Tensor], *, asked: bool = False) -> Tensor:
+        """Return the keys [n, key_dim] of texts, or of questions, by their input embeddings alone."""
+        owners = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(text) for text in texts]))
+        words, places = torch.unique(torch.cat(list(texts)), return_inverse=True)
+        inner = gelu(self.keys.embedding(self._embeddings[words] / self.keys.unit))
+        vectors = self.keys.key(inner) + self.keys.question(inner) if asked else self.keys.key(inner)
+        return _pooled((vectors * self.keys.weights(inner))[places], owners, len(texts))
 
     def read_loss(self, read: Sequence[Read]) -> Tensor:
         """Compute the same for texts that were read, and how often a question is nearer to other stretches than to answers."""
@@ -245,7 +283,7 @@ class KeyTraining:
             if rows:
                 loss = loss + self._asked_loss(text, rows, every, first, len(keys))
             first += len(keys)
-        return loss / len(texts) + 0.5 * self.lone_loss(_REHEARSED)
+        return loss / len(texts) + 0.5 * self.lone_loss(_REHEARSED) + _ASKED * self.pair_loss(self.fit.pairs)
 
     def _asked_loss(self, text: Read, rows: list[int], every: Tensor, first: int, count: int) -> Tensor:
         questions = self.question_keys(text, rows)
@@ -260,7 +298,7 @@ class KeyTraining:
         likely = _SHARP * (text.asked[rows] @ text.wanted.T)[:, owners]
         wanted[:, first : first + count] = likely.masked_fill(~answers, float("-inf"))
         logits = _SHARP * questions[told] @ every.T
-        return alike + 0.5 * cross_entropy(logits, softmax(wanted[told], dim=1))
+        return alike + _ASKED * cross_entropy(logits, softmax(wanted[told], dim=1))
 
     def stretch_keys(self, text: Read) -> Tensor:
         """Return the keys [n, key_dim] of a text's stretches."""

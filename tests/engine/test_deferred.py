@@ -173,8 +173,8 @@ def test_what_changes_while_a_model_is_converted_is_not_kept_as_that_model(
     adapter = with_lora(tmp_path / "adapter")
     convert = Backbone.use_openvino
 
-    def while_another_is_written(backbone: Backbone) -> None:
-        convert(backbone)
+    def while_another_is_written(backbone: Backbone, bits: int = 8) -> None:
+        convert(backbone, bits)
         path = adapter / "backbone_adapter" / "adapter_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 1}))
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
@@ -52,6 +53,42 @@ def test_every_family_computes_what_torch_computes(family: str) -> None:
     middle, kept = plain.extend(given[:, 30:31], kept)
     last, _ = plain.extend(given[:, 31:], kept)
     assert apart(torch.cat([first, middle, last], dim=1), hidden) < 2e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # whose products have their weights one way and the other
+def test_four_bit_weights_compute_nearly_the_same(family: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setattr(engine, "_LEAST_WEIGHTS", 1)
+    plain, eight = backbone(family), backbone(family)
+    given = plain.embed(random_ids(60)[None])
+    hidden = plain.body(given)
+    plain.use_openvino(4)
+    eight.use_openvino()
+    assert (plain.engine, eight.engine) == ("openvino-4bit", "openvino")
+    assert apart(eight.body(given), hidden) < apart(plain.body(given), hidden) < 0.45  # cosines of 0.9
+    sizes = [sum(file.stat().st_size for file in folder.glob("body.bin")) for folder in (plain.conversion, eight.conversion)]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("inner", [0, 1])
+def test_four_bit_weights_are_within_half_a_step(inner: int) -> None:
+    """Of the range of their group; and those on a grid of sixteen steps, as many GGUF files have them, are exact."""
+    openvino = engine._openvino()
+
+    def rebuilt(weights: np.ndarray) -> np.ndarray:
+        graph = openvino.Model([engine._smaller(weights, inner)], [], "weights")
+        return np.array(openvino.Core().compile_model(graph, "CPU")([])[0])
+
+    chance = np.random.default_rng(0)
+    weights = chance.standard_normal((64, 96)).astype(np.float32)
+    groups = np.moveaxis(weights, inner, 1).reshape(-1, 32)
+    off = np.moveaxis(rebuilt(weights) - weights, inner, 1).reshape(-1, 32)
+    assert (np.abs(off) <= (groups.max(1, keepdims=True) - groups.min(1, keepdims=True)) / 30 * 1.001 + 1e-6).all()
+    grid = chance.integers(0, 16, groups.shape)
+    grid[:, :2] = 0, 15
+    shape = np.moveaxis(weights, inner, 1).shape
+    exact = np.moveaxis((0.3 * grid - 1.7).reshape(shape), 1, inner).astype(np.float32)
+    assert np.allclose(rebuilt(exact), exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["mamba", "rwkv"])
@@ -180,6 +217,7 @@ def test_loading_chooses_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(checkpoint, "_CONVERTED", (1, 10**9))
     assert loaded() == "openvino" and loaded(dtype="float32") == "torch" and loaded(engine="torch") == "torch"
     assert loaded(dtype="float32", engine="openvino") == "openvino"
+    assert [loaded(engine="openvino-4bit"), loaded(engine="openvino-4bit"), loaded()] == ["openvino-4bit"] * 2 + ["openvino"]
     monkeypatch.setenv("HMT_ENGINE", "torch")
     assert loaded() == "torch" and loaded(engine="openvino") == "openvino"
     with pytest.raises(ConfigError, match="engine='fast' is not one of auto, torch, openvino"):
