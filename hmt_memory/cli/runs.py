@@ -83,6 +83,7 @@ def train(
         dtype: the precision of the backbone.
         device: where the model runs.
     """
+    from ..engine.compiled import compile_blocks
     from ..train import Trainer, open_sources, prepare
     from ..train.exercises import Exercises, from_file
     from ..train.plot import plot_run
@@ -94,7 +95,7 @@ def train(
         place = str(accelerator.device) if accelerator else device
         loaded = prepare(model, recipe, start=start, dtype=dtype, device=place)
         if compiled:
-            loaded.backbone.compile_blocks()
+            compile_blocks(loaded.backbone)
         documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
         trainer = Trainer(
             loaded,

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import os
-import shutil
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -27,6 +25,7 @@ from .text import TextCodec
 from .traced import head_scale
 
 if TYPE_CHECKING:
+    from .batching import Batching
     from .openvino import OpenVinoEngine
 
 _STATE_SPACE = ("cache_params", "state")  # Mamba, RWKV
@@ -41,6 +40,8 @@ class Backbone(TextCodec, nn.Module):
     Raises:
         BackboneError: the model is an encoder, an encoder-decoder, or has a head this class cannot reproduce.
     """
+
+    batching: Batching | None = None  # takes the steps of several answers together
 
     def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
         super().__init__()
@@ -186,23 +187,6 @@ class Backbone(TextCodec, nn.Module):
         given = {"attention_mask": mask[None, None], "position_ids": positions[None]}
         return self._body(inputs_embeds=embeddings, use_cache=False, **given).last_hidden_state.to(self.embedding.weight)
 
-    def compile_blocks(self) -> None:
-        """Compile the decoder's repeated blocks with `torch.compile`, for training: results differ by rounding only.
-
-        The first step then takes a minute; on a CPU each later step takes about half the time.
-
-        Raises:
-            BackboneError: no blocks repeat, or there is no C++ compiler for a CPU.
-        """
-        if self.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
-            raise BackboneError("compiling for a CPU needs a C++ compiler. Install g++, or train without --compile.")
-        lists = [module for module in self._body.modules() if isinstance(module, nn.ModuleList)]
-        if not lists:
-            raise BackboneError(f"{self.name} ({self.config.model_type}) has no repeated blocks. Train without --compile.")
-        for block in max(lists, key=lambda blocks: sum(value.numel() for value in blocks.parameters())):
-            block.compile(dynamic=True)
-        self.compiled = True
-
     def _choose_attention(self, *, learning: bool) -> None:
         """Choose plain attention for learning on a CPU: the backward pass of fused attention takes ten times as long there."""
         if self.device.type == "cpu" and self.config._attn_implementation in ("sdpa", "eager"):
@@ -234,6 +218,24 @@ class Backbone(TextCodec, nn.Module):
             )
         return output.last_hidden_state.to(self.embedding.weight), kept
 
+    def extend_rows(self, embeddings: Tensor, cache: Any, pads: Sequence[int]) -> tuple[Tensor, Any]:
+        """Append [B, 1, d] to a cache whose rows are padded on the left, as `rows.joined` makes it. Returns what `extend` does.
+
+        Args:
+            embeddings: one new input embedding for each row.
+            cache: of B rows; it is spent.
+            pads: how many of the first positions of each row are padding.
+        """
+        if self._fast is not None:
+            return self._fast.extend(embeddings, cache)
+        held = cache.get_seq_length()
+        before = torch.tensor(pads, device=embeddings.device)
+        seen = torch.arange(held + 1, device=embeddings.device)[None] >= before[:, None]
+        mask = torch.where(seen, 0.0, torch.finfo(embeddings.dtype).min).to(embeddings.dtype)
+        given = {"attention_mask": mask[:, None, None], "position_ids": (held - before)[:, None], self.cache_argument: cache}
+        output = self._body(inputs_embeds=embeddings, use_cache=True, **given)
+        return output.last_hidden_state.to(self.embedding.weight), getattr(output, self.cache_argument)
+
     def repeat(self, cache: Any, rows: int) -> Any:
         """Return a cache of one row as one of several rows, with its gradient; the old one is spent.
 
@@ -241,8 +243,7 @@ class Backbone(TextCodec, nn.Module):
             BackboneError: the family's cache cannot be repeated.
         """
         if self._fast is not None:
-            cache.spread = True
-            return cache
+            return cache.repeat(rows)
         try:
             cache.batch_repeat_interleave(rows)
         except AttributeError as error:  # of the cache, or of one of its layers

@@ -200,7 +200,8 @@ def _pieces(
             marks[1:] = [*marks[1:][-1:], (len(ids), state)]
             hidden, cache = prefill(backbone, *view.embed(state))
         else:
-            hidden, cache = backbone.advance(backbone.embed(torch.tensor([[ids[-1]]], device=backbone.device)), cache)
+            step = backbone.advance if backbone.batching is None else backbone.batching.advance
+            hidden, cache = step(backbone.embed(torch.tensor([[ids[-1]]], device=backbone.device)), cache)
         if generation.finish_reason is not None:
             piece += _rest(detokenizer, stops, generation) if backbone.tokenizer else ""
             _close(generation, view, marks, generation.text + piece, len(prompt))

@@ -34,7 +34,7 @@ from ..errors import BackboneError, MissingDependencyError
 from .places import cache_folder
 from .traced import TracedBody
 
-_VERSION = 3  # of the conversion
+_VERSION = 4  # of the conversion
 _UNUSED_SECONDS = 30 * 24 * 3600  # after which a conversion is removed when another is made
 _GRAPHS, _SAMPLE = ("body.xml", "head.xml"), "sample.npz"
 _DAMAGES = (RuntimeError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # of graphs, and of arrays
@@ -153,11 +153,12 @@ class OpenVinoEngine:
     def extend(self, embeddings: Tensor, kept: Kept | None) -> tuple[Tensor, Kept]:
         """Append [B, T, d] to what is kept. Returns hidden states [B, T, d] and what is kept then; the old one is spent."""
         kept = self._fresh() if kept is None else kept
-        rows = np.zeros(len(embeddings), np.int32) if kept.spread else np.arange(len(embeddings), dtype=np.int32)
-        kept.spread = False
+        rows = np.arange(len(embeddings), dtype=np.int32) if kept.chosen is None else kept.chosen
+        pads = np.zeros(len(embeddings), np.int64) if kept.pads is None else kept.pads[rows]
+        kept.chosen, kept.pads = None, None if kept.pads is None else pads
         kept.nbytes = len(embeddings) * (kept.nbytes // max(1, kept.rows) + embeddings.shape[1] * self._position_bytes)
         kept.rows = len(embeddings)
-        given = {"embeddings": np.ascontiguousarray(embeddings.detach().float().numpy()), "rows": rows}
+        given = {"embeddings": np.ascontiguousarray(embeddings.detach().float().numpy()), "rows": rows, "pads": pads}
         return torch.from_numpy(kept.request.infer(given)[0].copy()), kept
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -195,15 +196,50 @@ class Kept:
     def __init__(self, request: Any, compiled: Any) -> None:
         self.request, self._compiled = request, compiled
         self.rows = self.nbytes = 0  # how many, and the bytes of all their keys and values in fp32
-        self.spread = False  # the next input has more rows, each of which continues the only one
+        self.chosen: np.ndarray | None = None  # [n] the rows that the next input continues; None: each one
+        self.pads: np.ndarray | None = None  # [rows] how many of the first positions are padding; None: none
+
+    def repeat(self, rows: int) -> Kept:
+        """Let several rows continue the only one."""
+        return self.choose([0] * rows)
+
+    def choose(self, rows: Sequence[int]) -> Kept:
+        """Let the next input continue these rows alone."""
+        self.chosen = np.array(rows, np.int32)
+        return self
 
     def __deepcopy__(self, _: Mapping[int, Any]) -> Kept:
         copied = Kept(self._compiled.create_infer_request(), self._compiled)
         held = {state.name: state.state for state in self.request.query_state()}
         for state in copied.request.query_state():
             state.state = held[state.name]
-        copied.rows, copied.nbytes, copied.spread = self.rows, self.nbytes, self.spread
+        copied.rows, copied.nbytes, copied.chosen, copied.pads = self.rows, self.nbytes, self.chosen, self.pads
         return copied
+
+    @classmethod
+    def joined(cls, parts: Sequence[Kept]) -> Kept:
+        """Return what holds the keys and values of several rows that were held each by itself, padded on the left."""
+        whole = cls(parts[0]._compiled.create_infer_request(), parts[0]._compiled)
+        held = [{state.name: state.state.data for state in part.request.query_state()} for part in parts]
+        lengths = [next(iter(states.values())).shape[2] for states in held]
+        pads = [max(lengths) - length for length in lengths]
+        for state in whole.request.query_state():
+            rows = [np.pad(own[state.name], ((0, 0), (0, 0), (pad, 0), (0, 0))) for own, pad in zip(held, pads, strict=True)]
+            state.state = _openvino().Tensor(np.concatenate(rows))
+        whole.rows, whole.pads = len(parts), np.array(pads)
+        whole.nbytes = len(parts) * max(part.nbytes for part in parts)
+        return whole
+
+    def part(self, row: int) -> Kept:
+        """Return what holds a row by itself."""
+        own = Kept(self._compiled.create_infer_request(), self._compiled)
+        pad = 0 if self.pads is None else int(self.pads[row])
+        held = {state.name: state.state.data for state in self.request.query_state()}
+        for state in own.request.query_state():
+            state.state = _openvino().Tensor(np.ascontiguousarray(held[state.name][row : row + 1, :, pad:]))
+        length = next(iter(held.values())).shape[2]
+        own.rows, own.nbytes = 1, self.nbytes // max(1, self.rows) * (length - pad) // max(1, length)
+        return own
 
     def crop(self, positions: int) -> None:
         """Remove the last positions.
@@ -241,7 +277,7 @@ def _converted(
         return folder
     _log.info("converting the model for OpenVINO once, to %s", folder)
     models = (_body_graph(body, layers, sample.shape[-1], bits), _head_graph(*head))
-    expected = body(sample, *_nothing(layers, 2))[0]
+    expected = body(sample, torch.zeros(2, dtype=torch.long), *_nothing(layers, 2))[0]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
@@ -307,7 +343,7 @@ def _body_graph(body: TracedBody, layers: Sequence[tuple[int, int]], width: int,
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    example = (torch.zeros(2, 4, width), *_nothing(layers, 2, 3))
+    example = (torch.zeros(2, 4, width), torch.tensor([0, 1]), *_nothing(layers, 2, 3))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing
@@ -318,8 +354,8 @@ def _body_graph(body: TracedBody, layers: Sequence[tuple[int, int]], width: int,
         raise BackboneError(f"OpenVINO does not convert this model: {error}. Use engine='torch'.") from error
     held = [f"held.{number}" for number in range(len(layers))]
     kept = [f"kept.{number}" for number in range(len(layers))]
-    sizes = [(-1, -1, width), *((-1, heads, -1, wide) for heads, wide in layers)]
-    for given, name in zip(model.inputs, ["embeddings", *held], strict=True):
+    sizes = [(-1, -1, width), (-1,), *((-1, heads, -1, wide) for heads, wide in layers)]
+    for given, name in zip(model.inputs, ["embeddings", "pads", *held], strict=True):
         given.get_tensor().set_names({name})
     for made, name in zip(model.outputs, ["hidden", *kept], strict=True):
         made.get_tensor().set_names({name})

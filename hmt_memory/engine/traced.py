@@ -1,11 +1,12 @@
 """A backbone's body as a function of tensors alone, which a graph compiler can trace.
 
-Rows are never masked and positions are consecutive, so masks and positions follow from the shapes. Knows Hugging Face's names
-for what goes in and comes out.
+Rows may be padded on the left, and positions are consecutive, so masks and positions follow from the shapes and the padding.
+Knows Hugging Face's names for what goes in and comes out, and for what a cache holds.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -32,11 +33,12 @@ class TracedBody(nn.Module):
         self._window = window(config)
         self._mixed = self._window is not None and len(set(getattr(config, "layer_types", None) or ())) > 1
 
-    def forward(self, embeddings: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, embeddings: Tensor, pads: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         """Append input embeddings [B, T, d] to what is held.
 
         Args:
             embeddings: the new input embeddings.
+            pads: [B] how many of the first positions that are held are padding.
             past: keys and values [B, heads, P, width] of each layer in turn.
 
         Returns:
@@ -45,22 +47,22 @@ class TracedBody(nn.Module):
         kept, held, new = _Kept(past), past[0].shape[2], embeddings.shape[1]
         output = self._body(
             inputs_embeds=embeddings,
-            attention_mask=self._mask(held, new, embeddings),
-            position_ids=(torch.arange(new, device=embeddings.device) + held)[None],
+            attention_mask=self._mask(held, new, pads, embeddings),
+            position_ids=(torch.arange(new, device=embeddings.device) + held)[None] - pads[:, None],
             use_cache=True,
             **{self._cache_argument: kept},
         )
         return (output.last_hidden_state, *kept.tensors())
 
-    def _mask(self, held: int, new: int, like: Tensor) -> Any:
-        """Return what hides later positions [1, 1, T, P + T], and where a window slides those too far back."""
+    def _mask(self, held: int, new: int, pads: Tensor, like: Tensor) -> Any:
+        """Return what hides padding and later positions [B, 1, T, P + T], and where a window slides those too far back."""
         places, seen = torch.arange(new, device=like.device) + held, torch.arange(held + new, device=like.device)
         hidden = torch.finfo(like.dtype).min
-        causal = seen[None] <= places[:, None]
-        whole = torch.where(causal, 0.0, hidden).to(like.dtype)[None, None]
+        visible = (seen[None] <= places[:, None])[None] & (seen[None] >= pads[:, None])[:, None]
+        whole = torch.where(visible, 0.0, hidden).to(like.dtype)[:, None]
         if self._window is None:
             return whole
-        near = torch.where(causal & (seen[None] > places[:, None] - self._window), 0.0, hidden).to(like.dtype)[None, None]
+        near = torch.where(visible & (seen[None] > places[:, None] - self._window)[None], 0.0, hidden).to(like.dtype)[:, None]
         return {"full_attention": whole, "sliding_attention": near} if self._mixed else near
 
 
@@ -86,6 +88,28 @@ class _Kept:
     def tensors(self) -> list[Tensor]:
         """Return keys and values of each layer in turn."""
         return [tensor for pair in zip(self._keys, self._values, strict=True) for tensor in pair]
+
+
+def joined(caches: Sequence[Any], longest: int) -> Any:
+    """Return caches of one row each as one of several rows, padded on the left to `longest` positions."""
+    whole = copy.copy(caches[0])
+    whole.layers = [copy.copy(layer) for layer in whole.layers]
+    for number, layer in enumerate(whole.layers):
+        parts = [cache.layers[number] for cache in caches]
+        layer.keys, layer.values = (
+            torch.cat([nn.functional.pad(one, (0, 0, longest - one.shape[2], 0)) for one in kind])
+            for kind in ([part.keys for part in parts], [part.values for part in parts])
+        )
+    return whole
+
+
+def chosen(cache: Any, rows: Sequence[int], first: int = 0) -> Any:
+    """Return some rows of a cache by themselves, from position `first` on."""
+    own = copy.copy(cache)
+    own.layers = [copy.copy(layer) for layer in own.layers]
+    for layer in own.layers:
+        layer.keys, layer.values = (one[list(rows), :, first:].clone() for one in (layer.keys, layer.values))
+    return own
 
 
 def shapes(cache: Any) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import sys
 import torch
 from tiny import SMALL, random_ids
 
+from hmt_memory.engine.compiled import compile_blocks
 from hmt_memory.train import Recipe, Stage, prepare
 from hmt_memory.train.examples import Example
 from hmt_memory.train.losses import Weights
@@ -24,7 +25,7 @@ def step(folder: str, *, compiled: bool) -> tuple[float, dict[str, torch.Tensor]
     ids = [random_ids(3 * L, seed) for seed in range(2)]
     model = prepare(folder, RECIPE, dtype="float32").train()
     if compiled:
-        model.backbone.compile_blocks()
+        compile_blocks(model.backbone)
     losses = unrolled_losses(model, [Example(row, row.clone()) for row in ids], Weights(0.5, 0.5), teacher_tokens=L)
     (losses.token_total / losses.tokens).backward()
     return losses.next_token, {name: value.grad for name, value in model.named_parameters() if value.grad is not None}

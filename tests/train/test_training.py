@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hmt_memory import HMTConfig, HMTError, HMTModel
+from hmt_memory.engine.compiled import compile_blocks
 from hmt_memory.engine.recall import Recall
 from hmt_memory.errors import ConfigError, InputError
 from hmt_memory.train import PRESETS, Recipe, Stage, Trainer, open_sources, prepare, projections
@@ -270,7 +271,7 @@ def test_compiled_blocks_train_as_plain_ones(plain: str) -> None:
 def test_compiling_without_a_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(HMTError, match=r"Install g\+\+"):
-        tiny_model().backbone.compile_blocks()
+        compile_blocks(tiny_model().backbone)
 
 
 def test_recall_is_fitted_where_a_stage_first_recalls_and_alike_after_a_kill(

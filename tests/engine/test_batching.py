@@ -1,0 +1,193 @@
+"""Answers that share their steps: each is what it is alone, whoever steps beside it, comes, pauses or leaves."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
+
+from hmt_memory import HMTModel, MemoryStore
+from hmt_memory.engine.backbone import Backbone
+from hmt_memory.engine.batching import Batching, Row, _Step
+from hmt_memory.errors import BackboneError
+
+FAMILIES = ["llama", "qwen2", "gpt2", "opt-projected", "gpt-neox", "phi3", "cohere", "granite"]
+STEPS = 14
+
+
+@pytest.fixture(params=["torch", "openvino"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "openvino":
+        pytest.importorskip("openvino")
+        monkeypatch.setenv("HMT_CACHE", str(tmp_path / "cache"))
+    return str(request.param)
+
+
+def backbone(family: str, engine: str) -> Backbone:
+    made = tiny_model(family).backbone
+    if engine == "openvino":
+        made.use_openvino()
+    return made
+
+
+class Stream:
+    """A text that is continued token by token, and what a pass over all of it says."""
+
+    def __init__(self, model: Backbone, number: int) -> None:
+        length = 3 + 7 * number
+        embedded = model.embed(random_ids(length + STEPS, seed=number)[None])
+        self.expected = model.body(embedded)[0, length:]
+        self.given = [embedded[:, place : place + 1] for place in range(length, length + STEPS)]
+        self.row = Row(model.extend(embedded[:, :length])[1])
+        self.made: list[torch.Tensor] = []
+
+    def check(self, most: float) -> None:
+        made, expected = torch.cat(self.made), self.expected[: len(self.made)]
+        assert float((made - expected).norm() / expected.norm()) < most
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whoever_steps_together_each_row_is_what_it_is_alone(family: str, engine: str) -> None:
+    """Rows come, pause, come back and leave for good, in any order."""
+    model = backbone(family, engine)
+    batching, chance = Batching(model), random.Random(family)
+    streams = [Stream(model, number) for number in range(4)]
+    sizes = set()
+    while streams:
+        together = chance.sample(streams, chance.randint(1, len(streams)))
+        steps = [_Step(stream.row, stream.given[len(stream.made)]) for stream in together]
+        batching._take(steps)
+        sizes.add(len(steps))
+        for stream, step in zip(together, steps, strict=True):
+            assert step.error is None and step.hidden is not None
+            stream.made.append(step.hidden)
+            stream.check(1e-4 if engine == "torch" else 5e-3)
+        streams = [stream for stream in streams if len(stream.made) < STEPS]
+    assert {1, 2, 3} <= sizes
+
+
+@pytest.mark.parametrize("family", ["mamba", "rwkv", "mistral"])
+def test_a_family_whose_cache_cannot_be_padded_is_refused(family: str) -> None:
+    with pytest.raises(BackboneError, match=r"several at once.*one at a time"):
+        tiny_model(family).batch_answers()
+
+
+@torch.no_grad()
+def test_threads_that_write_at_the_same_time_share_steps_and_each_gets_its_own() -> None:
+    model = backbone("llama", "torch")
+    batching = Batching(model, most=3)
+    streams = [Stream(model, number) for number in range(5)]
+
+    def write(stream: Stream) -> None:
+        with torch.no_grad():
+            held: Any = stream.row.cache
+            stream.row = Row(None)
+            for given in stream.given:
+                hidden, held = batching.advance(given, held)
+                stream.made.append(hidden)
+                time.sleep(0.002)
+
+    with ThreadPoolExecutor(5) as threads:
+        list(threads.map(write, streams))
+    for stream in streams:
+        assert len(stream.made) == STEPS
+        stream.check(1e-4)
+    assert batching.tokens == 5 * STEPS and batching.steps < 4 * STEPS
+
+
+@torch.no_grad()
+def test_an_answer_that_nobody_goes_on_with_holds_nobody_up() -> None:
+    model = backbone("llama", "torch")
+    batching = Batching(model)
+    paused, first, second = (Stream(model, number) for number in range(3))
+    steps = [_Step(stream.row, stream.given[0]) for stream in (paused, first, second)]
+    batching._take(steps)
+    batching._expected.update([paused.row, first.row])
+    batching._seconds = 0.2
+    times = []
+    for given in first.given[1:4]:
+        begun = time.monotonic()
+        batching.advance(given, first.row)
+        times.append(time.monotonic() - begun)
+    assert times[0] > 0.1 > max(times[1:])  # it was waited for once
+
+
+@torch.no_grad()
+def test_what_fails_is_raised_in_every_thread_and_the_next_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = backbone("llama", "torch")
+    batching = Batching(model)
+    together, streams = threading.Barrier(2), [Stream(model, number) for number in range(2)]
+    batching._seconds = 5.0
+    batching._expected.update(stream.row for stream in streams)
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError("no more")
+
+    def write(stream: Stream) -> str:
+        together.wait()
+        with torch.no_grad():
+            try:
+                batching.advance(stream.given[0], stream.row)
+            except MemoryError as error:
+                return str(error)
+        return ""
+
+    monkeypatch.setattr(model, "extend_rows", fail)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(write, streams)) == ["no more", "no more"]
+    monkeypatch.undo()
+    others = [Stream(model, number) for number in range(2)]
+    steps = [_Step(stream.row, stream.given[0]) for stream in others]
+    batching._take(steps)
+    for stream, step in zip(others, steps, strict=True):
+        stream.made.append(step.hidden)  # type: ignore[arg-type]
+        stream.check(1e-4)
+
+
+@pytest.fixture
+def model() -> Iterator[HMTModel]:
+    yield HMTModel.wrap(tiny_causal_lm(), byte_tokenizer(), SMALL).eval()
+
+
+def test_answers_to_several_prompts_say_what_they_say_alone(model: HMTModel) -> None:
+    prompts = [f"{number} and then " * (number + 1) for number in range(6)]
+    alone = [answer.ids for answer in model.generate_batch(prompts, max_new_tokens=30)]
+    model.batch_answers(4)
+    assert model.backbone.batching is not None
+    assert [answer.ids for answer in model.generate_batch(prompts, max_new_tokens=30)] == alone
+    assert model.backbone.batching.tokens > model.backbone.batching.steps > 0
+    model.batch_answers(0)
+    assert model.backbone.batching is None
+
+
+def test_sessions_that_are_asked_at_once_answer_and_store_what_they_do_alone(chatty: str, tmp_path: Path) -> None:
+    model = HMTModel.from_pretrained(chatty, config=SMALL, dtype="float32", engine="torch")
+    told = [f"My number is {number}." for number in range(5)]
+
+    def replies(store: MemoryStore) -> list[tuple[str, int]]:
+        sessions = [store.session(f"s{number}", model) for number in range(5)]
+        for session, text in zip(sessions, told, strict=True):
+            session.add([{"role": "user", "content": text}, {"role": "assistant", "content": "Noted."}])
+
+        def ask(session: Any) -> str:
+            return str(session.reply({"role": "user", "content": "Which number?"}, max_new_tokens=40).finish().text)
+
+        with ThreadPoolExecutor(5) as threads:
+            texts = list(threads.map(ask, sessions))
+        return [(text, len(session.messages())) for text, session in zip(texts, sessions, strict=True)]
+
+    with MemoryStore(tmp_path / "alone") as store:
+        alone = replies(store)
+    model.batch_answers()
+    with MemoryStore(tmp_path / "together") as store:
+        assert replies(store) == alone
+    assert model.backbone.batching is not None and model.backbone.batching.tokens > model.backbone.batching.steps
