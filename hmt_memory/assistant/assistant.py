@@ -171,11 +171,14 @@ class Assistant:
         Raises:
             InputError: messages or options are malformed.
             BudgetError: a part of the view is too long.
+            ModelNotFoundError: no model has the name of the one that answers.
             SessionBusyError: another process is writing the session.
             StoreError: the store fails.
         """
         from . import stateless
 
+        if answerer is None:
+            self._weights.check()  # before a reader is loaded for it
         if session is None:
             whose = self._namespace.key if namespace is None else namespace
             options["answerer"] = answerer or self._answerer(self.reader)
@@ -260,7 +263,10 @@ class Assistant:
         Raises:
             InputError: no corpus is named.
             SessionNotFoundError: no corpus has that name.
+            ModelNotFoundError: no model has the name of the one that answers.
         """
+        if answerer is None:
+            self._weights.check()
         first, *others = self._known(corpora)
         return first.ask(question, *others, answerer=answerer or self._answerer(first.model), **options)
 

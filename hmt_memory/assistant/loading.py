@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
 from ..config import DEFAULT_MODEL, HMTConfig
+from ..engine import places
 from ..sessions.default_reader import SAME, default_reader
 
 if TYPE_CHECKING:
@@ -43,6 +44,15 @@ class Weights:
     def is_loaded(self) -> bool:
         """True once the model is in memory."""
         return self._model is not None
+
+    def check(self) -> None:
+        """Refuse a name that leads nowhere, before anything is loaded.
+
+        Raises:
+            ModelNotFoundError: no model has it.
+        """
+        if not self.is_loaded:
+            places.check(self.settings.model)
 
     @property
     def model(self) -> HMTModel:

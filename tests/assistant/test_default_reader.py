@@ -47,6 +47,17 @@ def test_an_untrained_model_answers_and_the_bundled_one_reads(bundled: str, chat
     assert pickle.loads(pickle.dumps(assistant)).reader is assistant.reader
 
 
+def test_a_name_that_leads_nowhere_is_refused_before_the_reader_is_loaded(bundled: str, tmp_path: Path) -> None:
+    assistant = Assistant(str(tmp_path / "no-such-model"), store=tmp_path / "store", **CPU)
+    with pytest.raises(ModelNotFoundError, match="no-such-model"):
+        assistant.reply(HELLO, session="alice", **FAST)
+    with pytest.raises(ModelNotFoundError, match="no-such-model"):
+        assistant.reply(HELLO, **FAST)
+    with pytest.raises(ModelNotFoundError, match="no-such-model"):
+        assistant.ask("Who is Rex?", ["book"])
+    assert not assistant._reader.is_loaded and assistant.store.sessions() == []
+
+
 def test_a_model_reads_itself_if_it_is_asked_to_or_knows_how(
     bundled: str, chatty: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
