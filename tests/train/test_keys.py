@@ -13,7 +13,7 @@ from tiny import SMALL, byte_tokenizer, tiny_causal_lm
 
 from hmt_memory import HMTModel
 from hmt_memory.engine.unroll import unroll
-from hmt_memory.train.keys import Fit, KeyTraining, Read, Teacher, Told, read_texts
+from hmt_memory.train.keys import Fit, KeyTraining, Pair, Read, Teacher, Told, read_texts
 
 WORDS = ("boat", "quince", "lamp", "goose", "snow", "violin", "key", "garden", "bread", "stone", "river", "clock")
 OTHER = dict(
@@ -109,3 +109,49 @@ def test_without_texts_that_were_read_words_alone_are_fitted(texts: int) -> None
     training, _ = training_of(model, Fit(words=3, texts=texts, batch=16))
     assert len(training.run([])) == 3
     assert model.keys is not None and not model.keys.hidden.weight.any()
+
+
+def lone(model: HMTModel, text: str) -> torch.Tensor:
+    return torch.tensor(model.backbone.encode(text, literal=True))
+
+
+def test_lone_questions_learn_what_answers_them_though_the_teacher_sees_nothing_alike() -> None:
+    """Here the teacher takes a word and its fellow for strangers, and what is easily taken for the answer stands beside it."""
+    model = model_with_keys()
+    pairs = [
+        Pair(
+            lone(model, f"where is the {word}"),
+            lone(model, f"I like the {OTHER[word]}"),
+            lone(model, f"I like the {word[::-1]}"),
+        )
+        for word in WORDS
+    ]
+    texts = [f"I like the {word}" for word in (*WORDS, *OTHER.values())]
+    vectors = np.random.default_rng(0).standard_normal((len(texts), DIM)).astype(np.float32)
+    wanted = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
+    firsts = []
+    for given in ([], pairs):
+        training = KeyTraining(model, [lone(model, text) for text in texts], wanted, Fit(words=200, batch=24, rate=1e-2), given)
+        training.run([])
+        with torch.no_grad():
+            questions = training._lone_keys([pair.question for pair in pairs], asked=True)
+            answers = training._lone_keys(
+                [*(pair.answer for pair in pairs), *(pair.other for pair in pairs if pair.other is not None)]
+            )
+        firsts.append(float(((questions @ answers.T).argmax(1) == torch.arange(len(pairs))).float().mean()))
+    assert firsts[0] < 0.5 < 0.9 < firsts[1]
+
+
+def test_texts_about_the_same_matter_do_not_count_as_wrong_answers() -> None:
+    model = model_with_keys()
+    question, told = (
+        lone(model, "where is the key"),
+        [lone(model, f"the key is in the {place}") for place in ("box", "car", "bag")],
+    )
+    teacher = torch.nn.functional.normalize(torch.ones(3, DIM), dim=1)
+    alike = [Pair(question, text, matter="key") for text in told]
+    losses = [
+        float(KeyTraining(model, told, teacher, Fit(), pairs).pair_loss(3).detach())
+        for pairs in (alike, [replace(pair, matter="") for pair in alike], [alike[0]])
+    ]
+    assert losses[0] == pytest.approx(losses[2], abs=1e-6) == 0.0 and losses[1] == pytest.approx(np.log(3), abs=0.2)
