@@ -155,7 +155,7 @@ def lone_pairs(data: Path, model: HMTModel) -> list[Pair]:
         chance = random.Random(f"pair {number}")
         fact = relations.tell(chance)
         question, other = relations.ask(chance, fact.key), relations.near(chance, fact.key)
-        pairs.append(Pair(ids(question), ids(fact.text), ids(other.text) if other.key != fact.key else None, fact.key))
+        pairs.append(Pair(ids(question), ids(fact.text), ids(other.text), fact.key, other.key))
     sections = [(question, answer, text) for question, answer, text in encyclopedia(data)]
     sections += [(question, answer, text) for rows in tales(data).values() for question, answer, text in rows if answer]
     for question, answer, text in sections:
@@ -163,7 +163,8 @@ def lone_pairs(data: Path, model: HMTModel) -> list[Pair]:
         right = [part for part in parts if answer.lower() in part.lower()]
         others = [part for part in parts if part not in right]
         if right:
-            pairs.append(Pair(ids(question), ids(right[0]), ids(others[len(question) % len(others)]) if others else None))
+            other = others[len(question) % len(others)] if others else None
+            pairs.append(Pair(ids(question), ids(right[0]), None if other is None else ids(other), right[0], other or ""))
     return pairs
 
 

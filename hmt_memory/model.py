@@ -22,6 +22,7 @@ from .engine.batching import Batching
 from .engine.cell import MemoryCell
 from .engine.decoding import Decoding, DecodingOptions
 from .engine.generate import Generation, generate
+from .engine.modes import eval_mode
 from .engine.reader import read, token_ids
 from .engine.state import HMTState
 from .engine.unroll import unroll
@@ -240,17 +241,18 @@ class HMTModel(MemoryCell):
 
         if self.backbone.batching is None:
             return list(map(answered, prompts, given))
-        with ThreadPoolExecutor(self.backbone.batching.most) as threads:
+        with eval_mode(self), ThreadPoolExecutor(self.backbone.batching.most) as threads:
             return list(threads.map(answered, prompts, given))
 
     def batch_answers(self, most: int = 8) -> None:
         """Let answers that are written at the same time, in several threads, share their steps (continuous batching).
 
         For servers: all together are written faster, and each by itself a little more slowly. No answer sees another; against
-        one that is written alone it may differ by rounding. It holds for every model with this backbone.
+        one that is written alone it may differ by rounding. It holds for every model with this backbone, and for answers that
+        begin from then on.
 
         Args:
-            most: how many share a step; 0 or 1: none do.
+            most: how many share a step, while others wait for their turn; 0 or 1: none do.
 
         Raises:
             BackboneError: caches of this family cannot be padded: those of state spaces, and of windows that slide.

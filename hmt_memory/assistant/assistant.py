@@ -220,12 +220,7 @@ class Assistant:
                 held.forget([message.id for message in stored[keep:]])
 
     def recall(
-        self,
-        query: str,
-        *,
-        session: str | None = None,
-        corpora: Sequence[str] = (),
-        top_k: int = 5,
+        self, query: str, *, session: str | None = None, corpora: Sequence[str] = (), top_k: int = 5
     ) -> RecalledSegments:
         """Return the passages of a session, or of corpora, that a text remembers most.
 

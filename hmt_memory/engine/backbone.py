@@ -22,7 +22,7 @@ from .adapter import Merged, merge
 from .modes import eval_mode, learning_kept
 from .probe import probe
 from .text import TextCodec
-from .traced import head_scale
+from .traced import head_scale, window
 
 if TYPE_CHECKING:
     from .batching import Batching
@@ -143,6 +143,7 @@ class Backbone(TextCodec, nn.Module):
             MissingDependencyError: OpenVINO is not installed.
             BackboneError: the backbone is not an attention model in fp32 on a CPU, or its adapter is not merged.
         """
+        self._engine = None  # what torch computes is converted
         self._engine = _openvino(self, bits)
         self._watch(list(self.parameters()))
 
@@ -155,7 +156,7 @@ class Backbone(TextCodec, nn.Module):
     @property
     def version(self) -> Hashable:
         """Who computes: another value for another backbone, and once weights were loaded, have learned, moved or been cast."""
-        return self.written(), self._fast is not None
+        return self.written(), self._fast and self._fast.name
 
     def written(self) -> Hashable:
         """Return which weights are in memory, and how often each was written to."""
@@ -225,9 +226,14 @@ class Backbone(TextCodec, nn.Module):
             embeddings: one new input embedding for each row.
             cache: of B rows; it is spent.
             pads: how many of the first positions of each row are padding.
+
+        Raises:
+            BackboneError: torch computes, and a window slides over the cache.
         """
         if self._fast is not None:
             return self._fast.extend(embeddings, cache)
+        if window(self.config) is not None:
+            raise BackboneError("the window of its attention slides.")
         held = cache.get_seq_length()
         before = torch.tensor(pads, device=embeddings.device)
         seen = torch.arange(held + 1, device=embeddings.device)[None] >= before[:, None]

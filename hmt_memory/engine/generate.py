@@ -176,6 +176,7 @@ def _pieces(
     generation.view_ids = view.ids(state).tolist()
     generation.usage = Usage(len(prompt), 0, len(before) + len(behind))
     hidden, cache = prefill(backbone, before, behind)
+    step = backbone.advance if (batching := backbone.batching) is None else batching.advance  # the same to the end
     detokenizer = Detokenizer(backbone.decode)
     ids = generation.ids
     logits = backbone.head(hidden)[0]
@@ -200,7 +201,6 @@ def _pieces(
             marks[1:] = [*marks[1:][-1:], (len(ids), state)]
             hidden, cache = prefill(backbone, *view.embed(state))
         else:
-            step = backbone.advance if backbone.batching is None else backbone.batching.advance
             hidden, cache = step(backbone.embed(torch.tensor([[ids[-1]]], device=backbone.device)), cache)
         if generation.finish_reason is not None:
             piece += _rest(detokenizer, stops, generation) if backbone.tokenizer else ""

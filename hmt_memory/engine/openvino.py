@@ -134,9 +134,12 @@ class OpenVinoEngine:
 
         Raises:
             MissingDependencyError: OpenVINO is not installed.
-            BackboneError: it does not convert this body, computes something else than torch, or its files cannot be written.
+            BackboneError: `bits` is another number, OpenVINO does not convert this body or computes something else than torch,
+                or its files cannot be written.
         """
         _require()
+        if bits not in _ALIKE:
+            raise BackboneError(f"bits={bits} must be 8 or 4.")
         folder = cache_folder() / f"openvino-{_digest(body, head, bits)}"
         try:
             return cls(_converted(folder, body, layers, head, sample, bits))

@@ -97,7 +97,7 @@ def joined(caches: Sequence[Any], longest: int) -> Any:
     for number, layer in enumerate(whole.layers):
         parts = [cache.layers[number] for cache in caches]
         layer.keys, layer.values = (
-            torch.cat([nn.functional.pad(one, (0, 0, longest - one.shape[2], 0)) for one in kind])
+            torch.cat([nn.functional.pad(row, (0, 0, longest - row.shape[2], 0)) for row in kind])
             for kind in ([part.keys for part in parts], [part.values for part in parts])
         )
     return whole
@@ -108,7 +108,7 @@ def chosen(cache: Any, rows: Sequence[int], first: int = 0) -> Any:
     own = copy.copy(cache)
     own.layers = [copy.copy(layer) for layer in own.layers]
     for layer in own.layers:
-        layer.keys, layer.values = (one[list(rows), :, first:].clone() for one in (layer.keys, layer.values))
+        layer.keys, layer.values = (kind[list(rows), :, first:].clone() for kind in (layer.keys, layer.values))
     return own
 
 
@@ -136,6 +136,12 @@ def window(config: Any) -> int | None:
     kinds = set(getattr(config, "layer_types", None) or ())
     size: int | None = getattr(config, "sliding_window", None)
     return None if kinds == {"full_attention"} or not getattr(config, "use_sliding_window", True) else size
+
+
+def turns_by_length(config: Any) -> bool:
+    """Tell whether the longest of several rows decides how the positions of all are turned ("longrope" of Phi-3)."""
+    given = (getattr(config, "rope_parameters", None), getattr(config, "rope_scaling", None))
+    return "longrope" in str(given)
 
 
 def text_config(model: Any) -> Any:

@@ -52,7 +52,8 @@ class Pair:
     question: Tensor  # [q]
     answer: Tensor  # [t]
     other: Tensor | None = None  # [t] a text that is easily taken for the answer, and is none
-    matter: str = ""  # what is asked for: texts of pairs about the same matter may answer as well; empty: of its own
+    matter: str = ""  # what is asked for: other texts about the same matter may answer as well; empty: of its own
+    other_matter: str = ""  # what `other` is about
 
 
 @dataclass
@@ -247,19 +248,20 @@ class KeyTraining:
         return 2 * (1 - (keys * wanted).sum(dim=1)).mean() + alike
 
     def pair_loss(self, most: int) -> Tensor:
-        """Compute how often some lone questions are nearer to other texts than to what answers them, by words alone.
+        """Compute the cross-entropy of what answers some lone questions, among other texts, by words alone.
 
         Args:
             most: the number of questions.
         """
-        if not self._pairs:
+        if not self._pairs or not most:
             return torch.zeros(())
         pairs = self._chance.sample(self._pairs, min(most, len(self._pairs)))
-        texts = [pair.answer for pair in pairs] + [pair.other for pair in pairs if pair.other is not None]
+        others = [(pair.other, pair.other_matter) for pair in pairs if pair.other is not None]
+        texts = [pair.answer for pair in pairs] + [text for text, _ in others]
         near = _SHARP * self._lone_keys([pair.question for pair in pairs], asked=True) @ self._lone_keys(texts).T
-        matters = [pair.matter for pair in pairs]
-        alike = torch.tensor([[one == other != "" for other in matters] for one in matters]).fill_diagonal_(False)
-        near[:, : len(pairs)] = near[:, : len(pairs)].masked_fill(alike, float("-inf"))
+        about = [pair.matter for pair in pairs] + [matter for _, matter in others]
+        alike = torch.tensor([[pair.matter == matter != "" for matter in about] for pair in pairs])
+        near = near.masked_fill(alike.fill_diagonal_(False), float("-inf"))  # they answer as well
         return cross_entropy(near, torch.arange(len(pairs)))
 
     def _lone_keys(self, texts: Sequence[Tensor], *, asked: bool = False) -> Tensor:

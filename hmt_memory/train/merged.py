@@ -6,6 +6,7 @@ weights. Knows PEFT's linear layers; no model.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +19,7 @@ MOST_BYTES = 2 << 30  # of merged weights
 
 
 class _Merged:
-    """One linear layer with LoRA, merged anew after each change of A and B."""
+    """One linear layer with LoRA, merged anew after each change of W, A or B."""
 
     def __init__(self, layer: Any) -> None:
         name = next(iter(layer.active_adapters))
@@ -26,13 +27,13 @@ class _Merged:
         self._down: nn.Parameter = layer.lora_A[name].weight  # [r, in], A
         self._up: nn.Parameter = layer.lora_B[name].weight  # [out, r], B
         self._weight: Tensor = layer.base_layer.weight  # [out, in], W + scale * B A, once it is computed
-        self._versions = (-1, -1)
+        self._versions = (-1, -1, -1)  # of W, A and B
 
     def forward(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = self._layer.base_layer
         if self._layer.disable_adapters:
             return base(inputs, *args, **kwargs)  # type: ignore[no-any-return]
-        versions = (self._down._version, self._up._version)
+        versions = (base.weight._version, self._down._version, self._up._version)
         if versions != self._versions:
             with torch.no_grad():
                 self._weight = torch.addmm(base.weight, self._up, self._down, alpha=self._scale)
@@ -76,7 +77,8 @@ def merged_lora(model: nn.Module) -> Iterator[int]:
     Yields:
         The number of layers that are merged.
     """
-    layers: list[Any] = [module for module in model.modules() if _can_merge(module)]
+    adapted = importlib.util.find_spec("peft") is not None
+    layers: list[Any] = [module for module in model.modules() if adapted and _can_merge(module)]
     if sum(layer.base_layer.weight.nbytes for layer in layers) > MOST_BYTES:
         layers = []
     for layer in layers:
@@ -89,14 +91,15 @@ def merged_lora(model: nn.Module) -> Iterator[int]:
 
 
 def _can_merge(module: Any) -> bool:
-    """Tell whether a layer is plain LoRA around a linear layer."""
-    base = getattr(module, "base_layer", None)
-    if type(base) is not nn.Linear or len(module.active_adapters) != 1:
+    """Tell whether a layer is plain LoRA around a linear layer, which PEFT has not merged itself."""
+    from peft.tuners.lora import Linear
+
+    if not isinstance(module, Linear) or module.merged or len(module.active_adapters) != 1:
         return False
-    name, weight = module.active_adapters[0], base.weight
-    if name not in module.lora_A:
+    base, name = module.base_layer, module.active_adapters[0]
+    if type(base) is not nn.Linear or name not in module.lora_A:
         return False
     plain = isinstance(module.lora_dropout[name], nn.Identity) and name not in module.lora_variant
-    parts = (weight, module.lora_A[name].weight, module.lora_B[name].weight)
+    parts = (base.weight, module.lora_A[name].weight, module.lora_B[name].weight)
     same = all(part.dtype == torch.float32 and part.device.type == "cpu" for part in parts)
-    return plain and same and module.lora_B[name].bias is None and not weight.requires_grad
+    return plain and same and module.lora_B[name].bias is None and not base.weight.requires_grad

@@ -155,3 +155,6 @@ def test_texts_about_the_same_matter_do_not_count_as_wrong_answers() -> None:
         for pairs in (alike, [replace(pair, matter="") for pair in alike], [alike[0]])
     ]
     assert losses[0] == pytest.approx(losses[2], abs=1e-6) == 0.0 and losses[1] == pytest.approx(np.log(3), abs=0.2)
+    taken = [replace(pair, other=told[number - 1], other_matter="key") for number, pair in enumerate(alike)]
+    assert float(KeyTraining(model, told, teacher, Fit(), taken).pair_loss(3).detach()) == pytest.approx(0.0, abs=1e-6)
+    assert float(KeyTraining(model, told, teacher, Fit(), taken).pair_loss(0)) == 0.0

@@ -78,3 +78,18 @@ def test_layers_compute_their_own_branches_again_when_the_context_is_left(model:
     with pytest.raises(KeyboardInterrupt), merged_lora(model.backbone.causal_lm):
         raise KeyboardInterrupt
     assert not any("forward" in vars(module) for module in model.backbone.causal_lm.modules())
+
+
+def test_other_adapters_and_what_is_merged_already_compute_as_before(plain: str, model: HMTModel) -> None:
+    from peft import IA3Config, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    other = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(plain),
+        IA3Config(task_type="CAUSAL_LM", target_modules="all-linear", feedforward_modules=[]),
+    )
+    with merged_lora(other) as count:
+        assert count == 0
+    model.backbone.causal_lm.merge_adapter()
+    with merged_lora(model.backbone.causal_lm) as count:
+        assert count == 0
