@@ -67,10 +67,13 @@ def test_four_bit_weights_compute_nearly_the_same(family: str, monkeypatch: pyte
     assert (plain.engine, eight.engine) == ("openvino-4bit", "openvino")
     assert apart(eight.body(given), hidden) < apart(plain.body(given), hidden) < 0.45  # cosines of 0.9
     assert (plain.version[1], eight.version[1]) == ("openvino-4bit", "openvino")  # type: ignore[index]
-    with pytest.raises(BackboneError, match="8 or 4"):
-        eight.use_openvino(5)
     sizes = [sum(file.stat().st_size for file in folder.glob("body.bin")) for folder in (plain.conversion, eight.conversion)]
     assert sizes[0] < sizes[1]
+    plain.use_openvino()
+    assert plain.engine == "openvino" and apart(plain.body(given), eight.body(given)) < 1e-6
+    with pytest.raises(BackboneError, match="8 or 4"):
+        plain.use_openvino(5)
+    assert plain.engine == "torch" and apart(plain.body(given), hidden) < 1e-6
 
 
 @pytest.mark.parametrize("inner", [0, 1])
