@@ -39,6 +39,8 @@ _ADVICE = {
     "llguidance": "for tool calls and structured output: pip install llguidance",
     "pypdf": "for PDF files: pip install 'hmt-memory[documents]'",
     "python-docx": "for Word files: pip install 'hmt-memory[documents]'",
+    "fastapi": "for hmt serve: pip install 'hmt-memory[serve]'",
+    "uvicorn": "for hmt serve: pip install 'hmt-memory[serve]'",
     "beautifulsoup4": "for web pages: pip install 'hmt-memory[documents]'",
     "langchain-core": "for the LangChain classes: pip install 'hmt-memory[langchain]'",
     "llama-index-core": "for the LlamaIndex classes: pip install 'hmt-memory[llama-index]'",

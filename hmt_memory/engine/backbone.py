@@ -25,7 +25,6 @@ from .text import TextCodec
 from .traced import head_scale, window
 
 if TYPE_CHECKING:
-    from .batching import Batching
     from .openvino import OpenVinoEngine
 
 _STATE_SPACE = ("cache_params", "state")  # Mamba, RWKV
@@ -41,7 +40,7 @@ class Backbone(TextCodec, nn.Module):
         BackboneError: the model is an encoder, an encoder-decoder, or has a head this class cannot reproduce.
     """
 
-    batching: Batching | None = None  # takes the steps of several answers together
+    batching: Any = None  # a `Batching`, which takes the steps of several answers together
 
     def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
         super().__init__()

@@ -1,0 +1,63 @@
+"""`hmt serve`: the memory behind OpenAI's protocol, for any client on this machine, or with a token on others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError, MissingDependencyError
+from . import options
+from .options import DEFAULT_MODEL, Dtype
+from .terminal import Screen
+
+_HERE = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen at. Any but this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 8399,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Another name by which clients call; may be repeated.", show_default=False)
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="Make a token of this name, print it, and require one from now on.", show_default=False)
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="The token of --token may look only.")] = False,
+    answers: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 4,
+    store: options.Store = None,
+    model: options.Name = DEFAULT_MODEL,
+    reader: options.Reader = None,
+    adapter: options.Adapter = None,
+    dtype: options.Precision = Dtype.auto,
+    device: options.Device = "auto",
+) -> None:
+    """Serve the memory to OpenAI's clients, at http://127.0.0.1:8399/v1. The header X-HMT-Session names a session."""
+    try:
+        import uvicorn
+
+        from ..server.app import Settings, create_app
+    except ImportError as error:
+        raise MissingDependencyError(f"serving needs {error.name}. Run: pip install 'hmt-memory[serve]'") from error
+    from ..assistant import Assistant
+    from ..server.guard import LOCAL_HOSTS
+    from ..server.tokens import Tokens
+    from ..store.open import default_folder
+
+    screen = Screen.standard()
+    folder = store or default_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = Tokens(folder)
+    if host not in _HERE and not len(tokens) and token is None:
+        token = "default"  # its name
+    if token is not None:
+        secret = tokens.make(token, read_only=read_only)
+        screen.note(f"The token {token!r}, which is shown this once: {secret}")
+    elif read_only:
+        raise InputError("--read-only is about a new token: name it with --token.")
+    # A page of another site that leads a browser here by a name of its own has no token to show.
+    hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
+    assistant = Assistant(model, adapter=adapter, reader=reader, store=folder, dtype=dtype.value, device=device)
+    app = create_app(assistant, Settings(hosts=hosts, answers=answers), tokens=tokens if len(tokens) else None)
+    screen.note(f"{assistant.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)

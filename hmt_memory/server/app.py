@@ -1,0 +1,184 @@
+"""The application: routes, and what stands before and around them. Everything is done by an `Assistant`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sse_starlette import EventSourceResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from .._version import __version__
+from ..errors import HMTError
+from . import failures
+from .bodies import ChatRequest
+from .chat import Completion, pieces, session_of
+from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller_of
+
+if TYPE_CHECKING:
+    from ..assistant import Assistant
+    from ..sessions.answer import Answer
+    from .tokens import Tokens
+
+_TOO_LONG = "the answer took too long. Ask for a shorter one."
+_CLOSED = 499  # as others name a call whose client went away
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server allows."""
+
+    hosts: tuple[str, ...] = LOCAL_HOSTS  # names by which it is called; "*": any
+    most_bytes: int = 8 << 20  # of a body
+    answers: int = 4  # written at once
+    waiting: int = 64  # that wait for their turn
+    longest: int = 1024  # tokens of an answer where nothing is said
+    seconds: float = 600.0  # that one answer may take
+
+
+def caller(request: Request) -> Caller:
+    """Return who calls."""
+    return caller_of(request.app.state.tokens, request)
+
+
+Known = Annotated[Caller, Depends(caller)]
+
+
+def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens: Tokens | None = None) -> FastAPI:
+    """Make the application.
+
+    Args:
+        assistant: answers, and keeps the sessions.
+        settings: what is allowed.
+        tokens: one of which every caller has to show; None: nobody needs one.
+    """
+    settings = settings or Settings()
+    # FastAPI's own telemetry would tell whoever collects what was said, in the messages of errors.
+    app = FastAPI(title="hmt-memory", version=__version__, telemetry={"tracing": False, "metrics": False, "logs": False})
+    app.add_middleware(Fence, hosts=settings.hosts, most_bytes=settings.most_bytes)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    app.add_exception_handler(HMTError, failures.of_ours)
+    app.add_exception_handler(RequestValidationError, failures.of_fields)
+    app.add_exception_handler(HTTPException, failures.of_http)
+    app.state.tokens = tokens
+    door = Door(assistant, settings)
+
+    @app.get("/health")
+    def health() -> dict[str, str]:
+        """Tell that the server runs."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    def ready(response: Response) -> dict[str, str]:
+        """Tell whether the model is loaded."""
+        response.status_code = 200 if assistant.is_loaded else 503
+        return {"status": "ready" if assistant.is_loaded else "the model is loaded with the first answer"}
+
+    @app.get("/v1/models")
+    def models(_: Known) -> dict[str, Any]:
+        """List the model that answers."""
+        return {"object": "list", "data": [door.model()]}
+
+    @app.get("/v1/models/{name:path}")
+    def model(name: str, _: Known) -> dict[str, Any]:
+        """Describe the model that answers."""
+        door.check(name)
+        return door.model()
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatRequest, request: Request, known: Known) -> Response:
+        """Answer a conversation: in a session if one is named, from all that it remembers."""
+        return await door.chat(body, request, known)
+
+    return app
+
+
+class Door:
+    """The way from calls to the assistant.
+
+    Args:
+        assistant: answers.
+        settings: what is allowed.
+    """
+
+    def __init__(self, assistant: Assistant, settings: Settings) -> None:
+        self._assistant, self._settings = assistant, settings
+        self._gate, self._since = Gate(settings.answers, settings.waiting), int(time.time())
+
+    def model(self) -> dict[str, Any]:
+        """Return the model as OpenAI lists it."""
+        return {"id": self._assistant.name, "object": "model", "created": self._since, "owned_by": "hmt-memory"}
+
+    def check(self, name: str | None) -> None:
+        """Refuse another model's name. None is the model that answers.
+
+        Raises:
+            HTTPException: it is another's.
+        """
+        if name not in (None, self._assistant.name):
+            raise HTTPException(404, f"there is no model {name!r} here, but {self._assistant.name!r}.")
+
+    async def chat(self, body: ChatRequest, request: Request, caller: Caller) -> Response:
+        """Answer a call of Chat Completions, whole or in chunks."""
+        self.check(body.model)
+        name = session_of(request.headers, body)
+        if caller.read_only and name is not None:
+            raise HTTPException(403, "this token may look only: it cannot add to a session.")
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(self._gate.place())
+            answer, first = await self._begun(body, name, caller)
+            completion = Completion(answer, self._assistant.name, name, caller)
+            if body.stream:
+                usage = body.stream_options is not None and body.stream_options.include_usage
+                return EventSourceResponse(self._chunks(answer, first, completion, usage, held.pop_all()))
+            with anyio.move_on_after(self._settings.seconds) as limit:
+                async for _ in pieces(answer):
+                    if await request.is_disconnected():
+                        return Response(status_code=_CLOSED)
+            if limit.cancelled_caught:
+                raise HTTPException(504, _TOO_LONG)
+            return JSONResponse(completion.whole())
+
+    async def _begun(self, body: ChatRequest, name: str | None, caller: Caller) -> tuple[Answer, str | None]:
+        """Begin an answer. Returns it with its first piece: what is wrong with a call shows by then."""
+        ask = partial(
+            self._assistant.reply,
+            [message.plain() for message in body.messages],
+            session=None if name is None else caller.own(name),
+            namespace=caller.namespace,
+            **body.options(self._settings.longest),
+        )
+        answer = await run_in_threadpool(ask)
+        return answer, await run_in_threadpool(next, answer, None)
+
+    async def _chunks(
+        self, answer: Answer, first: str | None, completion: Completion, usage: bool, held: AsyncExitStack
+    ) -> AsyncIterator[str]:
+        """Yield the chunks of an answer as they are written, and hold its place until then."""
+        async with held:
+            try:
+                yield json.dumps(completion.opening())
+                if first:
+                    yield json.dumps(completion.piece(first))
+                with anyio.fail_after(self._settings.seconds):
+                    async for piece in pieces(answer):
+                        yield json.dumps(completion.piece(piece))
+                for chunk in completion.closing(usage=usage):
+                    yield json.dumps(chunk)
+            except HMTError as error:
+                status, code = failures.status_of(error)
+                yield json.dumps(failures.body_of(status, str(error), code=code))
+            except TimeoutError:
+                yield json.dumps(failures.body_of(504, _TOO_LONG))
+            yield "[DONE]"

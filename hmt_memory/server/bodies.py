@@ -1,0 +1,152 @@
+"""The bodies of OpenAI's Chat Completions and Models, as far as they mean something here. Knows fields; no model, no store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..errors import InputError
+
+_MOST_STOPS = 4  # as OpenAI has it
+_TEXT = ("text", "input_text", "output_text", "refusal")
+
+
+class Open(BaseModel):
+    """A body in which fields that mean nothing here are let pass: clients send many."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Part(BaseModel):
+    """A part of a message's content."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    text: str | None = None
+
+
+class ChatMessage(BaseModel):
+    """A message of a conversation."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: str
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Return the message with its content as one text.
+
+        Raises:
+            InputError: a part is no text.
+        """
+        own = self.model_dump(exclude_none=True, exclude={"content"})
+        return own | {"content": text_of(self.content)}
+
+
+def text_of(content: str | Sequence[Part] | None) -> str | None:
+    """Join the text parts of a content.
+
+    Raises:
+        InputError: a part is no text.
+    """
+    if content is None or isinstance(content, str):
+        return content
+    other = next((part.type for part in content if part.type not in _TEXT), None)
+    if other is not None:
+        raise InputError(f"a part of type {other!r} cannot be read: this memory holds text. Send text parts.")
+    return "\n".join(part.text or "" for part in content)
+
+
+class ResponseFormat(Open):
+    """The form that an answer has to have."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: dict[str, Any] | None = None
+
+    def schema_of(self) -> Mapping[str, Any] | None:
+        """Return the JSON schema that the answer is held to; None: it is text."""
+        if self.type == "text":
+            return None
+        return {"type": "object"} if self.json_schema is None else self.json_schema.get("schema", self.json_schema)
+
+
+class StreamOptions(Open):
+    """The options of an answer that is streamed."""
+
+    include_usage: bool = False
+
+
+class Answered(Open):
+    """The fields that say how an answer is to be written."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | int | None = None
+    metadata: dict[str, Any] | None = None
+
+    @field_validator("temperature", "top_p", "frequency_penalty", "presence_penalty", "n", "stream", mode="before")
+    @classmethod
+    def _usual(cls, value: Any, info: Any) -> Any:
+        """Let a null stand for the usual value, as clients send it."""
+        return cls.model_fields[info.field_name].default if value is None else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Answered:
+        for name, usual in (("n", 1), ("frequency_penalty", 0.0), ("presence_penalty", 0.0)):
+            if getattr(self, name) != usual:
+                raise ValueError(f"{name}={getattr(self, name)} cannot be given: leave it out. Only {usual} is possible here.")
+        if self.logit_bias or self.logprobs:
+            raise ValueError("logit_bias and logprobs cannot be given: leave them out.")
+        if isinstance(self.stop, list) and len(self.stop) > _MOST_STOPS:
+            raise ValueError(f"stop has {len(self.stop)} strings, more than {_MOST_STOPS}.")
+        return self
+
+    def decoding(self, longest: int) -> dict[str, Any]:
+        """Return the fields of `Decoding` that this asks for.
+
+        Args:
+            longest: of an answer, in tokens, where nothing is said.
+        """
+        most = self.max_completion_tokens or self.max_tokens or longest
+        own = {"max_new_tokens": most, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        return own | ({"stop": self.stop} if self.stop else {})
+
+
+class ChatRequest(Answered):
+    """The body of a call of Chat Completions."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    response_format: ResponseFormat | None = None
+
+    def options(self, longest: int) -> dict[str, Any]:
+        """Return the options of `Assistant.reply` that this asks for.
+
+        Args:
+            longest: of an answer, in tokens, where nothing is said.
+        """
+        schema = None if self.response_format is None else self.response_format.schema_of()
+        return {
+            **self.decoding(longest),
+            "tools": self.tools or None,
+            "tool_choice": self.tool_choice if self.tools else None,
+            "schema": schema,
+        }

@@ -1,0 +1,122 @@
+"""Chat Completions: a call becomes a reply of the assistant, its pieces become chunks. Knows both forms; no route."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
+    from ..sessions.answer import Answer
+    from .bodies import ChatRequest
+    from .guard import Caller
+
+_SESSION_HEADERS = ("x-hmt-session", "x-session-id")
+_OPEN_WEBUI = "x-openwebui-chat-id"  # its calls for titles and tags, which are not streamed, have the same
+_LONGEST_NAME = 200
+
+
+def session_of(headers: Headers, body: ChatRequest) -> str | None:
+    """Return the name of the session that a call belongs to; None: it is remembered nowhere.
+
+    Args:
+        headers: of the call; they come before the body's metadata.
+        body: of the call.
+
+    Raises:
+        InputError: the name is empty, too long, or begins or ends with white space.
+    """
+    named: Any = next((headers[name] for name in _SESSION_HEADERS if name in headers), None)
+    if named is None:
+        named = (body.metadata or {}).get("session_id")
+    if named is None and body.stream:
+        named = headers.get(_OPEN_WEBUI)
+    if named is None:
+        return None
+    if not isinstance(named, str) or not named.strip() or named != named.strip() or len(named) > _LONGEST_NAME:
+        raise InputError(f"a session's name has 1 to {_LONGEST_NAME} characters, and none of white space around it.")
+    return named
+
+
+class Completion:
+    """An answer as Chat Completions has it.
+
+    Args:
+        answer: being written.
+        model: its name.
+        session: by which the caller knows it; None: none.
+        caller: knows sessions and corpora by their names in its own name space.
+    """
+
+    def __init__(self, answer: Answer, model: str, session: str | None, caller: Caller) -> None:
+        self._answer, self._session, self._caller = answer, session, caller
+        self._about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+    def whole(self) -> dict[str, Any]:
+        """Return the body of an answer that is finished."""
+        calls = self._calls()
+        message: dict[str, Any] = {"role": "assistant", "content": self._answer.text or (None if calls else "")}
+        message |= {"tool_calls": calls} if calls else {}
+        choice = {"index": 0, "message": message, "finish_reason": self._answer.finish_reason, "logprobs": None}
+        return {
+            **self._about,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": self._usage(),
+            "hmt": self._remembered(),
+        }
+
+    def opening(self) -> dict[str, Any]:
+        """Return the first chunk of an answer that is streamed."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return the chunk of a piece of text."""
+        return self._chunk({"content": text})
+
+    def closing(self, *, usage: bool) -> Iterator[dict[str, Any]]:
+        """Yield the last chunks of an answer: calls of functions, how it ended, and if it is wanted the usage."""
+        calls = [call | {"index": number} for number, call in enumerate(self._calls())]
+        if calls:
+            yield self._chunk({"tool_calls": calls})
+        yield self._chunk({}, self._answer.finish_reason) | {"hmt": self._remembered()}
+        if usage:
+            yield {**self._about, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
+
+    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return {**self._about, "object": "chat.completion.chunk", "choices": [choice]}
+
+    def _calls(self) -> list[dict[str, Any]]:
+        return [call.to_dict() for call in self._answer.tool_calls]
+
+    def _usage(self) -> dict[str, int]:
+        usage = self._answer.usage
+        asked = usage.prompt_tokens if self._session is None else usage.view_tokens
+        return {
+            "prompt_tokens": asked,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": asked + usage.completion_tokens,
+        }
+
+    def _remembered(self) -> dict[str, Any]:
+        """Return what was recalled for the answer, and where it was stored."""
+        shown = self._caller.shown
+        recalled = [passage.to_dict() | {"source": shown(passage.source)} for passage in self._answer.recalled]
+        about: dict[str, Any] = {"recalled": recalled, "view_tokens": self._answer.usage.view_tokens}
+        if self._session is not None:
+            about |= {"session": self._session, "message_ids": list(getattr(self._answer, "message_ids", ()))}
+        return about
+
+
+async def pieces(answer: Answer) -> AsyncIterator[str]:
+    """Yield the pieces of an answer, each of which is written in another thread."""
+    while (piece := await run_in_threadpool(next, answer, None)) is not None:
+        yield piece

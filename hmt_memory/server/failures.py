@@ -1,0 +1,80 @@
+"""Errors as OpenAI's clients expect them: a status, and a body with message, type, param and code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from .. import errors
+
+_STATUSES: dict[type[errors.HMTError], tuple[int, str]] = {
+    errors.BudgetError: (400, "context_length_exceeded"),
+    errors.InputError: (400, "invalid_request"),
+    errors.ConfigError: (400, "invalid_request"),
+    errors.SessionNotFoundError: (404, "session_not_found"),
+    errors.ModelNotFoundError: (404, "model_not_found"),
+    errors.SessionExistsError: (409, "session_exists"),
+    errors.SessionBusyError: (409, "session_busy"),
+    errors.ModelMismatchError: (409, "model_mismatch"),
+    errors.StoreFullError: (507, "store_full"),
+}
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict",
+    429: "rate_limit_error",
+}
+_RETRY_SECONDS = 1
+
+
+def body_of(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """Return the body of an error.
+
+    Args:
+        status: of the response.
+        message: what is wrong, and what to do.
+        code: a name for programs.
+        param: the field that is wrong.
+    """
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def response_of(status: int, message: str, **about: str | None) -> JSONResponse:
+    """Return the response of an error; of one that may pass, with the time after which to try again."""
+    headers = {"Retry-After": str(_RETRY_SECONDS)} if status in (409, 429, 503) else {}
+    return JSONResponse(body_of(status, message, **about), status, headers)
+
+
+def status_of(error: errors.HMTError) -> tuple[int, str]:
+    """Return the status of an error, and its name for programs."""
+    known = next((found for kind, found in _STATUSES.items() if isinstance(error, kind)), None)
+    return known or (500, type(error).__name__.removesuffix("Error").lower())
+
+
+async def of_ours(_: Request, error: Exception) -> JSONResponse:
+    """Answer a call that this package refused."""
+    assert isinstance(error, errors.HMTError)
+    status, code = status_of(error)
+    return response_of(status, str(error), code=code)
+
+
+async def of_fields(_: Request, error: Exception) -> JSONResponse:
+    """Answer a call whose body is not what it should be. What was sent is not repeated."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    message = first["msg"].removeprefix("Value error, ")
+    param = ".".join(place) or None
+    return response_of(400, f"{param}: {message}" if param else message, code="invalid_request", param=param)
+
+
+async def of_http(_: Request, error: Exception) -> JSONResponse:
+    """Answer a call that no route takes, or that a guard refused."""
+    assert isinstance(error, HTTPException)
+    return response_of(error.status_code, str(error.detail))

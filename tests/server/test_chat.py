@@ -1,0 +1,336 @@
+"""OpenAI's own client in front of the memory: answers, chunks, sessions, errors, and whoever may not call."""
+
+from __future__ import annotations
+
+import gc
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Request
+from fastapi.testclient import TestClient
+from openai import AuthenticationError, BadRequestError, ConflictError, NotFoundError, OpenAI, PermissionDeniedError
+
+from hmt_memory import Assistant
+from hmt_memory.errors import InputError, StoreError
+from hmt_memory.server.app import Door, Settings, create_app
+from hmt_memory.server.bodies import ChatMessage, ChatRequest
+from hmt_memory.server.guard import Caller
+from hmt_memory.server.tokens import FILE, Tokens
+
+CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+HELLO = [{"role": "user", "content": "My dog is called Rex."}]
+SHORT: dict[str, Any] = {"max_tokens": 6}
+
+
+@pytest.fixture
+def assistant(chatty: str, tmp_path: Path) -> Assistant:
+    return Assistant(chatty, reader="same", store=tmp_path / "store", **CPU)
+
+
+def client_of(assistant: Assistant, settings: Settings | None = None, **options: Any) -> OpenAI:
+    key = options.pop("api_key", "none")
+    app = create_app(assistant, settings or Settings(hosts=("testserver",)), **options)
+    return OpenAI(base_url="http://testserver/v1", api_key=key, http_client=TestClient(app), max_retries=0)
+
+
+@pytest.fixture
+def client(assistant: Assistant) -> Iterator[OpenAI]:
+    yield client_of(assistant)
+
+
+def test_an_answer_is_the_assistants(client: OpenAI, assistant: Assistant) -> None:
+    (model,) = client.models.list().data
+    assert model.id == assistant.name and client.models.retrieve(model.id).owned_by == "hmt-memory"
+    answer = client.chat.completions.create(model=model.id, messages=HELLO, **SHORT)  # type: ignore[arg-type]
+    expected = assistant.reply(HELLO, max_new_tokens=6).finish()
+    assert answer.choices[0].message.content == expected.text and answer.choices[0].finish_reason == expected.finish_reason
+    assert answer.usage is not None and answer.usage.completion_tokens == expected.usage.completion_tokens
+    assert answer.usage.prompt_tokens == expected.usage.prompt_tokens > 0
+    assert assistant.store.sessions() == []
+
+
+def test_chunks_add_up_to_the_answer(client: OpenAI, assistant: Assistant) -> None:
+    whole = client.chat.completions.create(model=assistant.name, messages=HELLO, **SHORT)  # type: ignore[arg-type]
+    chunks = list(
+        client.chat.completions.create(
+            model=assistant.name,
+            messages=HELLO,
+            stream=True,
+            stream_options={"include_usage": True},
+            **SHORT,  # type: ignore[arg-type]
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content and chunks[0].choices[0].delta.role == "assistant"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage and len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize("way", ["x-hmt-session", "x-session-id", "metadata", "open webui"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_session_remembers_and_histories_that_are_sent_again_are_no_news(
+    client: OpenAI, assistant: Assistant, way: str, stream: bool
+) -> None:
+    named: dict[str, Any] = {"extra_headers": {way: "alice"}}
+    if way == "metadata":
+        named = {"metadata": {"session_id": "alice"}}
+    elif way == "open webui":
+        named = {"extra_headers": {"X-OpenWebUI-Chat-Id": "alice"}}
+
+    def say(messages: list[dict[str, str]]) -> str:
+        answer = client.chat.completions.create(model=assistant.name, messages=messages, stream=stream, **SHORT, **named)  # type: ignore[call-overload]
+        if not stream:
+            return str(answer.choices[0].message.content)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+
+    first = say(HELLO)
+    if way == "open webui" and not stream:
+        assert assistant.store.sessions() == [], "its calls for titles have the same header"
+        return
+    second = [*HELLO, {"role": "assistant", "content": first}, {"role": "user", "content": "And my cat?"}]
+    say(second)
+    assert assistant.store.sessions() == ["alice"]
+    messages = assistant.session("alice").messages()
+    assert [message.role for message in messages] == ["user", "assistant"] * 2
+    assert [message.content for message in messages[:3]] == [message["content"] for message in second]
+
+
+def test_what_was_recalled_and_stored_stands_beside_the_answer(client: OpenAI, assistant: Assistant) -> None:
+    assistant.add("alice", [{"role": "user", "content": "Rex barks at noon."}, {"role": "assistant", "content": "I see."}])
+    assistant.add(
+        "alice", [{"role": role, "content": f"{n} is fine." * 4} for n in range(60) for role in ("user", "assistant")]
+    )
+    answer = client.chat.completions.create(
+        model=assistant.name,
+        messages=[{"role": "user", "content": "What does Rex do?"}],
+        extra_headers={"X-HMT-Session": "alice"},
+        **SHORT,  # type: ignore[arg-type]
+    )
+    about = answer.model_extra["hmt"]  # type: ignore[index]
+    assert about["session"] == "alice" and about["message_ids"] == [
+        message.id for message in assistant.session("alice").messages()[-2:]
+    ]
+    assert about["recalled"] and all(passage["source"] == "alice" for passage in about["recalled"])
+
+
+def test_parts_of_text_are_one_text_and_pictures_are_refused(client: OpenAI, assistant: Assistant) -> None:
+    parts = [{"type": "text", "text": "My dog"}, {"type": "text", "text": "is Rex."}]
+    ask: Any = client.chat.completions.create
+    said = [
+        ask(model=assistant.name, messages=[{"role": "user", "content": content}], **SHORT)
+        for content in (parts, "My dog\nis Rex.")
+    ]
+    assert said[0].choices == said[1].choices and said[0].usage == said[1].usage
+    picture = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+    with pytest.raises(BadRequestError, match=r"image_url.*holds text"):
+        ask(model=assistant.name, messages=[{"role": "user", "content": picture}], **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user\n", "content": "x"}]}, "role"),
+        ({"n": 2}, "n=2 cannot be given"),
+        ({"logprobs": True}, "logprobs cannot be given"),
+        ({"temperature": 9}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ["a"] * 5}, "stop has 5 strings"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_done_is_refused_by_name(
+    client: OpenAI, assistant: Assistant, given: Any, message: str, stream: bool
+) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        client.chat.completions.create(**{"model": assistant.name, "messages": HELLO, "stream": stream, **given})
+    assert message in str(caught.value.body) and isinstance(caught.value.body, dict)
+    assert caught.value.body["type"] == "invalid_request_error"
+
+
+def test_another_model_is_not_here(client: OpenAI) -> None:
+    with pytest.raises(NotFoundError, match="no model 'gpt-5' here"):
+        client.chat.completions.create(model="gpt-5", messages=HELLO)  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="no model 'gpt-5' here"):
+        client.models.retrieve("gpt-5")
+
+
+def test_nulls_stand_for_what_is_usual(client: OpenAI, assistant: Assistant) -> None:
+    body = {
+        "model": None,
+        "messages": HELLO,
+        "max_tokens": 6,
+        "temperature": None,
+        "top_p": None,
+        "n": None,
+        "stop": None,
+        "stream": None,
+    }
+    answer = client._client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+
+
+def test_calls_of_functions_come_as_such(client: OpenAI, assistant: Assistant) -> None:
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "look",
+            "parameters": {"type": "object", "properties": {"at": {"enum": ["a"]}}, "required": ["at"]},
+        },
+    }
+    asked: dict[str, Any] = {
+        "model": assistant.name,
+        "messages": HELLO,
+        "tools": [tool],
+        "tool_choice": "required",
+        "max_tokens": 120,
+    }
+    answer = client.chat.completions.create(**asked)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.function.name == "look" and json.loads(call.function.arguments) == {"at": "a"}
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    streamed = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
+    assert [call.function.name for call in streamed] == ["look"] and streamed[0].index == 0
+
+
+# --- who may call -------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_asked_for_and_each_has_a_name_space(assistant: Assistant, tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    secrets = {name: tokens.make(name) for name in ("ann", "bob")}
+    assert not any(secret in (tmp_path / FILE).read_text() for secret in secrets.values())
+    assert (tmp_path / FILE).stat().st_mode & 0o077 == 0
+    for key in ("none", "hmt-", secrets["ann"] + "x"):
+        with pytest.raises(AuthenticationError, match="no token"):
+            client_of(assistant, tokens=tokens, api_key=key).models.list()
+    for name, secret in secrets.items():
+        known = client_of(assistant, tokens=Tokens(tmp_path), api_key=secret)
+        answer = known.chat.completions.create(
+            model=assistant.name,
+            messages=[{"role": "user", "content": f"I am {name}."}],
+            extra_headers={"X-HMT-Session": "own"},
+            **SHORT,  # type: ignore[arg-type]
+        )
+        assert answer.model_extra["hmt"]["session"] == "own"  # type: ignore[index]
+    assert sorted(assistant.store.sessions()) == ["ann/own", "bob/own"]
+    assert next(message.content for message in assistant.session("bob/own").messages()) == "I am bob."
+    tokens.remove("ann")
+    with pytest.raises(AuthenticationError):
+        client_of(assistant, tokens=Tokens(tmp_path), api_key=secrets["ann"]).models.list()
+
+
+def test_a_token_that_may_look_only_adds_to_no_session(assistant: Assistant, tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    known = client_of(assistant, tokens=tokens, api_key=tokens.make("guest", read_only=True))
+    known.chat.completions.create(model=assistant.name, messages=HELLO, **SHORT)  # type: ignore[arg-type]
+    with pytest.raises(PermissionDeniedError, match="look only"):
+        known.chat.completions.create(model=assistant.name, messages=HELLO, extra_headers={"X-HMT-Session": "a"}, **SHORT)  # type: ignore[arg-type]
+    assert assistant.store.sessions() == []
+
+
+def test_tokens_are_named_once_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    tokens = Tokens(tmp_path)
+    tokens.make("a")
+    for name in ("a", "", "a/b"):
+        with pytest.raises(InputError, match="Choose another name"):
+            tokens.make(name)
+    with pytest.raises(InputError, match="Known: a"):
+        tokens.remove("b")
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(StoreError, match="make new tokens"):
+        Tokens(tmp_path)
+
+
+def test_other_sites_names_and_large_bodies_are_refused(assistant: Assistant) -> None:
+    app = create_app(assistant, Settings(hosts=("testserver", "localhost"), most_bytes=400))
+    plain = TestClient(app)
+    assert plain.get("/health").json() == {"status": "ok"} and plain.get("/ready").status_code == (
+        200 if assistant.is_loaded else 503
+    )
+    assert plain.get("/v1/models", headers={"Origin": "http://localhost:3000"}).status_code == 200
+    assert plain.get("/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert plain.get("/v1/models", headers={"Origin": "null"}).status_code == 403
+    assert plain.get("/v1/models", headers={"Host": "evil.example"}).status_code == 400
+    long = {"messages": [{"role": "user", "content": "x" * 500}]}
+    assert plain.post("/v1/chat/completions", json=long).status_code == 413
+    parts = iter([b'{"messages": [', b'{"role": "user", "content": "', b"x" * 500, b'"}]}'])
+    answer = plain.post("/v1/chat/completions", content=parts, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413 and "400 bytes" in answer.json()["error"]["message"]
+    assert plain.get("/nowhere").json()["error"]["type"] == "not_found_error"
+
+
+def test_more_calls_than_may_wait_are_told_to_come_again(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    reply = assistant.reply
+
+    def slow(*given: Any, **options: Any) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return reply(*given, **options)
+
+    monkeypatch.setattr(assistant, "reply", slow)
+    app = create_app(assistant, Settings(hosts=("testserver",), answers=1, waiting=0))
+    body = {"messages": HELLO, "max_tokens": 4}
+    with TestClient(app) as plain:
+        first: list[httpx.Response] = []
+        writing = threading.Thread(target=lambda: first.append(plain.post("/v1/chat/completions", json=body)))
+        writing.start()
+        assert begun.wait(20)
+        refused = plain.post("/v1/chat/completions", json=body)
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        go_on.set()
+        writing.join(20)
+        assert first[0].status_code == 200
+        assert plain.post("/v1/chat/completions", json=body | {"stream": True}).status_code == 200
+        assert plain.post("/v1/chat/completions", json=body).status_code == 200, "its place is free again"
+
+
+def test_an_answer_that_takes_too_long_is_given_up_and_stores_nothing(assistant: Assistant) -> None:
+    assistant.reply(HELLO, max_new_tokens=1).finish()
+    plain = TestClient(create_app(assistant, Settings(hosts=("testserver",), seconds=0.0)), raise_server_exceptions=False)
+    body = {"messages": HELLO, "max_tokens": 400}
+    answer = plain.post("/v1/chat/completions", json=body, headers={"X-HMT-Session": "alice"})
+    assert answer.status_code == 504 and "too long" in answer.json()["error"]["message"]
+    streamed = plain.post("/v1/chat/completions", json=body | {"stream": True}, headers={"X-HMT-Session": "alice"})
+    assert "too long" in streamed.text and streamed.text.rstrip().endswith("[DONE]")
+    assert assistant.session("alice").messages() == []
+
+
+def test_a_session_that_another_call_is_writing_is_busy(client: OpenAI, assistant: Assistant) -> None:
+    from hmt_memory.errors import SessionBusyError
+
+    def busy(*_: Any, **__: Any) -> Any:
+        raise SessionBusyError("another process is writing. Try again.")
+
+    assistant.reply = busy  # type: ignore[method-assign]
+    with pytest.raises(ConflictError, match="another process"):
+        client.chat.completions.create(model=assistant.name, messages=HELLO)  # type: ignore[arg-type]
+
+
+@pytest.mark.anyio
+async def test_a_client_that_goes_away_leaves_nothing_and_gives_its_place_back(assistant: Assistant) -> None:
+    door, caller = Door(assistant, Settings(answers=1)), Caller()
+    body = ChatRequest(messages=[ChatMessage(**HELLO[0])], max_tokens=300, stream=True, metadata={"session_id": "alice"})
+    request = Request({"type": "http", "headers": []})
+    answer = await door.chat(body, request, caller)
+    chunks = answer.body_iterator  # type: ignore[attr-defined]
+    for _ in range(3):
+        await anext(chunks)
+    assert door._gate._free.locked()
+    await chunks.aclose()
+    assert not door._gate._free.locked()
+    gc.collect()
+    assert assistant.session("alice").messages() == []
+    assert assistant.reply(HELLO, session="alice", max_new_tokens=2).finish().text is not None, "nobody holds the session"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
