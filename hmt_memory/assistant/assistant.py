@@ -70,9 +70,8 @@ class Assistant:
         reader: str | HMTModel | None = None,
     ) -> None:
         self._store = None if store is None or isinstance(store, (str, Path)) else store
-        self.folder = str(
-            default_folder() if store is None else store if self._store is None else self._store.folder
-        )  # of the store
+        place = default_folder() if store is None else store if self._store is None else self._store.folder
+        self.folder = str(place)  # of the store
         chosen = loading(model, reader, adapter=adapter, dtype=dtype, device=device, config=config)
         self.settings = chosen.settings  # those that the models are loaded by
         self._weights, self._reader, self._by_default = chosen.model, chosen.reader, chosen.by_default

@@ -203,7 +203,7 @@ def _auto_dtype(device: torch.device) -> tuple[str | None, str]:
 
 def _auto_engine(device: torch.device, dtype: str | None) -> str:
     """Say which engine `engine="auto"` means, and why."""
-    from ..engine import openvino
+    from ..engine import graphs
 
     if chosen := os.environ.get("HMT_ENGINE"):
         known = get_args(Engine)
@@ -212,7 +212,7 @@ def _auto_engine(device: torch.device, dtype: str | None) -> str:
         return "-"
     if device.type != "cpu" or dtype != "float32":
         return f"torch (it is the fastest in {dtype} on {device.type})"
-    if not openvino.available():
+    if not graphs.available():
         return "torch (OpenVINO is not installed, which is faster here)"
     return "openvino, with 8-bit weights (fastest here; HMT_ENGINE=torch computes in fp32)"
 

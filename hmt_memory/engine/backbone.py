@@ -22,7 +22,7 @@ from .adapter import Merged, merge
 from .modes import eval_mode, learning_kept
 from .probe import probe
 from .text import TextCodec
-from .traced import head_scale, window
+from .traced import head_scale
 
 if TYPE_CHECKING:
     from .openvino import OpenVinoEngine
@@ -179,13 +179,17 @@ class Backbone(TextCodec, nn.Module):
             self._choose_attention(learning=torch.is_grad_enabled())
         return self._body(inputs_embeds=embeddings, use_cache=False).last_hidden_state.to(self.embedding.weight)
 
-    def masked(self, embeddings: Tensor, seen: Tensor, positions: Tensor) -> Tensor:
-        """Turn input embeddings [B, T, d] at positions [T] that see what `seen` [T, T] says into hidden states [B, T, d]."""
+    def masked(self, embeddings: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """Turn input embeddings [B, T, d] at positions [B, T] that see what `seen` [B, T, S] says into hidden states [B, T, d].
+
+        The S places are those of a cache, which grows, and the T new ones.
+        """
         if self.compiled:
             self._choose_attention(learning=torch.is_grad_enabled())
         mask = torch.where(seen, 0.0, torch.finfo(embeddings.dtype).min).to(embeddings.dtype)
-        given = {"attention_mask": mask[None, None], "position_ids": positions[None]}
-        return self._body(inputs_embeds=embeddings, use_cache=False, **given).last_hidden_state.to(self.embedding.weight)
+        given = {"attention_mask": mask[:, None], "position_ids": positions, "use_cache": cache is not None}
+        given |= {} if cache is None else {self.cache_argument: cache}
+        return self._body(inputs_embeds=embeddings, **given).last_hidden_state.to(self.embedding.weight)
 
     def _choose_attention(self, *, learning: bool) -> None:
         """Choose plain attention for learning on a CPU: the backward pass of fused attention takes ten times as long there."""
@@ -217,29 +221,6 @@ class Backbone(TextCodec, nn.Module):
                 "if it is, choose another model."
             )
         return output.last_hidden_state.to(self.embedding.weight), kept
-
-    def extend_rows(self, embeddings: Tensor, cache: Any, pads: Sequence[int]) -> tuple[Tensor, Any]:
-        """Append [B, 1, d] to a cache whose rows are padded on the left, as `rows.joined` makes it. Returns what `extend` does.
-
-        Args:
-            embeddings: one new input embedding for each row.
-            cache: of B rows; it is spent.
-            pads: how many of the first positions of each row are padding.
-
-        Raises:
-            BackboneError: torch computes, and a window slides over the cache.
-        """
-        if self._fast is not None:
-            return self._fast.extend(embeddings, cache)
-        if window(self.config) is not None:
-            raise BackboneError("the window of its attention slides.")
-        held = cache.get_seq_length()
-        before = torch.tensor(pads, device=embeddings.device)
-        seen = torch.arange(held + 1, device=embeddings.device)[None] >= before[:, None]
-        mask = torch.where(seen, 0.0, torch.finfo(embeddings.dtype).min).to(embeddings.dtype)
-        given = {"attention_mask": mask[:, None, None], "position_ids": (held - before)[:, None], self.cache_argument: cache}
-        output = self._body(inputs_embeds=embeddings, use_cache=True, **given)
-        return output.last_hidden_state.to(self.embedding.weight), getattr(output, self.cache_argument)
 
     def repeat(self, cache: Any, rows: int) -> Any:
         """Return a cache of one row as one of several rows, with its gradient; the old one is spent.

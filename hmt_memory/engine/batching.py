@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import BackboneError
 from .modes import eval_mode
-from .rows import chosen, joined, part
+from .rows import chosen, extended, joined, part
 from .traced import turns_by_length
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Batching:
         if self._group is None:
             return list(self._alone(steps[0]))
         embeddings = torch.cat([steps[place].embedding for place in places])
-        hidden, self._group.cache = self._backbone.extend_rows(embeddings, self._group.cache, self._group.pads)
+        hidden, self._group.cache = extended(self._backbone, embeddings, self._group.cache, self._group.pads)
         made = dict(zip(places, hidden[:, -1:], strict=True))
         return [made[number] for number in range(len(steps))]
 
@@ -247,7 +247,7 @@ def _check(backbone: Backbone) -> None:
         expected = torch.cat([backbone.body(text)[:, -1] for text in embedded])
         try:
             cache, pads = joined([backbone.extend(text[:, :-1])[1] for text in embedded])
-            hidden, _ = backbone.extend_rows(torch.cat([text[:, -1:] for text in embedded]), cache, pads)
+            hidden, _ = extended(backbone, torch.cat([text[:, -1:] for text in embedded]), cache, pads)
         except Exception as error:  # whatever a model's code raises that takes no mask of this form
             raise BackboneError(f"{refused}: {error} Answer one at a time.") from error
     exact = backbone.dtype == torch.float32 and backbone.engine == "torch"

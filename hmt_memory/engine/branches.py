@@ -53,7 +53,7 @@ def _in_one(backbone: Backbone, beginning: Tensor, branches: Sequence[Tensor]) -
         seen[first : first + length, start:first] = False
         positions[first : first + length] -= first - start
         first += length
-    hidden = backbone.masked(torch.cat([beginning, *branches])[None], seen, positions)[0]
+    hidden = backbone.masked(torch.cat([beginning, *branches])[None], seen[None], positions[None])[0]
     return list(torch.split(hidden[start:], lengths))
 
 

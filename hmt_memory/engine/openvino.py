@@ -3,7 +3,6 @@
 Writing is bound by the bytes of the weights, and these are a quarter of those of fp32, or with 4 bits in the body an eighth.
 Torch stays the truth: what a conversion computes is compared with it, and where they differ there is no engine. A conversion is
 kept on disk, under a name made from the weights and the versions. Knows OpenVINO and a traced body; no Hugging Face name.
-Nothing is reported to anybody: OpenVINO is imported without its telemetry, which counts imports otherwise.
 """
 
 from __future__ import annotations
@@ -11,18 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import importlib.util
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BackboneError, MissingDependencyError
+from .graphs import available, body_graph, head_graph, library, nothing
 from .places import cache_folder
 from .traced import TracedBody
 
@@ -38,38 +34,9 @@ _VERSION = 4  # of the conversion
 _UNUSED_SECONDS = 30 * 24 * 3600  # after which a conversion is removed when another is made
 _GRAPHS, _SAMPLE = ("body.xml", "head.xml"), "sample.npz"
 _DAMAGES = (RuntimeError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # of graphs, and of arrays
-_LEAST_WEIGHTS = 1 << 12  # smaller matrices stay as they are
-_STEPS = 127  # of an 8-bit weight, to each side
-_GROUP, _LEVELS = 32, 15  # 4-bit weights that share a scale, and the steps between their least and largest
 _ALIKE = {8: 0.98, 4: 0.9}  # the least cosine of hidden states with those of torch, by the bits of weights
 _SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "KV_CACHE_PRECISION": "f16"}
 _log = logging.getLogger(__name__)
-
-
-@cache
-def _openvino() -> Any:
-    """Import OpenVINO without the package by which its import is reported to its makers."""
-    name = "openvino_telemetry"
-    known = sys.modules.get(name, sys)
-    sys.modules[name] = None  # type: ignore[assignment]  # whoever imports it is told that it is missing, and goes without
-    try:
-        import openvino
-        import openvino.opset13
-    finally:
-        del sys.modules[name]
-        if known is not sys:
-            sys.modules[name] = known
-    return openvino
-
-
-def ops() -> Any:
-    """Return what graphs are made of."""
-    return _openvino().opset13
-
-
-def available() -> bool:
-    """Tell whether OpenVINO is installed."""
-    return importlib.util.find_spec("openvino") is not None
 
 
 def _require() -> None:
@@ -228,7 +195,7 @@ class Kept:
         pads = [max(lengths) - length for length in lengths]
         for state in whole.request.query_state():
             rows = [np.pad(own[state.name], ((0, 0), (0, 0), (pad, 0), (0, 0))) for own, pad in zip(held, pads, strict=True)]
-            state.state = _openvino().Tensor(np.concatenate(rows))
+            state.state = library().Tensor(np.concatenate(rows))
         whole.rows, whole.pads = len(parts), np.array(pads)
         whole.nbytes = len(parts) * max(part.nbytes for part in parts)
         return whole
@@ -239,7 +206,7 @@ class Kept:
         pad = 0 if self.pads is None else int(self.pads[row])
         held = {state.name: state.state.data for state in self.request.query_state()}
         for state in own.request.query_state():
-            state.state = _openvino().Tensor(np.ascontiguousarray(held[state.name][row : row + 1, :, pad:]))
+            state.state = library().Tensor(np.ascontiguousarray(held[state.name][row : row + 1, :, pad:]))
         length = next(iter(held.values())).shape[2]
         own.rows, own.nbytes = 1, self.nbytes // max(1, self.rows) * (length - pad) // max(1, length)
         return own
@@ -252,7 +219,7 @@ class Kept:
         """
         for state in self.request.query_state():
             held = state.state.data
-            state.state = _openvino().Tensor(np.ascontiguousarray(held[:, :, :positions]))
+            state.state = library().Tensor(np.ascontiguousarray(held[:, :, :positions]))
         self.nbytes = self.nbytes * (held.shape[2] + positions) // held.shape[2]
 
 
@@ -262,7 +229,7 @@ class Kept:
 def _compiled(folder: Path) -> list[Any]:
     # What is compiled is kept as well: that takes seconds.
     settings = {**_SETTINGS, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "CACHE_DIR": str(folder / "compiled")}
-    core = _openvino().Core()
+    core = library().Core()
     return [core.compile_model(folder / name, "CPU", settings) for name in _GRAPHS]
 
 
@@ -279,8 +246,8 @@ def _converted(
     if folder.is_dir():
         return folder
     _log.info("converting the model for OpenVINO once, to %s", folder)
-    models = (_body_graph(body, layers, sample.shape[-1], bits), _head_graph(*head))
-    expected = body(sample, torch.zeros(2, dtype=torch.long), *_nothing(layers, 2))[0]
+    models = (body_graph(body, layers, sample.shape[-1], bits), head_graph(*head))
+    expected = body(sample, torch.zeros(2, dtype=torch.long), *nothing(layers, 2))[0]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
@@ -288,7 +255,7 @@ def _converted(
         raise BackboneError(f"{folder.parent} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
     try:
         for model, name in zip(models, _GRAPHS, strict=True):
-            _openvino().save_model(model, scratch / name, compress_to_fp16=False)
+            library().save_model(model, scratch / name, compress_to_fp16=False)
         np.savez(scratch / _SAMPLE, sample=sample.numpy(), expected=expected.numpy(), layers=np.array(layers), bits=bits)
         for written in scratch.iterdir():
             with written.open("rb") as content:
@@ -334,110 +301,3 @@ def _digest(body: TracedBody, head: tuple[Tensor, Tensor | None], bits: int) -> 
         checksum = zlib.crc32(content.view(-1).view(torch.uint8).numpy().data) if content.numel() else 0
         digest.update(f"{name} {tuple(value.shape)} {value.dtype} {checksum}\n".encode())
     return digest.hexdigest()[:24]
-
-
-def _nothing(layers: Sequence[tuple[int, int]], rows: int, held: int = 0) -> list[Tensor]:
-    return [torch.zeros(rows, heads, held, width) for heads, width in layers]
-
-
-@torch.no_grad()
-def _body_graph(body: TracedBody, layers: Sequence[tuple[int, int]], width: int, bits: int) -> Any:
-    openvino = _openvino()
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
-    example = (torch.zeros(2, 4, width), torch.tensor([0, 1]), *_nothing(layers, 2, 3))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of tracing
-            frontend = FrontEndManager().load_by_framework("pytorch")
-            decoder = TorchScriptPythonDecoder(body.eval(), example_input=example)  # has to outlive the conversion
-            model = frontend.convert(frontend.load(decoder))
-    except Exception as error:  # whatever a model's code raises that cannot be traced
-        raise BackboneError(f"OpenVINO does not convert this model: {error}. Use engine='torch'.") from error
-    held = [f"held.{number}" for number in range(len(layers))]
-    kept = [f"kept.{number}" for number in range(len(layers))]
-    sizes = [(-1, -1, width), (-1,), *((-1, heads, -1, wide) for heads, wide in layers)]
-    for given, name in zip(model.inputs, ["embeddings", "pads", *held], strict=True):
-        given.get_tensor().set_names({name})
-    for made, name in zip(model.outputs, ["hidden", *kept], strict=True):
-        made.get_tensor().set_names({name})
-    model.reshape({given: openvino.PartialShape(list(size)) for given, size in zip(model.inputs, sizes, strict=True)})
-    _hold(model, dict(zip(held, kept, strict=True)))
-    _shrink(model, bits)
-    return model
-
-
-def _hold(model: Any, pairs: Mapping[str, str]) -> None:
-    """Turn keys and values that come in and go out into a state, whose rows `rows` chooses at each step."""
-    openvino = _openvino()
-    from openvino._offline_transformations import apply_make_stateful_transformation
-
-    rows = ops().parameter([-1], openvino.Type.i32, name="rows")
-    rows.output(0).get_tensor().set_names({"rows"})
-    model.add_parameters([rows])
-    for name in pairs:
-        given = model.input(name)
-        users = given.get_target_inputs()
-        chosen = ops().gather(given, rows, ops().constant(0, dtype=np.int64))
-        for user in users:
-            user.replace_source_output(chosen.output(0))
-    model.validate_nodes_and_infer_types()
-    apply_make_stateful_transformation(model, dict(pairs))
-    first = ops().constant(np.array([0]), dtype=np.int64)
-    count = ops().gather(ops().shape_of(model.input("embeddings"), output_type="i64"), first, ops().constant(0, dtype=np.int64))
-    for node in model.get_ops():
-        if node.get_type_name() == "ReadValue":
-            sizes = [0 if size.is_dynamic else size.get_length() for size in list(node.get_output_partial_shape(0))[1:]]
-            shape = ops().concat([count, ops().constant(np.array(sizes), dtype=np.int64)], 0)
-            node.set_arguments([ops().broadcast(ops().constant(0.0, dtype=np.float32), shape).output(0)])
-    model.validate_nodes_and_infer_types()
-
-
-def _shrink(model: Any, bits: int) -> None:
-    """Turn the weights of products into 8-bit ones, with one scale for each output, or where groups fit into 4-bit ones."""
-    for node in model.get_ops():
-        if node.get_type_name() != "MatMul":
-            continue
-        source = node.input_value(1)
-        weights = source.get_node()
-        if weights.get_type_name() == "Constant" and len(weights.shape) == 2 and np.prod(weights.shape) >= _LEAST_WEIGHTS:
-            inner = 1 if node.get_attributes()["transpose_b"] else 0
-            values = np.asarray(weights.data)
-            smaller = _smaller if bits == 4 and values.shape[inner] % _GROUP == 0 else _small
-            node.input(1).replace_source_output(smaller(values, inner).output(0))
-
-
-def _small(weights: np.ndarray, inner: int) -> Any:
-    values = weights.astype(np.float32)
-    scale = np.maximum(np.abs(values).max(axis=inner, keepdims=True), 1e-12) / _STEPS
-    steps = ops().constant(np.round(values / scale).astype(np.int8))
-    return ops().multiply(ops().convert(steps, "f32"), ops().constant(scale.astype(np.float32)))
-
-
-def _smaller(weights: np.ndarray, inner: int) -> Any:
-    """Make 4-bit weights: groups along `inner` have a scale and a zero each."""
-    openvino = _openvino()
-    values = np.moveaxis(weights.astype(np.float32), inner, 1)
-    groups = values.reshape(len(values), -1, _GROUP)
-    lowest = groups.min(2, keepdims=True)
-    scale = np.maximum(groups.max(2, keepdims=True) - lowest, 1e-12) / _LEVELS
-    steps = np.round((groups - lowest) / scale)
-
-    pairs = steps.astype(np.uint8).reshape(-1, 2)
-    packed = openvino.Tensor(openvino.Type.u4, openvino.Shape(steps.shape))  # a constant does not copy what it is given
-    packed.data[:] = (pairs[:, 0] | pairs[:, 1] << 4).reshape(packed.data.shape)
-    spread = ops().subtract(ops().convert(ops().constant(packed), "f32"), ops().constant(-lowest / scale))
-    shape = ops().constant(np.array(values.shape, np.int64))
-    made = ops().reshape(ops().multiply(spread, ops().constant(scale.astype(np.float32))), shape, False)
-    return made if inner == 1 else ops().transpose(made, ops().constant(np.array([1, 0], np.int64)))
-
-
-def _head_graph(weight: Tensor, bias: Tensor | None) -> Any:
-    openvino = _openvino()
-    hidden = ops().parameter([-1, int(weight.shape[1])], openvino.Type.f32, name="hidden")
-    hidden.output(0).get_tensor().set_names({"hidden"})
-    logits = ops().matmul(hidden, _small(weight.detach().float().cpu().numpy(), 1), False, True)
-    if bias is not None:
-        logits = ops().add(logits, ops().constant(bias.detach().float().cpu().numpy()))
-    return openvino.Model([logits], [hidden], "head")

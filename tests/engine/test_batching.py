@@ -17,6 +17,7 @@ import torch
 from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
 
 from hmt_memory import HMTModel, MemoryStore
+from hmt_memory.engine import batching as batching_module
 from hmt_memory.engine.backbone import Backbone
 from hmt_memory.engine.batching import Batching, Row, _Step
 from hmt_memory.errors import BackboneError
@@ -160,7 +161,7 @@ def test_what_fails_fails_for_all_that_took_part_and_the_next_begin_anew(
     def fail(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(model, "extend_rows", fail)
+    monkeypatch.setattr(batching_module, "extended", fail)
     raised = go_on(batching, streams[:2])
     assert sum(each is error for each in raised) == 1
     assert sum(isinstance(each, BackboneError) and "no more" in str(each) for each in raised) == 1

@@ -14,7 +14,7 @@ import torch
 from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
 
 from hmt_memory import HMTModel
-from hmt_memory.engine import checkpoint
+from hmt_memory.engine import checkpoint, graphs
 from hmt_memory.engine import openvino as engine
 from hmt_memory.engine.backbone import Backbone
 from hmt_memory.engine.view_cache import ViewCache, read_whole
@@ -58,7 +58,7 @@ def test_every_family_computes_what_torch_computes(family: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # whose products have their weights one way and the other
 def test_four_bit_weights_compute_nearly_the_same(family: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(engine, "_LEAST_WEIGHTS", 1)
+    monkeypatch.setattr(graphs, "_LEAST_WEIGHTS", 1)
     plain, eight = backbone(family), backbone(family)
     given = plain.embed(random_ids(60)[None])
     hidden = plain.body(given)
@@ -79,10 +79,10 @@ def test_four_bit_weights_compute_nearly_the_same(family: str, monkeypatch: pyte
 @pytest.mark.parametrize("inner", [0, 1])
 def test_four_bit_weights_are_within_half_a_step(inner: int) -> None:
     """Of the range of their group; and those on a grid of sixteen steps, as many GGUF files have them, are exact."""
-    openvino = engine._openvino()
+    openvino = graphs.library()
 
     def rebuilt(weights: np.ndarray) -> np.ndarray:
-        graph = openvino.Model([engine._smaller(weights, inner)], [], "weights")
+        graph = openvino.Model([graphs._smaller(weights, inner)], [], "weights")
         return np.array(openvino.Core().compile_model(graph, "CPU")([])[0])
 
     chance = np.random.default_rng(0)
@@ -162,8 +162,8 @@ def test_a_conversion_is_made_once_and_again_where_it_is_damaged(cache: Path, mo
     backbone().use_openvino()
     (folder,) = cache.iterdir()
     made = []
-    graph = engine._body_graph
-    monkeypatch.setattr(engine, "_body_graph", lambda *args: made.append(1) or graph(*args))
+    graph = engine.body_graph
+    monkeypatch.setattr(engine, "body_graph", lambda *args: made.append(1) or graph(*args))
     backbone().use_openvino()
     assert not made
     (folder / "body.xml").write_text("<net")
@@ -203,10 +203,10 @@ def test_nothing_is_reported_to_anybody(cache: Path) -> None:
 
 
 def test_what_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_small", lambda weights, inner: engine.ops().constant(weights[::-1].copy()))
+    monkeypatch.setattr(graphs, "_small", lambda weights, inner: graphs.ops().constant(weights[::-1].copy()))
     with pytest.raises(BackboneError, match="something else than torch"):
         wide = Backbone(tiny_causal_lm("llama"), None)
-        monkeypatch.setattr(engine, "_LEAST_WEIGHTS", 1)
+        monkeypatch.setattr(graphs, "_LEAST_WEIGHTS", 1)
         wide.use_openvino()
 
 
