@@ -24,7 +24,8 @@ from ..errors import HMTError
 from . import failures
 from .bodies import ChatRequest
 from .chat import Completion, pieces, session_of
-from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller_of
+from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller
+from .memory import router
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -47,11 +48,6 @@ class Settings:
     seconds: float = 600.0  # that one answer may take
 
 
-def caller(request: Request) -> Caller:
-    """Return who calls."""
-    return caller_of(request.app.state.tokens, request)
-
-
 Known = Annotated[Caller, Depends(caller)]
 
 
@@ -65,13 +61,15 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     """
     settings = settings or Settings()
     # FastAPI's own telemetry would tell whoever collects what was said, in the messages of errors.
-    app = FastAPI(title="hmt-memory", version=__version__, telemetry={"tracing": False, "metrics": False, "logs": False})
+    silent: Any = {"tracing": False, "metrics": False, "logs": False}
+    # Its pages about the API would load scripts from elsewhere.
+    app = FastAPI(title="hmt-memory", version=__version__, telemetry=silent, docs_url=None, redoc_url=None)
     app.add_middleware(Fence, hosts=settings.hosts, most_bytes=settings.most_bytes)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
     app.add_exception_handler(HMTError, failures.of_ours)
     app.add_exception_handler(RequestValidationError, failures.of_fields)
     app.add_exception_handler(HTTPException, failures.of_http)
-    app.state.tokens = tokens
+    app.state.tokens, app.state.assistant = tokens, assistant
     door = Door(assistant, settings)
 
     @app.get("/health")
@@ -101,6 +99,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
         """Answer a conversation: in a session if one is named, from all that it remembers."""
         return await door.chat(body, request, known)
 
+    app.include_router(router)
     return app
 
 

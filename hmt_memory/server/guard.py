@@ -47,16 +47,16 @@ class Caller:
         return ("server", self.tenant)
 
 
-def caller_of(tokens: Tokens | None, request: Request) -> Caller:
-    """Return who calls.
+def caller(request: Request) -> Caller:
+    """Return who calls: whose token is shown, where the application has tokens.
 
     Args:
-        tokens: one of which has to be shown; None: nobody needs one.
         request: the call.
 
     Raises:
         HTTPException: it shows none that is known.
     """
+    tokens: Tokens | None = request.app.state.tokens
     if tokens is None:
         return Caller()
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
