@@ -23,6 +23,10 @@ def serve(
     token: Annotated[
         str | None, typer.Option(help="Make a token of this name, print it, and require one from now on.", show_default=False)
     ] = None,
+    of: Annotated[str | None, typer.Option(help="The token whose sessions that of --token sees.", show_default=False)] = None,
+    remove_token: Annotated[
+        str | None, typer.Option(help="Remove a token first; its sessions stay.", show_default=False)
+    ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="The token of --token may look only.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 4,
     store: options.Store = None,
@@ -46,15 +50,17 @@ def serve(
 
     screen = Screen.standard()
     folder = store or default_folder()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     tokens = Tokens(folder)
+    if remove_token is not None:
+        tokens.remove(remove_token)
     if host not in _HERE and not len(tokens) and token is None:
         token = "default"  # its name
     if token is not None:
-        secret = tokens.make(token, read_only=read_only)
+        secret = tokens.make(token, of=of, read_only=read_only)
         screen.note(f"The token {token!r}, which is shown this once: {secret}")
-    elif read_only:
-        raise InputError("--read-only is about a new token: name it with --token.")
+    elif read_only or of is not None:
+        raise InputError("--read-only and --of are about a new token: name it with --token.")
     # A page of another site that leads a browser here by a name of its own has no token to show.
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
     assistant = Assistant(model, adapter=adapter, reader=reader, store=folder, dtype=dtype.value, device=device)

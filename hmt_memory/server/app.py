@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
@@ -15,12 +15,12 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sse_starlette import EventSourceResponse
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from .._version import __version__
-from ..errors import HMTError
+from ..errors import HMTError, SessionBusyError
 from . import failures
 from .bodies import ChatRequest
 from .chat import Completion, pieces, session_of
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .tokens import Tokens
 
 _TOO_LONG = "the answer took too long. Ask for a shorter one."
+_log = logging.getLogger(__name__)
 _CLOSED = 499  # as others name a call whose client went away
 
 
@@ -42,9 +43,12 @@ class Settings:
 
     hosts: tuple[str, ...] = LOCAL_HOSTS  # names by which it is called; "*": any
     most_bytes: int = 8 << 20  # of a body
+    most_imported: int = 1 << 30  # of the body of an import
     answers: int = 4  # written at once
-    waiting: int = 64  # that wait for their turn
-    longest: int = 1024  # tokens of an answer where nothing is said
+    looking: int = 8  # calls about sessions and corpora that work at once
+    waiting: int = 64  # calls of either kind that wait for their turn
+    usual: int = 1024  # tokens of an answer at most, where nothing is said
+    longest: int = 8192  # the same, whatever is said
     seconds: float = 600.0  # that one answer may take
 
 
@@ -64,32 +68,33 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     silent: Any = {"tracing": False, "metrics": False, "logs": False}
     # Its pages about the API would load scripts from elsewhere.
     app = FastAPI(title="hmt-memory", version=__version__, telemetry=silent, docs_url=None, redoc_url=None)
-    app.add_middleware(Fence, hosts=settings.hosts, most_bytes=settings.most_bytes)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
+    app.add_middleware(Fence, hosts=settings.hosts, most_bytes=settings.most_bytes, most_imported=settings.most_imported)
+    app.add_exception_handler(Exception, failures.of_others)
     app.add_exception_handler(HMTError, failures.of_ours)
     app.add_exception_handler(RequestValidationError, failures.of_fields)
     app.add_exception_handler(HTTPException, failures.of_http)
     app.state.tokens, app.state.assistant = tokens, assistant
+    app.state.looking = Gate(settings.looking, settings.waiting)
     door = Door(assistant, settings)
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         """Tell that the server runs."""
         return {"status": "ok"}
 
     @app.get("/ready")
-    def ready(response: Response) -> dict[str, str]:
+    async def ready(response: Response) -> dict[str, str]:
         """Tell whether the model is loaded."""
         response.status_code = 200 if assistant.is_loaded else 503
         return {"status": "ready" if assistant.is_loaded else "the model is loaded with the first answer"}
 
     @app.get("/v1/models")
-    def models(_: Known) -> dict[str, Any]:
+    async def models(_: Known) -> dict[str, Any]:
         """List the model that answers."""
         return {"object": "list", "data": [door.model()]}
 
     @app.get("/v1/models/{name:path}")
-    def model(name: str, _: Known) -> dict[str, Any]:
+    async def model(name: str, _: Known) -> dict[str, Any]:
         """Describe the model that answers."""
         door.check(name)
         return door.model()
@@ -114,6 +119,7 @@ class Door:
     def __init__(self, assistant: Assistant, settings: Settings) -> None:
         self._assistant, self._settings = assistant, settings
         self._gate, self._since = Gate(settings.answers, settings.waiting), int(time.time())
+        self._answering: set[str] = set()  # the sessions in which an answer is being written
 
     def model(self) -> dict[str, Any]:
         """Return the model as OpenAI lists it."""
@@ -132,37 +138,67 @@ class Door:
         """Answer a call of Chat Completions, whole or in chunks."""
         self.check(body.model)
         name = session_of(request.headers, body)
-        if caller.read_only and name is not None:
+        own = None if name is None else caller.own(name)
+        if caller.read_only and own is not None:
             raise HTTPException(403, "this token may look only: it cannot add to a session.")
+        until = anyio.current_time() + self._settings.seconds
         async with AsyncExitStack() as held:
+            held.enter_context(self._alone(own))
             await held.enter_async_context(self._gate.place())
-            answer, first = await self._begun(body, name, caller)
+            if await request.is_disconnected():
+                return Response(status_code=_CLOSED)
+            answer, first = await self._begun(body, own, caller)
             completion = Completion(answer, self._assistant.name, name, caller)
             if body.stream:
-                usage = body.stream_options is not None and body.stream_options.include_usage
-                return EventSourceResponse(self._chunks(answer, first, completion, usage, held.pop_all()))
-            with anyio.move_on_after(self._settings.seconds) as limit:
-                async for _ in pieces(answer):
+                usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+                kept = held.pop_all()
+                chunks = self._chunks(answer, first, completion, usage, kept, until)
+                return EventSourceResponse(chunks, background=BackgroundTask(kept.aclose))
+            try:
+                async for _ in pieces(answer, until):
                     if await request.is_disconnected():
                         return Response(status_code=_CLOSED)
-            if limit.cancelled_caught:
-                raise HTTPException(504, _TOO_LONG)
+            except TimeoutError as error:
+                raise HTTPException(504, _TOO_LONG) from error
             return JSONResponse(completion.whole())
 
-    async def _begun(self, body: ChatRequest, name: str | None, caller: Caller) -> tuple[Answer, str | None]:
+    @contextmanager
+    def _alone(self, session: str | None) -> Iterator[None]:
+        """Hold a session while an answer is written in it.
+
+        Raises:
+            SessionBusyError: another call holds it.
+        """
+        if session is None:
+            yield
+            return
+        if session in self._answering:
+            raise SessionBusyError("another call is being answered in this session. Try again when it is finished.")
+        self._answering.add(session)
+        try:
+            yield
+        finally:
+            self._answering.discard(session)
+
+    async def _begun(self, body: ChatRequest, session: str | None, caller: Caller) -> tuple[Answer, str | None]:
         """Begin an answer. Returns it with its first piece: what is wrong with a call shows by then."""
-        ask = partial(
-            self._assistant.reply,
-            [message.plain() for message in body.messages],
-            session=None if name is None else caller.own(name),
-            namespace=caller.namespace,
-            **body.options(self._settings.longest),
-        )
-        answer = await run_in_threadpool(ask)
-        return answer, await run_in_threadpool(next, answer, None)
+
+        def begin() -> tuple[Answer, str | None]:
+            said = [message.plain() for message in body.messages]
+            options = body.options(self._settings.usual, self._settings.longest)
+            answer = self._assistant.reply(said, session=session, namespace=caller.namespace, **options)
+            return answer, next(answer, None)
+
+        return await run_in_threadpool(begin)
 
     async def _chunks(
-        self, answer: Answer, first: str | None, completion: Completion, usage: bool, held: AsyncExitStack
+        self,
+        answer: Answer,
+        first: str | None,
+        completion: Completion,
+        usage: bool,
+        held: AsyncExitStack,
+        until: float,
     ) -> AsyncIterator[str]:
         """Yield the chunks of an answer as they are written, and hold its place until then."""
         async with held:
@@ -170,14 +206,16 @@ class Door:
                 yield json.dumps(completion.opening())
                 if first:
                     yield json.dumps(completion.piece(first))
-                with anyio.fail_after(self._settings.seconds):
-                    async for piece in pieces(answer):
-                        yield json.dumps(completion.piece(piece))
+                async for piece in pieces(answer, until):
+                    yield json.dumps(completion.piece(piece))
                 for chunk in completion.closing(usage=usage):
                     yield json.dumps(chunk)
             except HMTError as error:
                 status, code = failures.status_of(error)
-                yield json.dumps(failures.body_of(status, str(error), code=code))
+                yield json.dumps(failures.body_of(status, failures.message_of(error), code=code))
             except TimeoutError:
                 yield json.dumps(failures.body_of(504, _TOO_LONG))
+            except Exception as error:
+                _log.exception("an answer failed")
+                yield json.dumps(failures.body_of(500, failures.UNFORESEEN, code=type(error).__name__))
             yield "[DONE]"

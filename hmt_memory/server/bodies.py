@@ -28,6 +28,25 @@ class Part(BaseModel):
     text: str | None = None
 
 
+class Function(BaseModel):
+    """The function of a call."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    arguments: str
+
+
+class Call(BaseModel):
+    """A call of a function, in a message of the assistant's."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+
+
 class ChatMessage(BaseModel):
     """A message of a conversation."""
 
@@ -36,7 +55,7 @@ class ChatMessage(BaseModel):
     role: str
     content: str | list[Part] | None = None
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[Call] | None = None
     tool_call_id: str | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -79,7 +98,7 @@ class ResponseFormat(Open):
 class StreamOptions(Open):
     """The options of an answer that is streamed."""
 
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class Answered(Open):
@@ -90,7 +109,7 @@ class Answered(Open):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
     stop: str | list[str] | None = None
     n: int = 1
     stream: bool = False
@@ -118,13 +137,14 @@ class Answered(Open):
             raise ValueError(f"stop has {len(self.stop)} strings, more than {_MOST_STOPS}.")
         return self
 
-    def decoding(self, longest: int) -> dict[str, Any]:
+    def decoding(self, usual: int, longest: int) -> dict[str, Any]:
         """Return the fields of `Decoding` that this asks for.
 
         Args:
-            longest: of an answer, in tokens, where nothing is said.
+            usual: tokens of an answer at most, where nothing is said.
+            longest: the same, whatever is said.
         """
-        most = self.max_completion_tokens or self.max_tokens or longest
+        most = min(self.max_completion_tokens or self.max_tokens or usual, longest)
         own = {"max_new_tokens": most, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
         return own | ({"stop": self.stop} if self.stop else {})
 
@@ -137,15 +157,16 @@ class ChatRequest(Answered):
     tool_choice: Any = None
     response_format: ResponseFormat | None = None
 
-    def options(self, longest: int) -> dict[str, Any]:
+    def options(self, usual: int, longest: int) -> dict[str, Any]:
         """Return the options of `Assistant.reply` that this asks for.
 
         Args:
-            longest: of an answer, in tokens, where nothing is said.
+            usual: tokens of an answer at most, where nothing is said.
+            longest: the same, whatever is said.
         """
         schema = None if self.response_format is None else self.response_format.schema_of()
         return {
-            **self.decoding(longest),
+            **self.decoding(usual, longest),
             "tools": self.tools or None,
             "tool_choice": self.tool_choice if self.tools else None,
             "schema": schema,

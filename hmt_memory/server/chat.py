@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import InputError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _SESSION_HEADERS = ("x-hmt-session", "x-session-id")
 _OPEN_WEBUI = "x-openwebui-chat-id"  # its calls for titles and tags, which are not streamed, have the same
-_LONGEST_NAME = 200
+_NOT_TO_LAST = ("local:", "channel:")  # what the ids of chats begin with that it marks as temporary, and of channels
 
 
 def session_of(headers: Headers, body: ChatRequest) -> str | None:
@@ -31,18 +32,25 @@ def session_of(headers: Headers, body: ChatRequest) -> str | None:
         body: of the call.
 
     Raises:
-        InputError: the name is empty, too long, or begins or ends with white space.
+        InputError: the name is no text.
     """
-    named: Any = next((headers[name] for name in _SESSION_HEADERS if name in headers), None)
+    named: Any = next((_decoded(headers[name]) for name in _SESSION_HEADERS if name in headers), None)
     if named is None:
         named = (body.metadata or {}).get("session_id")
     if named is None and body.stream:
-        named = headers.get(_OPEN_WEBUI)
-    if named is None:
-        return None
-    if not isinstance(named, str) or not named.strip() or named != named.strip() or len(named) > _LONGEST_NAME:
-        raise InputError(f"a session's name has 1 to {_LONGEST_NAME} characters, and none of white space around it.")
+        chat = headers.get(_OPEN_WEBUI)
+        named = None if chat is None or chat.startswith(_NOT_TO_LAST) else chat
+    if named is not None and not isinstance(named, str):
+        raise InputError("session_id is the name of a session: a string.")
     return named
+
+
+def _decoded(header: str) -> str:
+    """Return a header's text as it was sent: in UTF-8, as far as it is."""
+    try:
+        return header.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return header
 
 
 class Completion:
@@ -116,7 +124,20 @@ class Completion:
         return about
 
 
-async def pieces(answer: Answer) -> AsyncIterator[str]:
-    """Yield the pieces of an answer, each of which is written in another thread."""
-    while (piece := await run_in_threadpool(next, answer, None)) is not None:
+async def pieces(answer: Answer, until: float) -> AsyncIterator[str]:
+    """Yield the pieces of an answer, each of which is written in another thread.
+
+    Args:
+        answer: being written.
+        until: by the clock of the event loop.
+
+    Raises:
+        TimeoutError: it is later than that, and the answer is not finished.
+    """
+    while True:
+        if anyio.current_time() > until:
+            raise TimeoutError
+        piece = await run_in_threadpool(next, answer, None)
+        if piece is None:
+            return
         yield piece

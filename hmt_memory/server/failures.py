@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import Request
@@ -11,6 +12,8 @@ from starlette.exceptions import HTTPException
 
 from .. import errors
 
+UNFORESEEN = "something failed that was not foreseen. The server's own output says more."
+_log = logging.getLogger(__name__)
 _STATUSES: dict[type[errors.HMTError], tuple[int, str]] = {
     errors.BudgetError: (400, "context_length_exceeded"),
     errors.InputError: (400, "invalid_request"),
@@ -30,6 +33,12 @@ _TYPES = {
     429: "rate_limit_error",
 }
 _RETRY_SECONDS = 1
+# In the library's own words these name what else there is, and where it lies.
+_UNSAID: dict[type[errors.HMTError], str] = {
+    errors.SessionNotFoundError: "there is no session, corpus, document or message of that name or number here.",
+    errors.StoreFullError: "the disk is full: nothing was stored. What was stored before is as it was.",
+    errors.StoreError: "the store cannot be used at the moment. The server's own output says more.",
+}
 
 
 def body_of(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
@@ -61,7 +70,19 @@ async def of_ours(_: Request, error: Exception) -> JSONResponse:
     """Answer a call that this package refused."""
     assert isinstance(error, errors.HMTError)
     status, code = status_of(error)
-    return response_of(status, str(error), code=code)
+    if status == 500:
+        _log.error("%s: %s", type(error).__name__, error)
+    return response_of(status, message_of(error), code=code)
+
+
+def message_of(error: errors.HMTError) -> str:
+    """Return what a caller is told of an error: nothing of what is not its own."""
+    return next((text for kind, text in _UNSAID.items() if isinstance(error, kind)), str(error))
+
+
+async def of_others(_: Request, error: Exception) -> JSONResponse:
+    """Answer a call that failed for a reason that nobody has foreseen."""
+    return response_of(500, UNFORESEEN, code=type(error).__name__)
 
 
 async def of_fields(_: Request, error: Exception) -> JSONResponse:

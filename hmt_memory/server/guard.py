@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
+from ..errors import InputError
+from ..sessions.names import normal
 from .failures import response_of
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from .tokens import Tokens
 
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
+_LONGEST_NAME = 140  # of a session or corpus, with that of a token before it
+# What routes end with, behind the name of a session or corpus.
+_ENDINGS = ("messages", "recall", "fork", "corpora", "export", "import", "verify", "documents")
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,17 @@ class Caller:
     read_only: bool = False
 
     def own(self, name: str) -> str:
-        """Return the name in the store of a session or corpus that this caller names."""
-        return f"{self.tenant}/{name}" if self.tenant else name
+        """Return the name in the store of a session or corpus that this caller names.
+
+        Raises:
+            InputError: the name is empty, too long, has white space around it, or ends as a route does.
+        """
+        if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or name.rsplit("/", 1)[-1] in _ENDINGS:
+            raise InputError(
+                f"a name has 1 to {_LONGEST_NAME} characters, none of white space around it, and no last part such as "
+                f"/{_ENDINGS[0]}, which means something in an address. Choose another name."
+            )
+        return normal(f"{self.tenant}/{name}" if self.tenant else name)
 
     def shown(self, name: str) -> str | None:
         """Return the name by which this caller knows a session or corpus; None: it is another one's."""
@@ -47,7 +62,7 @@ class Caller:
         return ("server", self.tenant)
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """Return who calls: whose token is shown, where the application has tokens.
 
     Args:
@@ -63,19 +78,19 @@ def caller(request: Request) -> Caller:
     token = tokens.of(secret.strip()) if kind.lower() == "bearer" else None
     if token is None:
         raise HTTPException(401, "no token is shown that is known here. Send it as: Authorization: Bearer hmt-...")
-    return Caller(token.name, token.read_only)
+    return Caller(token.tenant, token.read_only)
 
 
 class Gate:
-    """Lets so many answers be written at once, and so many wait.
+    """Lets so many calls work at once, and so many wait.
 
     Args:
-        answers: written at once.
+        working: at once.
         waiting: that wait for their turn.
     """
 
-    def __init__(self, answers: int, waiting: int) -> None:
-        self._free, self._waiting, self._most = asyncio.Semaphore(answers), 0, waiting
+    def __init__(self, working: int, waiting: int) -> None:
+        self._free, self._waiting, self._most = asyncio.Semaphore(working), 0, waiting
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -85,7 +100,7 @@ class Gate:
             HTTPException: too many wait already.
         """
         if self._free.locked() and self._waiting >= self._most:
-            raise HTTPException(429, "too many answers are being written. Try again in a moment.")
+            raise HTTPException(429, "too many calls are waiting. Try again in a moment.")
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -98,30 +113,35 @@ class Gate:
 
 
 class Fence:
-    """Refuses calls from pages of other sites, and bodies that are too large, before anything else sees them.
+    """Refuses calls by other names, calls that pages of other sites make, and bodies that are too large.
+
+    A browser can be led here by a name that somebody else's server gives it; what it then sends says so.
 
     Args:
         app: what is behind it.
-        hosts: names by which this server is called; pages that come from one may call it.
+        hosts: names by which this server is called; pages from there may call it. "*": any, and pages from anywhere, which
+            have no token to show.
         most_bytes: of a body.
+        most_imported: of the body of an import.
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], most_bytes: int) -> None:
-        self._app, self._hosts, self._most = app, hosts, most_bytes
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], most_bytes: int, most_imported: int) -> None:
+        self._app, self._hosts = app, hosts
+        self._most, self._most_imported = most_bytes, most_imported
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a call through, or refuse it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and not self._known(origin):
-            await response_of(403, "pages of other sites may not call this server.")(scope, receive, send)
-            return
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._most:
-            await self._too_large(scope, receive, send)
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        most = self._most_imported if scope["path"].endswith("/import") else self._most
+        length = headers.get(b"content-length", "0")
+        refused = self._refused(headers)
+        if refused is None and length.isdigit() and int(length) > most:
+            refused = (413, _too_large(most))
+        if refused is not None:
+            await response_of(*refused)(scope, receive, send)
             return
         read = 0
 
@@ -129,20 +149,34 @@ class Fence:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._most:
-                raise HTTPException(413, self._large)
+            if read > most:
+                raise HTTPException(413, _too_large(most))
             return message
 
         await self._app(scope, counted, send)
 
-    @property
-    def _large(self) -> str:
-        return f"the body is longer than {self._most:,} bytes. Send less at once."
+    def _refused(self, headers: dict[bytes, str]) -> tuple[int, str] | None:
+        """Return the status and the message by which a call is refused; None: it may pass."""
+        if "*" in self._hosts:
+            return None
+        if _host("//" + headers.get(b"host", "")) not in self._hosts:
+            return 400, "this server is not called by that name. Start it with --allow-host NAME."
+        origin = headers.get(b"origin")
+        if headers.get(b"sec-fetch-site") == "cross-site" or (origin is not None and _host(origin) not in self._hosts):
+            return 403, "pages of other sites may not call this server."
+        if any(name in headers for name in _FORWARDED):
+            return 403, "a proxy has passed this on, and nobody needs a token here. Make one: hmt serve --token NAME."
+        return None
 
-    def _known(self, origin: str) -> bool:
-        parts = urlsplit(origin)
-        name = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
-        return parts.scheme in ("http", "https") and ("*" in self._hosts or name in self._hosts)
 
-    async def _too_large(self, scope: Any, receive: Any, send: Any) -> None:
-        await response_of(413, self._large)(scope, receive, send)
+def _too_large(most: int) -> str:
+    return f"the body is longer than {most:,} bytes. Send less at once."
+
+
+def _host(url: str) -> str | None:
+    """Return the name of a host in a URL, of IPv6 in brackets; None: there is none."""
+    try:
+        name = urlsplit(url).hostname
+    except ValueError:
+        return None
+    return f"[{name}]" if name and ":" in name else name

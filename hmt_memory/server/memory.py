@@ -6,16 +6,19 @@ A caller sees the names of its own name space, and no others.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import anyio
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from ..errors import InputError, StoreDamagedError
 from .bodies import ChatMessage
 from .guard import Caller, caller
 
@@ -24,18 +27,25 @@ if TYPE_CHECKING:
     from ..retrieval.citations import Message
     from ..retrieval.ranking import RecalledSegments
 
-router = APIRouter(prefix="/v1")
+
+async def _place(request: Request) -> AsyncIterator[None]:
+    """Wait for a place among the calls that work at once, so that there are threads left for answers."""
+    async with request.app.state.looking.place():
+        yield
+
+
+router = APIRouter(prefix="/v1", dependencies=[Depends(caller), Depends(_place)])
 _MOST = 1000  # of one list
 
 
-def _writer(known: Annotated[Caller, Depends(caller)]) -> Caller:
+async def _writer(known: Annotated[Caller, Depends(caller)]) -> Caller:
     """Return who calls, if it may change something."""
     if known.read_only:
         raise HTTPException(403, "this token may look only.")
     return known
 
 
-def _assistant(request: Request) -> Assistant:
+async def _assistant(request: Request) -> Assistant:
     assistant: Assistant = request.app.state.assistant
     return assistant
 
@@ -50,7 +60,7 @@ Words = Annotated[str, Query(min_length=1, max_length=100_000)]
 class New(BaseModel):
     """A session or corpus to be made."""
 
-    name: str = Field(min_length=1, max_length=200)
+    name: str
 
 
 class Said(BaseModel):
@@ -62,7 +72,7 @@ class Said(BaseModel):
 class Fork(BaseModel):
     """A fork to be made."""
 
-    name: str = Field(min_length=1, max_length=200)
+    name: str
     upto: int | None = None  # id of the last message that is shared; None: all are
 
 
@@ -114,7 +124,7 @@ def _shown(stats: dict[str, Any], known: Caller) -> dict[str, Any]:
     """Return the counts of a session or corpus, with names as the caller knows them."""
     names: dict[str, Any] = {"name": known.shown(stats["name"])}
     if "corpora" in stats:
-        names["corpora"] = [known.shown(name) for name in stats["corpora"]]
+        names["corpora"] = [own for name in stats["corpora"] if (own := known.shown(name)) is not None]
     return {**stats, **names}
 
 
@@ -183,7 +193,8 @@ def attach(name: str, body: Attached, known: Writer, memory: Memory) -> dict[str
     session = memory.session(known.own(name))
     wanted = {known.own(corpus) for corpus in body.corpora}
     session.attach(*sorted(wanted))
-    session.detach(*sorted(set(session.stats()["corpora"]) - wanted))
+    own = {corpus for corpus in session.stats()["corpora"] if known.shown(corpus) is not None}
+    session.detach(*sorted(own - wanted))
     return _shown(session.stats(), known)
 
 
@@ -200,16 +211,20 @@ def export(name: str, known: Known, memory: Memory, later: BackgroundTasks) -> F
 @router.post("/sessions/{name:path}/import", status_code=201)
 async def import_session(name: str, request: Request, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add the session of an exported file, the body of the call, after checking all of it."""
-    content = await request.body()
+    with tempfile.TemporaryDirectory(prefix="hmt-import-") as folder:
+        path = Path(folder) / "session.hmt"
+        async with await anyio.open_file(path, "wb") as file:
+            async for part in request.stream():
+                await file.write(part)
 
-    def work() -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="hmt-import-") as folder:
-            path = Path(folder) / "session.hmt"
-            path.write_bytes(content)
-            made = memory.store.import_session(path, name=known.own(name), model=memory.reader)
-        return _shown(made.stats(), known)
+        def work() -> dict[str, Any]:
+            try:
+                made = memory.store.import_session(path, name=known.own(name), model=memory.reader)
+            except StoreDamagedError as error:
+                raise InputError("the file is not whole, or no exported session. Export it again.") from error
+            return _shown(made.stats(), known)
 
-    return await run_in_threadpool(work)
+        return await run_in_threadpool(work)
 
 
 @router.get("/sessions/{name:path}/verify")

@@ -11,18 +11,21 @@ from pathlib import Path
 
 from ..errors import InputError, StoreError
 from ..files import replacing
+from ..sessions.names import check_name, normal
 
 FILE = "server-tokens.json"
 _BYTES = 32
 _PREFIX = "hmt-"
+_LONGEST_NAME = 50  # it stands before the names of sessions
 
 
 @dataclass(frozen=True)
 class Token:
-    """Whoever shows a token: a tenant, who sees sessions and corpora of that name space only."""
+    """Whoever shows a token: sees the sessions and corpora of one name space only."""
 
     name: str
     digest: str  # SHA-256 of the secret, which has 256 random bits
+    tenant: str  # the name space
     read_only: bool = False
 
 
@@ -52,20 +55,24 @@ class Tokens:
         """Return the names of all tokens."""
         return [token.name for token in self._known]
 
-    def make(self, name: str, *, read_only: bool = False) -> str:
+    def make(self, name: str, *, of: str | None = None, read_only: bool = False) -> str:
         """Make a token. Returns its secret, which is kept nowhere.
 
         Args:
-            name: of its name space.
+            name: its own.
+            of: another token, whose name space it sees; None: it has one of its own.
             read_only: whether it may look only.
 
         Raises:
-            InputError: the name is empty or taken, or has a slash.
+            InputError: the name is empty, too long or taken, or has a slash; or there is no such other token.
         """
-        if not name or "/" in name or name in self.names():
-            raise InputError(f"{name!r} cannot name a token: it is empty, taken, or has a slash. Choose another name.")
+        check_name(name)
+        name = normal(name)
+        if "/" in name or len(name) > _LONGEST_NAME or name in self.names():
+            raise InputError(f"{name!r} cannot name a token: it is taken, too long, or has a slash. Choose another name.")
+        tenant = name if of is None else self._named(normal(of)).tenant
         secret = _PREFIX + secrets.token_urlsafe(_BYTES)
-        self._keep([*self._known, Token(name, _digest(secret), read_only)])
+        self._keep([*self._known, Token(name, _digest(secret), tenant, read_only)])
         return secret
 
     def remove(self, name: str) -> None:
@@ -74,9 +81,14 @@ class Tokens:
         Raises:
             InputError: there is none of that name.
         """
-        if name not in self.names():
+        gone = self._named(normal(name))
+        self._keep([token for token in self._known if token is not gone])
+
+    def _named(self, name: str) -> Token:
+        found = next((token for token in self._known if token.name == name), None)
+        if found is None:
             raise InputError(f"there is no token {name!r}. Known: {', '.join(self.names()) or 'none'}.")
-        self._keep([token for token in self._known if token.name != name])
+        return found
 
     def of(self, secret: str) -> Token | None:
         """Return the token of a secret; None if it has none. It takes as long whichever it is."""

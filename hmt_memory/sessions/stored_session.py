@@ -20,7 +20,7 @@ from ..store.rows import CollectionRow
 from . import archive, retention
 from .collection import Collection
 from .made_by import check_made_by, made_by
-from .names import check_new
+from .names import check_new, normal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -106,7 +106,7 @@ class StoredSession(Collection):
         """
         with self._database.writing() as db:
             check_new(db, "session", name)
-            new = rewriting.fork(db, self._row(db), name, upto, now=self._store.now())
+            new = rewriting.fork(db, self._row(db), normal(name), upto, now=self._store.now())
         return type(self)(self._store, new, self._model)
 
     def forget(self, message_ids: Sequence[int], *, progress: Progress | None = None) -> Forgotten:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import Request
@@ -140,6 +141,11 @@ def test_parts_of_text_are_one_text_and_pictures_are_refused(client: OpenAI, ass
         ({"logprobs": True}, "logprobs cannot be given"),
         ({"temperature": 9}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"seed": 2**70}, "seed"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "", "tool_calls": [{"function": "x"}]}]}, "tool_calls"),
+        ({"metadata": {"session_id": "a/messages"}}, "Choose another name"),
+        ({"metadata": {"session_id": " a"}}, "Choose another name"),
+        ({"metadata": {"session_id": 3}}, "a string"),
         ({"stop": ["a"] * 5}, "stop has 5 strings"),
     ],
 )
@@ -228,7 +234,8 @@ def test_tokens_are_asked_for_and_each_has_a_name_space(assistant: Assistant, tm
 
 def test_a_token_that_may_look_only_adds_to_no_session(assistant: Assistant, tmp_path: Path) -> None:
     tokens = Tokens(tmp_path)
-    known = client_of(assistant, tokens=tokens, api_key=tokens.make("guest", read_only=True))
+    tokens.make("ann")
+    known = client_of(assistant, tokens=tokens, api_key=tokens.make("guest", of="ann", read_only=True))
     known.chat.completions.create(model=assistant.name, messages=HELLO, **SHORT)  # type: ignore[arg-type]
     with pytest.raises(PermissionDeniedError, match="look only"):
         known.chat.completions.create(model=assistant.name, messages=HELLO, extra_headers={"X-HMT-Session": "a"}, **SHORT)  # type: ignore[arg-type]
@@ -238,9 +245,16 @@ def test_a_token_that_may_look_only_adds_to_no_session(assistant: Assistant, tmp
 def test_tokens_are_named_once_and_a_damaged_file_is_named(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path)
     tokens.make("a")
-    for name in ("a", "", "a/b"):
+    for name in ("a", "a/b", "x" * 60):
         with pytest.raises(InputError, match="Choose another name"):
             tokens.make(name)
+    with pytest.raises(InputError, match="cannot be a name"):
+        tokens.make("")
+    tokens.make("caf\N{LATIN SMALL LETTER E WITH ACUTE}")
+    with pytest.raises(InputError, match="taken"):
+        tokens.make("cafe\N{COMBINING ACUTE ACCENT}")
+    with pytest.raises(InputError, match="Known: a"):
+        tokens.make("b", of="none")
     with pytest.raises(InputError, match="Known: a"):
         tokens.remove("b")
     (tmp_path / FILE).write_text("{")
@@ -249,7 +263,7 @@ def test_tokens_are_named_once_and_a_damaged_file_is_named(tmp_path: Path) -> No
 
 
 def test_other_sites_names_and_large_bodies_are_refused(assistant: Assistant) -> None:
-    app = create_app(assistant, Settings(hosts=("testserver", "localhost"), most_bytes=400))
+    app = create_app(assistant, Settings(hosts=("testserver", "localhost", "[::1]"), most_bytes=400, most_imported=900))
     plain = TestClient(app)
     assert plain.get("/health").json() == {"status": "ok"} and plain.get("/ready").status_code == (
         200 if assistant.is_loaded else 503
@@ -257,7 +271,17 @@ def test_other_sites_names_and_large_bodies_are_refused(assistant: Assistant) ->
     assert plain.get("/v1/models", headers={"Origin": "http://localhost:3000"}).status_code == 200
     assert plain.get("/v1/models", headers={"Origin": "https://evil.example"}).status_code == 403
     assert plain.get("/v1/models", headers={"Origin": "null"}).status_code == 403
-    assert plain.get("/v1/models", headers={"Host": "evil.example"}).status_code == 400
+    for origin in ("http://[", "app://elsewhere"):
+        assert plain.get("/v1/models", headers={"Origin": origin}).status_code == 403
+    assert plain.get("/v1/models", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    for passed_on in ("X-Forwarded-For", "Forwarded", "X-Real-IP"):
+        refused = plain.get("/v1/models", headers={passed_on: "for=1.2.3.4"})
+        assert refused.status_code == 403 and "--token" in refused.json()["error"]["message"]
+    assert plain.get("/v1/models", headers={"Host": "[::1]:8399"}).status_code == 200
+    elsewhere = plain.get("/v1/models", headers={"Host": "evil.example"})
+    assert elsewhere.status_code == 400 and "--allow-host" in elsewhere.json()["error"]["message"]
+    assert plain.post("/v1/sessions/a/import", content=b"x" * 1000).status_code == 413
+    assert plain.post("/v1/sessions/a/import", content=b"x" * 800).status_code == 400, "it is no session, but not too large"
     long = {"messages": [{"role": "user", "content": "x" * 500}]}
     assert plain.post("/v1/chat/completions", json=long).status_code == 413
     parts = iter([b'{"messages": [', b'{"role": "user", "content": "', b"x" * 500, b'"}]}'])
@@ -303,29 +327,90 @@ def test_an_answer_that_takes_too_long_is_given_up_and_stores_nothing(assistant:
     assert assistant.session("alice").messages() == []
 
 
-def test_a_session_that_another_call_is_writing_is_busy(client: OpenAI, assistant: Assistant) -> None:
-    from hmt_memory.errors import SessionBusyError
+def test_a_session_in_which_another_call_is_answered_is_busy(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, reply = threading.Event(), threading.Event(), assistant.reply
 
-    def busy(*_: Any, **__: Any) -> Any:
-        raise SessionBusyError("another process is writing. Try again.")
+    def slow(*given: Any, **options: Any) -> Any:
+        begun.set()
+        assert go_on.wait(20)
+        return reply(*given, **options)
 
-    assistant.reply = busy  # type: ignore[method-assign]
-    with pytest.raises(ConflictError, match="another process"):
-        client.chat.completions.create(model=assistant.name, messages=HELLO)  # type: ignore[arg-type]
+    monkeypatch.setattr(assistant, "reply", slow)
+    named: Any = {"model": assistant.name, "messages": HELLO, "extra_headers": {"X-HMT-Session": "alice"}, **SHORT}
+    app = create_app(assistant, Settings(hosts=("testserver",)))
+    with TestClient(app) as http:
+        client = OpenAI(base_url="http://testserver/v1", api_key="none", http_client=http, max_retries=0)
+        writing = threading.Thread(target=lambda: client.chat.completions.create(**named))
+        writing.start()
+        assert begun.wait(20)
+        with pytest.raises(ConflictError, match="another call is being answered"):
+            client.chat.completions.create(**named)
+        go_on.set()
+        writing.join(20)
+        assert len(assistant.session("alice").messages()) == 2
+        client.chat.completions.create(**named | {"messages": [{"role": "user", "content": "And now?"}]})
+
+
+def test_what_fails_unforeseen_tells_no_secrets(assistant: Assistant, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing:
+        def __init__(self) -> None:
+            self.pieces = iter(["one"])
+
+        def __next__(self) -> str:
+            for piece in self.pieces:
+                return piece
+            raise RuntimeError("secret")
+
+        def __iter__(self) -> Any:
+            return self
+
+    assistant.reply = lambda *_, **__: Failing()  # type: ignore[method-assign, assignment, return-value]
+    plain = TestClient(create_app(assistant, Settings(hosts=("testserver",))), raise_server_exceptions=False)
+    whole = plain.post("/v1/chat/completions", json={"messages": HELLO})
+    assert whole.status_code == 500 and whole.json()["error"]["type"] == "server_error" and "secret" not in whole.text
+    streamed = plain.post("/v1/chat/completions", json={"messages": HELLO, "stream": True})
+    assert "not foreseen" in streamed.text and "secret" not in streamed.text and streamed.text.rstrip().endswith("[DONE]")
+
+
+def test_open_webui_s_temporary_chats_are_not_stored_and_names_may_have_any_letters(
+    client: OpenAI, assistant: Assistant
+) -> None:
+    ask: Any = client.chat.completions.create
+    for chat in ("local:1", "channel:2"):
+        list(ask(model=assistant.name, messages=HELLO, stream=True, extra_headers={"X-OpenWebUI-Chat-Id": chat}, **SHORT))
+    assert assistant.store.sessions() == []
+    named: Any = [(b"X-HMT-Session", "Zoë".encode())]
+    assert client._client.post("/v1/chat/completions", json={"messages": HELLO, **SHORT}, headers=named).status_code == 200
+    assert assistant.store.sessions() == ["Zoë"]
+
+
+def test_an_answer_has_no_more_tokens_than_the_server_allows(assistant: Assistant) -> None:
+    known = client_of(assistant, Settings(hosts=("testserver",), longest=5))
+    answer = known.chat.completions.create(model=assistant.name, messages=HELLO, max_tokens=10**9)  # type: ignore[arg-type]
+    assert answer.usage is not None and answer.usage.completion_tokens <= 5
 
 
 @pytest.mark.anyio
 async def test_a_client_that_goes_away_leaves_nothing_and_gives_its_place_back(assistant: Assistant) -> None:
     door, caller = Door(assistant, Settings(answers=1)), Caller()
     body = ChatRequest(messages=[ChatMessage(**HELLO[0])], max_tokens=300, stream=True, metadata={"session_id": "alice"})
-    request = Request({"type": "http", "headers": []})
+    request = Request({"type": "http", "headers": []}, receive=anyio.sleep_forever)
     answer = await door.chat(body, request, caller)
-    chunks = answer.body_iterator  # type: ignore[attr-defined]
-    for _ in range(3):
-        await anext(chunks)
-    assert door._gate._free.locked()
-    await chunks.aclose()
-    assert not door._gate._free.locked()
+    assert door._gate._free.locked() and door._answering == {"alice"}
+    sent, gone = [], anyio.Event()
+
+    async def receive() -> dict[str, str]:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+        if len(sent) == 4:
+            gone.set()
+
+    await answer({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+    assert 4 <= len(sent) < 200 and b"[DONE]" not in sent[-1].get("body", b"")
+    assert not door._gate._free.locked() and not door._answering
     gc.collect()
     assert assistant.session("alice").messages() == []
     assert assistant.reply(HELLO, session="alice", max_new_tokens=2).finish().text is not None, "nobody holds the session"

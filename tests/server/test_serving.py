@@ -32,6 +32,7 @@ def test_it_listens_to_this_machine_alone_and_needs_no_token_then(
     done = run("--store", str(tmp_path / "store"), "--model", chatty)
     assert done.exit_code == 0 and "http://127.0.0.1:8399/v1" in done.output
     (call,) = served
+    assert (tmp_path / "store").stat().st_mode & 0o077 == 0
     assert call["host"] == "127.0.0.1" and len(Tokens(tmp_path / "store")) == 0
     local, elsewhere = (
         TestClient(call["app"], base_url="http://localhost"),
@@ -49,8 +50,9 @@ def test_another_address_needs_a_token_which_is_printed_once(served: list[dict[s
     assert anywhere.get("/v1/models").status_code == 401
     assert anywhere.get("/v1/models", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
     assert "hmt-" not in run(*given).output, "it is known by then"
-    assert run(*given, "--token", "guest", "--read-only").output.count("hmt-") == 1
+    assert run(*given, "--token", "guest", "--of", "default", "--read-only").output.count("hmt-") == 1
     assert Tokens(tmp_path).names() == ["default", "guest"]
+    assert run(*given, "--remove-token", "guest").exit_code == 0 and Tokens(tmp_path).names() == ["default"]
     only = run(*given, "--allow-host", "memory.example")
     assert only.exit_code == 0
     named = TestClient(served[-1]["app"], base_url="http://other.example")
@@ -58,8 +60,9 @@ def test_another_address_needs_a_token_which_is_printed_once(served: list[dict[s
 
 
 def test_what_does_not_go_together_is_said(served: list[dict[str, Any]], tmp_path: Path) -> None:
-    done = run("--store", str(tmp_path), "--read-only")
-    assert done.exit_code != 0 and "name it with --token" in str(done.exception) and not served
+    for alone in (["--read-only"], ["--of", "ann"]):
+        done = run("--store", str(tmp_path), *alone)
+        assert done.exit_code != 0 and "name it with --token" in str(done.exception) and not served
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
