@@ -46,13 +46,13 @@ class Weights:
         return self._model is not None
 
     def check(self) -> None:
-        """Refuse a name that leads nowhere, before anything is loaded.
+        """Refuse the path of no file or folder, before anything is loaded. Asks no network about a name that may be a hub id.
 
         Raises:
-            ModelNotFoundError: no model has it.
+            ModelNotFoundError: nothing is there.
         """
         if not self.is_loaded:
-            places.check(self.settings.model)
+            places.local(self.settings.model)
 
     @property
     def model(self) -> HMTModel:
