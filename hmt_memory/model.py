@@ -247,9 +247,9 @@ class HMTModel(MemoryCell):
     def batch_answers(self, most: int = 8) -> None:
         """Let answers that are written at the same time, in several threads, share their steps (continuous batching).
 
-        For servers: all together are written faster, and each by itself a little more slowly. No answer sees another; against
-        one that is written alone it may differ by rounding. It holds for every model with this backbone, and for answers that
-        begin from then on.
+        For servers whose device computes several rows about as fast as one. Two CPU cores do not: there eight answers were
+        slower so (docs/log.md). No answer sees another; against one that is written alone it may differ by rounding. It holds
+        for every model with this backbone, and for answers that begin from then on.
 
         Args:
             most: how many share a step, while others wait for their turn; 0 or 1: none do.
