@@ -184,17 +184,19 @@ class Batching:
     def _take(self, steps: Sequence[_Step]) -> None:
         begun = time.monotonic()
         together = [step for step in steps if step.row.missed < _OFTEN]
-        made = [(step, *self._alone(step)) for step in steps if step not in together]
-        for step, hidden in (*made, *zip(together, self._hidden(together), strict=True)):
+        for step in steps:
+            if step not in together:
+                step.hidden = self._alone(step)
+        for step, hidden in zip(together, self._hidden(together), strict=True):
             step.hidden = hidden
         self._seconds = time.monotonic() - begun
         self.steps, self.tokens = self.steps + 1, self.tokens + len(steps)
 
-    def _alone(self, step: _Step) -> tuple[Tensor]:
+    def _alone(self, step: _Step) -> Tensor:
         if step.row.cache is None:
             raise BackboneError("the answer's place among others was lost with them. Ask again.")
         hidden, step.row.cache = self._backbone.advance(step.embedding, step.row.cache)
-        return (hidden,)
+        return hidden
 
     def _hidden(self, steps: Sequence[_Step]) -> list[Tensor]:
         """Compute the last hidden state [1, d] of each step."""
@@ -202,7 +204,7 @@ class Batching:
             return []
         places = self._gather([step.row for step in steps])
         if self._group is None:
-            return list(self._alone(steps[0]))
+            return [self._alone(steps[0])]
         embeddings = torch.cat([steps[place].embedding for place in places])
         hidden, self._group.cache = extended(self._backbone, embeddings, self._group.cache, self._group.pads)
         made = dict(zip(places, hidden[:, -1:], strict=True))

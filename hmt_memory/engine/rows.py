@@ -20,7 +20,7 @@ def joined(caches: Sequence[Any]) -> tuple[Any, list[int]]:
     if hasattr(caches[0], "part"):
         whole = type(caches[0]).joined(caches)
         return whole, whole.pads.tolist()
-    lengths = [cache.get_seq_length() for cache in caches]
+    lengths = [traced.positions(cache) for cache in caches]
     return traced.joined(caches, max(lengths)), [max(lengths) - length for length in lengths]
 
 
@@ -50,7 +50,7 @@ def extended(backbone: Backbone, embeddings: Tensor, cache: Any, pads: Sequence[
         return backbone.extend(embeddings, cache)
     if traced.window(backbone.config) is not None:
         raise BackboneError("the window of its attention slides.")
-    held = cache.get_seq_length()
+    held = traced.positions(cache)
     before = torch.tensor(pads, device=embeddings.device)
     seen = torch.arange(held + 1, device=embeddings.device)[None] >= before[:, None]
     return backbone.masked(embeddings, seen[:, None], (held - before)[:, None], cache), cache

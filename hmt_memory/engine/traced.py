@@ -90,6 +90,11 @@ class _Kept:
         return [tensor for pair in zip(self._keys, self._values, strict=True) for tensor in pair]
 
 
+def positions(cache: Any) -> int:
+    """Return how many positions a model's own cache holds."""
+    return int(cache.get_seq_length())
+
+
 def joined(caches: Sequence[Any], longest: int) -> Any:
     """Return caches of one row each as one of several rows, padded on the left to `longest` positions."""
     whole = copy.copy(caches[0])
