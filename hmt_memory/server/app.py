@@ -66,7 +66,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     settings = settings or Settings()
     # FastAPI's own telemetry would tell whoever collects what was said, in the messages of errors.
     silent: Any = {"tracing": False, "metrics": False, "logs": False}
-    # Its pages about the API would load scripts from elsewhere.
+    # And its pages about the API would load scripts from elsewhere.
     app = FastAPI(title="hmt-memory", version=__version__, telemetry=silent, docs_url=None, redoc_url=None)
     app.add_middleware(Fence, hosts=settings.hosts, most_bytes=settings.most_bytes, most_imported=settings.most_imported)
     app.add_exception_handler(Exception, failures.of_others)

@@ -28,29 +28,23 @@ class Part(BaseModel):
     text: str | None = None
 
 
-class Function(BaseModel):
+class Function(Open):
     """The function of a call."""
-
-    model_config = ConfigDict(extra="ignore")
 
     name: str
     arguments: str
 
 
-class Call(BaseModel):
+class Call(Open):
     """A call of a function, in a message of the assistant's."""
-
-    model_config = ConfigDict(extra="ignore")
 
     id: str
     type: Literal["function"] = "function"
     function: Function
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(Open):
     """A message of a conversation."""
-
-    model_config = ConfigDict(extra="ignore")
 
     role: str
     content: str | list[Part] | None = None

@@ -89,6 +89,10 @@ async def of_fields(_: Request, error: Exception) -> JSONResponse:
     """Answer a call whose body is not what it should be. What was sent is not repeated."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] in ("json_invalid", "model_attributes_type") and len(first["loc"]) <= 2:
+        return response_of(
+            400, "the body is no JSON object. Send one, as Content-Type: application/json.", code="invalid_request"
+        )
     place = [str(part) for part in first["loc"] if part != "body"]
     message = first["msg"].removeprefix("Value error, ")
     param = ".".join(place) or None

@@ -181,6 +181,12 @@ def test_nulls_stand_for_what_is_usual(client: OpenAI, assistant: Assistant) -> 
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize("body", [b"{bad", b"x", b"[]", b"3", b""])
+def test_what_is_no_json_object_is_said_to_be_none(client: OpenAI, body: bytes) -> None:
+    answer = client._client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400 and ("no JSON object" in answer.text or not body), answer.text
+
+
 def test_calls_of_functions_come_as_such(client: OpenAI, assistant: Assistant) -> None:
     tool = {
         "type": "function",
