@@ -12,7 +12,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ from .answering import backward_answers
 from .examples import IGNORED, Example
 from .exercises import Exercises
 from .losses import Weights
-from .merged import merged_lora
 from .optimizer import Group, MasterAdamW
 from .projections import fit_recall
 from .recipe import Recipe, Stage
@@ -124,15 +122,13 @@ class Trainer:
         last = min(self.recipe.steps, until or self.recipe.steps)
         started, tokens = time.monotonic(), self.tokens
         self.model.train()
-        backbone = self.model.backbone
-        with nullcontext() if backbone.compiled else merged_lora(backbone.causal_lm):
-            while self.step < last:
-                begun = time.monotonic()
-                report = self._one_step(begun - started, tokens)
-                self._log(report)
-                if self.step % self.recipe.checkpoint_every == 0 or self.step == last:
-                    self._checkpoint()
-                yield report
+        while self.step < last:
+            begun = time.monotonic()
+            report = self._one_step(begun - started, tokens)
+            self._log(report)
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == last:
+                self._checkpoint()
+            yield report
         self.model.eval()
         if self.step == self.recipe.steps:
             self._finish()
