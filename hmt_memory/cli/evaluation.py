@@ -101,6 +101,7 @@ def conversations(
     adapter: options.Adapter = None,
     out: Results = Path("hmt-eval"),
     model: options.Name = DEFAULT_MODEL,
+    reader: options.Reader = None,
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
@@ -109,7 +110,7 @@ def conversations(
 
     screen = Screen.standard()
     asked: dict[str, Any] = {"answers": answers, "questions": questions, "max_new_tokens": max_tokens, "seed": seed}
-    chosen: dict[str, Any] = {"adapter": adapter, "model": model, "dtype": dtype.value, "device": device}
+    chosen: dict[str, Any] = {"adapter": adapter, "model": model, "reader": reader, "dtype": dtype.value, "device": device}
     experiments.conversations(paths, out, screen, asked={**asked, "baselines": baselines}, **chosen)
 
 
@@ -174,6 +175,7 @@ def answers(
     adapter: options.Adapter = None,
     out: Results = Path("hmt-eval"),
     model: options.Name = DEFAULT_MODEL,
+    reader: options.Reader = None,
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
@@ -181,7 +183,7 @@ def answers(
     from . import experiments
 
     screen = Screen.standard()
-    chosen: dict[str, Any] = {"adapter": adapter, "model": model, "dtype": dtype.value, "device": device}
+    chosen: dict[str, Any] = {"adapter": adapter, "model": model, "reader": reader, "dtype": dtype.value, "device": device}
     experiments.answers(out, screen, conversations=conversations, facts=facts, talk=talk, seed=seed, **chosen)
 
 

@@ -152,6 +152,7 @@ def conversations(
     asked: Mapping[str, Any],
     adapter: Path | None,
     model: str,
+    reader: str | None,
     dtype: str,
     device: str,
 ) -> None:
@@ -163,7 +164,8 @@ def conversations(
         screen: where progress and results go.
         asked: fields of `Plan`.
         adapter: folder of the trained memory.
-        model: a folder or the name of a model.
+        model: a folder or the name of the model that answers.
+        reader: the model that reads, as the command line names it.
         dtype: the precision of the backbone.
         device: where the model runs.
     """
@@ -171,21 +173,26 @@ def conversations(
     from ..evaluate.evidence import packaged_encoder
     from ..evaluate.published import load
     from ..evaluate.remembering import Plan, measure
-    from .models import load_model
+    from .models import load_model, reader_of
 
     plan = Plan(**asked)
     told = load(paths)
     encoder = packaged_encoder() if plan.baselines else None
-    loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
+    reads = reader_of(model, adapter, reader, screen)
+    loaded = load_model(reads, screen, adapter=adapter, dtype=dtype, device=device)
+    answerer = None if reads == model else load_model(model, screen, dtype=dtype, device=device)
     settings = {
         "files": ", ".join(Path(path).name for path in paths),
         **_described(loaded, {}),
         "adapter": adapter.name if adapter else "as shipped",
         "fingerprint": fingerprint(loaded).digest[:16],  # of model and adapter together
         "recall is trained": loaded.is_trained,
+        "answered by": model,
     }
     with screen.notes.status("telling") as status:
-        report, outcomes = measure(loaded, told, plan, encoder=encoder, settings=settings, progress=status.update)
+        report, outcomes = measure(
+            loaded, told, plan, answerer=answerer, encoder=encoder, settings=settings, progress=status.update
+        )
     _publish(report, out, screen)
     if plan.answers:
         target = out / "conversations-answers.jsonl"
@@ -245,6 +252,7 @@ def answers(
     seed: int,
     adapter: Path | None,
     model: str,
+    reader: str | None,
     dtype: str,
     device: str,
 ) -> None:
@@ -258,18 +266,20 @@ def answers(
         talk: turns of other talk after each fact.
         seed: decides facts, names and talk.
         adapter: folder of the trained memory.
-        model: a folder or the name of a model.
+        model: a folder or the name of the model that answers.
+        reader: the model that reads, as the command line names it.
         dtype: the precision of the backbone.
         device: where the model runs.
     """
     from ..evaluate.answers import Loading, Plan, measure
+    from .models import reader_of
 
     plan = Plan(conversations=conversations, facts=facts, changed=facts // 4, talk=talk, seed=seed)
-    loading = Loading(model, {"adapter": adapter, "dtype": dtype, "device": device})
+    reads, placed = reader_of(model, adapter, reader, screen), {"dtype": dtype, "device": device}
+    loading = Loading(reads, {"adapter": adapter, **placed}, None if reads == model else Loading(model, placed))
+    settings = {"model": reads, "adapter": str(adapter or "as shipped"), "answered by": model}
     with screen.notes.status("telling facts") as status:
-        report = measure(
-            loading, plan, settings={"model": model, "adapter": str(adapter or "as shipped")}, progress=status.update
-        )
+        report = measure(loading, plan, settings=settings, progress=status.update)
     _publish(report, out, screen)
 
 

@@ -147,9 +147,10 @@ class Loading:
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)  # of `HMTModel.from_pretrained`
+    answerer: Loading | None = None  # another model, which answers from notes of what this one reads
 
     def load(self) -> HMTModel:
-        """Load the model."""
+        """Load the model that reads."""
         return HMTModel.from_pretrained(self.name, **self.options)
 
 
@@ -195,15 +196,18 @@ def _tell(loading: Loading, folder: str, conversations: Sequence[Conversation], 
 
 def _ask_all(loading: Loading, folder: str, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Answered]:
     model = loading.load()
+    answerer = None if loading.answerer is None else loading.answerer.load()
     with MemoryStore(Path(folder)) as store:
         return [
-            answer(store.session(str(number), model), model, question, max_new_tokens=max_new_tokens)
+            answer(store.session(str(number), model), model, question, max_new_tokens=max_new_tokens, answerer=answerer)
             for number, conversation in enumerate(conversations)
             for question in conversation.questions
         ]
 
 
-def answer(session: Session, model: HMTModel, question: Question, *, max_new_tokens: int = 48) -> Answered:
+def answer(
+    session: Session, model: HMTModel, question: Question, *, max_new_tokens: int = 48, answerer: HMTModel | None = None
+) -> Answered:
     """Ask a session one question, and let it forget that it was asked.
 
     Args:
@@ -211,9 +215,11 @@ def answer(session: Session, model: HMTModel, question: Question, *, max_new_tok
         model: the session's.
         question: what to ask.
         max_new_tokens: the longest answer.
+        answerer: another model, which answers; None: the session's.
     """
-    reply = session.reply({"role": "user", "content": question.text}, max_new_tokens=max_new_tokens).finish()
-    shown = model.backbone.decode(reply.view_ids)
+    asked = {"role": "user", "content": question.text}
+    reply = session.reply(asked, max_new_tokens=max_new_tokens, answerer=answerer).finish()
+    shown = (answerer or model).backbone.decode(reply.view_ids)
     session.forget(reply.message_ids)
     return Answered(question, reply.text, holds(shown, question.value), len(reply.recalled))
 

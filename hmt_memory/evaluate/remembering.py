@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .outcomes import COUNTS, SESSION, Outcome, Reply, report
 from .published import Published, Question
 
 if TYPE_CHECKING:
+    from ..engine.text import TextCodec
     from ..model import HMTModel
     from ..sessions.session import Session
     from .evidence import Encoder, Scores
@@ -63,6 +65,7 @@ def measure(
     conversations: Sequence[Published],
     plan: Plan | None = None,
     *,
+    answerer: HMTModel | None = None,
     encoder: Encoder | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
@@ -73,6 +76,7 @@ def measure(
         model: the model of the sessions.
         conversations: what is told.
         plan: what is asked.
+        answerer: another model, which answers from notes of what `model` has read; None: `model` does.
         encoder: a sentence encoder to compare with.
         settings: what else the report records.
         progress: called with a line about what begins.
@@ -87,10 +91,11 @@ def measure(
             turns = tell(session, conversation)
             searches = _searches(conversation, encoder) if plan.baselines else {}
             rankings: dict[str, Ranking] = {SESSION: _recall_of(session, turns), **searches}
+            reply = partial(_reply, session, conversation, plan, model, answerer) if plan.answers else None
             asked = plan.asked(conversation)
             for at, question in enumerate(asked):
                 progress(f"asking {whose}: question {at + 1} of {len(asked)}")
-                outcomes.append(_outcome(model, session, conversation, question, rankings, plan))
+                outcomes.append(_outcome(model.backbone, conversation, question, rankings, reply))
     forms = ", ".join(dict.fromkeys(conversation.form for conversation in conversations))
     said = {"form": forms, "conversations": len(conversations), **plan.described(), "questions": len(outcomes)}
     missing = [WITHOUT_ENCODER] if plan.baselines and encoder is None else []
@@ -146,30 +151,32 @@ def with_neighbours(scores: np.ndarray) -> np.ndarray:
 
 
 def _outcome(
-    model: HMTModel,
-    session: Session,
+    codec: TextCodec,
     conversation: Published,
     question: Question,
     rankings: Mapping[str, Ranking],
-    plan: Plan,
+    reply: Callable[[Question], Reply] | None,
 ) -> Outcome:
     inside, among = {}, {}
     evidence = {number: conversation.turns[number].own for number in question.counted}
     if evidence:
         for way, ranking in rankings.items():
             passages = ranking(question.text)
-            inside[way] = shares_inside(passages, evidence, BUDGETS, model.backbone)
+            inside[way] = shares_inside(passages, evidence, BUDGETS, codec)
             among[way] = shares_among(passages, list(evidence), COUNTS)
     comparable = question.answer is not None or question.unanswerable
-    reply = _reply(model, session, conversation, question, plan) if plan.answers and comparable else None
-    return Outcome(conversation.name, question, inside, among, reply)
+    answered = reply(question) if reply is not None and comparable else None
+    return Outcome(conversation.name, question, inside, among, answered)
 
 
-def _reply(model: HMTModel, session: Session, conversation: Published, question: Question, plan: Plan) -> Reply:
+def _reply(
+    session: Session, conversation: Published, plan: Plan, model: HMTModel, answerer: HMTModel | None, question: Question
+) -> Reply:
     """Ask a session, and let it forget that it was asked."""
-    reply = session.reply({"role": "user", "content": question.text}, max_new_tokens=plan.max_new_tokens).finish()
+    asked = {"role": "user", "content": question.text}
+    reply = session.reply(asked, max_new_tokens=plan.max_new_tokens, answerer=answerer).finish()
     session.forget(reply.message_ids)
-    shown = _plain(model.backbone.decode(reply.view_ids))
+    shown = _plain((answerer or model).backbone.decode(reply.view_ids))
     in_view = any(_plain(conversation.turns[number].content) in shown for number in question.counted)
     if not in_view and question.answer is not None:
         in_view = holds(shown, _plain(question.answer))

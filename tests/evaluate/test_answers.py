@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import random
 import re
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
+from hmt_memory import MemoryStore
+from hmt_memory.engine.backbone import Backbone
 from hmt_memory.errors import InputError
-from hmt_memory.evaluate.answers import Answered, Loading, Plan, Question, holds, measure
+from hmt_memory.evaluate.answers import Answered, Loading, Plan, Question, answer, holds, measure
 from hmt_memory.train.facts import KINDS, Split, ask, tell
 from hmt_memory.train.talk import small_talk
 
@@ -106,3 +109,22 @@ def test_a_run_asks_in_another_process_what_the_first_has_told(chatty: str) -> N
     assert counted["told twice: the later value"][1] == 2 and counted["not told: says so"][1] == 2
     assert len(answers.rows) == 8 and all(row[2] for row in answers.rows)
     assert said == ["telling conversation 1 of 2", "telling conversation 2 of 2", "asking in a new process"]
+
+
+def test_another_model_answers_from_what_one_has_read(chatty: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    reader, other = Loading(chatty).load(), Loading(chatty).load()
+    (conversation,) = Plan(conversations=1, facts=3, changed=0, unknown=0, talk=0).make()
+    messages = [{"role": "user", "content": said} for said, _ in conversation.turns]
+    wrote, advance = [], Backbone.advance
+
+    def noted(backbone: Backbone, *given: Any) -> Any:
+        wrote.append(backbone)
+        return advance(backbone, *given)
+
+    monkeypatch.setattr(Backbone, "advance", noted)
+    with MemoryStore(tmp_path) as store:
+        session = store.session("one", reader)
+        session.add(messages)
+        outcome = answer(session, reader, conversation.questions[0], max_new_tokens=3, answerer=other)
+        assert outcome.in_view and wrote and all(backbone is other.backbone for backbone in wrote)
+        assert len(session.messages()) == len(messages), "the question is forgotten"

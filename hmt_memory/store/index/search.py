@@ -1,4 +1,4 @@
-"""Backends that search an index: FAISS's exact 16-bit scan, the same on a GPU, torch without FAISS, or any FAISS factory.
+"""Backends that search an index: FAISS's exact 16-bit scan, the same on GPUs, torch without FAISS, or any FAISS factory.
 
 Each is a growing matrix of float16 rows, searched by inner product. Knows vectors; no rows of the record, no file names.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigError, MissingDependencyError
 from .base import DEFAULT, Halves, Search, matrix
+from .devices import usable
+from .gpu import GpuSearch
 
-log = logging.getLogger("hmt_memory")
 _POINTS_PER_LIST = 39  # FAISS wants so many training points for each inverted list
 _LARGE = 32 << 20  # bytes of a matrix for which huge pages are worth asking
 _HUGE_PAGE, _MADV_HUGEPAGE, _MADV_COLLAPSE = 2 << 20, 14, 25  # Linux; kernels without the last ignore it
-_GPU_K = 2048  # the largest k of FAISS's GPU selection
 
 
 def new_search(factory: str, width: int) -> Search:
@@ -44,7 +43,8 @@ def new_search(factory: str, width: int) -> Search:
 
         return TorchSearch(width)
     if name == DEFAULT:
-        return _Gpu(faiss, width) if _gpu_usable(faiss) else _Flat(faiss, width)
+        flat = _Flat(faiss, width)
+        return GpuSearch(faiss, flat, flat.codes, width) if usable(faiss) else flat
     return _Factory(faiss, width, factory)
 
 
@@ -97,43 +97,6 @@ class _Flat(Search):
 
     def load(self, data: memoryview, rows: int) -> None:
         self.add(matrix(data, rows, self._width))
-
-
-class _Gpu(_Flat):
-    """The flat search on a GPU, in a copy of the rows. After a failure there, the rows here are searched."""
-
-    rounding = 1e-2  # it sums in half precision
-
-    def __init__(self, faiss: Any, width: int) -> None:
-        super().__init__(faiss, width)
-        self.name = "faiss GPU Flat fp16"
-        self._resources: Any = faiss.StandardGpuResources()
-        self._copy: Any = None
-        self._usable = True
-
-    def add(self, rows: Halves) -> None:
-        super().add(rows)
-        self._copy = None
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._usable and k <= _GPU_K:
-            try:
-                return self._search_there(query, k)
-            except Exception as error:  # out of memory, or a driver this build does not fit
-                log.warning("searching on the GPU failed (%s); the CPU does it from now on.", error)
-                self._usable, self._copy, self.name = False, None, _Flat.name
-        return super().__call__(query, k)
-
-    def _search_there(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        if self._copy is None:
-            options = self._faiss.GpuClonerOptions()
-            options.useFloat16, options.use_cuvs = True, False
-            self._copy = self._faiss.index_cpu_to_gpu(self._resources, 0, self._index, options)
-        scores, rows = self._copy.search(query[None], k)
-        exact = self.codes()[rows[0]].astype(np.float32) @ query
-        if not np.allclose(exact, scores[0], rtol=self.rounding, atol=self.rounding * float(np.abs(exact).max(initial=0))):
-            raise RuntimeError("its scores are not those of the rows")
-        return exact, rows[0]
 
 
 class _Factory(Search):
@@ -225,12 +188,3 @@ def _use_huge_pages(address: int, size: int) -> None:
         length = (address + size - start) // _HUGE_PAGE * _HUGE_PAGE
         for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
             advise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)
-
-
-def _gpu_usable(faiss: Any) -> bool:
-    """Return whether this is a GPU build of FAISS and there is a GPU. torch is asked first, because it does not abort."""
-    if not hasattr(faiss, "StandardGpuResources"):
-        return False
-    import torch
-
-    return torch.cuda.is_available() and faiss.get_num_gpus() > 0
