@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,12 @@ import typer
 from . import options
 from .options import DEFAULT_MODEL, Dtype
 from .terminal import Screen
+
+
+class Against(str, Enum):
+    """What else may compute the same."""
+
+    llama_cpp = "llama.cpp"
 
 
 def bench(
@@ -22,6 +30,9 @@ def bench(
         typer.Option(min=1, help="Recall from so many segments; may be repeated. 10,000 if left out; 100,000 take 1 GB."),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Medians over so many.")] = 3,
+    against: Annotated[
+        Against | None, typer.Option(help="Let this compute the same .gguf file, too, in turns.", show_default=False)
+    ] = None,
     adapter: options.Adapter = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a report.", show_default=False)] = None,
     as_json: options.Json = False,
@@ -32,6 +43,7 @@ def bench(
     """Measure this machine: loading, reading, the first word after long histories, writing, recall, memory. Takes minutes."""
     from ..evaluate import speed
     from ..evaluate.answers import Loading
+    from ..evaluate.llama_cpp import LlamaCpp, file_of
     from ..evaluate.report import shown
     from .output import print_json, print_table
 
@@ -39,7 +51,11 @@ def bench(
     given: dict[str, Any] = {"adapter": adapter, "dtype": dtype.value, "device": device}
     usual = speed.Plan()
     plan = speed.Plan(tuple(history or usual.history), tuple(segments or usual.segments), rounds)
-    report = speed.measure(Loading(model, given), plan, progress=screen.note)
+    rival = None
+    if against is not None:
+        LlamaCpp.check()
+        rival = partial(LlamaCpp, file_of(model))
+    report = speed.measure(Loading(model, given), plan, against=rival, progress=screen.note)
     (table,) = report.tables
     if as_json:
         rows = [{"what": what, "value": value, "unit": unit} for what, value, unit in table.rows]

@@ -24,9 +24,12 @@ from ..sessions.memory_store import MemoryStore
 from ..store import lineage
 from ..store.rows import SegmentRow, chain
 from ..train.talk import small_talk
+from .llama_cpp import LlamaCpp, Spent
 from .report import Report, Table
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..model import HMTModel
     from ..sessions.session import Session
     from .answers import Loading
@@ -37,6 +40,7 @@ _BEHIND = 2048  # tokens that are written behind
 _READ = 1024  # tokens that are read
 _TURNS = 8  # of talk that are said at once
 _ROLES = ("user", "assistant")
+Rival = Callable[[int], LlamaCpp]  # makes it for prompts with answers of so many positions
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def measure(
     loading: Loading,
     plan: Plan | None = None,
     *,
+    against: Rival | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
@@ -68,6 +73,7 @@ def measure(
     Args:
         loading: the model, which is loaded here.
         plan: what is measured.
+        against: makes what else reads and writes the same, in turns with it, for so many positions.
         settings: what else the report records.
         progress: called with a line about what begins.
     """
@@ -76,7 +82,7 @@ def measure(
     begun = time.perf_counter()
     model = loading.load()
     rows: list[list[Any]] = [["loading, imports included", time.perf_counter() - begun, "s"]]
-    rows += _engine(model, plan, progress)
+    rows += _engine(model, plan, progress, against)
     with tempfile.TemporaryDirectory(prefix="hmt-bench-") as folder, MemoryStore(folder) as store:
         for tokens in plan.history:
             rows += _answering(store, model, tokens, plan.rounds, progress)
@@ -138,7 +144,7 @@ def _random(noise: np.random.Generator, shape: tuple[int, int], *, scale: float)
 
 
 @torch.no_grad()
-def _engine(model: HMTModel, plan: Plan, progress: Callable[[str], None]) -> Iterator[list[Any]]:
+def _engine(model: HMTModel, plan: Plan, progress: Callable[[str], None], against: Rival | None) -> Iterator[list[Any]]:
     """Measure reading, and writing behind a long text, without a session."""
     backbone = model.backbone
     talk = small_talk(random.Random(0), 8 * _TURNS, "evaluation")
@@ -147,15 +153,33 @@ def _engine(model: HMTModel, plan: Plan, progress: Callable[[str], None]) -> Ite
     progress("reading")
     yield ["reading", _READ / _median(lambda: model.read(ids[:_READ]), plan.rounds), "tokens/s"]
     behind = min(_BEHIND, (backbone.positions or _BEHIND) - _WRITTEN - 1)
-    text = backbone.embed(ids[:behind].to(backbone.device))[None]
+    prompt = ids[:behind]
     progress(f"writing behind {behind:,} tokens")
-    yield [f"prompt of {behind:,} tokens", behind / _median(lambda: backbone.advance(text), plan.rounds), "tokens/s"]
-    hidden, cache = backbone.advance(text)
+    other = None if against is None else against(behind + _WRITTEN + 1)
+    ours, theirs = [], []
+    for _ in range(plan.rounds + 1):  # the first warms up
+        ours.append(_written(model, prompt))
+        if other is not None:
+            theirs.append(other.answer(prompt.tolist(), _WRITTEN))
+    for whose, spent in (("", ours[1:]), (", llama.cpp", theirs[1:])):
+        if spent:
+            yield [f"prompt of {behind:,} tokens{whose}", behind / statistics.median(one.prompt for one in spent), "tokens/s"]
+            writing = statistics.median(one.writing for one in spent)
+            yield [f"writing behind {behind:,} tokens{whose}", _WRITTEN / writing, "tokens/s"]
+
+
+def _written(model: HMTModel, prompt: Tensor) -> Spent:
+    """Read a prompt [t], and write greedily behind it."""
+    backbone = model.backbone
     begun = time.perf_counter()
+    hidden, cache = backbone.advance(backbone.embed(prompt.to(backbone.device))[None])
+    chosen = backbone.head(hidden).argmax(dim=-1)
+    first = time.perf_counter()
     for _ in range(_WRITTEN):
-        chosen = backbone.head(hidden).argmax(dim=-1)
         hidden, cache = backbone.advance(backbone.embed(chosen)[None], cache)
-    yield [f"writing behind {behind:,} tokens", _WRITTEN / (time.perf_counter() - begun), "tokens/s"]
+        chosen = backbone.head(hidden).argmax(dim=-1)
+        chosen.tolist()  # waits for it
+    return Spent(first - begun, time.perf_counter() - first)
 
 
 def _answering(

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from tiny import SMALL, byte_tokenizer, tiny_model
@@ -12,8 +17,10 @@ from typer.testing import CliRunner
 
 from hmt_memory import MemoryStore
 from hmt_memory.cli.command import app
-from hmt_memory.errors import InputError
+from hmt_memory.errors import InputError, MissingDependencyError
 from hmt_memory.evaluate import speed
+from hmt_memory.evaluate.answers import Loading
+from hmt_memory.evaluate.llama_cpp import LlamaCpp, file_of
 
 
 @pytest.mark.parametrize("key_dim", [None, 8])
@@ -52,3 +59,43 @@ def test_the_command_measures_everything_and_writes_a_report(chatty: str, tmp_pa
 def test_a_plan_of_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="at least 1"):
         speed.Plan(rounds=0)
+
+
+class _Llama:
+    """What of `llama_cpp.Llama` is used, and what it was asked for."""
+
+    made: ClassVar[list[_Llama]] = []
+
+    def __init__(self, *, model_path: str, n_ctx: int, n_threads: int, n_threads_batch: int, verbose: bool) -> None:
+        assert Path(model_path).suffix == ".gguf" and n_threads == n_threads_batch and not verbose
+        self.room, self.resets, self.prompts = n_ctx, 0, list[list[int]]()
+        self.made.append(self)
+
+    def reset(self) -> None:
+        self.resets += 1
+
+    def generate(self, tokens: list[int], *, temp: float) -> Iterator[int]:
+        self.prompts.append(tokens)
+        assert temp == 0.0
+        yield from range(self.room - len(tokens))
+
+
+def test_llama_cpp_computes_the_same_in_turns(chatty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=_Llama))
+    file = tmp_path / "model.gguf"
+    file.touch()
+    plan = speed.Plan(history=(), segments=(), rounds=2)
+    report = speed.measure(Loading(chatty), plan, against=partial(LlamaCpp, file_of(str(file))))
+    (table,) = report.tables
+    measured = {row[0] for row in table.rows}
+    assert {"prompt of 2,048 tokens, llama.cpp", "writing behind 2,048 tokens, llama.cpp"} < measured
+    (other,) = _Llama.made
+    assert other.resets == 3 and [len(prompt) for prompt in other.prompts] == [2048] * 3, "each reads its prompt anew"
+
+
+def test_llama_cpp_needs_its_package_and_a_file(chatty: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"reads GGUF files.*-m"):
+        file_of(chatty)
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    ran = CliRunner().invoke(app, ["bench", "-m", chatty, "--against", "llama.cpp"])
+    assert isinstance(ran.exception, MissingDependencyError) and "pip install llama-cpp-python" in str(ran.exception)
