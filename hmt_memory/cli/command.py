@@ -13,7 +13,7 @@ import typer
 
 from .._version import __version__
 from ..errors import HMTError
-from . import benching, corpora, evaluation, options, serving, sessions, stores, talking, training
+from . import benching, corpora, evaluation, options, serving, sessions, stores, talking, tools, training
 
 app = typer.Typer(
     name="hmt",
@@ -62,6 +62,7 @@ app.add_typer(corpora.app, name="corpora")
 app.command(no_args_is_help=True)(stores.backup)
 app.command()(doctor)
 app.command(epilog="Example: hmt serve; then point any OpenAI client to http://127.0.0.1:8399/v1")(serving.serve)
+app.command(epilog="Example, as an agent starts it: hmt mcp --session notes")(tools.mcp)
 app.command()(benching.bench)
 app.command(
     no_args_is_help=True,

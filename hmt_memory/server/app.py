@@ -25,6 +25,7 @@ from . import failures
 from .bodies import ChatRequest
 from .chat import Completion, pieces, session_of
 from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller
+from .mcp import Mounted
 from .memory import router
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     app.state.tokens, app.state.assistant = tokens, assistant
     app.state.looking = Gate(settings.looking, settings.waiting)
     door = Door(assistant, settings)
+    tools = Mounted(assistant, app.state.looking)
+    app.mount("/mcp", tools)
+    app.router.lifespan_context = lambda _: tools.manager.run()
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -120,7 +120,7 @@ def _passages(recalled: RecalledSegments, known: Caller) -> dict[str, Any]:
     return {"object": "list", "data": passages, "coverage": recalled.coverage}
 
 
-def _shown(stats: dict[str, Any], known: Caller) -> dict[str, Any]:
+def described(stats: dict[str, Any], known: Caller) -> dict[str, Any]:
     """Return the counts of a session or corpus, with names as the caller knows them."""
     names: dict[str, Any] = {"name": known.shown(stats["name"])}
     if "corpora" in stats:
@@ -143,7 +143,7 @@ def sessions(
 def make_session(body: New, known: Writer, memory: Memory) -> dict[str, Any]:
     """Make a session, unless it is there."""
     memory.session(known.own(body.name))
-    return _shown(memory.store.session(known.own(body.name)).stats(), known)
+    return described(memory.store.session(known.own(body.name)).stats(), known)
 
 
 @router.get("/sessions/{name:path}/messages")
@@ -183,7 +183,7 @@ def recall(name: str, query: Words, known: Known, memory: Memory, top_k: TopK = 
 def fork(name: str, body: Fork, known: Writer, memory: Memory) -> dict[str, Any]:
     """Make a session that shares this one's past and goes its own way from here."""
     made = memory.store.session(known.own(name)).fork(known.own(body.name), upto=body.upto)
-    return _shown(made.stats(), known)
+    return described(made.stats(), known)
 
 
 @router.put("/sessions/{name:path}/corpora")
@@ -195,7 +195,7 @@ def attach(name: str, body: Attached, known: Writer, memory: Memory) -> dict[str
     session.attach(*sorted(wanted))
     own = {corpus for corpus in session.stats()["corpora"] if known.shown(corpus) is not None}
     session.detach(*sorted(own - wanted))
-    return _shown(session.stats(), known)
+    return described(session.stats(), known)
 
 
 @router.get("/sessions/{name:path}/export")
@@ -222,7 +222,7 @@ async def import_session(name: str, request: Request, known: Writer, memory: Mem
                 made = memory.store.import_session(path, name=known.own(name), model=memory.reader)
             except StoreDamagedError as error:
                 raise InputError("the file is not whole, or no exported session. Export it again.") from error
-            return _shown(made.stats(), known)
+            return described(made.stats(), known)
 
         return await run_in_threadpool(work)
 
@@ -238,7 +238,7 @@ def verify(name: str, known: Known, memory: Memory) -> dict[str, Any]:
 @router.get("/sessions/{name:path}")
 def session(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     """Describe a session: counts, times, and what it recalls from."""
-    return _shown(memory.store.session(known.own(name)).stats(), known)
+    return described(memory.store.session(known.own(name)).stats(), known)
 
 
 @router.delete("/sessions/{name:path}", status_code=204)
@@ -306,7 +306,7 @@ def recall_corpus(name: str, query: Words, known: Known, memory: Memory, top_k: 
 @router.get("/corpora/{name:path}")
 def corpus(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     """Describe a corpus: counts and times."""
-    return _shown(memory.store.corpus(known.own(name)).stats(), known)
+    return described(memory.store.corpus(known.own(name)).stats(), known)
 
 
 @router.delete("/corpora/{name:path}", status_code=204)

@@ -100,21 +100,26 @@ class Device:
         Raises:
             RuntimeError: the work failed. An error of FAISS would keep alive, in its traceback, an index to be freed here.
         """
-        with self._mutex:
-            self._dropped.clear()
-            try:
-                return work()
-            except Exception as error:
-                reason = str(error) or type(error).__name__
-            finally:
+        try:
+            with self._mutex:
                 self._dropped.clear()
+                try:
+                    return work()
+                except Exception as error:
+                    reason = str(error) or type(error).__name__
+        finally:
+            self._free()
         raise RuntimeError(reason)
 
     def drop(self, block: Block) -> None:
         """Free a block's index as soon as no thread uses the device. Never waits: the garbage collector calls it anywhere."""
         self._dropped.append(block.index)
         block.index = None
-        if self._mutex.acquire(blocking=False):
+        self._free()
+
+    def _free(self) -> None:
+        """Free what was dropped, unless a thread uses the device, which does it afterwards."""
+        while self._dropped and self._mutex.acquire(blocking=False):
             self._dropped.clear()
             self._mutex.release()
 

@@ -204,7 +204,7 @@ class GpuSearch(Search):
             limit: how many rows are wanted of a block, unless it has fewer or FAISS selects fewer.
 
         Raises:
-            RuntimeError: a device lists rows that it does not have.
+            RuntimeError: a device lists a row twice, or no numbers.
         """
         blocks = list(self._blocks)
         devices = list({block.device: None for block in blocks})
@@ -221,8 +221,6 @@ class GpuSearch(Search):
         start, hidden, made = 0, float("-inf"), []
         for block in blocks:
             scores, rows = next(queues[block.device])
-            if len(np.unique(rows)) < len(rows) or rows.min() < 0 or rows.max() >= block.rows or not np.isfinite(scores).all():
-                raise RuntimeError("it lists rows that it does not have")
             slack = loss * block.longest
             if len(rows) < block.rows:
                 hidden = max(hidden, float(scores.min()) + slack)
@@ -230,7 +228,10 @@ class GpuSearch(Search):
             start += block.rows
         if start != len(self._codes()):
             raise RuntimeError("it holds another number of rows")
-        return _Listed(*(np.concatenate(parts) for parts in zip(*made, strict=True))), hidden
+        listed = _Listed(*(np.concatenate(parts) for parts in zip(*made, strict=True)))
+        if len(np.unique(listed.rows)) < len(listed.rows) or not np.isfinite(listed.scores).all():
+            raise RuntimeError("it lists rows twice, or without a score")
+        return listed, hidden
 
 
 class _Listed(NamedTuple):
