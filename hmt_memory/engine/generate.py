@@ -23,7 +23,7 @@ from .reader import read, token_ids
 from .recall import segment_weights
 from .state import HMTState
 from .turns import Turns
-from .view import Recollection, View
+from .view import Assembled, Recollection, View
 from .view_cache import Prefill, read_whole
 
 FinishReason = Literal["stop", "length"]
@@ -117,15 +117,44 @@ def generate(
     decoding = decoding or Decoding()
     if decoding.stops and model.backbone.tokenizer is None:
         raise InputError("stop strings need text, and this model was wrapped without a tokenizer. Wrap it with one.")
+    view, start, added = _opened(model, ids, state, pinned, notes, recollection, turns)
+    generation = Generation(iter(()), len(added))
+    generation._pieces = _in_eval_mode(model, _pieces(generation, view, decoding, start, added, prefill))
+    return generation
+
+
+def assembled(
+    model: MemoryCell,
+    ids: Tensor,
+    *,
+    state: HMTState | None = None,
+    pinned: Tensor,
+    recollection: Recollection | None = None,
+    turns: Turns | None = None,
+) -> Assembled:
+    """Return the view that `generate` with these arguments would condition an answer on, and answer nothing."""
+    view, start, added = _opened(model, ids, state, pinned, torch.zeros(0, dtype=torch.long), recollection, turns)
+    with torch.no_grad(), eval_mode(model):
+        return view.assembled(read(model, added, start))
+
+
+def _opened(
+    model: MemoryCell,
+    ids: Tensor,
+    state: HMTState | None,
+    pinned: Tensor,
+    notes: Tensor,
+    recollection: Recollection | None,
+    turns: Turns | None,
+) -> tuple[View, HMTState, Tensor]:
+    """Return the view, the state and the tokens that an answer begins with."""
     start = model.states(state, 1)[0]
     first = torch.tensor(model.backbone.start_ids(), dtype=torch.long)
     added = ids if start.tokens else _without(first, ids)
     view = View(model, torch.cat([first, _without(first, pinned)]), notes, len(first), recollection, turns)
     if not (start.tokens or len(added) or len(view.pinned)):
         raise InputError("the prompt is empty and so is the stream: there is nothing to continue.")
-    generation = Generation(iter(()), len(added))
-    generation._pieces = _in_eval_mode(model, _pieces(generation, view, decoding, start, added, prefill))
-    return generation
+    return view, start, added
 
 
 @torch.no_grad()

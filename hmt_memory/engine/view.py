@@ -7,7 +7,7 @@ Knows token ids and the budgets for them; a `Recollection` decides what is worth
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,17 @@ class Recollection(Protocol):
     def notes(self) -> Tensor:
         """Return token ids [t] of the notes, at most `note_tokens`. Called after `memory`, for the first view."""
         ...
+
+
+class Assembled(NamedTuple):
+    """The parts of a view, in their order: token ids [t], and positions of P, which has none."""
+
+    carried: int
+    pinned: Tensor
+    recent: Tensor
+    recalled: int
+    notes: Tensor
+    question: Tensor
 
 
 class View:
@@ -100,9 +111,19 @@ class View:
 
     def _halves(self, state: HMTState) -> tuple[Tensor, Tensor]:
         """Return the token ids of `[pinned | recent turns]` and of `[notes | question]`."""
+        recent, question = self._parted(state)
+        return torch.cat([self.pinned, recent]), torch.cat([self.notes, question])
+
+    def _parted(self, state: HMTState) -> tuple[Tensor, Tensor]:
+        """Return the token ids of recent turns and of the question, of what the view shows of the stream."""
         visible, question = self.visible(state), self._turns.question
         place = 0 if question is None else min(max(0, question - self.begins(state)), len(visible))
-        return torch.cat([self.pinned, visible[:place]]), torch.cat([self.notes, visible[place:]])
+        return visible[:place], visible[place:]
+
+    def assembled(self, state: HMTState) -> Assembled:
+        """Return the parts of the view, with the notes that are chosen for it."""
+        carried, recalled = self.model.placed(self._prompt(state))
+        return Assembled(len(carried), self.pinned, self._parted(state)[0], len(recalled), self.notes, self._parted(state)[1])
 
     def embed(self, state: HMTState) -> tuple[Tensor, Tensor]:
         """Return input embeddings of `[carried | pinned | recent turns]` [s, d] and of `[recalled | notes | question]` [t, d].

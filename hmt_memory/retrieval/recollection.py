@@ -58,6 +58,7 @@ class ViewRecollection:
         self._budget = (model.view.note_tokens if note_tokens is None else note_tokens) or 0
         self._chosen: Tensor | None = None
         self.recalled = RecalledSegments()  # the passages that are noted, once they are chosen
+        self.ranked: Sequence[Scored] = ()  # all passages that were looked at, the best first
 
     def memory(self, summary: Tensor, state: HMTState, visible: int) -> Tensor:
         """Return the memory [k, m, d] that P recalls from.
@@ -98,8 +99,8 @@ class ViewRecollection:
                 chosen = chosen._replace(nearest=nearest(model, shards, asked.key))
                 self.recalled.coverage = chosen.coverage
                 hidden = partial(self._hidden, visible_from=visible_from)
-                passages = ranked(shards, chosen, self._question, before=hidden, finely=True)
-                ids = self._fitting(self._noted(passages), chosen.coverage)
+                self.ranked = ranked(shards, chosen, self._question, before=hidden, finely=True)
+                ids = self._fitting(self._noted(self.ranked), chosen.coverage)
             self._chosen = torch.tensor(ids, dtype=torch.long)
         return candidates.memory
 

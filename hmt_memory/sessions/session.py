@@ -27,8 +27,9 @@ from ..store.rows import CollectionRow, MessageRow
 from .answer import Answer, Request, Wanted
 from .answering import answering, messages_of
 from .collection import log
+from .explaining import Explanation, explain
 from .reading import Progress
-from .session_memory import SessionMemory, Snapshot
+from .session_memory import Asked, SessionMemory, Snapshot
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -140,24 +141,14 @@ class Session(SessionMemory):
         wanted = Wanted(decoding, options, tools, tool_choice, schema)
         other = None if answerer is None else answering(answerer, wanted, reader=model, view=view)
         request = Request(model, wanted) if other is None else other
-        snapshot = self._within_limits()
-        if replacing is not None:
-            snapshot = self._before(snapshot, replacing, model)
-        elif own_view is not None:
-            snapshot = self._seen_by(snapshot, model)
-        batch = self._transcript.batch(told, first=not snapshot.tokens)
-        if not batch.ids and not snapshot.tokens:
-            raise InputError("there is nothing to answer: add a message first.")
-        with self._unless_rewritten(snapshot), self._database.reading() as db:
-            system = "\n\n".join(batch.system or rewriting.system_in_force(db, snapshot.parts)) or None
-        draft = self._draft(snapshot, batch)
-        question, asked_at, turns = self._question(snapshot, draft, model)
+        asked = self._asked(told, replacing, model)
+        snapshot, batch = asked.snapshot, asked.batch
         memory = ViewRecollection(
             model,
             self._transcript.plain if other is None else other.encode,
-            self._sources(snapshot, draft, asked_at),
+            self._sources(snapshot, asked.draft, asked.asked_at),
             own=True,
-            question=question,
+            question=asked.question,
             noting=replay,
             note_tokens=None if other is None else other.note_tokens,
         )
@@ -167,22 +158,57 @@ class Session(SessionMemory):
             generation = model.generate(
                 [*batch.ids, *self._transcript.answer_opening()],
                 state=snapshot.state,
-                pinned=self._transcript.pinned(system, tools),
+                pinned=self._transcript.pinned(asked.system, tools),
                 recollection=memory,
-                turns=turns,
+                turns=asked.turns,
                 decoding=request.decoding.also_stopping_at(self._transcript.stop),
                 prefill=prefill,
             )
         else:
-            rows = self._latest(snapshot, draft)
+            rows = self._latest(snapshot, asked.draft)
             shown = request.shown(messages_of(rows), [row.tokens[0] for row in rows])
             first = rows[len(rows) - shown.messages].tokens[0]
             with self._unless_rewritten(snapshot):
-                memory.recall(question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)
-            generation = request.generate(shown, system=system, notes=memory.notes(), added=len(batch.ids), prefill=prefill)
+                memory.recall(asked.question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)
+            generation = request.generate(
+                shown, system=asked.system, notes=memory.notes(), added=len(batch.ids), prefill=prefill
+            )
         return Reply(
             self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing, own=other is None
         )
+
+    def explain(self, messages: Messages = (), *, replacing: int | None = None) -> Explanation:
+        """Return what `reply` with these arguments would be conditioned on. Nothing is answered and nothing stored.
+
+        Args:
+            messages: the messages to answer; none: those added before.
+            replacing: id of a message; the session is looked at as it was before it. With the question of a stored answer this
+                shows why that says what it says, as far as nothing was forgotten since.
+
+        Raises:
+            InputError: messages are malformed, or there is nothing to answer.
+            BudgetError: the system prompt is over `pinned_tokens`.
+            SessionNotFoundError: there is no message `replacing`.
+        """
+        model = self._needs_model()
+        asked = self._asked(validated(messages), replacing, model)
+        with self._unless_rewritten(asked.snapshot):
+            return explain(model, self._transcript, asked, self._sources(asked.snapshot, asked.draft, asked.asked_at))
+
+    def _asked(self, told: Sequence[Mapping[str, Any]], replacing: int | None, model: HMTModel) -> Asked:
+        """Place checked messages behind the session, or behind what stands before a message that they replace."""
+        snapshot = self._within_limits()
+        if replacing is not None:
+            snapshot = self._before(snapshot, replacing, model)
+        elif model is not self._needs_model():  # another view
+            snapshot = self._seen_by(snapshot, model)
+        batch = self._transcript.batch(told, first=not snapshot.tokens)
+        if not batch.ids and not snapshot.tokens:
+            raise InputError("there is nothing to answer: add a message first.")
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            system = "\n\n".join(batch.system or rewriting.system_in_force(db, snapshot.parts)) or None
+        draft = self._draft(snapshot, batch)
+        return Asked(snapshot, batch, system, draft, *self._question(snapshot, draft, model))
 
     def _latest(self, snapshot: Snapshot, draft: Draft) -> list[MessageRow]:
         """Return the latest messages and those of a draft; system messages, which are pinned, left out."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..chat.transcript import Batch
 from ..engine.state import HMTState
+from ..engine.turns import Turns
 from ..errors import SessionBusyError, StoreDamagedError
 from ..retrieval import ranking
 from ..retrieval.ranking import RecalledSegment, RecalledSegments, Sources
@@ -47,6 +48,18 @@ class Snapshot:
     def tokens(self) -> int:
         """The number of stored tokens."""
         return lineage.size(self.parts)[1]
+
+
+class Asked(NamedTuple):
+    """The messages that are to be answered, as they follow a session."""
+
+    snapshot: Snapshot
+    batch: Batch
+    system: str | None
+    draft: Draft
+    question: str  # the user's last message
+    asked_at: int | None  # the token where it begins
+    turns: Turns
 
 
 class SessionMemory(StoredSession):

@@ -56,6 +56,10 @@ class StoredSession(Collection):
         """Raise InputError: answering takes a model."""
         self._needs_model()
 
+    def explain(self, *_: Any, **__: Any) -> Any:
+        """Raise InputError: a view is assembled for a model."""
+        self._needs_model()
+
     def recall(self, *_: Any, **__: Any) -> Any:
         """Raise InputError: recalling takes a model."""
         self._needs_model()
