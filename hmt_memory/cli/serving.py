@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import urllib.request
+import webbrowser
 from typing import Annotated
 
 import typer
@@ -11,6 +15,8 @@ from . import options
 from .options import DEFAULT_MODEL, Dtype
 from .terminal import Screen
 
+_ANY = ("0.0.0.0", "::")
+_SECONDS = 30  # in which a server starts
 _HERE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -29,6 +35,7 @@ def serve(
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="The token of --token may look only.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 4,
+    show: Annotated[bool, typer.Option("--open", help="Open the page that shows what is remembered.")] = False,
     store: options.Store = None,
     model: options.Name = DEFAULT_MODEL,
     reader: options.Reader = None,
@@ -36,7 +43,10 @@ def serve(
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
 ) -> None:
-    """Serve the memory to OpenAI's clients, at http://127.0.0.1:8399/v1. The header X-HMT-Session names a session."""
+    """Serve the memory to OpenAI's clients, at http://127.0.0.1:8399/v1, and show it at http://127.0.0.1:8399.
+
+    The header X-HMT-Session of a call names its session.
+    """
     try:
         import uvicorn
 
@@ -65,5 +75,22 @@ def serve(
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
     assistant = Assistant(model, adapter=adapter, reader=reader, store=folder, dtype=dtype.value, device=device)
     app = create_app(assistant, Settings(hosts=hosts, answers=answers), tokens=tokens if len(tokens) else None)
-    screen.note(f"{assistant.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    screen.note(f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered.")
+    if show:
+        here = address if host not in _ANY else f"http://127.0.0.1:{port}"
+        threading.Thread(target=_open, args=(here,), daemon=True).start()
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+
+
+def _open(address: str) -> None:
+    """Open a page in the user's browser as soon as the server answers."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(_SECONDS * 10):
+        try:
+            direct.open(f"{address}/health", timeout=1).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            webbrowser.open(address)
+            return

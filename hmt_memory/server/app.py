@@ -18,6 +18,7 @@ from sse_starlette import EventSourceResponse
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 
 from .._version import __version__
 from ..errors import HMTError, SessionBusyError
@@ -27,6 +28,8 @@ from .chat import Completion, pieces, session_of
 from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller
 from .mcp import Mounted
 from .memory import router
+from .pages.routes import STATIC, failure
+from .pages.routes import router as pages
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -74,7 +77,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     app.add_exception_handler(HMTError, failures.of_ours)
     app.add_exception_handler(RequestValidationError, failures.of_fields)
     app.add_exception_handler(HTTPException, failures.of_http)
-    app.state.tokens, app.state.assistant = tokens, assistant
+    app.state.tokens, app.state.assistant, app.state.failure = tokens, assistant, failure
     app.state.looking = Gate(settings.looking, settings.waiting)
     door = Door(assistant, settings)
     tools = Mounted(assistant, app.state.looking)
@@ -109,6 +112,8 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
         return await door.chat(body, request, known)
 
     app.include_router(router)
+    app.include_router(pages)
+    app.mount("/static", StaticFiles(directory=STATIC))
     return app
 
 

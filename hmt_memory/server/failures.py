@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -66,13 +66,19 @@ def status_of(error: errors.HMTError) -> tuple[int, str]:
     return known or (500, type(error).__name__.removesuffix("Error").lower())
 
 
-async def of_ours(_: Request, error: Exception) -> JSONResponse:
+async def of_ours(request: Request, error: Exception) -> Response:
     """Answer a call that this package refused."""
     assert isinstance(error, errors.HMTError)
     status, code = status_of(error)
     if status == 500:
         _log.error("%s: %s", type(error).__name__, error)
-    return response_of(status, message_of(error), code=code)
+    return _page(request, status, message_of(error)) or response_of(status, message_of(error), code=code)
+
+
+def _page(request: Request, status: int, message: str) -> Response | None:
+    """Return the page of an error, where the application has one for this call."""
+    made: Response | None = request.app.state.failure(request, status, message)
+    return made
 
 
 def message_of(error: errors.HMTError) -> str:
@@ -99,7 +105,9 @@ async def of_fields(_: Request, error: Exception) -> JSONResponse:
     return response_of(400, f"{param}: {message}" if param else message, code="invalid_request", param=param)
 
 
-async def of_http(_: Request, error: Exception) -> JSONResponse:
+async def of_http(request: Request, error: Exception) -> Response:
     """Answer a call that no route takes, or that a guard refused."""
     assert isinstance(error, HTTPException)
-    return response_of(error.status_code, str(error.detail))
+    made = _page(request, error.status_code, str(error.detail)) or response_of(error.status_code, str(error.detail))
+    made.headers.update(error.headers or {})
+    return made

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from .tokens import Tokens
 
+COOKIE = "hmt_token"
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 _LONGEST_NAME = 140  # of a session or corpus, with that of a token before it
@@ -65,6 +66,9 @@ class Caller:
 async def caller(request: Request) -> Caller:
     """Return who calls: whose token is shown, where the application has tokens.
 
+    A browser shows it in a cookie, which counts for calls that this server's own pages make, and for addresses that somebody
+    has typed.
+
     Args:
         request: the call.
 
@@ -75,10 +79,23 @@ async def caller(request: Request) -> Caller:
     if tokens is None:
         return Caller()
     kind, _, secret = request.headers.get("authorization", "").partition(" ")
+    if not kind and from_here(request):
+        kind, secret = "bearer", request.cookies.get(COOKIE, "")
     token = tokens.of(secret.strip()) if kind.lower() == "bearer" else None
     if token is None:
         raise HTTPException(401, "no token is shown that is known here. Send it as: Authorization: Bearer hmt-...")
     return Caller(token.tenant, token.read_only)
+
+
+def from_here(request: Request) -> bool:
+    """Return whether a browser says that a page of this server makes a call, or nobody's page."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin" or (site == "none" and request.method == "GET")
+    origin = request.headers.get("origin")
+    if origin is None:
+        return request.method == "GET"
+    return urlsplit(origin).netloc == request.headers.get("host")
 
 
 class Gate:

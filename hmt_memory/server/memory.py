@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from ..retrieval.ranking import RecalledSegments
 
 
-async def _place(request: Request) -> AsyncIterator[None]:
+async def place(request: Request) -> AsyncIterator[None]:
     """Wait for a place among the calls that work at once, so that there are threads left for answers."""
     async with request.app.state.looking.place():
         yield
 
 
-router = APIRouter(prefix="/v1", dependencies=[Depends(caller), Depends(_place)])
+router = APIRouter(prefix="/v1", dependencies=[Depends(caller), Depends(place)])
 _MOST = 1000  # of one list
 
 
@@ -45,14 +45,15 @@ async def _writer(known: Annotated[Caller, Depends(caller)]) -> Caller:
     return known
 
 
-async def _assistant(request: Request) -> Assistant:
+async def assistant_of(request: Request) -> Assistant:
+    """Return the assistant that answers here."""
     assistant: Assistant = request.app.state.assistant
     return assistant
 
 
 Known = Annotated[Caller, Depends(caller)]
 Writer = Annotated[Caller, Depends(_writer)]
-Memory = Annotated[Any, Depends(_assistant)]  # an `Assistant`; FastAPI would look into its type
+Memory = Annotated[Any, Depends(assistant_of)]  # an `Assistant`; FastAPI would look into its type
 TopK = Annotated[int, Query(ge=1, le=100)]
 Words = Annotated[str, Query(min_length=1, max_length=100_000)]
 

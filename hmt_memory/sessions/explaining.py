@@ -130,7 +130,7 @@ def _weighed(one: Scored, noted: RecalledSegments) -> Weighed:
         source=cited.source,
         segment=cited.segment,
         messages=[message.id for message in cited.messages],
-        noted=any(cited.text == each.text and cited.source == each.source for each in noted),
+        noted=any((cited.text, cited.source, cited.segment) == (each.text, each.source, each.segment) for each in noted),
         score=one.score,
         likelihood=one.likelihood,
         words=one.evidence.words,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import io
+import threading
+import urllib.request
+import webbrowser
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import uvicorn
@@ -76,3 +81,23 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(builtins, "__import__", missing)
     done = run("--store", str(tmp_path))
     assert "pip install 'hmt-memory[serve]'" in str(done.exception)
+
+
+def test_the_page_is_opened_once_the_server_answers(
+    served: list[dict[str, Any]], tmp_path: Path, chatty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, shown = [], []
+
+    def answer(opener: Any, url: str, timeout: float) -> Any:
+        asked.append(url)
+        if len(asked) < 3:
+            raise URLError("nobody listens yet")
+        return io.BytesIO()
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", answer)
+    monkeypatch.setattr(webbrowser, "open", shown.append)
+    before = set(threading.enumerate())
+    run("--store", str(tmp_path), "--model", chatty, "--port", "81", "--host", "0.0.0.0", "--open")
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert served and asked == ["http://127.0.0.1:81/health"] * 3 and shown == ["http://127.0.0.1:81"]
