@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-real test-lowest coverage lint docs bench adapter clean
+.PHONY: demo test test-real test-lowest test-kernels coverage lint docs bench adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -31,6 +31,16 @@ test-lowest: $(LOWEST)/ready
 
 $(LOWEST)/ready: .venv/ready constraints-lowest.txt
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LOWEST) --requirement constraints-lowest.txt
+	touch $@
+
+# Those of the Triton kernels: on a GPU, or without one in Triton's interpreter. Triton lies apart, because torch imports it wherever
+# it finds it, and it complains at the end of every process.
+TRITON := $(CURDIR)/.venv/triton
+test-kernels: $(TRITON)/ready
+	PYTHONPATH=$(TRITON) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/kernels
+
+$(TRITON)/ready: .venv/ready
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(TRITON) --constraint constraints.txt triton
 	touch $@
 
 # The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.

@@ -48,10 +48,18 @@ def recall(
     lse = torch.logsumexp(scores, dim=-1)
     weights = torch.exp(scores - lse[:, None])
     output = torch.einsum("bn,bnd->bd", weights, memory.float()).to(memory.dtype)
-    return Recall(output, weights, lse, _coverage(scores.detach(), lse.detach(), dropped, ceiling))
+    return Recall(output, weights, lse, coverage_of(scores.detach(), lse.detach(), dropped, ceiling))
 
 
-def _coverage(scores: Tensor, lse: Tensor, dropped: int, ceiling: Tensor | None) -> Tensor:
+def coverage_of(scores: Tensor, lse: Tensor, dropped: int, ceiling: Tensor | None) -> Tensor:
+    """Return the lower bound [B] of the softmax mass that fell on what was kept.
+
+    Args:
+        scores: [B, n], -inf where nothing exists.
+        lse: [B] their log-sum-exp.
+        dropped: embeddings left out of every row.
+        ceiling: [B], none of them scores higher; None: the lowest score.
+    """
     if ceiling is None:
         ceiling = scores.masked_fill(torch.isinf(scores), float("inf")).amin(dim=-1)
     return 1 / (1 + dropped * torch.exp(ceiling - lse)) if dropped else torch.ones_like(lse)

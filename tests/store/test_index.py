@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faiss_gpu import FakeFaiss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hmt_kernels
 from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
 from hmt_memory.store import lineage
-from hmt_memory.store.index import derived, search
+from hmt_memory.store.index import derived, devices, gpu, search
 from hmt_memory.store.index.vectors import KeyIndex, MemoryIndex
 from hmt_memory.store.rows import SegmentRow, chain
 from hmt_memory.store.shelf import Shelf, volume
@@ -341,6 +342,35 @@ def test_removing_takes_what_a_crash_left_too(rows: Rows, tmp_path: Path) -> Non
     assert [path.name for path in index.path.parent.iterdir()] == ["11.index"]
 
 
+def test_gpus_find_the_same_and_share_the_file(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stand-ins; what one has saved the other loads."""
+    fake = FakeFaiss(pytest.importorskip("faiss"), devices=2)
+    memory, query = drifting(500), np.random.default_rng(1).standard_normal(D)
+    rows.add(memory[:400])
+    expected = rows.search(host := index_of(tmp_path), query, 40)
+    rows.save(host, always=True)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "faiss", fake)
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "mem_get_info", fake.mem_get_info)
+        process = devices._Process()
+        for module in (devices, gpu):
+            patch.setattr(module, "process", process)
+        index = index_of(tmp_path)
+        found = rows.search(index, query, 40)
+        assert index.describe()["backend"] == "faiss GPU Flat fp16" and index._saved == 400
+        assert np.array_equal(found.positions, expected.positions) and found.ceiling == pytest.approx(expected.ceiling)
+        rows.add(memory[400:])
+        found = rows.search(index, query, 40)
+        assert sum(fake.uploaded) == 500 and index._search.unsettled == 0  # type: ignore[attr-defined]
+        assert (np.delete(memory, found.positions, axis=0).astype(np.float64) @ query).max() <= found.ceiling
+        rows.save(index, always=True)
+        del index
+    again = index_of(tmp_path)
+    assert np.array_equal(rows.search(again, query, 40).positions, found.positions)
+    assert again._saved == 500 and again.describe()["backend"] == "faiss SQfp16" and fake.broken == []
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_finds_the_same(rows: Rows, tmp_path: Path) -> None:
     faiss = pytest.importorskip("faiss")
@@ -352,5 +382,4 @@ def test_a_gpu_finds_the_same(rows: Rows, tmp_path: Path) -> None:
     query = np.random.default_rng(1).standard_normal(D)
     found = rows.search(index, query, 100)
     assert index.describe()["backend"] == "faiss GPU Flat fp16"
-    wanted = np.argsort(-(memory[:, 0].astype(np.float64) @ query))[:100]
-    assert len(set(found.positions.tolist()) & set(wanted.tolist())) >= 99
+    assert list(found.positions) == list(np.argsort(-(memory[:, 0].astype(np.float64) @ query), kind="stable")[:100])
