@@ -31,6 +31,8 @@ from .behind import Behind
 from .names import find
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from typing_extensions import Self
 
     from ..engine.view_cache import ViewCache
@@ -151,8 +153,9 @@ class Storage:
                 dim = model.config.key_dim
                 width, slots = model.backbone.hidden_size, model.recalled_slots
                 others = model.slots - slots
+                searched: dict[str, Any] = {"factory": self._factory, "made_by": made_by, "directions": directions_of(model)}
                 opened = self._indexes[row.id] = Indexes(
-                    MemoryIndex(memory, width=width, slots=slots, others=others, factory=self._factory, made_by=made_by),
+                    MemoryIndex(memory, width=width, slots=slots, others=others, **searched),
                     WordIndex(vocabulary, decode=model.backbone.decode, terms=lexical.terms, made_by=made_by),
                     KeyIndex(keys, width=dim, factory=self._factory, made_by=made_by) if dim else None,
                 )
@@ -329,3 +332,9 @@ class _Unended(NamedTuple):
 
 
 _REWRITING = "rewriting"  # the fact that rows were dropped: the database must be rewritten before anything is erased
+
+
+def directions_of(model: HMTModel) -> NDArray[np.float32]:
+    """Return the directions [d_h, d] that a model's folded queries lie in: those of its key projection."""
+    directions: NDArray[np.float32] = model.recall.key.weight.detach().float().cpu().numpy()
+    return directions

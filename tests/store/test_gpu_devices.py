@@ -200,7 +200,7 @@ def test_a_fork_leaves_the_devices_alone() -> None:
 def test_gpus_are_used_only_where_there_are_some(machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch) -> None:
     assert not devices.usable(types.SimpleNamespace())
     there = machine(0)
-    assert not devices.usable(there.faiss) and type(search.new_search("SQfp16", D)) is search._Flat
+    assert not devices.usable(there.faiss) and type(search.new_search("SQfp16", D)) is search.FlatSearch
     there = machine(1)
     assert devices.usable(there.faiss)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

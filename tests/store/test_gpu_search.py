@@ -180,7 +180,7 @@ def test_blocks_that_have_become_small_are_joined(machine: Callable[..., Machine
 
 def test_what_the_host_has_saved_is_loaded_to_the_devices_and_back(machine: Callable[..., Machine]) -> None:
     there, rows = machine(2), vectors("random", 333)
-    host = search._Flat(faiss, D)
+    host = search.FlatSearch(faiss, D)
     host.add(rows)
     saved = b"".join(host.dump())
     found = there.search()
@@ -188,7 +188,7 @@ def test_what_the_host_has_saved_is_loaded_to_the_devices_and_back(machine: Call
     assert sum(there.faiss.uploaded) == 333 and found.kind == host.kind
     check(found(query(), 9), rows, query(), 9)
     assert b"".join(found.dump()) == saved and found.unsettled == 0
-    again = search._Flat(faiss, D)
+    again = search.FlatSearch(faiss, D)
     again.load(memoryview(b"".join(found.dump())), 333)
     assert np.array_equal(again.codes(), rows)
     with pytest.raises(ValueError, match="another number of keys"):

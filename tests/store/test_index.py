@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,64 +13,13 @@ import torch
 from faiss_gpu import FakeFaiss
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from indexed import D, Rows, drifting
 
 import hmt_kernels
 from hmt_memory.errors import ConfigError, InputError, MissingDependencyError, SessionBusyError, StoreDamagedError
-from hmt_memory.store import lineage
-from hmt_memory.store.index import derived, devices, gpu, search
+from hmt_memory.store.index import derived, devices, flat, gpu, search
 from hmt_memory.store.index.vectors import KeyIndex, MemoryIndex
-from hmt_memory.store.rows import SegmentRow, chain
-from hmt_memory.store.shelf import Shelf, volume
-from hmt_memory.store.sqlite.database import Database
-
-D = 24
-
-
-def drifting(count: int, seed: int = 0, slots: int = 1) -> np.ndarray[Any, Any]:
-    """[count, slots, D] float16 vectors as memories are: anisotropic, with a common mean, drifting, of unequal norms."""
-    noise = np.random.default_rng(seed)
-    scale = np.arange(1, D + 1) ** -0.5
-    walk = np.cumsum(noise.standard_normal((count, slots, D)) * 0.2, axis=0) * scale
-    vectors = walk + 2 * noise.standard_normal(D) + noise.standard_normal((count, slots, D)) * scale
-    return (vectors * np.exp(0.15 * noise.standard_normal((count, slots, 1)))).astype(np.float16)
-
-
-class Rows:
-    """A stream of segments in a real database, to be grown and rewritten."""
-
-    def __init__(self, folder: Path) -> None:
-        self.database = Database(folder, timeout=1)
-        self.count, self._digest = 0, b""
-        self.restart()
-
-    def restart(self) -> None:
-        """Other rows from now on."""
-        with self.database.writing() as db:
-            self.stream = lineage.add_stream(db)
-        self.count, self._digest = 0, b""
-
-    def add(self, memory: np.ndarray[Any, Any], keys: Sequence[np.ndarray[Any, Any]] | None = None) -> None:
-        with self.database.writing() as db:
-            parts = lineage.of_stream(db, self.stream)
-            for at, vectors in enumerate(memory):
-                data = vectors.astype("<f2").tobytes()
-                key = None if keys is None else keys[at].astype("<f2").tobytes()
-                span = (self.count * 16, self.count * 16 + 16)
-                self._digest = chain(self._digest, span, data, key)
-                lineage.append_segments(db, parts, [SegmentRow(self.count, span, data, key, self._digest)])
-                self.count += 1
-
-    def shelf(self) -> Shelf:
-        with self.database.reading() as db:
-            return Shelf((volume(db, lineage.of_stream(db, self.stream)),))
-
-    def save(self, index: MemoryIndex | KeyIndex, **options: Any) -> None:
-        with self.database.reading() as db:
-            index.save(db, self.shelf(), **options)
-
-    def search(self, index: Any, query: np.ndarray[Any, Any], k: int) -> Any:
-        with self.database.reading() as db:
-            return index.search(db, self.shelf(), query.astype(np.float32), k)
+from hmt_memory.store.shelf import Shelf
 
 
 @pytest.fixture
@@ -138,9 +87,9 @@ def test_coverage_is_a_true_lower_bound_and_exact_when_all_are_kept(
 def test_a_large_matrix_is_searched_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """Moving it into huge pages changes no row."""
     faiss = pytest.importorskip("faiss")
-    monkeypatch.setattr(search, "_LARGE", 1 << 20)
+    monkeypatch.setattr(flat, "_LARGE", 1 << 20)
     rows = np.random.default_rng(0).standard_normal((200_000, D)).astype(np.float16)
-    found = search._Flat(faiss, D)
+    found = search.FlatSearch(faiss, D)
     for start in range(0, len(rows), 50_000):
         found.add(rows[start : start + 50_000])
     assert found._advised and np.array_equal(found.codes(), rows)

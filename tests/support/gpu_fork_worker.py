@@ -53,7 +53,7 @@ def main() -> None:
         right = results(there, rows) and there.keep(np.arange(500) % 2 == 0) and results(there, rows[::2])
         fresh = search.new_search("SQfp16", D)
         fresh.add(rows)
-        right = right and type(fresh) is search._Flat and results(fresh, rows) and there.name == "faiss SQfp16"
+        right = right and type(fresh) is search.FlatSearch and results(fresh, rows) and there.name == "faiss SQfp16"
         del dropped
         gc.collect()
         sys.exit(0 if right else 3)

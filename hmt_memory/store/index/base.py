@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,16 @@ class Search:
 
     name = kind = "none"
     exact = True
-    rounding = 1e-5  # relative difference between its scores and the true ones
+    rounding = 1e-5  # difference between its scores and the true ones, as a share of the norms of query and row
+
+    @property
+    def beside(self) -> int:
+        """The bytes of memory that it takes beside its rows."""
+        return 0
+
+    def describe(self) -> dict[str, Any]:
+        """Describe what else there is to say of it, ready for JSON."""
+        return {}
 
     def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return scores [k] and rows [k], best first."""
@@ -41,6 +51,12 @@ class Search:
     def load(self, data: memoryview, rows: int) -> None:
         """Append the `rows` rows that `dump` wrote."""
         raise NotImplementedError
+
+
+def dumped(rows: Halves) -> Iterator[bytes]:
+    """Yield rows [n, d] in pieces, as `matrix` loads them."""
+    for start in range(0, len(rows), 65_536):
+        yield rows[start : start + 65_536].astype("<f2", copy=False).tobytes()
 
 
 def matrix(data: memoryview, rows: int, width: int) -> Halves:

@@ -58,6 +58,10 @@ class GpuSearch(Search):
             taken[block.device.number] = taken.get(block.device.number, 0) + on_devices(block.rows, self._width)
         return taken
 
+    def describe(self) -> dict[str, Any]:
+        """Describe the copy: bytes by device, and searches that the host answered because it does not tell."""
+        return {"device_bytes": self.device_bytes, "unsettled": self.unsettled}
+
     def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return scores [k] and rows [k], best first."""
         if self._ready() and self._blocks:

@@ -5,9 +5,6 @@ Each is a growing matrix of float16 rows, searched by inner product. Knows vecto
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,16 +13,21 @@ from numpy.typing import NDArray
 
 from ...errors import ConfigError, MissingDependencyError
 from .base import DEFAULT, Halves, Search, matrix
+from .bounded import BoundedSearch
 from .devices import usable
+from .flat import FlatSearch, one_thread
 from .gpu import GpuSearch
 
 _POINTS_PER_LIST = 39  # FAISS wants so many training points for each inverted list
-_LARGE = 32 << 20  # bytes of a matrix for which huge pages are worth asking
-_HUGE_PAGE, _MADV_HUGEPAGE, _MADV_COLLAPSE = 2 << 20, 14, 25  # Linux; kernels without the last ignore it
 
 
-def new_search(factory: str, width: int) -> Search:
-    """Choose the backend for a `factory` string and vectors of `width`.
+def new_search(factory: str, width: int, directions: NDArray[np.float32] | None = None) -> Search:
+    """Choose the backend.
+
+    Args:
+        factory: `DEFAULT`, or what FAISS calls an index.
+        width: of a vector.
+        directions: [r, d] whose span holds the queries; None, or r = d: they may lie anywhere.
 
     Raises:
         MissingDependencyError: the factory needs FAISS.
@@ -43,60 +45,13 @@ def new_search(factory: str, width: int) -> Search:
 
         return TorchSearch(width)
     if name == DEFAULT:
-        flat = _Flat(faiss, width)
-        return GpuSearch(faiss, flat, flat.codes, width) if usable(faiss) else flat
+        flat = FlatSearch(faiss, width)
+        if usable(faiss):
+            return GpuSearch(faiss, flat, flat.codes, width)
+        if directions is None or len(directions) >= width:
+            return flat
+        return BoundedSearch(faiss, width, directions)
     return _Factory(faiss, width, factory)
-
-
-class _Flat(Search):
-    """FAISS's 16-bit scalar quantizer: its codes are the float16 rows themselves, so it is exact."""
-
-    name, kind = "faiss SQfp16", "flat16"
-
-    def __init__(self, faiss: Any, width: int) -> None:
-        self._faiss, self._width = faiss, width
-        self._index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        self._index.is_trained = True
-        self._advised = 0  # the address for which huge pages were last asked
-
-    def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        with _one_thread(self._faiss):
-            scores, rows = self._index.search(query[None], k)
-        return scores[0], rows[0]
-
-    def add(self, rows: Halves) -> None:
-        if len(rows):
-            self._index.add_sa_codes(np.ascontiguousarray(rows).view(np.uint8))
-            codes = self.codes()
-            if codes.nbytes >= _LARGE and codes.ctypes.data != self._advised:  # it has moved to grow
-                self._advised = codes.ctypes.data
-                _use_huge_pages(self._advised, codes.nbytes)
-
-    def keep(self, kept: NDArray[np.bool_]) -> bool:
-        rows = self.codes()[kept]
-        self._index.reset()
-        self.add(rows)
-        return True
-
-    def vectors(self, rows: NDArray[np.int64]) -> Halves | None:
-        return np.ascontiguousarray(self.codes()[rows])
-
-    def codes(self) -> Halves:
-        """Return all rows [n, d], without a copy."""
-        size = self._index.ntotal * self._width * 2
-        if not size:
-            return np.zeros((0, self._width), np.float16)
-        codes = self._faiss.rev_swig_ptr(self._index.codes.data(), size)
-        rows: Halves = codes.view(np.float16).reshape(-1, self._width)
-        return rows
-
-    def dump(self) -> Iterator[bytes]:
-        codes = self.codes()
-        for start in range(0, len(codes), 65_536):
-            yield codes[start : start + 65_536].astype("<f2", copy=False).tobytes()
-
-    def load(self, data: memoryview, rows: int) -> None:
-        self.add(matrix(data, rows, self._width))
 
 
 class _Factory(Search):
@@ -110,7 +65,7 @@ class _Factory(Search):
                 "30,000 memories (docs/log.md). Use 'SQfp16' (exact), or 'IVF1024,SQfp16;nprobe=64' above a million segments."
             )
         self._faiss, self._width = faiss, width
-        self._flat: _Flat | None = None
+        self._flat: FlatSearch | None = None
         self.exact = name == "Flat"
         self.name, self.kind = f"faiss {factory}", f"faiss {factory}"
         try:
@@ -120,7 +75,7 @@ class _Factory(Search):
             raise ConfigError(f"FAISS does not know the index {factory!r}: {str(error).splitlines()[-1]}") from error
         self._training = _POINTS_PER_LIST * int(getattr(self._faiss.downcast_index(self._index), "nlist", 1))
         if not self._index.is_trained:
-            self._flat = _Flat(faiss, width)
+            self._flat = FlatSearch(faiss, width)
 
     def _set_parameters(self) -> None:
         if self._parameters:
@@ -129,7 +84,7 @@ class _Factory(Search):
     def __call__(self, query: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         if self._flat is not None:
             return self._flat(query, k)
-        with _one_thread(self._faiss):
+        with one_thread(self._faiss):
             scores, rows = self._index.search(query[None], k)
         kept = rows[0] >= 0  # probing few lists may find fewer than k
         return scores[0][kept], rows[0][kept]
@@ -165,26 +120,3 @@ class _Factory(Search):
         self._flat = None
         if self._index.ntotal != rows or self._index.d != self._width:
             raise ValueError("it holds other keys than its header says")
-
-
-@contextlib.contextmanager
-def _one_thread(faiss: Any) -> Iterator[None]:
-    """Search on one thread, which is fastest for one query. The setting belongs to the calling thread."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-def _use_huge_pages(address: int, size: int) -> None:
-    """Ask Linux to lay memory [address, address + size) in huge pages: a scan of it is then a quarter faster. Costs a copy."""
-    if not sys.platform.startswith("linux"):
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        advise = ctypes.CDLL(None).madvise
-        start = -(-address // _HUGE_PAGE) * _HUGE_PAGE
-        length = (address + size - start) // _HUGE_PAGE * _HUGE_PAGE
-        for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
-            advise(ctypes.c_void_p(start), ctypes.c_size_t(length), advice)

@@ -46,19 +46,28 @@ class _Vectors(Derived):
         width: of a vector.
         factory: a FAISS `index_factory` string for inner product, with `;name=value` search parameters after it.
         made_by: digest of the model; an index of another model is not used.
+        directions: [r, width] whose span holds the queries; None: they may lie anywhere.
 
     Raises:
         ConfigError: the factory string is unknown, or recalls too little.
         MissingDependencyError: the factory needs FAISS.
     """
 
-    def __init__(self, path: Path, *, width: int, factory: str = DEFAULT, made_by: str = "") -> None:
-        self.width, self.factory, self._made_by = width, factory, made_by
-        self._search: Search = new_search(factory, width)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        width: int,
+        factory: str = DEFAULT,
+        made_by: str = "",
+        directions: NDArray[np.float32] | None = None,
+    ) -> None:
+        self.width, self.factory, self._made_by, self._directions = width, factory, made_by, directions
+        self._search: Search = new_search(factory, width, directions)
         super().__init__(path)
 
     def _clear(self) -> None:
-        self._search = new_search(self.factory, self.width)
+        self._search = new_search(self.factory, self.width, self._directions)
         self._owners = np.zeros(0, np.int64)  # the segment of each vector, in order
 
     def _of(self, row: SegmentRow, position: int) -> Halves:
@@ -85,7 +94,7 @@ class _Vectors(Derived):
     @property
     def nbytes(self) -> int:
         """The bytes of memory that it takes."""
-        return self._owners.nbytes + 2 * self.width * len(self._owners)
+        return self._owners.nbytes + 2 * self.width * len(self._owners) + self._search.beside
 
     def _vectors(self, data: bytes, position: int) -> Halves:
         vectors: Halves = np.frombuffer(data, "<f2") if data else np.zeros(0, np.float16)
@@ -162,15 +171,12 @@ class MemoryIndex(_Vectors):
         width: d, the width of an embedding.
         slots: m, the embeddings of a segment that may be recalled.
         others: the number of embeddings before these in a row.
-        factory: as of any search of vectors.
-        made_by: digest of the model.
+        **options: as of any search of vectors.
     """
 
-    def __init__(
-        self, path: Path, *, width: int, slots: int, others: int = 0, factory: str = DEFAULT, made_by: str = ""
-    ) -> None:
+    def __init__(self, path: Path, *, width: int, slots: int, others: int = 0, **options: Any) -> None:
         self.slots, self._others = slots, others
-        super().__init__(path, width=width, factory=factory, made_by=made_by)
+        super().__init__(path, width=width, **options)
 
     def _clear(self) -> None:
         super()._clear()
@@ -178,8 +184,8 @@ class MemoryIndex(_Vectors):
 
     def describe(self) -> dict[str, Any]:
         """Describe the search: backend, number of vectors, whether it is exact."""
-        exact = self._search.exact
-        return {"backend": self._search.name, "segments": self.count, "keys": len(self._owners), "exact": exact}
+        known = {"backend": self._search.name, "segments": self.count, "keys": len(self._owners), "exact": self._search.exact}
+        return known | self._search.describe()
 
     def _of(self, row: SegmentRow, position: int) -> Halves:
         memory = self._vectors(row.memory, position)[self._others :]
@@ -209,8 +215,8 @@ class MemoryIndex(_Vectors):
             ceiling = float("-inf")
             if len(positions) < shelf.total:
                 lowest = float(scores.min()) if self._search.exact else float("inf")
-                ceiling = min(lowest, float(np.linalg.norm(query)) * self._largest)
-                ceiling += self._search.rounding * abs(ceiling)
+                largest = float(np.linalg.norm(query)) * self._largest
+                ceiling = min(lowest + self._search.rounding * largest, largest * (1 + self._search.rounding))
             return Hits(positions, self._memory(db, shelf, positions), ceiling)
 
     def _memory(self, db: Transaction, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:
