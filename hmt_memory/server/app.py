@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,12 +22,13 @@ from starlette.staticfiles import StaticFiles
 
 from .._version import __version__
 from ..errors import HMTError, SessionBusyError
-from . import failures
+from . import failures, replays
 from .bodies import ChatRequest
-from .chat import Completion, pieces, session_of
+from .chat import Completion, chunks_of, pieces, session_of
 from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller
 from .mcp import Mounted
 from .memory import router
+from .metrics import CONTENT_TYPE, Counted, Metrics, Timed
 from .pages.routes import STATIC, failure
 from .pages.routes import router as pages
 
@@ -72,14 +73,16 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     silent: Any = {"tracing": False, "metrics": False, "logs": False}
     # And its pages about the API would load scripts from elsewhere.
     app = FastAPI(title="hmt-memory", version=__version__, telemetry=silent, docs_url=None, redoc_url=None)
+    metrics = Metrics()
     app.add_middleware(Fence, hosts=settings.hosts, most_bytes=settings.most_bytes, most_imported=settings.most_imported)
+    app.add_middleware(Counted, metrics=metrics)  # before the fence: what that refuses is counted, too
     app.add_exception_handler(Exception, failures.of_others)
     app.add_exception_handler(HMTError, failures.of_ours)
     app.add_exception_handler(RequestValidationError, failures.of_fields)
     app.add_exception_handler(HTTPException, failures.of_http)
     app.state.tokens, app.state.assistant, app.state.failure = tokens, assistant, failure
     app.state.looking = Gate(settings.looking, settings.waiting)
-    door = Door(assistant, settings)
+    door = Door(assistant, settings, metrics)
     tools = Mounted(assistant, app.state.looking)
     app.mount("/mcp", tools)
     app.router.lifespan_context = lambda _: tools.manager.run()
@@ -94,6 +97,11 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
         """Tell whether the model is loaded."""
         response.status_code = 200 if assistant.is_loaded else 503
         return {"status": "ready" if assistant.is_loaded else "the model is loaded with the first answer"}
+
+    @app.get("/metrics")
+    async def measured(_: Known) -> Response:
+        """Count calls, answers and their times, for Prometheus."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")
     async def models(_: Known) -> dict[str, Any]:
@@ -117,16 +125,25 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     return app
 
 
+async def _again(whole: dict[str, Any], usage: bool) -> AsyncIterator[str]:
+    """Yield the chunks of an answer that was given before."""
+    for chunk in chunks_of(whole, usage=usage):
+        yield json.dumps(chunk)
+    yield "[DONE]"
+
+
 class Door:
     """The way from calls to the assistant.
 
     Args:
         assistant: answers.
         settings: what is allowed.
+        metrics: where answers are counted.
     """
 
-    def __init__(self, assistant: Assistant, settings: Settings) -> None:
-        self._assistant, self._settings = assistant, settings
+    def __init__(self, assistant: Assistant, settings: Settings, metrics: Metrics) -> None:
+        self._assistant, self._settings, self._metrics = assistant, settings, metrics
+        self._replays = replays.Replays()
         self._gate, self._since = Gate(settings.answers, settings.waiting), int(time.time())
         self._answering: set[str] = set()  # the sessions in which an answer is being written
 
@@ -150,18 +167,33 @@ class Door:
         own = None if name is None else caller.own(name)
         if caller.read_only and own is not None:
             raise HTTPException(403, "this token may look only: it cannot add to a session.")
+        key, asked = request.headers.get(replays.HEADER), f"{name}\n{body.model_dump_json()}"
+        usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        if (before := self._replays.find(caller.tenant, key, asked)) is not None:
+            if body.stream:
+                return EventSourceResponse(_again(before, usage))
+            return JSONResponse(before)
         until = anyio.current_time() + self._settings.seconds
         async with AsyncExitStack() as held:
+            keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked))
             held.enter_context(self._alone(own))
+            timed = held.enter_context(Timed(self._metrics))
             await held.enter_async_context(self._gate.place())
             if await request.is_disconnected():
                 return Response(status_code=_CLOSED)
             answer, first = await self._begun(body, own, caller)
+            timed.first()
             completion = Completion(answer, self._assistant.name, name, caller)
+
+            def finished() -> dict[str, Any]:
+                whole = completion.whole()
+                keeper.keep(whole)
+                timed.finished(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+                return whole
+
             if body.stream:
-                usage = body.stream_options is not None and bool(body.stream_options.include_usage)
                 kept = held.pop_all()
-                chunks = self._chunks(answer, first, completion, usage, kept, until)
+                chunks = self._chunks(answer, first, completion, usage, kept, until, finished)
                 return EventSourceResponse(chunks, background=BackgroundTask(kept.aclose))
             try:
                 async for _ in pieces(answer, until):
@@ -169,7 +201,7 @@ class Door:
                         return Response(status_code=_CLOSED)
             except TimeoutError as error:
                 raise HTTPException(504, _TOO_LONG) from error
-            return JSONResponse(completion.whole())
+            return JSONResponse(finished())
 
     @contextmanager
     def _alone(self, session: str | None) -> Iterator[None]:
@@ -208,6 +240,7 @@ class Door:
         usage: bool,
         held: AsyncExitStack,
         until: float,
+        finished: Callable[[], object],
     ) -> AsyncIterator[str]:
         """Yield the chunks of an answer as they are written, and hold its place until then."""
         async with held:
@@ -217,6 +250,7 @@ class Door:
                     yield json.dumps(completion.piece(first))
                 async for piece in pieces(answer, until):
                     yield json.dumps(completion.piece(piece))
+                finished()
                 for chunk in completion.closing(usage=usage):
                     yield json.dumps(chunk)
             except HMTError as error:

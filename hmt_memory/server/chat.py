@@ -124,6 +124,31 @@ class Completion:
         return about
 
 
+def chunks_of(whole: Mapping[str, Any], *, usage: bool) -> Iterator[dict[str, Any]]:
+    """Yield the chunks that an answer would be streamed in, of its whole body.
+
+    Args:
+        whole: the body.
+        usage: whether a last chunk has its counts.
+    """
+    about = {name: whole[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    (choice,) = whole["choices"]
+    message, ended = choice["message"], choice["finish_reason"]
+
+    def chunk(delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        one = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return {**about, "choices": [one]}
+
+    yield chunk({"role": "assistant", "content": ""})
+    if message["content"]:
+        yield chunk({"content": message["content"]})
+    if calls := [call | {"index": number} for number, call in enumerate(message.get("tool_calls", ()))]:
+        yield chunk({"tool_calls": calls})
+    yield chunk({}, ended) | {"hmt": whole["hmt"]}
+    if usage:
+        yield {**about, "choices": [], "usage": whole["usage"]}
+
+
 async def pieces(answer: Answer, until: float) -> AsyncIterator[str]:
     """Yield the pieces of an answer, each of which is written in another thread.
 

@@ -21,6 +21,7 @@ from hmt_memory.errors import InputError, StoreError
 from hmt_memory.server.app import Door, Settings, create_app
 from hmt_memory.server.bodies import ChatMessage, ChatRequest
 from hmt_memory.server.guard import Caller
+from hmt_memory.server.metrics import Metrics
 from hmt_memory.server.tokens import FILE, Tokens
 
 CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
@@ -398,7 +399,7 @@ def test_an_answer_has_no_more_tokens_than_the_server_allows(assistant: Assistan
 
 @pytest.mark.anyio
 async def test_a_client_that_goes_away_leaves_nothing_and_gives_its_place_back(assistant: Assistant) -> None:
-    door, caller = Door(assistant, Settings(answers=1)), Caller()
+    door, caller = Door(assistant, Settings(answers=1), Metrics()), Caller()
     body = ChatRequest(messages=[ChatMessage(**HELLO[0])], max_tokens=300, stream=True, metadata={"session_id": "alice"})
     request = Request({"type": "http", "headers": []}, receive=anyio.sleep_forever)
     answer = await door.chat(body, request, caller)

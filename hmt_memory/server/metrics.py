@@ -1,0 +1,97 @@
+"""Counts and times of a server for Prometheus. Nothing that was said, no name of a session, nothing that tells who calls."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+
+
+class Metrics:
+    """The metrics of one application."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self.calls = Counter("hmt_calls", "Calls by route and status.", ("route", "status"), registry=self._registry)
+        self.answering = Gauge("hmt_answering", "Answers that are being written.", registry=self._registry)
+        self.first = Histogram(
+            "hmt_first_token_seconds", "From a call to the first word of its answer.", registry=self._registry, buckets=_SECONDS
+        )
+        self.whole = Histogram(
+            "hmt_answer_seconds", "From a call to the end of its answer.", registry=self._registry, buckets=_SECONDS
+        )
+        self.written = Counter("hmt_answer_tokens", "Tokens of answers.", registry=self._registry)
+        self.read = Counter("hmt_prompt_tokens", "Tokens that calls have added.", registry=self._registry)
+
+    def text(self) -> bytes:
+        """Return all of them as Prometheus reads them."""
+        return generate_latest(self._registry)
+
+
+class Counted:
+    """Counts calls by the route that took them.
+
+    Args:
+        app: what is behind it.
+        metrics: where they are counted.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a call on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # A route's own form, such as /v1/sessions/{name}: what stands in an address may have been said.
+                route = getattr(scope.get("route"), "path", "other")
+                self._metrics.calls.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, noted)
+
+
+class Timed:
+    """Times one answer.
+
+    Args:
+        metrics: where it is counted.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics, self._begun = metrics, time.perf_counter()
+
+    def __enter__(self) -> Timed:
+        """Begin to write."""
+        self._metrics.answering.inc()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End, whether it is whole or not."""
+        self._metrics.answering.dec()
+
+    def first(self) -> None:
+        """Note that the first word is there."""
+        self._metrics.first.observe(time.perf_counter() - self._begun)
+
+    def finished(self, read: int, written: int) -> None:
+        """Note that the answer is whole.
+
+        Args:
+            read: tokens that the call has added.
+            written: tokens of the answer.
+        """
+        self._metrics.whole.observe(time.perf_counter() - self._begun)
+        self._metrics.read.inc(read)
+        self._metrics.written.inc(written)
