@@ -5,7 +5,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-real test-lowest test-kernels coverage lint docs bench adapter clean
+.PHONY: demo test test-real test-lowest test-kernels coverage lint docs bench gpu adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -62,6 +62,11 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/bench_read.py
 	$(BIN)/python benchmarks/bench_constant.py
 	$(BIN)/python benchmarks/bench_store.py
+
+# Whatever a GPU is for, measured piece by piece; without one it says what that would be. DATA: the folder of `make adapter`, with
+# wikitext/test.txt too; ARGS: what else benchmarks/gpu.py takes, such as ARGS="--only kernels index".
+gpu: .venv/ready
+	$(BIN)/python benchmarks/gpu.py $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 # Trains the adapter that the package brings, and with MODE=rmt or MODE=plain its equally trained twins. DATA: a folder with
 # wikitext/valid.txt, books/*.txt and qmsum/train.jsonl; hmt_memory/adapters/smollm2-135m-instruct/README.md says what they are.
