@@ -151,7 +151,7 @@ def _engine(model: HMTModel, plan: Plan, progress: Callable[[str], None], agains
     ids = torch.tensor(backbone.encode("\n".join(text for turn in talk for text in turn), literal=True))
     ids = ids.repeat(-(-_BEHIND // len(ids)))
     progress("reading")
-    yield ["reading", _READ / _median(lambda: model.read(ids[:_READ]), plan.rounds), "tokens/s"]
+    yield ["reading", _READ / _median(lambda: model.read(ids[:_READ]).memory.cpu(), plan.rounds), "tokens/s"]
     behind = min(_BEHIND, (backbone.positions or _BEHIND) - _WRITTEN - 1)
     prompt = ids[:behind]
     progress(f"writing behind {behind:,} tokens")
@@ -174,11 +174,12 @@ def _written(model: HMTModel, prompt: Tensor) -> Spent:
     begun = time.perf_counter()
     hidden, cache = backbone.advance(backbone.embed(prompt.to(backbone.device))[None])
     chosen = backbone.head(hidden).argmax(dim=-1)
+    chosen.tolist()  # waits for it
     first = time.perf_counter()
     for _ in range(_WRITTEN):
         hidden, cache = backbone.advance(backbone.embed(chosen)[None], cache)
         chosen = backbone.head(hidden).argmax(dim=-1)
-        chosen.tolist()  # waits for it
+        chosen.tolist()
     return Spent(first - begun, time.perf_counter() - first)
 
 

@@ -142,7 +142,7 @@ def advanced(batching: Batching, stream: Stream) -> BaseException | None:
 
 def go_on(batching: Batching, streams: list[Stream]) -> list[BaseException | None]:
     """Go on with several at once."""
-    batching._seconds = 5.0
+    batching._seconds = 1.0
     batching._expected.update(stream.row for stream in streams)
     with ThreadPoolExecutor(len(streams)) as threads:
         return list(threads.map(advanced, [batching] * len(streams), streams))

@@ -9,8 +9,12 @@ import pytest
 from langchain_abilities import Abilities
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
+from tiny import LONG
 
-pytestmark = pytest.mark.real
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not LONG, reason="minutes on two cores; test_langchain_standard.py runs the suite on scripted answers"),
+]
 
 
 class TestHMTChatModelReal(Abilities, ChatModelIntegrationTests):

@@ -164,7 +164,7 @@ async def test_without_tokens_pages_of_other_sites_are_refused(assistant: Assist
         assert (await http.post("/mcp/notes", json=LIST, headers=JSON | {"Host": "evil.example"})).status_code == 400
 
 
-async def test_an_agent_starts_the_command_and_finds_it_again(chatty: str, tmp_path: Path) -> None:
+async def test_an_agent_starts_the_command_and_what_it_adds_is_on_disk(chatty: str, tmp_path: Path) -> None:
     command = [
         "-c",
         "from hmt_memory.cli import main; main()",
@@ -179,6 +179,7 @@ async def test_an_agent_starts_the_command_and_finds_it_again(chatty: str, tmp_p
     start = StdioServerParameters(command=sys.executable, args=[*command, "--device", "cpu"])
     async with Client(start) as client:
         told = await called(client, "remember", text="The user's cat is called Minka.")
-    async with Client(start) as client:
         (passage,) = await called(client, "recall", query="cat called")
         assert "The user's cat is called Minka." in passage["text"] and passage["message_ids"] == [told["message_id"]]
+    (message,) = Assistant(chatty, reader="same", store=tmp_path, **CPU).store.session("notes").messages()
+    assert (message.id, message.content) == (told["message_id"], "The user's cat is called Minka.")

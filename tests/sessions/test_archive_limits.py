@@ -25,7 +25,7 @@ from hmt_memory.sessions.archive import layout
 from hmt_memory.store import lineage, rows
 
 MADE_BY = fingerprint(MODEL)
-MANY = 100_000 if LONG else 3_000
+MANY = 100_000 if LONG else 1_500
 ROOM = 8 << 20  # bytes that an import may take beside its largest message
 
 

@@ -46,7 +46,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, worker_m
     folder, chance = tmp_path / "store", random.Random(5)
     held: list[str | None] = []  # texts in order; None: an answer, whatever it says
     ids: list[int] = []
-    for round in range(200 if LONG else 20):
+    for round in range(200 if LONG else 10):
         path = tmp_path / f"journal-{round}"
         process = start(crash_worker.talk, str(folder), str(path), round)
         wait_for(path, 1)

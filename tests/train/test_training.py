@@ -21,7 +21,7 @@ import torch
 from measuring import counting_tokens
 from places import SUPPORT
 from scripts import run_script
-from tiny import SMALL, VOCAB, random_ids, tiny_model
+from tiny import LONG, SMALL, VOCAB, random_ids, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -258,6 +258,7 @@ def test_the_teacher_of_a_view_sees_the_text_before_it(plain: str) -> None:
     assert found.distillation == pytest.approx(float(expected), rel=1e-4) and found.distillation > 0.1
 
 
+@pytest.mark.skipif(not LONG, reason="compiling takes half a minute")
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="compiling needs a C++ compiler")
 def test_compiled_blocks_train_as_plain_ones(plain: str) -> None:
     """In a process of its own, so that neither a crash of compiled code nor the compiler's workers touch this one."""
