@@ -169,13 +169,14 @@ class Door:
             raise HTTPException(403, "this token may look only: it cannot add to a session.")
         key, asked = request.headers.get(replays.HEADER), f"{name}\n{body.model_dump_json()}"
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        if (before := self._replays.find(caller.tenant, key, asked)) is not None:
+        before = self._replays.find(caller.tenant, key, asked, lambda: self._version(own))
+        if before is not None:
             if body.stream:
                 return EventSourceResponse(_again(before, usage))
             return JSONResponse(before)
         until = anyio.current_time() + self._settings.seconds
         async with AsyncExitStack() as held:
-            keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked))
+            keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked, lambda: self._version(own)))
             held.enter_context(self._alone(own))
             timed = held.enter_context(Timed(self._metrics))
             await held.enter_async_context(self._gate.place())
@@ -202,6 +203,11 @@ class Door:
             except TimeoutError as error:
                 raise HTTPException(504, _TOO_LONG) from error
             return JSONResponse(finished())
+
+    def _version(self, session: str | None) -> int:
+        """Return a number that changes whenever something of a session is forgotten."""
+        store = self._assistant.store
+        return -1 if session is None or not store.has("session", session) else store.session(session).rewritten()
 
     @contextmanager
     def _alone(self, session: str | None) -> Iterator[None]:

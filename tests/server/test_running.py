@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.exceptions import HTTPException
 
 from hmt_memory import Assistant
 from hmt_memory.server import replays
@@ -39,6 +40,7 @@ def stored(assistant: Assistant) -> int:
 
 def test_a_call_that_comes_again_is_answered_and_stored_once(api: TestClient, assistant: Assistant) -> None:
     first, again = ask(api, "a").json(), ask(api, "a").json()
+    first["hmt"]["recalled"] = []  # that is not kept
     assert first == again and stored(assistant) == 2
     streamed = ask(api, "a", stream=True)
     assert streamed.status_code == 400, "a call with other fields is another call"
@@ -59,7 +61,8 @@ def test_a_stream_that_comes_again_has_the_same_text_and_end(api: TestClient, as
 
     def told(all_of_them: list[Any]) -> Any:
         text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in all_of_them if chunk["choices"])
-        return text, all_of_them[-2]["choices"][0]["finish_reason"], all_of_them[-2]["hmt"], all_of_them[-1]["usage"]
+        about = all_of_them[-2]["hmt"] | {"recalled": []}
+        return text, all_of_them[-2]["choices"][0]["finish_reason"], about, all_of_them[-1]["usage"]
 
     assert told(first) == told(again) and {chunk["id"] for chunk in (*first, *again)} == {first[0]["id"]}
 
@@ -94,11 +97,26 @@ def test_the_latest_keys_are_kept_and_one_that_is_in_use_is_busy(monkeypatch: py
     monkeypatch.setattr(replays, "_MOST", 2)
     made = replays.Replays()
     for key in "abc":
-        with made.keeping("", key, "body") as keeper:
-            with pytest.raises(Exception, match="is being answered"):
-                made.find("", key, "body")
-            keeper.keep({"id": key})
-    assert [made.find("", key, "body") for key in "abc"] == [None, {"id": "b"}, {"id": "c"}]
+        with made.keeping("", key, "body", lambda: 1) as keeper:
+            with pytest.raises(HTTPException, match="is being answered"):
+                made.find("", key, "body", lambda: 1)
+            keeper.keep({"id": key, "hmt": {"recalled": ["a secret"]}})
+    found = [made.find("", key, "body", lambda: 1) for key in "abc"]
+    assert found == [None, {"id": "b", "hmt": {"recalled": []}}, {"id": "c", "hmt": {"recalled": []}}]
+    monkeypatch.setattr(replays.time, "monotonic", lambda: float("inf"))
+    assert made.find("", "c", "body", lambda: 1) is None, "and for so long"
+
+
+def test_what_was_forgotten_is_not_given_again(api: TestClient, assistant: Assistant) -> None:
+    first = ask(api, "a").json()
+    assistant.session("secret-name").forget(first["hmt"]["message_ids"])
+    for _ in range(2):
+        again = ask(api, "a")
+        assert again.status_code == 410 and first["choices"][0]["message"]["content"] not in again.text
+    assert stored(assistant) == 0
+    ask(api, "b")
+    assistant.store.delete("secret-name")
+    assert ask(api, "b").status_code == 410 and assistant.store.sessions() == []
 
 
 def test_calls_answers_and_times_are_counted_and_nothing_that_was_said(api: TestClient, assistant: Assistant) -> None:
