@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from .._version import __version__
-from ..errors import HMTError, SessionBusyError
+from ..errors import HMTError, SessionBusyError, SessionNotFoundError
 from . import failures, replays
 from .bodies import ChatRequest
 from .chat import Completion, chunks_of, pieces, session_of
@@ -167,30 +167,33 @@ class Door:
         own = None if name is None else caller.own(name)
         if caller.read_only and own is not None:
             raise HTTPException(403, "this token may look only: it cannot add to a session.")
-        key, asked = request.headers.get(replays.HEADER), f"{name}\n{body.model_dump_json()}"
+        key = request.headers.get(replays.HEADER)
+        asked = "" if key is None else json.dumps([name, body.model_dump()], default=str)
         usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        before = self._replays.find(caller.tenant, key, asked, lambda: self._version(own))
+        before = self._replays.find(caller.tenant, key, asked)
         if before is not None:
+            if before.version != await run_in_threadpool(self._version, own) or before.answered is None:
+                raise HTTPException(410, replays.GONE)
             if body.stream:
-                return EventSourceResponse(_again(before, usage))
-            return JSONResponse(before)
+                return EventSourceResponse(_again(before.answered, usage))
+            return JSONResponse(before.answered)
         until = anyio.current_time() + self._settings.seconds
         async with AsyncExitStack() as held:
-            keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked, lambda: self._version(own)))
+            keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked))
             held.enter_context(self._alone(own))
-            timed = held.enter_context(Timed(self._metrics))
+            timed = Timed(self._metrics)
             await held.enter_async_context(self._gate.place())
+            held.enter_context(timed)
             if await request.is_disconnected():
                 return Response(status_code=_CLOSED)
             answer, first = await self._begun(body, own, caller)
             timed.first()
             completion = Completion(answer, self._assistant.name, name, caller)
 
-            def finished() -> dict[str, Any]:
-                whole = completion.whole()
-                keeper.keep(whole)
-                timed.finished(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-                return whole
+            def finished() -> None:
+                """Note that the answer is whole, and stored: from here on it is given again for its key."""
+                if answer.finish_reason is not None and timed.ends(answer.usage) and key is not None:
+                    keeper.keep(completion.whole(), self._version(own))
 
             if body.stream:
                 kept = held.pop_all()
@@ -198,16 +201,20 @@ class Door:
                 return EventSourceResponse(chunks, background=BackgroundTask(kept.aclose))
             try:
                 async for _ in pieces(answer, until):
-                    if await request.is_disconnected():
+                    if answer.finish_reason is None and await request.is_disconnected():
                         return Response(status_code=_CLOSED)
             except TimeoutError as error:
                 raise HTTPException(504, _TOO_LONG) from error
-            return JSONResponse(finished())
+            finally:
+                finished()
+            return JSONResponse(completion.whole())
 
-    def _version(self, session: str | None) -> int:
-        """Return a number that changes whenever something of a session is forgotten."""
-        store = self._assistant.store
-        return -1 if session is None or not store.has("session", session) else store.session(session).rewritten()
+    def _version(self, session: str | None) -> replays.Version:
+        """Return what changes whenever something of a session is forgotten; None: there is none."""
+        try:
+            return None if session is None else self._assistant.store.session(session).epoch()
+        except SessionNotFoundError:
+            return None
 
     @contextmanager
     def _alone(self, session: str | None) -> Iterator[None]:
@@ -255,6 +262,7 @@ class Door:
                 if first:
                     yield json.dumps(completion.piece(first))
                 async for piece in pieces(answer, until):
+                    finished()
                     yield json.dumps(completion.piece(piece))
                 finished()
                 for chunk in completion.closing(usage=usage):
@@ -267,4 +275,6 @@ class Door:
             except Exception as error:
                 _log.exception("an answer failed")
                 yield json.dumps(failures.body_of(500, failures.UNFORESEEN, code=type(error).__name__))
+            finally:
+                finished()
             yield "[DONE]"

@@ -160,7 +160,7 @@ async def pieces(answer: Answer, until: float) -> AsyncIterator[str]:
         TimeoutError: it is later than that, and the answer is not finished.
     """
     while True:
-        if anyio.current_time() > until:
+        if answer.finish_reason is None and anyio.current_time() > until:
             raise TimeoutError
         piece = await run_in_threadpool(next, answer, None)
         if piece is None:

@@ -136,8 +136,8 @@ class Fence:
 
     Args:
         app: what is behind it.
-        hosts: names by which this server is called; pages from there may call it. "*": any, and pages from anywhere, which
-            have no token to show.
+        hosts: names by which this server is called; pages from there may call it. "*": any, and pages from anywhere: then
+            every route has to ask who calls (`caller`), whose cookie counts for no other page.
         most_bytes: of a body.
         most_imported: of the body of an import.
     """

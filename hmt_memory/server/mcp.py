@@ -109,7 +109,9 @@ def tools(assistant: Assistant, subject_of: Callable[[Any], Subject], *, read_on
         with about(context) as subject:
             if not assistant.store.has("session", subject.stored):
                 return []
-            stored = assistant.store.session(subject.stored).messages(start, stop)[:_MOST]
+            session = assistant.store.session(subject.stored)
+            first, last, _ = slice(start, stop).indices(session.stats()["messages"])
+            stored = session.messages(first, min(last, first + _MOST))
             return [
                 {"id": message.id, "role": message.role, "text": message.content, "said_at": message.created_at.isoformat()}
                 for message in stored
@@ -173,7 +175,12 @@ class Mounted:
         self.manager = StreamableHTTPSessionManager(server._lowlevel_server, json_response=True, stateless=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a call."""
+        """Answer a call. Nothing is ever said without being asked, so there is no stream to listen to."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            refusal = failures.response_of(405, "calls of the Model Context Protocol are posted.")
+            refusal.headers["Allow"] = "POST"
+            await refusal(scope, receive, send)
+            return
         try:
             known = await caller(Request(scope, receive))
             name = scope["path"].removeprefix(scope.get("root_path", "")).strip("/")

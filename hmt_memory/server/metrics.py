@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from ..engine.generate import Usage
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
@@ -52,25 +54,37 @@ class Counted:
             await self._app(scope, receive, send)
             return
 
+        begun = False
+
+        def count(status: int) -> None:
+            # A route's own form, such as /v1/sessions/{name}: what stands in an address may have been said.
+            mounted = "/mcp/{name}" if scope["path"].startswith("/mcp/") else "other"
+            self._metrics.calls.labels(getattr(scope.get("route"), "path", mounted), str(status)).inc()
+
         async def noted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                # A route's own form, such as /v1/sessions/{name}: what stands in an address may have been said.
-                route = getattr(scope.get("route"), "path", "other")
-                self._metrics.calls.labels(route, str(message["status"])).inc()
+                begun = True
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, noted)
+        try:
+            await self._app(scope, receive, noted)
+        except Exception:
+            if not begun:
+                count(500)
+            raise
 
 
 class Timed:
-    """Times one answer.
+    """Times one answer, from its call on; counts it while it is being written.
 
     Args:
         metrics: where it is counted.
     """
 
     def __init__(self, metrics: Metrics) -> None:
-        self._metrics, self._begun = metrics, time.perf_counter()
+        self._metrics, self._begun, self._ended = metrics, time.perf_counter(), False
 
     def __enter__(self) -> Timed:
         """Begin to write."""
@@ -85,13 +99,16 @@ class Timed:
         """Note that the first word is there."""
         self._metrics.first.observe(time.perf_counter() - self._begun)
 
-    def finished(self, read: int, written: int) -> None:
-        """Note that the answer is whole.
+    def ends(self, usage: Usage) -> bool:
+        """Note that the answer is whole. Returns whether that is news.
 
         Args:
-            read: tokens that the call has added.
-            written: tokens of the answer.
+            usage: the tokens that the call has added, and those of the answer.
         """
+        if self._ended:
+            return False
+        self._ended = True
         self._metrics.whole.observe(time.perf_counter() - self._begun)
-        self._metrics.read.inc(read)
-        self._metrics.written.inc(written)
+        self._metrics.read.inc(usage.prompt_tokens)
+        self._metrics.written.inc(usage.completion_tokens)
+        return True

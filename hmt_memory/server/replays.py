@@ -5,10 +5,11 @@ What was recalled is not kept, and an answer is not given again once something o
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,43 +19,56 @@ from starlette.exceptions import HTTPException
 from ..errors import InputError
 
 HEADER = "idempotency-key"
+GONE = "something of this session was forgotten or replaced since this call was answered."
 _LONGEST_KEY = 255
-_MOST, _SECONDS = 1000, 600.0  # answers that are kept, and how long
-Key = tuple[str, str]  # of a name space, and of a client
+_MOST, _SECONDS = 1000, 600.0  # answers of one name space that are kept, and how long
+Version = tuple[int, int] | None  # of a session; None: there is none
 
 
 @dataclass
-class _Kept:
+class Kept:
+    """The answer to one call."""
+
     asked: str  # digest of the call
     answered: dict[str, Any] | None = None  # None while it is being written
-    version: int = 0  # of its session when it was whole
+    version: Version = None  # of its session when it was whole
     until: float = float("inf")
+
+    def keep(self, body: dict[str, Any], version: Version) -> None:
+        """Take the body of an answer that is whole, but for what was recalled.
+
+        Args:
+            body: of the answer.
+            version: of its session now.
+        """
+        if self.answered is None:
+            self.answered = body | {"hmt": body["hmt"] | {"recalled": []}}
+            self.version, self.until = version, time.monotonic() + _SECONDS
 
 
 class Replays:
-    """The latest answers by key, in memory: after a restart a call is answered anew."""
+    """The latest answers by name space and key, in memory: after a restart a call is answered anew."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Key, _Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
 
-    def find(self, tenant: str, key: str | None, body: str, version: Callable[[], int]) -> dict[str, Any] | None:
-        """Return the body of the answer that a call has been given before; None: it is new, or has no key.
+    def find(self, tenant: str, key: str | None, body: str) -> Kept | None:
+        """Return the answer that a call has been given before; None: it is new, or has no key.
 
         Args:
             tenant: the name space of whoever calls.
             key: that the call has.
             body: of the call.
-            version: of its session now.
 
         Raises:
             InputError: the key is empty or too long, or was another call's.
-            HTTPException: the answer is being written, or something of its session was forgotten since.
+            HTTPException: the answer is being written.
         """
         if key is None:
             return None
         if not 0 < len(key) <= _LONGEST_KEY:
             raise InputError(f"an Idempotency-Key has 1 to {_LONGEST_KEY} characters.")
-        self._let_go()
+        self.let_go()
         known = self._kept.get((tenant, key))
         if known is None:
             return None
@@ -62,52 +76,37 @@ class Replays:
             raise InputError("this Idempotency-Key was used for another call. Choose a new one for each call.")
         if known.answered is None:
             raise HTTPException(409, "the call with this Idempotency-Key is being answered. Try again when it is finished.")
-        if known.version != version():
-            known.answered = {}
-        if not known.answered:
-            raise HTTPException(410, "something of this session was forgotten or replaced since this call was answered.")
-        return known.answered
+        return known
 
     @contextmanager
-    def keeping(self, tenant: str, key: str | None, body: str, version: Callable[[], int]) -> Iterator[Keeper]:
+    def keeping(self, tenant: str, key: str | None, body: str) -> Iterator[Kept]:
         """Hold a key while its call is answered. If nothing is kept by the end, it is free again.
 
         Args:
             tenant: the name space of whoever calls.
             key: that the call has; None: nothing is kept.
             body: of the call.
-            version: of its session at any time.
         """
-        place = None if key is None else (tenant, key)
-        keeper = Keeper()
-        if place is not None:
-            self._kept[place] = _Kept(_digest(body))
+        kept = Kept(_digest(body))
+        if key is not None:
+            self._kept[tenant, key] = kept
         try:
-            yield keeper
+            yield kept
         finally:
-            if place is not None and keeper.answered is None:
-                self._kept.pop(place, None)
-            elif place is not None:
-                self._kept[place] = _Kept(_digest(body), keeper.answered, version(), time.monotonic() + _SECONDS)
-                self._kept.move_to_end(place)
+            if key is not None and kept.answered is None:
+                self._kept.pop((tenant, key), None)
+            elif key is not None:
+                asyncio.get_running_loop().call_later(_SECONDS + 1, self.let_go)
 
-    def _let_go(self) -> None:
-        """Let go of the oldest answers, those beyond the number and those beyond the time."""
-        while self._kept:
-            place, first = next(iter(self._kept.items()))
-            if len(self._kept) <= _MOST and first.until > time.monotonic():
-                return
-            del self._kept[place]
-
-
-class Keeper:
-    """Takes the body of an answer that is finished."""
-
-    answered: dict[str, Any] | None = None
-
-    def keep(self, body: dict[str, Any]) -> None:
-        """Keep it, but for what was recalled."""
-        self.answered = body | {"hmt": body["hmt"] | {"recalled": []}}
+    def let_go(self) -> None:
+        """Let go of answers that were kept for long enough, and of the oldest beyond the number; none that is being written."""
+        now, count = time.monotonic(), dict[str, int]()
+        for place, kept in reversed(list(self._kept.items())):
+            if kept.answered is None:
+                continue
+            count[place[0]] = count.get(place[0], 0) + 1
+            if kept.until <= now or count[place[0]] > _MOST:
+                del self._kept[place]
 
 
 def _digest(body: str) -> str:

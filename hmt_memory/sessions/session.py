@@ -178,7 +178,9 @@ class Session(SessionMemory):
         )
 
     def explain(self, messages: Messages = (), *, replacing: int | None = None) -> Explanation:
-        """Return what `reply` with these arguments would be conditioned on. Nothing is answered and nothing stored.
+        """Return what `reply` with these arguments would be conditioned on, if this session's model answered.
+
+        Nothing is answered, and no message is stored or forgotten. What was stored and not read yet is read first.
 
         Args:
             messages: the messages to answer; none: those added before.
@@ -191,13 +193,26 @@ class Session(SessionMemory):
             SessionNotFoundError: there is no message `replacing`.
         """
         model = self._needs_model()
-        asked = self._asked(validated(messages), replacing, model)
+        asked = self._asked(validated(messages), replacing, model, looking=True)
         with self._unless_rewritten(asked.snapshot):
             return explain(model, self._transcript, asked, self._sources(asked.snapshot, asked.draft, asked.asked_at))
 
-    def _asked(self, told: Sequence[Mapping[str, Any]], replacing: int | None, model: HMTModel) -> Asked:
-        """Place checked messages behind the session, or behind what stands before a message that they replace."""
-        snapshot = self._within_limits()
+    def _asked(
+        self, told: Sequence[Mapping[str, Any]], replacing: int | None, model: HMTModel, *, looking: bool = False
+    ) -> Asked:
+        """Place checked messages behind the session, or behind what stands before a message that they replace.
+
+        Args:
+            told: the messages.
+            replacing: id of the message that they replace; None: they replace none.
+            model: whose view is made.
+            looking: whether messages beyond the session's limits stay.
+        """
+        if looking:
+            with self._reading():
+                snapshot = self._read_pending()
+        else:
+            snapshot = self._within_limits()
         if replacing is not None:
             snapshot = self._before(snapshot, replacing, model)
         elif model is not self._needs_model():  # another view

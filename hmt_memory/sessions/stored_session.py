@@ -97,10 +97,11 @@ class StoredSession(Collection):
                 "retention": row.settings.get("retention", {}),
             }
 
-    def rewritten(self) -> int:
-        """Return a number that rises whenever messages are forgotten or replaced."""
+    def epoch(self) -> tuple[int, int]:
+        """Return what no other session has, and what changes whenever messages are forgotten or replaced."""
         with self._database.reading() as db:
-            return self._row(db).epoch
+            row = self._row(db)
+        return row.id, row.epoch
 
     def fork(self, name: str, *, upto: int | None = None) -> Self:
         """Make a new session that shares this one's past and goes its own way from here.

@@ -75,6 +75,8 @@ async def test_what_is_remembered_is_recalled_listed_and_erased(assistant: Assis
             (town, "The user was born in Bremen."),
         ]
         assert [message["id"] for message in await called(client, "list_messages", start=-1)] == [town]
+        assert [message["id"] for message in await called(client, "list_messages", start=0, stop=1)] == [dog]
+        assert await called(client, "list_messages", start=5) == []
         assert (await called(client, "status"))["messages"] == 2 and await called(client, "list_sessions") == ["notes"]
         assert await called(client, "forget", message_ids=[dog]) == {"forgotten": 1, "also_in": []}
         assert [message["id"] for message in await called(client, "list_messages")] == [town]
@@ -145,6 +147,14 @@ async def test_over_http_each_token_sees_its_own_sessions(assistant: Assistant, 
 
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 JSON = {"Accept": "application/json, text/event-stream"}
+
+
+async def test_nothing_but_calls_is_taken_and_nobody_holds_a_place(assistant: Assistant) -> None:
+    async with calling(create_app(assistant, Settings(looking=1, waiting=0))) as http:
+        for method in ("GET", "DELETE", "PUT"):
+            refusal = await http.request(method, "/mcp/notes", headers={"Accept": "text/event-stream"})
+            assert refusal.status_code == 405 and refusal.headers["allow"] == "POST"
+        assert (await http.get("/v1/sessions")).status_code == 200
 
 
 async def test_calls_without_a_known_token_or_a_name_are_refused(assistant: Assistant, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from hmt_memory import Assistant
 from hmt_memory.server import replays
 from hmt_memory.server.app import Settings, create_app
+from hmt_memory.server.chat import Completion
 from hmt_memory.server.tokens import Tokens
 
 CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
@@ -93,18 +95,29 @@ def test_a_key_has_some_characters_and_not_too_many(api: TestClient, key: str) -
     assert ask(api, key).status_code == 400
 
 
-def test_the_latest_keys_are_kept_and_one_that_is_in_use_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_latest_keys_are_kept_and_one_that_is_in_use_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replays, "_MOST", 2)
     made = replays.Replays()
-    for key in "abc":
-        with made.keeping("", key, "body", lambda: 1) as keeper:
+
+    def answered(tenant: str, key: str) -> Any:
+        found = made.find(tenant, key, "body")
+        return None if found is None else found.answered
+
+    with made.keeping("other", "long", "body"), made.keeping("", "first", "body"):
+        for key in "abc":
+            with made.keeping("", key, "body") as kept:
+                with pytest.raises(HTTPException, match="is being answered"):
+                    made.find("", key, "body")
+                kept.keep({"id": key, "hmt": {"recalled": ["a secret"]}}, None)
+        bodies = [{"id": key, "hmt": {"recalled": []}} for key in "bc"]
+        assert [answered("", key) for key in "abc"] == [None, *bodies], "the latest two of this name space"
+        for tenant, key in (("other", "long"), ("", "first")):
             with pytest.raises(HTTPException, match="is being answered"):
-                made.find("", key, "body", lambda: 1)
-            keeper.keep({"id": key, "hmt": {"recalled": ["a secret"]}})
-    found = [made.find("", key, "body", lambda: 1) for key in "abc"]
-    assert found == [None, {"id": "b", "hmt": {"recalled": []}}, {"id": "c", "hmt": {"recalled": []}}]
+                made.find(tenant, key, "body")
+    assert answered("other", "long") is None, "what was not answered is free again"
     monkeypatch.setattr(replays.time, "monotonic", lambda: float("inf"))
-    assert made.find("", "c", "body", lambda: 1) is None, "and for so long"
+    made.let_go()
+    assert not made._kept, "and for so long"
 
 
 def test_what_was_forgotten_is_not_given_again(api: TestClient, assistant: Assistant) -> None:
@@ -117,6 +130,31 @@ def test_what_was_forgotten_is_not_given_again(api: TestClient, assistant: Assis
     ask(api, "b")
     assistant.store.delete("secret-name")
     assert ask(api, "b").status_code == 410 and assistant.store.sessions() == []
+    assistant.session("secret-name").add({"role": "user", "content": "Another session of that name."})
+    assert ask(api, "b").status_code == 410
+
+
+def test_what_was_stored_counts_as_answered_however_late_it_is(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer is stored before its last piece is given out: what goes wrong after that must not make it twice."""
+    api = TestClient(create_app(assistant, Settings(hosts=("testserver",))), raise_server_exceptions=False)
+    whole, broken = Completion.whole, [True]
+
+    def once(completion: Completion) -> Any:
+        if sys._getframe(1).f_code.co_name == "chat" and broken.pop():
+            raise OSError("the client is gone")
+        return whole(completion)
+
+    monkeypatch.setattr(Completion, "whole", once)
+    assert ask(api, "a").status_code == 500
+    monkeypatch.setattr(Completion, "whole", whole)
+    assert ask(api, "a").status_code == 200 and stored(assistant) == 2
+
+
+def test_text_that_is_none_is_refused_with_and_without_a_key(api: TestClient) -> None:
+    body = b'{"messages": [{"role": "user", "content": "h\\ud800"}]}'
+    for key in ({}, {"Idempotency-Key": "a"}):
+        answer = api.post("/v1/chat/completions", content=body, headers=key | {"Content-Type": "application/json"})
+        assert answer.status_code == 400, answer.text
 
 
 def test_calls_answers_and_times_are_counted_and_nothing_that_was_said(api: TestClient, assistant: Assistant) -> None:
@@ -134,6 +172,14 @@ def test_calls_answers_and_times_are_counted_and_nothing_that_was_said(api: Test
     assert float(counted["hmt_answering"]) == 0
     assert 'status="404"' in shown.text and 'status="400"' in shown.text
     assert not any(word in shown.text for word in ("secret", "hello", "nobody", "evil"))
+
+
+def test_what_fails_unforeseen_is_counted(assistant: Assistant, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = TestClient(create_app(assistant, Settings(hosts=("testserver",))), raise_server_exceptions=False)
+    monkeypatch.setattr(Assistant, "reply", lambda *given, **options: 1 / 0)
+    assert ask(api, None).status_code == 500
+    shown = api.get("/metrics").text
+    assert 'route="/v1/chat/completions",status="500"} 1.0' in shown and "hmt_answering 0.0" in shown
 
 
 def test_metrics_are_for_those_who_have_a_token(assistant: Assistant, tmp_path: Path) -> None:

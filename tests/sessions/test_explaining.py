@@ -92,3 +92,13 @@ def test_what_cannot_be_answered_cannot_be_explained(store: MemoryStore, session
         session.explain(QUESTION, replacing=10_000)
     with pytest.raises(InputError, match="opened without a model"):
         store.session("alice").explain(QUESTION)
+
+
+def test_looking_forgets_nothing_and_reads_what_was_not_read(session: Session) -> None:
+    session.add([user(f"One more thing, number {number}.") for number in range(4)])
+    kept = session.messages()
+    with session._database.writing() as db:
+        row = session._own_row(db)
+        row.settings["retention"] = {"messages": 1, "seconds": None}
+        db.update_collection(row)
+    assert session.explain(QUESTION).parts and session.messages() == kept

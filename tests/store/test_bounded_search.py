@@ -22,8 +22,7 @@ DIRECTIONS = np.random.default_rng(3).standard_normal((RANK, D)).astype(np.float
 def _few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let codes begin early."""
     monkeypatch.setattr(bounded, "MANY", 300)
-    scan = cpu_recall.BoundedScan
-    monkeypatch.setattr(cpu_recall, "BoundedScan", lambda *given: scan(*given, fewest=100))
+    monkeypatch.setattr(cpu_recall.BoundedScan.__init__, "__kwdefaults__", {"fewest": 100})
 
 
 def query(seed: int) -> np.ndarray:
@@ -87,4 +86,21 @@ def test_an_index_searches_so_and_its_ceiling_holds(tmp_path: Path) -> None:
         left = np.delete(held @ query(seed).astype(np.float64), found.positions)
         assert left.max() <= found.ceiling and left.max() <= expected.ceiling
     assert "codes" in index.describe()["backend"] and index.describe()["exact"]
+    rows.database.close()
+
+
+def test_an_index_that_was_interrupted_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Rows(tmp_path / "store")
+    rows.add(drifting(400))
+    index = MemoryIndex(tmp_path / "a.index", width=D, slots=1, directions=DIRECTIONS)
+    plain = MemoryIndex(tmp_path / "b.index", width=D, slots=1)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cpu_recall.BoundedScan, "add", interrupted)
+        rows.search(index, query(0), 9)
+    found, expected = rows.search(index, query(0), 9), rows.search(plain, query(0), 9)
+    assert found.positions.tolist() == expected.positions.tolist() and index.describe()["keys"] == 400
     rows.database.close()

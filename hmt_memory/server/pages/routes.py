@@ -5,6 +5,8 @@ Whoever looks is known by a cookie, which holds for calls that these pages thems
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,7 +104,7 @@ def overview(request: Request, known: Known, memory: Memory) -> Response:
     """Show all sessions and corpora."""
     store = memory.store
     names = [name for name in store.sessions() if known.shown(name) is not None]
-    sessions = [described(store.session(name).stats(), known) for name in names[:_MOST]]
+    sessions = _counts(names, store.session, known)
     sessions.sort(key=lambda one: one["updated_at"], reverse=True)
     corpora = [name for name in store.corpora() if known.shown(name) is not None]
     return page(
@@ -110,8 +112,17 @@ def overview(request: Request, known: Known, memory: Memory) -> Response:
         "overview.html",
         sessions=sessions,
         more_sessions=len(names) > _MOST,
-        corpora=[described(store.corpus(name).stats(), known) for name in corpora[:_MOST]],
+        corpora=_counts(corpora, store.corpus, known),
     )
+
+
+def _counts(names: Sequence[str], opened: Callable[[str], Any], known: Caller) -> list[dict[str, Any]]:
+    """Return the counts of sessions or corpora, without those that are gone by now."""
+    found = []
+    for name in names[:_MOST]:
+        with suppress(SessionNotFoundError):
+            found.append(described(opened(name).stats(), known))
+    return found
 
 
 @looking.get("/look/search")
@@ -172,16 +183,29 @@ def _explained(session: Session, question: str | None, answer: int | None) -> Ex
         if question is None:
             raise InputError("name a question, or the id of an answer.")
         return session.explain({"role": "user", "content": question})
-    asked: Message | None = None
-    for message in session.messages():
-        if message.id == answer:
-            break
-        asked = message if message.role == "user" else asked
-    else:
-        raise SessionNotFoundError(f"there is no message {answer}.")
-    if asked is None:
+    before = _until(session, answer)
+    questions = [number for number, message in enumerate(before) if message.role == "user"]
+    if not questions:
         raise SessionNotFoundError(f"nothing was asked before message {answer}.")
-    return session.explain({"role": "user", "content": asked.content}, replacing=asked.id)
+    asked = before[questions[-1] :]
+    return session.explain([message.to_dict() for message in asked], replacing=asked[0].id)
+
+
+def _until(session: Session, answer: int) -> list[Message]:
+    """Return the messages before an answer, as far back as the page before it; looked for from the end.
+
+    Raises:
+        SessionNotFoundError: there is no such message.
+    """
+    stop = session.stats()["messages"]
+    while stop > 0:
+        start = max(0, stop - _LATEST)
+        part = session.messages(start, stop)
+        for number, message in enumerate(part):
+            if message.id == answer:
+                return [*session.messages(max(0, start - _LATEST), start), *part[:number]]
+        stop = start
+    raise SessionNotFoundError(f"there is no message {answer}.")
 
 
 @looking.get("/look/corpora/{name:path}")
@@ -251,6 +275,8 @@ async def sign_in(request: Request) -> Response:
 @router.post("/sign-out")
 async def sign_out(request: Request) -> Response:
     """Forget the token."""
+    if not from_here(request):
+        raise HTTPException(403, "a form of another page may not change anything here.")
     response = RedirectResponse("/sign-in", 303)
     response.delete_cookie(COOKIE)
     return response

@@ -55,8 +55,9 @@ class BoundedSearch(Search):
         if len(self._flat.codes()) >= MANY:
             from hmt_kernels import cpu_recall  # imports torch, which looking at rows does without
 
-            self._scan = cpu_recall.BoundedScan(self._width, self._directions)
-            self._scan.add(self._flat.codes())
+            scan = cpu_recall.BoundedScan(self._width, self._directions)
+            scan.add(self._flat.codes())
+            self._scan = scan
             self._flat, self.name = None, f"{FlatSearch.name} behind codes of {len(self._directions)} bytes"
 
     def keep(self, kept: NDArray[np.bool_]) -> bool:

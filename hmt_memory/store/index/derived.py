@@ -99,6 +99,16 @@ class Derived:
                 return  # within an epoch rows are only appended, and a search ignores rows beyond the shelf
             if shelf.version[1] < self._version[1]:
                 raise RewrittenError("what is searched was rewritten meanwhile. Try again.")
+        try:
+            self._catch_up(db, shelf)
+        except BaseException:  # an interrupt too: what was added by half would be added again
+            self._forget_all()
+            raise
+        self._check = shelf.check(db, self.count)
+        self._version, self._volumes = shelf.version, shelf.volumes
+
+    def _catch_up(self, db: Transaction, shelf: Shelf) -> None:
+        """Take the file, drop what is gone, and add what is new."""
         if not self._looked_for_file and shelf.total:
             self._looked_for_file = True
             self._load(db, shelf)
@@ -109,8 +119,6 @@ class Derived:
             stop = min(start + _ROWS_PER_FETCH, shelf.total)
             self._extend(db, shelf, start, stop)
             self.count = stop
-        self._check = shelf.check(db, self.count)
-        self._version, self._volumes = shelf.version, shelf.volumes
 
     def _let_go(self, shelf: Shelf) -> None:
         """Drop documents that are gone, if all others stand in their old order."""
