@@ -127,6 +127,11 @@ def test_the_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> 
     assert top == {"hmt_memory", "hmt_kernels", "langchain_hmt", "llama_index", "llama_index_hmt", information}
     assert {path.name for path in (wheel / "llama_index").rglob("*")} == {"llms", "memory", "retrievers", "hmt.py"}
     assert (wheel / "hmt_memory" / "py.typed").is_file()
+    pages = Path("hmt_memory", "server", "pages")
+    expected = {
+        path.relative_to(ROOT) for path in (ROOT / pages).rglob("*.*") if path.suffix in (".html", ".css", ".js", ".svg")
+    }
+    assert len(expected) >= 12 and all((wheel / path).is_file() for path in expected)
     code = (
         f"import sys; sys.path[:] = [{str(wheel)!r}] + [p for p in sys.path if {str(ROOT)!r} + '/' not in p + '/' "
         "or 'site-packages' in p]\n"
