@@ -17,9 +17,8 @@ from ..chat.message import Messages, system_texts, validated
 from ..chat.transcript import Batch
 from ..engine.decoding import Decoding, DecodingOptions
 from ..engine.generate import Generation
-from ..engine.turns import Turns
 from ..engine.view import check_budget
-from ..errors import InputError, ModelMismatchError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
+from ..errors import ModelMismatchError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import Draft
 from ..store import lineage, rewriting
@@ -29,7 +28,7 @@ from .answering import answering, messages_of
 from .collection import log
 from .explaining import Explanation, explain
 from .reading import Progress
-from .session_memory import Asked, SessionMemory, Snapshot
+from .session_memory import SessionMemory, Snapshot
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from .chat_model import ChatModel, Writing
 
 _BEHIND_SEGMENTS = 4  # read behind an answer before others get their turn
-_LATEST = 16  # latest messages, searched for the user's last one
 _MOST_SHOWN = 256  # latest messages that another model may be shown
 
 
@@ -197,34 +195,6 @@ class Session(SessionMemory):
         with self._unless_rewritten(asked.snapshot):
             return explain(model, self._transcript, asked, self._sources(asked.snapshot, asked.draft, asked.asked_at))
 
-    def _asked(
-        self, told: Sequence[Mapping[str, Any]], replacing: int | None, model: HMTModel, *, looking: bool = False
-    ) -> Asked:
-        """Place checked messages behind the session, or behind what stands before a message that they replace.
-
-        Args:
-            told: the messages.
-            replacing: id of the message that they replace; None: they replace none.
-            model: whose view is made.
-            looking: whether messages beyond the session's limits stay.
-        """
-        if looking:
-            with self._reading():
-                snapshot = self._read_pending()
-        else:
-            snapshot = self._within_limits()
-        if replacing is not None:
-            snapshot = self._before(snapshot, replacing, model)
-        elif model is not self._needs_model():  # another view
-            snapshot = self._seen_by(snapshot, model)
-        batch = self._transcript.batch(told, first=not snapshot.tokens)
-        if not batch.ids and not snapshot.tokens:
-            raise InputError("there is nothing to answer: add a message first.")
-        with self._unless_rewritten(snapshot), self._database.reading() as db:
-            system = "\n\n".join(batch.system or rewriting.system_in_force(db, snapshot.parts)) or None
-        draft = self._draft(snapshot, batch)
-        return Asked(snapshot, batch, system, draft, *self._question(snapshot, draft, model))
-
     def _latest(self, snapshot: Snapshot, draft: Draft) -> list[MessageRow]:
         """Return the latest messages and those of a draft; system messages, which are pinned, left out."""
         with self._unless_rewritten(snapshot), self._database.reading() as db:
@@ -252,25 +222,6 @@ class Session(SessionMemory):
     def _check_pinned(self, batch: Sequence[Mapping[str, Any]]) -> None:
         if system := system_texts(batch):
             check_budget(self._needs_model(), "pinned_tokens", len(self._transcript.pinned("\n\n".join(system))))
-
-    def _draft(self, snapshot: Snapshot, batch: Batch) -> Draft:
-        """Place messages where they will stand in the stream once they are stored with their answer."""
-        end, times = lineage.size(snapshot.parts), [self._store.now()] * len(batch.messages)
-        return Draft(rewriting.rows_of(batch.messages, batch.stretches, end, snapshot.row.next_id, times), batch.ids)
-
-    def _question(self, snapshot: Snapshot, draft: Draft, model: HMTModel) -> tuple[str, int | None, Turns]:
-        """Return the user's last message, whose words select notes, the token where it begins, and where turns do."""
-        stored_messages, stored_tokens = lineage.size(snapshot.parts)
-        with self._unless_rewritten(snapshot), self._database.reading() as db:
-            first = max(0, stored_tokens - (model.view.recent_tokens or 0) - model.config.segment_length)
-            rows = lineage.messages_in(db, snapshot.parts, first, stored_tokens)
-            if not any(row.body["role"] == "user" for row in [*rows, *draft.rows]):
-                rows = lineage.messages(db, snapshot.parts, max(0, stored_messages - _LATEST), stored_messages)
-        said = [row for row in [*rows, *draft.rows] if row.body["role"] == "user"]
-        if not said:
-            return "", None, Turns()
-        turns = Turns([row.tokens[0] for row in said], said[-1].content[0])
-        return str(said[-1].body["content"] or ""), said[-1].tokens[0], turns
 
     def _commit(self, reply: Reply, snapshot: Snapshot, generation: Generation | None) -> list[int]:
         """Store request and answer, and the segments that were read on the way.

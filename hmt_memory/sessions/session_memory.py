@@ -1,4 +1,4 @@
-"""A session's memory: brought up to date with its rows, and recalled from.
+"""A session's memory: brought up to date with its rows, recalled from, and asked.
 
 Memory is a function of the stored tokens. Tokens that are not read yet, after a crash or behind a reply, are read by the next
 call that needs them.
@@ -6,7 +6,7 @@ call that needs them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..chat.transcript import Batch
 from ..engine.state import HMTState
 from ..engine.turns import Turns
-from ..errors import SessionBusyError, StoreDamagedError
+from ..errors import InputError, SessionBusyError, StoreDamagedError
 from ..retrieval import ranking
 from ..retrieval.ranking import RecalledSegment, RecalledSegments, Sources
 from ..retrieval.sources import Draft, SessionShard, Shard
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from ..model import HMTModel
     from ..store.transaction import Transaction
     from .storage import Storage
+
+_LATEST = 16  # latest messages, searched for the user's last one
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,53 @@ class SessionMemory(StoredSession):
             count = rewriting.positions(db, snapshot.row, snapshot.parts, [message])[message]
             (row,) = lineage.messages(db, snapshot.parts, count, count + 1)
         return count, row.tokens[0]
+
+    def _asked(
+        self, told: Sequence[Mapping[str, Any]], replacing: int | None, model: HMTModel, *, looking: bool = False
+    ) -> Asked:
+        """Place checked messages behind the session, or behind what stands before a message that they replace.
+
+        Args:
+            told: the messages.
+            replacing: id of the message that they replace; None: they replace none.
+            model: whose view is made.
+            looking: whether messages beyond the session's limits stay.
+        """
+        if looking:
+            with self._reading():
+                snapshot = self._read_pending()
+        else:
+            snapshot = self._within_limits()
+        if replacing is not None:
+            snapshot = self._before(snapshot, replacing, model)
+        elif model is not self._needs_model():  # another view
+            snapshot = self._seen_by(snapshot, model)
+        batch = self._transcript.batch(told, first=not snapshot.tokens)
+        if not batch.ids and not snapshot.tokens:
+            raise InputError("there is nothing to answer: add a message first.")
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            system = "\n\n".join(batch.system or rewriting.system_in_force(db, snapshot.parts)) or None
+        draft = self._draft(snapshot, batch)
+        return Asked(snapshot, batch, system, draft, *self._question(snapshot, draft, model))
+
+    def _draft(self, snapshot: Snapshot, batch: Batch) -> Draft:
+        """Place messages where they will stand in the stream once they are stored with their answer."""
+        end, times = lineage.size(snapshot.parts), [self._store.now()] * len(batch.messages)
+        return Draft(rewriting.rows_of(batch.messages, batch.stretches, end, snapshot.row.next_id, times), batch.ids)
+
+    def _question(self, snapshot: Snapshot, draft: Draft, model: HMTModel) -> tuple[str, int | None, Turns]:
+        """Return the user's last message, whose words select notes, the token where it begins, and where turns do."""
+        stored_messages, stored_tokens = lineage.size(snapshot.parts)
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            first = max(0, stored_tokens - (model.view.recent_tokens or 0) - model.config.segment_length)
+            rows = lineage.messages_in(db, snapshot.parts, first, stored_tokens)
+            if not any(row.body["role"] == "user" for row in [*rows, *draft.rows]):
+                rows = lineage.messages(db, snapshot.parts, max(0, stored_messages - _LATEST), stored_messages)
+        said = [row for row in [*rows, *draft.rows] if row.body["role"] == "user"]
+        if not said:
+            return "", None, Turns()
+        turns = Turns([row.tokens[0] for row in said], said[-1].content[0])
+        return str(said[-1].body["content"] or ""), said[-1].tokens[0], turns
 
     def _read_pending(self, progress: Progress | None = None, *, most: int | None = None) -> Snapshot:
         """Read stored tokens that are not read yet, inside `_reading`. Returns a snapshot that lacks no full segment.
