@@ -71,9 +71,9 @@ def costs(assistant: Assistant, calls: int, tokens: int) -> None:
 
         times = interleaved({"alone": direct, "whole": whole, "streamed": streamed}, calls)
     alone, by_call, by_token = (statistics.median(each) for each in times.values())
-    call, token = 1000 * (by_call - alone), 1000 * (by_token - alone) / tokens
+    call, token = 1000 * (by_call - alone), 1000 * (by_token - by_call) / tokens
     print(f"the library alone, an answer of {tokens} tokens: {1000 * alone:.1f} ms")
-    print(f"through the server: {call:+.1f} ms a call; streamed: {token:+.2f} ms a token")
+    print(f"through the server: {call:+.1f} ms a call, and {token:+.2f} ms a token if it is streamed")
 
 
 def crowd(assistant: Assistant, clients: int, tokens: int) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _TOO_LONG = "the answer took too long. Ask for a shorter one."
 _log = logging.getLogger(__name__)
+_LOOKS = 0.1  # seconds between looks whether a client is still there
 _CLOSED = 499  # as others name a call whose client went away
 
 
@@ -200,9 +201,14 @@ class Door:
                 chunks = self._chunks(answer, first, completion, usage, kept, until, finished)
                 return EventSourceResponse(chunks, background=BackgroundTask(kept.aclose))
             try:
-                async for _ in pieces(answer, until):
-                    if answer.finish_reason is None and await request.is_disconnected():
-                        return Response(status_code=_CLOSED)
+                async with aclosing(pieces(answer, until)) as written:
+                    looked = time.monotonic()
+                    async for _ in written:
+                        if time.monotonic() - looked < _LOOKS or answer.finish_reason is not None:
+                            continue
+                        if await request.is_disconnected():
+                            return Response(status_code=_CLOSED)
+                        looked = time.monotonic()
             except TimeoutError as error:
                 raise HTTPException(504, _TOO_LONG) from error
             finally:
@@ -261,9 +267,10 @@ class Door:
                 yield json.dumps(completion.opening())
                 if first:
                     yield json.dumps(completion.piece(first))
-                async for piece in pieces(answer, until):
-                    finished()
-                    yield json.dumps(completion.piece(piece))
+                async with aclosing(pieces(answer, until)) as written:
+                    async for piece in written:
+                        finished()
+                        yield json.dumps(completion.piece(piece))
                 finished()
                 for chunk in completion.closing(usage=usage):
                     yield json.dumps(chunk)

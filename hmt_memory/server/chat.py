@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -149,8 +151,8 @@ def chunks_of(whole: Mapping[str, Any], *, usage: bool) -> Iterator[dict[str, An
         yield {**about, "choices": [], "usage": whole["usage"]}
 
 
-async def pieces(answer: Answer, until: float) -> AsyncIterator[str]:
-    """Yield the pieces of an answer, each of which is written in another thread.
+async def pieces(answer: Answer, until: float) -> AsyncGenerator[str, None]:
+    """Yield the pieces of an answer, which is written in another thread. Whoever stops early stops the writing, too.
 
     Args:
         answer: being written.
@@ -159,10 +161,29 @@ async def pieces(answer: Answer, until: float) -> AsyncIterator[str]:
     Raises:
         TimeoutError: it is later than that, and the answer is not finished.
     """
-    while True:
-        if answer.finish_reason is None and anyio.current_time() > until:
-            raise TimeoutError
-        piece = await run_in_threadpool(next, answer, None)
-        if piece is None:
-            return
-        yield piece
+    loop, gone = asyncio.get_running_loop(), threading.Event()
+    last = time.monotonic() + until - anyio.current_time()
+    written: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+
+    def write() -> None:
+        piece: str | BaseException | None = ""
+        while piece is not None and not gone.is_set():
+            try:
+                if answer.finish_reason is None and time.monotonic() > last:
+                    raise TimeoutError
+                piece = next(answer, None)
+            except BaseException as error:
+                loop.call_soon_threadsafe(written.put_nowait, error)
+                return
+            loop.call_soon_threadsafe(written.put_nowait, piece)
+
+    writing = asyncio.ensure_future(run_in_threadpool(write))
+    try:
+        while (piece := await written.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            yield piece
+    finally:
+        gone.set()
+        with anyio.CancelScope(shield=True):  # the token that is being computed
+            await writing
