@@ -37,7 +37,7 @@ $(LOWEST)/ready: .venv/ready constraints-lowest.txt
 # it finds it, and it complains at the end of every process.
 TRITON := $(CURDIR)/.venv/triton
 test-kernels: $(TRITON)/ready
-	PYTHONPATH=$(TRITON) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/kernels
+	PYTHONPATH=$(TRITON) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/kernels/test_triton_recall.py
 
 $(TRITON)/ready: .venv/ready
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(TRITON) --constraint constraints.txt triton
