@@ -24,7 +24,7 @@ from .._version import __version__
 from ..errors import HMTError, SessionBusyError, SessionNotFoundError
 from . import failures, replays
 from .bodies import ChatRequest
-from .chat import Completion, chunks_of, pieces, session_of
+from .chat import Chunks, Completion, pieces, session_of
 from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller
 from .mcp import Mounted
 from .memory import router
@@ -128,7 +128,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
 
 async def _again(whole: dict[str, Any], usage: bool) -> AsyncIterator[str]:
     """Yield the chunks of an answer that was given before."""
-    for chunk in chunks_of(whole, usage=usage):
+    for chunk in Chunks(whole).again(whole, usage=usage):
         yield json.dumps(chunk)
     yield "[DONE]"
 
@@ -264,15 +264,15 @@ class Door:
         """Yield the chunks of an answer as they are written, and hold its place until then."""
         async with held:
             try:
-                yield json.dumps(completion.opening())
+                yield json.dumps(completion.chunks.opening())
                 if first:
-                    yield json.dumps(completion.piece(first))
+                    yield json.dumps(completion.chunks.piece(first))
                 async with aclosing(pieces(answer, until)) as written:
                     async for piece in written:
                         finished()
-                        yield json.dumps(completion.piece(piece))
+                        yield json.dumps(completion.chunks.piece(piece))
                 finished()
-                for chunk in completion.closing(usage=usage):
+                for chunk in completion.chunks.closing(completion.whole(), usage=usage):
                     yield json.dumps(chunk)
             except HMTError as error:
                 status, code = failures.status_of(error)

@@ -68,6 +68,7 @@ class Completion:
     def __init__(self, answer: Answer, model: str, session: str | None, caller: Caller) -> None:
         self._answer, self._session, self._caller = answer, session, caller
         self._about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        self.chunks = Chunks(self._about)
 
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
@@ -82,27 +83,6 @@ class Completion:
             "usage": self._usage(),
             "hmt": self._remembered(),
         }
-
-    def opening(self) -> dict[str, Any]:
-        """Return the first chunk of an answer that is streamed."""
-        return self._chunk({"role": "assistant", "content": ""})
-
-    def piece(self, text: str) -> dict[str, Any]:
-        """Return the chunk of a piece of text."""
-        return self._chunk({"content": text})
-
-    def closing(self, *, usage: bool) -> Iterator[dict[str, Any]]:
-        """Yield the last chunks of an answer: calls of functions, how it ended, and if it is wanted the usage."""
-        calls = [call | {"index": number} for number, call in enumerate(self._calls())]
-        if calls:
-            yield self._chunk({"tool_calls": calls})
-        yield self._chunk({}, self._answer.finish_reason) | {"hmt": self._remembered()}
-        if usage:
-            yield {**self._about, "object": "chat.completion.chunk", "choices": [], "usage": self._usage()}
-
-    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return {**self._about, "object": "chat.completion.chunk", "choices": [choice]}
 
     def _calls(self) -> list[dict[str, Any]]:
         return [call.to_dict() for call in self._answer.tool_calls]
@@ -126,29 +106,54 @@ class Completion:
         return about
 
 
-def chunks_of(whole: Mapping[str, Any], *, usage: bool) -> Iterator[dict[str, Any]]:
-    """Yield the chunks that an answer would be streamed in, of its whole body.
+class Chunks:
+    """An answer as it is streamed: the first chunk, those of its pieces, and the last ones, which its whole body tells.
 
     Args:
-        whole: the body.
-        usage: whether a last chunk has its counts.
+        about: id, time and model of the answer, as its body has them.
     """
-    about = {name: whole[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    (choice,) = whole["choices"]
-    message, ended = choice["message"], choice["finish_reason"]
 
-    def chunk(delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        one = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return {**about, "choices": [one]}
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        self._about = {name: about[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
 
-    yield chunk({"role": "assistant", "content": ""})
-    if message["content"]:
-        yield chunk({"content": message["content"]})
-    if calls := [call | {"index": number} for number, call in enumerate(message.get("tool_calls", ()))]:
-        yield chunk({"tool_calls": calls})
-    yield chunk({}, ended) | {"hmt": whole["hmt"]}
-    if usage:
-        yield {**about, "choices": [], "usage": whole["usage"]}
+    def opening(self) -> dict[str, Any]:
+        """Return the first chunk."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return the chunk of a piece of text."""
+        return self._chunk({"content": text})
+
+    def closing(self, whole: Mapping[str, Any], *, usage: bool) -> Iterator[dict[str, Any]]:
+        """Yield the last chunks: calls of functions, how it ended, and if it is wanted the usage.
+
+        Args:
+            whole: the body of the answer.
+            usage: whether a last chunk has its counts.
+        """
+        (choice,) = whole["choices"]
+        calls = [call | {"index": number} for number, call in enumerate(choice["message"].get("tool_calls", ()))]
+        if calls:
+            yield self._chunk({"tool_calls": calls})
+        yield self._chunk({}, choice["finish_reason"]) | {"hmt": whole["hmt"]}
+        if usage:
+            yield {**self._about, "choices": [], "usage": whole["usage"]}
+
+    def again(self, whole: Mapping[str, Any], *, usage: bool) -> Iterator[dict[str, Any]]:
+        """Yield all chunks of an answer that is whole already.
+
+        Args:
+            whole: its body.
+            usage: whether a last chunk has its counts.
+        """
+        yield self.opening()
+        if text := whole["choices"][0]["message"]["content"]:
+            yield self.piece(text)
+        yield from self.closing(whole, usage=usage)
+
+    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return {**self._about, "choices": [choice]}
 
 
 async def pieces(answer: Answer, until: float) -> AsyncGenerator[str, None]:

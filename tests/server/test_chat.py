@@ -24,14 +24,8 @@ from hmt_memory.server.guard import Caller
 from hmt_memory.server.metrics import Metrics
 from hmt_memory.server.tokens import FILE, Tokens
 
-CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 HELLO = [{"role": "user", "content": "My dog is called Rex."}]
 SHORT: dict[str, Any] = {"max_tokens": 6}
-
-
-@pytest.fixture
-def assistant(chatty: str, tmp_path: Path) -> Assistant:
-    return Assistant(chatty, reader="same", store=tmp_path / "store", **CPU)
 
 
 def client_of(assistant: Assistant, settings: Settings | None = None, **options: Any) -> OpenAI:

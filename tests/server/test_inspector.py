@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.enable_socket,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
 ]
-CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 TALK = [
     {"role": "user", "content": "My dog is called Rex. <script>document.title = 'taken'</script>"},
     {"role": "assistant", "content": "A fine name."},
@@ -58,11 +57,10 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def assistant(chatty: str, tmp_path: Path) -> Assistant:
-    made = Assistant(chatty, reader="same", store=tmp_path / "store", **CPU)
-    made.session("work/alice").add(TALK)
-    made.corpus("handbook").add_documents([{"text": "Rex barks at the postman. " * 9, "name": "dogs"}])
-    return made
+def assistant(assistant: Assistant) -> Assistant:
+    assistant.session("work/alice").add(TALK)
+    assistant.corpus("handbook").add_documents([{"text": "Rex barks at the postman. " * 9, "name": "dogs"}])
+    return assistant
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture
-def assistant(chatty: str, tmp_path: Path) -> Assistant:
-    return Assistant(chatty, reader="same", store=tmp_path / "store", **CPU)
-
-
 @asynccontextmanager
 async def client_of(assistant: Assistant, name: str = "notes", *, read_only: bool = False) -> AsyncIterator[Client]:
     subject = Subject(Caller(read_only=read_only), name)

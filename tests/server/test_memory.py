@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -12,18 +11,12 @@ from hmt_memory import Assistant
 from hmt_memory.server.app import Settings, create_app
 from hmt_memory.server.tokens import Tokens
 
-CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 TALK = [
     {"role": "user", "content": "My dog is called Rex."},
     {"role": "assistant", "content": "A fine name."},
     {"role": "user", "content": "He was born in Bremen."},
     {"role": "assistant", "content": "By the sea."},
 ]
-
-
-@pytest.fixture
-def assistant(chatty: str, tmp_path: Path) -> Assistant:
-    return Assistant(chatty, reader="same", store=tmp_path / "store", **CPU)
 
 
 @pytest.fixture

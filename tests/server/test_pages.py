@@ -15,15 +15,9 @@ from hmt_memory.server.pages.drawing import bar, heat
 from hmt_memory.server.tokens import Tokens
 from hmt_memory.sessions.explaining import Explanation, Part
 
-CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 SCRIPT = "<script>alert('a')</script>\"'><img src=x onerror=alert(1)>"
 TALK = [{"role": "user", "content": SCRIPT}, {"role": "assistant", "content": "By the sea."}] * 2
 PERSON = {"accept": "text/html,application/xhtml+xml"}
-
-
-@pytest.fixture
-def assistant(chatty: str, tmp_path: Path) -> Assistant:
-    return Assistant(chatty, reader="same", store=tmp_path / "store", **CPU)
 
 
 @pytest.fixture

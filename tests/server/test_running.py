@@ -18,13 +18,7 @@ from hmt_memory.server.app import Settings, create_app
 from hmt_memory.server.chat import Completion
 from hmt_memory.server.tokens import Tokens
 
-CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
 HELLO = {"messages": [{"role": "user", "content": "hello there"}], "max_tokens": 5, "metadata": {"session_id": "secret-name"}}
-
-
-@pytest.fixture
-def assistant(chatty: str, tmp_path: Path) -> Assistant:
-    return Assistant(chatty, reader="same", store=tmp_path / "store", **CPU)
 
 
 @pytest.fixture

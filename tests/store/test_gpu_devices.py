@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,6 @@ from places import SUPPORT
 from hmt_memory.store.index import devices, gpu, search
 
 faiss = pytest.importorskip("faiss")
-
-
-@pytest.fixture
-def machine() -> Iterator[Callable[..., Machine]]:
-    made: list[Machine] = []
-
-    def make(count: int = 1, **options: Any) -> Machine:
-        made.append(Machine(count, **options))
-        return made[-1]
-
-    yield make
-    for one in reversed(made):
-        one.close()
 
 
 def of_the_host(found: gpu.GpuSearch, there: Machine, rows: Halves, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -15,19 +14,6 @@ from hypothesis import strategies as st
 from hmt_memory.store.index import gpu, search
 
 faiss = pytest.importorskip("faiss")
-
-
-@pytest.fixture
-def machine() -> Iterator[Callable[..., Machine]]:
-    made: list[Machine] = []
-
-    def make(count: int = 1, **options: Any) -> Machine:
-        made.append(Machine(count, **options))
-        return made[-1]
-
-    yield make
-    for one in reversed(made):
-        one.close()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
