@@ -1,12 +1,12 @@
 """Why an answer says what it says: the view as it is assembled, what was looked at for it, and how memory weighs.
 
-Nothing is answered and nothing stored. Knows a session's model and rows; no page and no server.
+Nothing is answered, and no message is stored. Knows a session's model and rows; no page and no server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,10 +71,6 @@ class Explanation:
     def tokens(self) -> int:
         """The positions of the whole view."""
         return sum(part.tokens for part in self.parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a form that is ready for JSON."""
-        return asdict(self) | {"tokens": self.tokens}
 
 
 def explain(model: HMTModel, transcript: Transcript, asked: Asked, sources: Sources[Any]) -> Explanation:
