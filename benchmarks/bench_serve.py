@@ -26,7 +26,8 @@ from measure import interleaved, machine
 
 from hmt_memory import Assistant, HMTModel
 from hmt_memory.config import DEFAULT_MODEL
-from hmt_memory.server.app import Settings, create_app
+from hmt_memory.server.app import create_app
+from hmt_memory.server.settings import Settings
 
 _SESSIONS = 32
 _HELLO = {"role": "user", "content": "Good morning. What do you know of the sea?"}

@@ -150,6 +150,7 @@ class Assistant:
         *,
         session: str | None = None,
         history: HistoryMode = "auto",
+        replacing: int | None = None,
         namespace: Hashable = None,
         answerer: ChatModel | None = None,
         **options: Any,
@@ -161,6 +162,7 @@ class Assistant:
                 says how they are compared with the session's (`reconcile.reconcile`).
             session: name of the session that remembers it; None: nothing is stored.
             history: how the messages are compared with the session's.
+            replacing: id of a message of the session; it is answered as it was before that one, and nothing is compared.
             namespace: the owner of a call without a session. A prompt that was read makes the next one that begins with it
                 faster in the same namespace only, or else callers could find out by the clock what others have said. None: the
                 assistant's own, which is right if it has one caller.
@@ -182,9 +184,10 @@ class Assistant:
             whose = self._namespace.key if namespace is None else namespace
             options["answerer"] = answerer or self._answerer(self.reader)
             return stateless.reply(self.reader, messages, cache=self._reader.prefixes, namespace=whose, **options)
-        held = self.session(session)
-        with self._sessions.comparing(session):
-            new, replacing = self._sessions.news(held, validated(messages), history)
+        held, new = self.session(session), validated(messages)
+        if replacing is None:
+            with self._sessions.comparing(session):
+                new, replacing = self._sessions.news(held, new, history)
         return held.reply(new, replacing=replacing, answerer=answerer or self._answerer(held.model), **options)
 
     def add(self, session: str, messages: Messages, *, history: HistoryMode = "auto") -> list[int]:

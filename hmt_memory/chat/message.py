@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..engine.backbone import Backbone
 
 SYSTEM_ROLES = ("system", "developer")
+UNREAD = ("id", "metadata")  # fields of a message that are stored with it and that no model is shown
 ROLES = ("user", "assistant", *SYSTEM_ROLES, "tool", "function", "ipython")
 Messages = Sequence[Mapping[str, Any]] | Mapping[str, Any]
 _ROLE = re.compile(r"[A-Za-z0-9_-]{1,32}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..engine.turns import Turns
 from ..errors import InputError
-from .message import ROLES, SYSTEM_ROLES, Messages, Quoted, check_role, system_texts, validated
+from .message import ROLES, SYSTEM_ROLES, UNREAD, Messages, Quoted, check_role, system_texts, validated
 from .tools import CALL, CALL_END, call_text
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class Transcript:
 
     def _writable(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a message without fields that no template writes, and with calls and results as text if it knows no tools."""
-        message = {key: value for key, value in message.items() if key != "id"}  # only frameworks use it
+        message = {key: value for key, value in message.items() if key not in UNREAD}
         if not ("tool_calls" in message or "tool_call_id" in message) or self._knows_tools():
             return message
         calls = [call_text(call) for call in message.get("tool_calls") or ()]

@@ -50,11 +50,12 @@ def serve(
     try:
         import uvicorn
 
-        from ..server.app import Settings, create_app
+        from ..server.app import create_app
     except ImportError as error:
         raise MissingDependencyError(f"serving needs {error.name}. Run: pip install 'hmt-memory[serve]'") from error
     from ..assistant import Assistant
     from ..server.guard import LOCAL_HOSTS
+    from ..server.settings import Settings
     from ..server.tokens import Tokens
     from ..store.open import default_folder
 

@@ -7,7 +7,7 @@ like any other text; between, a key-value cache grows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
@@ -36,6 +36,7 @@ class Usage:
     prompt_tokens: int  # tokens that the call added to the stream before the answer
     completion_tokens: int  # the answer, its end token included
     view_tokens: int  # positions of the first view, which the answer was conditioned on
+    cached_tokens: int = 0  # those of them that an earlier answer had read
 
 
 class SegmentWeight(NamedTuple):
@@ -203,8 +204,8 @@ def _pieces(
     shown = view.visible(state)
     before, behind = view.embed(state)
     generation.view_ids = view.ids(state).tolist()
-    generation.usage = Usage(len(prompt), 0, len(before) + len(behind))
-    hidden, cache = prefill(backbone, before, behind)
+    hidden, cache, known = prefill(backbone, before, behind)
+    generation.usage = Usage(len(prompt), 0, len(before) + len(behind), known)
     step = backbone.advance if (batching := backbone.batching) is None else batching.advance  # the same to the end
     detokenizer = Detokenizer(backbone.decode)
     ids = generation.ids
@@ -228,7 +229,7 @@ def _pieces(
         elif len(state.open_ids) + len(ids) - marks[-1][0] == model.config.segment_length:
             state = read(model, ids[marks[-1][0] :], state)
             marks[1:] = [*marks[1:][-1:], (len(ids), state)]
-            hidden, cache = prefill(backbone, *view.embed(state))
+            hidden, cache, _ = prefill(backbone, *view.embed(state))
         else:
             hidden, cache = step(backbone.embed(torch.tensor([[ids[-1]]], device=backbone.device)), cache)
         if generation.finish_reason is not None:
@@ -255,7 +256,7 @@ def _close(generation: Generation, view: View, marks: list[tuple[int, HMTState]]
         generation.ids, kept = align(generation.ids, text, backbone.decode, partial(backbone.encode, literal=True))
     count, state = generation.closed = next(mark for mark in reversed(marks) if mark[0] <= kept)
     generation._rest = cache(lambda: read(view.model, generation.ids[count:], state))
-    generation.usage = Usage(prompt, len(generation.ids), generation.usage.view_tokens)
+    generation.usage = replace(generation.usage, prompt_tokens=prompt, completion_tokens=len(generation.ids))
 
 
 def _without(start: Tensor, ids: Tensor) -> Tensor:

@@ -19,7 +19,16 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .backbone import Backbone
 
-Prefill = Callable[["Backbone", Tensor, Tensor], tuple[Tensor, Any]]  # as `ViewCache.prefill`, in one name space
+
+class Prefilled(NamedTuple):
+    """A view that was read."""
+
+    hidden: Tensor  # [1, d] the last state
+    cache: Any  # behind the view; the caller's own
+    known: int  # positions that were not read again
+
+
+Prefill = Callable[["Backbone", Tensor, Tensor], Prefilled]  # as `ViewCache.prefill`, in one name space
 _LIMIT = 256 << 20  # bytes
 _LEAST = 32  # shorter beginnings are not worth a copy
 _UNCUTTABLE = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)  # of families' caches
@@ -55,8 +64,8 @@ class ViewCache:
         """Return what reads the views of one name space."""
         return partial(self.prefill, namespace=namespace)
 
-    def prefill(self, backbone: Backbone, before: Tensor, behind: Tensor, namespace: Hashable) -> tuple[Tensor, Any]:
-        """Read a view. Returns the last hidden state [1, d] and the cache behind it, which is the caller's own.
+    def prefill(self, backbone: Backbone, before: Tensor, behind: Tensor, namespace: Hashable) -> Prefilled:
+        """Read a view, but for what was kept of its beginning.
 
         Args:
             backbone: reads.
@@ -71,7 +80,7 @@ class ViewCache:
         if count < len(before):
             _, cache = backbone.extend(before[count:][None], cache)
             self._keep(_Entry(namespace, version, before.detach(), cache, 0), cleared)
-        return backbone.advance(behind[None], cache)
+        return Prefilled(*backbone.advance(behind[None], cache), count)
 
     def clear(self) -> None:
         """Let go of everything."""
@@ -109,9 +118,9 @@ class ViewCache:
             self._entries = [*others, entry] if entry.bytes <= self._limit else others
 
 
-def read_whole(backbone: Backbone, before: Tensor, behind: Tensor) -> tuple[Tensor, Any]:
+def read_whole(backbone: Backbone, before: Tensor, behind: Tensor) -> Prefilled:
     """Read a view without anything kept, as `ViewCache.prefill` does."""
-    return backbone.advance(torch.cat([before, behind])[None])
+    return Prefilled(*backbone.advance(torch.cat([before, behind])[None]), 0)
 
 
 def _common(one: Tensor, other: Tensor) -> int:

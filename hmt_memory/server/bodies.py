@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MOST_STOPS = 4  # as OpenAI has it
 _TEXT = ("text", "input_text", "output_text", "refusal")
@@ -73,7 +76,7 @@ def text_of(content: str | Sequence[Part] | None) -> str | None:
     other = next((part.type for part in content if part.type not in _TEXT), None)
     if other is not None:
         raise InputError(f"a part of type {other!r} cannot be read: this memory holds text. Send text parts.")
-    return "\n".join(part.text or "" for part in content)
+    return "\n".join(part.text or str(getattr(part, "refusal", "")) for part in content)
 
 
 class ResponseFormat(Open):
@@ -98,58 +101,64 @@ class StreamOptions(Open):
 class Answered(Open):
     """The fields that say how an answer is to be written."""
 
+    usual: ClassVar[dict[str, Any]] = {"frequency_penalty": 0.0, "presence_penalty": 0.0}  # and no other value is possible
+
     model: str | None = None
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
-    stop: str | list[str] | None = None
-    n: int = 1
     stream: bool = False
-    stream_options: StreamOptions | None = None
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-    logit_bias: dict[str, float] | None = None
-    logprobs: bool | int | None = None
-    metadata: dict[str, Any] | None = None
 
-    @field_validator("temperature", "top_p", "frequency_penalty", "presence_penalty", "n", "stream", mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _usual(cls, value: Any, info: Any) -> Any:
+    def _null(cls, value: Any, info: Any) -> Any:
         """Let a null stand for the usual value, as clients send it."""
-        return cls.model_fields[info.field_name].default if value is None else value
+        field = cls.model_fields[info.field_name]
+        return field.get_default(call_default_factory=True) if value is None and not field.is_required() else value
 
     @model_validator(mode="after")
-    def _possible(self) -> Answered:
-        for name, usual in (("n", 1), ("frequency_penalty", 0.0), ("presence_penalty", 0.0)):
+    def _possible(self) -> Self:
+        for name, usual in self.usual.items():
             if getattr(self, name) != usual:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be given: leave it out. Only {usual} is possible here.")
-        if self.logit_bias or self.logprobs:
-            raise ValueError("logit_bias and logprobs cannot be given: leave them out.")
-        if isinstance(self.stop, list) and len(self.stop) > _MOST_STOPS:
-            raise ValueError(f"stop has {len(self.stop)} strings, more than {_MOST_STOPS}.")
         return self
 
-    def decoding(self, usual: int, longest: int) -> dict[str, Any]:
+    def decoding(self, most: int) -> dict[str, Any]:
         """Return the fields of `Decoding` that this asks for.
 
         Args:
-            usual: tokens of an answer at most, where nothing is said.
-            longest: the same, whatever is said.
+            most: tokens of the answer.
         """
-        most = min(self.max_completion_tokens or self.max_tokens or usual, longest)
-        own = {"max_new_tokens": most, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
-        return own | ({"stop": self.stop} if self.stop else {})
+        return {"max_new_tokens": most, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
 
 
 class ChatRequest(Answered):
     """The body of a call of Chat Completions."""
 
+    usual: ClassVar[dict[str, Any]] = {**Answered.usual, "n": 1}
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    stop: str | list[str] | None = None
+    n: int = 1
+    stream_options: StreamOptions | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | int | None = None
+    metadata: dict[str, Any] | None = None
     messages: list[ChatMessage] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     response_format: ResponseFormat | None = None
+
+    @model_validator(mode="after")
+    def _possible_in_chat(self) -> Self:
+        if self.logit_bias or self.logprobs:
+            raise ValueError("logit_bias and logprobs cannot be given: leave them out.")
+        if isinstance(self.stop, list) and len(self.stop) > _MOST_STOPS:
+            raise ValueError(f"stop has {len(self.stop)} strings, more than {_MOST_STOPS}.")
+        return self
 
     def options(self, usual: int, longest: int) -> dict[str, Any]:
         """Return the options of `Assistant.reply` that this asks for.
@@ -160,7 +169,8 @@ class ChatRequest(Answered):
         """
         schema = None if self.response_format is None else self.response_format.schema_of()
         return {
-            **self.decoding(usual, longest),
+            **self.decoding(min(self.max_completion_tokens or self.max_tokens or usual, longest)),
+            **({"stop": self.stop} if self.stop else {}),
             "tools": self.tools or None,
             "tool_choice": self.tool_choice if self.tools else None,
             "schema": schema,

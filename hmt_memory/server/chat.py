@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import anyio
-from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
-from ..errors import InputError
+from ..errors import InputError, SessionNotFoundError
+from . import failures
+from .calls import Call, Event, Written, remembered
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
+    from ..assistant import Assistant
     from ..sessions.answer import Answer
     from .bodies import ChatRequest
     from .guard import Caller
+    from .replays import Version
+    from .settings import Settings
 
 _SESSION_HEADERS = ("x-hmt-session", "x-session-id")
 _OPEN_WEBUI = "x-openwebui-chat-id"  # its calls for titles and tags, which are not streamed, have the same
@@ -55,7 +58,62 @@ def _decoded(header: str) -> str:
         return header
 
 
-class Completion:
+class ChatCall(Call):
+    """A call of Chat Completions.
+
+    Args:
+        assistant: answers.
+        settings: what is allowed.
+        body: of the call.
+        headers: of the call, which may name a session.
+        caller: who calls.
+
+    Raises:
+        InputError: the session's name is impossible.
+        HTTPException: the caller may not add to a session.
+    """
+
+    def __init__(self, assistant: Assistant, settings: Settings, body: ChatRequest, headers: Headers, caller: Caller) -> None:
+        self._assistant, self._settings, self._body, self._caller = assistant, settings, body, caller
+        self._name = session_of(headers, body)
+        self._own = None if self._name is None else caller.own(self._name)
+        if caller.read_only and self._own is not None:
+            raise HTTPException(403, "this token may look only: it cannot add to a session.")
+        self.stream = body.stream
+        self.asked = json.dumps([self._name, body.model_dump()], default=str)
+        self._usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+
+    def session(self, busy: Container[str]) -> str | None:
+        """Return the session that the call names."""
+        return self._own
+
+    def begin(self) -> Answer:
+        """Begin the answer."""
+        said = [message.plain() for message in self._body.messages]
+        options = self._body.options(self._settings.usual, self._settings.longest)
+        return self._assistant.reply(said, session=self._own, namespace=self._caller.namespace, **options)
+
+    def written(self, answer: Answer) -> Completion:
+        """Return the answer as Chat Completions has it."""
+        return Completion(answer, self._assistant.name, self._name, self._caller, usage=self._usage)
+
+    def again(self, whole: Mapping[str, Any]) -> Iterator[Event]:
+        """Yield all chunks of an answer that is whole already."""
+        chunks = Chunks(whole, usage=self._usage)
+        yield chunks.opening()
+        if text := whole["choices"][0]["message"]["content"]:
+            yield chunks.piece(text)
+        yield from chunks.closing(whole)
+
+    def version(self, whole: Mapping[str, Any]) -> Version:
+        """Return what changes whenever something of the session is forgotten; None: there is none."""
+        try:
+            return None if self._own is None else self._assistant.store.session(self._own).epoch()
+        except SessionNotFoundError:
+            return None
+
+
+class Completion(Written):
     """An answer as Chat Completions has it.
 
     Args:
@@ -63,16 +121,17 @@ class Completion:
         model: its name.
         session: by which the caller knows it; None: none.
         caller: knows sessions and corpora by their names in its own name space.
+        usage: whether the last chunk of a stream has its counts.
     """
 
-    def __init__(self, answer: Answer, model: str, session: str | None, caller: Caller) -> None:
+    def __init__(self, answer: Answer, model: str, session: str | None, caller: Caller, *, usage: bool) -> None:
         self._answer, self._session, self._caller = answer, session, caller
         self._about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-        self.chunks = Chunks(self._about)
+        self._chunks = Chunks(self._about, usage=usage)
 
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
-        calls = self._calls()
+        calls = [call.to_dict() for call in self._answer.tool_calls]
         message: dict[str, Any] = {"role": "assistant", "content": self._answer.text or (None if calls else "")}
         message |= {"tool_calls": calls} if calls else {}
         choice = {"index": 0, "message": message, "finish_reason": self._answer.finish_reason, "logprobs": None}
@@ -81,11 +140,8 @@ class Completion:
             "object": "chat.completion",
             "choices": [choice],
             "usage": self._usage(),
-            "hmt": self._remembered(),
+            "hmt": remembered(self._answer, self._caller, self._session),
         }
-
-    def _calls(self) -> list[dict[str, Any]]:
-        return [call.to_dict() for call in self._answer.tool_calls]
 
     def _usage(self) -> dict[str, int]:
         usage = self._answer.usage
@@ -96,14 +152,21 @@ class Completion:
             "total_tokens": asked + usage.completion_tokens,
         }
 
-    def _remembered(self) -> dict[str, Any]:
-        """Return what was recalled for the answer, and where it was stored."""
-        shown = self._caller.shown
-        recalled = [passage.to_dict() | {"source": shown(passage.source)} for passage in self._answer.recalled]
-        about: dict[str, Any] = {"recalled": recalled, "view_tokens": self._answer.usage.view_tokens}
-        if self._session is not None:
-            about |= {"session": self._session, "message_ids": list(getattr(self._answer, "message_ids", ()))}
-        return about
+    def opening(self) -> Iterator[Event]:
+        """Yield the first chunk."""
+        yield self._chunks.opening()
+
+    def piece(self, text: str) -> Iterator[Event]:
+        """Yield the chunk of a piece of text."""
+        yield self._chunks.piece(text)
+
+    def closing(self, whole: Mapping[str, Any]) -> Iterator[Event]:
+        """Yield the last chunks."""
+        return self._chunks.closing(whole)
+
+    def failure(self, status: int, message: str, code: str | None = None) -> Event:
+        """Return the body of an error."""
+        return json.dumps(failures.body_of(status, message, code=code))
 
 
 class Chunks:
@@ -111,84 +174,35 @@ class Chunks:
 
     Args:
         about: id, time and model of the answer, as its body has them.
+        usage: whether a last chunk has its counts.
     """
 
-    def __init__(self, about: Mapping[str, Any]) -> None:
+    def __init__(self, about: Mapping[str, Any], *, usage: bool) -> None:
         self._about = {name: about[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+        self._usage = usage
 
-    def opening(self) -> dict[str, Any]:
+    def opening(self) -> str:
         """Return the first chunk."""
         return self._chunk({"role": "assistant", "content": ""})
 
-    def piece(self, text: str) -> dict[str, Any]:
+    def piece(self, text: str) -> str:
         """Return the chunk of a piece of text."""
         return self._chunk({"content": text})
 
-    def closing(self, whole: Mapping[str, Any], *, usage: bool) -> Iterator[dict[str, Any]]:
+    def closing(self, whole: Mapping[str, Any]) -> Iterator[str]:
         """Yield the last chunks: calls of functions, how it ended, and if it is wanted the usage.
 
         Args:
             whole: the body of the answer.
-            usage: whether a last chunk has its counts.
         """
         (choice,) = whole["choices"]
         calls = [call | {"index": number} for number, call in enumerate(choice["message"].get("tool_calls", ()))]
         if calls:
             yield self._chunk({"tool_calls": calls})
-        yield self._chunk({}, choice["finish_reason"]) | {"hmt": whole["hmt"]}
-        if usage:
-            yield {**self._about, "choices": [], "usage": whole["usage"]}
+        yield self._chunk({}, choice["finish_reason"], hmt=whole["hmt"])
+        if self._usage:
+            yield json.dumps({**self._about, "choices": [], "usage": whole["usage"]})
 
-    def again(self, whole: Mapping[str, Any], *, usage: bool) -> Iterator[dict[str, Any]]:
-        """Yield all chunks of an answer that is whole already.
-
-        Args:
-            whole: its body.
-            usage: whether a last chunk has its counts.
-        """
-        yield self.opening()
-        if text := whole["choices"][0]["message"]["content"]:
-            yield self.piece(text)
-        yield from self.closing(whole, usage=usage)
-
-    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None, **more: Any) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
-        return {**self._about, "choices": [choice]}
-
-
-async def pieces(answer: Answer, until: float) -> AsyncGenerator[str, None]:
-    """Yield the pieces of an answer, which is written in another thread. Whoever stops early stops the writing, too.
-
-    Args:
-        answer: being written.
-        until: by the clock of the event loop.
-
-    Raises:
-        TimeoutError: it is later than that, and the answer is not finished.
-    """
-    loop, gone = asyncio.get_running_loop(), threading.Event()
-    last = time.monotonic() + until - anyio.current_time()
-    written: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
-
-    def write() -> None:
-        piece: str | BaseException | None = ""
-        while piece is not None and not gone.is_set():
-            try:
-                if answer.finish_reason is None and time.monotonic() > last:
-                    raise TimeoutError
-                piece = next(answer, None)
-            except BaseException as error:
-                loop.call_soon_threadsafe(written.put_nowait, error)
-                return
-            loop.call_soon_threadsafe(written.put_nowait, piece)
-
-    writing = asyncio.ensure_future(run_in_threadpool(write))
-    try:
-        while (piece := await written.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-    finally:
-        gone.set()
-        with anyio.CancelScope(shield=True):  # the token that is being computed
-            await writing
+        return json.dumps({**self._about, "choices": [choice], **more})

@@ -41,6 +41,19 @@ _UNSAID: dict[type[errors.HMTError], str] = {
 }
 
 
+class NotFoundError(HTTPException):
+    """An id under which there is nothing.
+
+    Args:
+        kind: of what is not there, such as "response".
+        name: its id.
+    """
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(404, f"there is no {kind} {name[:100]!r} here.")
+        self.code = f"{kind}_not_found"
+
+
 def body_of(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """Return the body of an error.
 
@@ -108,6 +121,7 @@ async def of_fields(_: Request, error: Exception) -> JSONResponse:
 async def of_http(request: Request, error: Exception) -> Response:
     """Answer a call that no route takes, or that a guard refused."""
     assert isinstance(error, HTTPException)
-    made = _page(request, error.status_code, str(error.detail)) or response_of(error.status_code, str(error.detail))
+    said, code = str(error.detail), getattr(error, "code", None)
+    made = _page(request, error.status_code, said) or response_of(error.status_code, said, code=code)
     made.headers.update(error.headers or {})
     return made

@@ -13,7 +13,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError
-from ..sessions.names import normal
+from ..sessions.names import ASIDE, is_aside, normal
 from .failures import response_of
 
 if TYPE_CHECKING:
@@ -42,20 +42,32 @@ class Caller:
         """Return the name in the store of a session or corpus that this caller names.
 
         Raises:
-            InputError: the name is empty, too long, has white space around it, or ends as a route does.
+            InputError: the name is empty, too long, has white space around it, or begins or ends as no name does.
         """
-        if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or name.rsplit("/", 1)[-1] in _ENDINGS:
+        impossible = is_aside(name) or name.rsplit("/", 1)[-1] in _ENDINGS
+        if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or impossible:
             raise InputError(
                 f"a name has 1 to {_LONGEST_NAME} characters, none of white space around it, and no last part such as "
                 f"/{_ENDINGS[0]}, which means something in an address. Choose another name."
             )
+        return self._stored(name)
+
+    def aside(self, name: str) -> str:
+        """Return the name in the store of a session that is kept for this caller's answers, and listed nowhere."""
+        return self._stored(f"{ASIDE}{name}")
+
+    def sees(self, name: str) -> bool:
+        """Return whether a session or corpus of the store is this caller's."""
+        return not self.tenant or name.startswith(f"{self.tenant}/")
+
+    def _stored(self, name: str) -> str:
         return normal(f"{self.tenant}/{name}" if self.tenant else name)
 
     def shown(self, name: str) -> str | None:
-        """Return the name by which this caller knows a session or corpus; None: it is another one's."""
-        if not self.tenant:
-            return name
-        return name.removeprefix(f"{self.tenant}/") if name.startswith(f"{self.tenant}/") else None
+        """Return the name by which this caller knows a session or corpus; None: it is another one's, or listed nowhere."""
+        if is_aside(name) or not self.sees(name):
+            return None
+        return name.removeprefix(f"{self.tenant}/") if self.tenant else name
 
     @property
     def namespace(self) -> Hashable:

@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, StoreDamagedError
+from . import forgetting
 from .bodies import ChatMessage
 from .guard import Caller, caller
 
@@ -104,7 +105,7 @@ def _listed(names: list[str], known: Caller, limit: int, after: str | None) -> d
 
 
 def _message(message: Message) -> dict[str, Any]:
-    return {"id": message.id, **message.to_dict(), "created_at": message.created_at.isoformat()}
+    return {**message.to_dict(), "id": message.id, "created_at": message.created_at.isoformat()}
 
 
 def _passages(recalled: RecalledSegments, known: Caller) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def forget(
 ) -> dict[str, Any]:
     """Erase messages for good: their rows, every embedding that saw them, and the bytes in all files."""
     memory.store.session(known.own(name))  # checks that it exists
-    forgotten = memory.session(known.own(name)).forget(ids)
+    forgotten = forgetting.forget(memory.store, memory.session(known.own(name)), ids)
     also = [shown for other in forgotten.also_in if (shown := known.shown(other)) is not None]
     return {"forgotten": forgotten.messages, "also_in": also}
 
@@ -245,7 +246,7 @@ def session(name: str, known: Known, memory: Memory) -> dict[str, Any]:
 @router.delete("/sessions/{name:path}", status_code=204)
 def delete(name: str, known: Writer, memory: Memory) -> None:
     """Erase a session for good. Its forks keep what they share of it."""
-    memory.store.delete(known.own(name))
+    forgetting.delete(memory.store, known.own(name))
 
 
 @router.get("/search")

@@ -5,7 +5,7 @@ Knows a generation and its request; the session stores the answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,15 @@ class Wanted:
         asked = {name: value for name, value in decoding.items() if name in self.options or value != getattr(usual, name)}
         asked |= {"tools": self.tools or None, "tool_choice": self.tool_choice, "schema": self.schema}
         return {name: value for name, value in asked.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a session keeps an answer."""
+
+    stored: bool = True  # whether request and answer are stored
+    after: int | None = None  # id of the last message so far: the answer is refused if others add to the session meanwhile
+    fields: Callable[[Answer], Mapping[str, Any]] | None = None  # fields of the answer's message, besides its text and calls
 
 
 class Request:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..chat.message import SYSTEM_ROLES
+from ..chat.message import SYSTEM_ROLES, UNREAD
 from ..chat.transcript import Batch, Transcript
 from ..config import ViewConfig
 from ..engine.view import check_budget
@@ -186,7 +186,7 @@ def as_given(messages: Sequence[Mapping[str, Any]], *, system: str | None = None
         system: the system prompt, which comes first.
         notes: written notes, which stand inside the user's last turn, before its words.
     """
-    given = [{name: value for name, value in message.items() if name != "id"} for message in messages]
+    given = [{name: value for name, value in message.items() if name not in UNREAD} for message in messages]
     asked = max(number for number, message in enumerate(given) if message["role"] == "user")
     given[asked]["content"] = notes + str(given[asked]["content"] or "")
     return [{"role": "system", "content": system}, *given] if system else [*given]

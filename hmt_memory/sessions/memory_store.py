@@ -95,6 +95,27 @@ class MemoryStore(Storage):
                 row = db.add_collection(kind, name, stream=stream, now=self.now())
         return row
 
+    def named(self, kind: str, number: int) -> str | None:
+        """Return the name of the session or corpus of a number; None: there is none.
+
+        Args:
+            kind: "session" or "corpus".
+            number: as its `number` says.
+        """
+        with self.database.reading() as db:
+            row = db.collection(number)
+        return None if row is None or row.kind != kind else row.name
+
+    def unused(self, before: float) -> list[str]:
+        """Return the names of sessions that were made before a time, and to which nothing was added since.
+
+        Args:
+            before: seconds since 1970, UTC.
+        """
+        with self.database.reading() as db:
+            rows = db.collections("session")
+        return [row.name for row in rows if row.updated_at == row.created_at < before]
+
     def sessions(self) -> list[str]:
         """Return the names of all sessions, sorted."""
         return self._names("session")

@@ -18,6 +18,18 @@ _LONGEST_NAME = 200
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u3164\uffa0\ufe00-\ufe0e]")
 
 
+ASIDE = ".responses/"  # the names of sessions that a server keeps for answers which belong to no named session
+
+
+def is_aside(name: str) -> bool:
+    """Return whether a session is one of those, in whichever name space.
+
+    >>> is_aside("ann/.responses/1f") and not is_aside("ann/trip")
+    True
+    """
+    return f"/{ASIDE}" in f"/{name}"
+
+
 def normal(name: str) -> str:
     """Return a name as it is stored: names that look the same to a reader are the same name."""
     return unicodedata.normalize("NFC", name) if isinstance(name, str) else name

@@ -23,7 +23,7 @@ from ..retrieval.recollection import ViewRecollection
 from ..retrieval.sources import Draft
 from ..store import lineage, rewriting
 from ..store.rows import CollectionRow, MessageRow
-from .answer import Answer, Request, Wanted
+from .answer import Answer, Keeping, Request, Wanted
 from .answering import answering, messages_of
 from .collection import log
 from .explaining import Explanation, explain
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _BEHIND_SEGMENTS = 4  # read behind an answer before others get their turn
 _MOST_SHOWN = 256  # latest messages that another model may be shown
+_KEPT = Keeping()
 
 
 class Session(SessionMemory):
@@ -98,6 +99,7 @@ class Session(SessionMemory):
         messages: Messages = (),
         *,
         replacing: int | None = None,
+        instructions: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         tool_choice: Any = None,
         schema: Mapping[str, Any] | None = None,
@@ -105,6 +107,7 @@ class Session(SessionMemory):
         view: ViewConfig | None = None,
         answerer: HMTModel | ChatModel | None = None,
         decoding: Decoding | None = None,
+        keeping: Keeping = _KEPT,
         **options: Unpack[DecodingOptions],
     ) -> Reply:
         """Answer, as an iterator of text pieces. The answer is stored before the last piece is given out.
@@ -115,6 +118,7 @@ class Session(SessionMemory):
             messages: the messages to answer, stored together with the answer; none: those added before.
             replacing: id of a message that this call replaces, with all after it: an edit, or another try. They are
                 forgotten when the answer is stored.
+            instructions: pinned for this answer alone, behind the system prompt.
             tools: functions in OpenAI's form, pinned for this answer; those that the model calls are in `tool_calls`.
             tool_choice: None or "auto": the model decides; "none", "required", or the name of a function it must call; other
                 forms: `grammar.tool_choice_of`.
@@ -124,13 +128,14 @@ class Session(SessionMemory):
             answerer: another model, which answers from notes of what the session's model has read: an `HMTModel`, or anything
                 that answers messages (`ChatModel`). None: the session's model answers.
             decoding: how tokens are chosen, and what ends the answer.
+            keeping: whether and how the answer is stored.
             **options: fields of `Decoding` that differ from `decoding`, such as max_new_tokens=64.
 
         Raises:
             InputError: messages or options are malformed, or there is nothing to answer.
             BudgetError: the system prompt is over `pinned_tokens`.
             SessionNotFoundError: there is no message `replacing`.
-            SessionBusyError: another process is writing this session.
+            SessionBusyError: another process is writing this session, or has added to it although `keeping` forbids that.
             StoreError: the disk is full or failing.
         """
         own_view = None if answerer is not None else view
@@ -141,6 +146,8 @@ class Session(SessionMemory):
         request = Request(model, wanted) if other is None else other
         asked = self._asked(told, replacing, model)
         snapshot, batch = asked.snapshot, asked.batch
+        system = "\n\n".join(text for text in (asked.system, instructions) if text) or None
+        self._check_last(snapshot, keeping.after)
         memory = ViewRecollection(
             model,
             self._transcript.plain if other is None else other.encode,
@@ -156,7 +163,7 @@ class Session(SessionMemory):
             generation = model.generate(
                 [*batch.ids, *self._transcript.answer_opening()],
                 state=snapshot.state,
-                pinned=self._transcript.pinned(asked.system, tools),
+                pinned=self._transcript.pinned(system, tools),
                 recollection=memory,
                 turns=asked.turns,
                 decoding=request.decoding.also_stopping_at(self._transcript.stop),
@@ -168,11 +175,17 @@ class Session(SessionMemory):
             first = rows[len(rows) - shown.messages].tokens[0]
             with self._unless_rewritten(snapshot):
                 memory.recall(asked.question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)
-            generation = request.generate(
-                shown, system=asked.system, notes=memory.notes(), added=len(batch.ids), prefill=prefill
-            )
+            generation = request.generate(shown, system=system, notes=memory.notes(), added=len(batch.ids), prefill=prefill)
         return Reply(
-            self, snapshot, batch, generation, memory, may_call=request.may_call, replacing=replacing, own=other is None
+            self,
+            snapshot,
+            batch,
+            generation,
+            memory,
+            may_call=request.may_call,
+            replacing=replacing,
+            own=other is None,
+            keeping=keeping,
         )
 
     def explain(self, messages: Messages = (), *, replacing: int | None = None) -> Explanation:
@@ -194,6 +207,19 @@ class Session(SessionMemory):
         asked = self._asked(validated(messages), replacing, model, looking=True)
         with self._unless_rewritten(asked.snapshot):
             return explain(model, self._transcript, asked, self._sources(asked.snapshot, asked.draft, asked.asked_at))
+
+    def _check_last(self, snapshot: Snapshot, message: int | None) -> None:
+        """Raise SessionBusyError unless a message is the last one."""
+        if message is None:
+            return
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            size = lineage.size(snapshot.parts)[0]
+            last = lineage.messages(db, snapshot.parts, max(0, size - 1), size)
+        if [row.id for row in last] != [message]:
+            raise self._added_to()
+
+    def _added_to(self) -> SessionBusyError:
+        return SessionBusyError(f"session {self.name!r} was added to meanwhile, so nothing was stored. Try again.")
 
     def _latest(self, snapshot: Snapshot, draft: Draft) -> list[MessageRow]:
         """Return the latest messages and those of a draft; system messages, which are pinned, left out."""
@@ -236,6 +262,8 @@ class Session(SessionMemory):
         """
         text = reply.text if self._transcript.has_template else reply.text.strip()
         answer: dict[str, Any] = {"role": "assistant", "content": text}
+        fields = reply._keeping.fields
+        answer |= {} if fields is None else fields(reply)
         if reply.tool_calls:
             answer["tool_calls"] = [call.to_dict() for call in reply.tool_calls]
         with self._database.writing() as db:
@@ -245,6 +273,8 @@ class Session(SessionMemory):
                     f"session {self.name!r} was rewritten while the answer was being generated, so the answer was not stored. "
                     "Ask again."
                 )
+            if reply._keeping.after is not None and row.next_id != snapshot.row.next_id:
+                raise self._added_to()
             alone = row == snapshot.row
             if reply._replacing is not None:
                 row, reply._erasure = self._forget_from(db, row, snapshot)
@@ -315,9 +345,11 @@ class Reply(Answer):
         may_call: bool,
         replacing: int | None,
         own: bool,
+        keeping: Keeping,
     ) -> None:
         super().__init__(generation, memory, may_call=may_call)
         self._session, self._snapshot, self._asked, self._replacing = session, snapshot, asked, replacing
+        self._keeping = keeping
         self._own = generation if own and isinstance(generation, Generation) else None  # if the session's model answers
         self._asked_at = session._store.now()
         self._erasure: int | None = None  # the erasure of the replaced messages
@@ -330,7 +362,7 @@ class Reply(Answer):
             self._session._after_reply()
         with self._session._unless_rewritten(self._snapshot):
             free = super()._advance()
-            if free is None or not self._ended:
+            if free is None or not self._ended or not self._keeping.stored:
                 return free
             self.message_ids = self._session._commit(self, self._snapshot, self._own)
         self._session._erase_replaced(self._erasure)  # before the last piece: the caller may not come back for more

@@ -5,7 +5,8 @@ Knows rows and the stored history; imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..model import HMTModel
+    from ..store.rows import Lineage
     from ..store.transaction import Transaction
     from .reading import Progress
     from .storage import Storage
@@ -102,6 +104,53 @@ class StoredSession(Collection):
         with self._database.reading() as db:
             row = self._row(db)
         return row.id, row.epoch
+
+    @property
+    def number(self) -> int:
+        """The session's number in its store, which it keeps when it is renamed."""
+        return self._id
+
+    def upcoming(self) -> int:
+        """Return the id that the next message has at the least; no message is given one that was given before."""
+        with self._database.reading() as db:
+            return self._row(db).next_id
+
+    def from_id(self, message: int, most: int) -> list[Message]:
+        """Return the messages from the first on whose id is not below one.
+
+        Args:
+            message: the id; there may be no such message any more.
+            most: how many, at most.
+        """
+        with self._database.reading() as db:
+            parts = lineage.of(db, self._row(db))
+            first = _count_before(db, parts, message)
+            return [as_message(row) for row in lineage.messages(db, parts, first, first + most)]
+
+    def count_before(self, message: int) -> int:
+        """Count the messages whose ids are below one."""
+        with self._database.reading() as db:
+            return _count_before(db, lineage.of(db, self._row(db)), message)
+
+    def metadata(self) -> dict[str, str]:
+        """Return what a client has noted about the session."""
+        with self._database.reading() as db:
+            return dict(self._row(db).settings.get("metadata", {}))
+
+    def set_metadata(self, metadata: Mapping[str, str]) -> None:
+        """Note something about the session, instead of what was noted before. A fork does not take it over."""
+        with self._database.writing() as db:
+            self._set(db, metadata=dict(metadata))
+
+    def held(self, message_ids: Iterable[int]) -> list[int]:
+        """Return those of some ids that messages of this session have."""
+        with self._database.reading() as db:
+            return sorted(lineage.positions(db, lineage.of(db, self._row(db)), set(message_ids)))
+
+    def shared_with(self, message_ids: Iterable[int]) -> tuple[str, ...]:
+        """Return the names of other sessions that share one of some messages of this session."""
+        with self._database.reading() as db:
+            return rewriting.shared_with(db, self._row(db), message_ids)
 
     def fork(self, name: str, *, upto: int | None = None) -> Self:
         """Make a new session that shares this one's past and goes its own way from here.
@@ -248,3 +297,9 @@ class StoredSession(Collection):
             row = self._row(db)
             self._oldest = retention.oldest(db, row, self._oldest)
             return retention.beyond_limits(db, row, now, self._oldest)
+
+
+def _count_before(db: Transaction, parts: Lineage, message: int) -> int:
+    """Return how many messages of a lineage have ids below one; ids rise."""
+    size = lineage.size(parts)[0]
+    return bisect_left(range(size), message, key=lambda seq: lineage.messages(db, parts, seq, seq + 1)[0].id)

@@ -53,12 +53,12 @@ def test_every_family_goes_on_from_what_it_can_keep(family: str) -> None:
     backbone = model.backbone
     embed = backbone.embed(random_ids(100))
     for before, behind in ((embed[:60], embed[60:70]), (embed[:80], embed[80:100]), (embed[:50], embed[70:90])):
-        expected, _ = read_whole(backbone, before, behind)
+        expected, *_ = read_whole(backbone, before, behind)
         for _ in range(2):
-            hidden, cache = views.prefill(backbone, before, behind, "alice")
+            hidden, cache, _ = views.prefill(backbone, before, behind, "alice")
             torch.testing.assert_close(hidden, expected, atol=2e-4, rtol=2e-4)
         again, _ = backbone.advance(embed[None, :1], cache)
-        whole, _ = read_whole(backbone, torch.cat([before, behind]), embed[:1])
+        whole, *_ = read_whole(backbone, torch.cat([before, behind]), embed[:1])
         torch.testing.assert_close(again, whole, atol=2e-4, rtol=2e-4)
 
 
@@ -92,7 +92,7 @@ def test_other_weights_use_nothing_that_was_kept(monkeypatch: pytest.MonkeyPatch
     assert counted.take() == 60
     for parameter in model.backbone.parameters():
         parameter.add_(0.01)
-    hidden, _ = views.prefill(model.backbone, embed[:50], embed[50:], "alice")
+    hidden, *_ = views.prefill(model.backbone, embed[:50], embed[50:], "alice")
     torch.testing.assert_close(hidden, read_whole(model.backbone, embed[:50], embed[50:])[0])
 
 
@@ -139,7 +139,7 @@ def test_threads_keep_and_use_side_by_side() -> None:
     @torch.no_grad()
     def work(number: int) -> None:
         for _ in range(6):
-            hidden, _ = views.prefill(backbone, embed[: 50 + 10 * number], embed[140:], number % 3)
+            hidden, *_ = views.prefill(backbone, embed[: 50 + 10 * number], embed[140:], number % 3)
             if not torch.allclose(hidden, expected[number], atol=1e-4):
                 wrong.append(number)
 

@@ -18,10 +18,13 @@ from openai import AuthenticationError, BadRequestError, ConflictError, NotFound
 
 from hmt_memory import Assistant
 from hmt_memory.errors import InputError, StoreError
-from hmt_memory.server.app import Door, Settings, create_app
+from hmt_memory.server.app import create_app
 from hmt_memory.server.bodies import ChatMessage, ChatRequest
+from hmt_memory.server.chat import ChatCall
+from hmt_memory.server.door import Door
 from hmt_memory.server.guard import Caller
 from hmt_memory.server.metrics import Metrics
+from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import FILE, Tokens
 
 HELLO = [{"role": "user", "content": "My dog is called Rex."}]
@@ -395,10 +398,11 @@ def test_an_answer_has_no_more_tokens_than_the_server_allows(assistant: Assistan
 
 @pytest.mark.anyio
 async def test_a_client_that_goes_away_leaves_nothing_and_gives_its_place_back(assistant: Assistant) -> None:
-    door, caller = Door(assistant, Settings(answers=1), Metrics()), Caller()
+    settings, caller = Settings(answers=1), Caller()
+    door = Door(settings, Metrics())
     body = ChatRequest(messages=[ChatMessage(**HELLO[0])], max_tokens=300, stream=True, metadata={"session_id": "alice"})
     request = Request({"type": "http", "headers": []}, receive=anyio.sleep_forever)
-    answer = await door.chat(body, request, caller)
+    answer = await door.answer(ChatCall(assistant, settings, body, request.headers, caller), request, caller)
     assert door._gate._free.locked() and door._answering == {"alice"}
     sent, gone = [], anyio.Event()
 

@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 
 from hmt_memory import Assistant
-from hmt_memory.server.app import Settings, create_app
+from hmt_memory.server.app import create_app
+from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")

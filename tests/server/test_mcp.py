@@ -15,9 +15,10 @@ from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 
 from hmt_memory import Assistant
-from hmt_memory.server.app import Settings, create_app
+from hmt_memory.server.app import create_app
 from hmt_memory.server.guard import Caller
 from hmt_memory.server.mcp import Subject, tools
+from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
 
 CPU: dict[str, Any] = {"dtype": "float32", "device": "cpu"}

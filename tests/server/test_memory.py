@@ -8,7 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from hmt_memory import Assistant
-from hmt_memory.server.app import Settings, create_app
+from hmt_memory.server.app import create_app
+from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
 
 TALK = [

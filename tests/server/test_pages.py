@@ -10,8 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from hmt_memory import Assistant
-from hmt_memory.server.app import Settings, create_app
+from hmt_memory.server.app import create_app
 from hmt_memory.server.pages.drawing import bar, heat
+from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
 from hmt_memory.sessions.explaining import Explanation, Part
 

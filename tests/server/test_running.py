@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException
 
 from hmt_memory import Assistant
 from hmt_memory.server import replays
-from hmt_memory.server.app import Settings, create_app
+from hmt_memory.server.app import create_app
 from hmt_memory.server.chat import Completion
+from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
 
 HELLO = {"messages": [{"role": "user", "content": "hello there"}], "max_tokens": 5, "metadata": {"session_id": "secret-name"}}
@@ -134,7 +135,7 @@ def test_what_was_stored_counts_as_answered_however_late_it_is(assistant: Assist
     whole, broken = Completion.whole, [True]
 
     def once(completion: Completion) -> Any:
-        if sys._getframe(1).f_code.co_name == "chat" and broken.pop():
+        if sys._getframe(1).f_code.co_name == "answer" and broken.pop():
             raise OSError("the client is gone")
         return whole(completion)
 

@@ -1,0 +1,268 @@
+"""Responses: a call becomes a reply of the assistant in a session, its pieces become events. Knows both forms; no route.
+
+An answer that belongs to no named session has one of its own, listed nowhere. What goes on from the last answer there is added
+to it; what goes on from an earlier one, or from one in a named session, gets a fork.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Container, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from starlette.exceptions import HTTPException
+
+from ..errors import SessionNotFoundError
+from ..sessions.answer import Keeping
+from ..sessions.names import is_aside
+from .calls import Call, Event, Written, remembered
+from .failures import NotFoundError
+from .items import Stem, items, output_text
+from .response_bodies import messages_of
+from .response_events import Events
+from .stored_responses import find
+
+if TYPE_CHECKING:
+    from ..assistant import Assistant
+    from ..retrieval.ranking import RecalledSegment
+    from ..sessions.answer import Answer
+    from .guard import Caller
+    from .replays import Version
+    from .response_bodies import ResponseRequest
+    from .settings import Settings
+    from .stored_responses import Found
+
+CONVERSATION = "conv_"  # what the names of sessions begin with that were made as conversations
+
+
+class ResponseCall(Call):
+    """A call of Responses.
+
+    Args:
+        assistant: answers.
+        settings: what is allowed.
+        body: of the call.
+        caller: who calls.
+
+    Raises:
+        InputError: an item cannot be read, or the conversation's name is impossible.
+        HTTPException: the caller may store no answer.
+    """
+
+    def __init__(self, assistant: Assistant, settings: Settings, body: ResponseRequest, caller: Caller) -> None:
+        if caller.read_only and body.store:
+            raise HTTPException(403, 'this token may look only: send "store": false.')
+        self._assistant, self._settings, self._body, self._caller = assistant, settings, body, caller
+        self._named = None if body.session is None else caller.own(body.session)
+        self._messages = messages_of(body.input)
+        self.stream, self.asked = body.stream, json.dumps(["responses", body.model_dump()], default=str)
+        self._before: Found | None = None  # the response that this one goes on from
+        self._adds_to: str | None = None  # the session that others may know
+        self._made: str | None = None  # the session that is made for the answer
+        self._response: ResponseBody | None = None
+
+    def look(self) -> None:
+        """Look for the response or conversation that this one goes on from."""
+        store, named = self._assistant.store, self._body.session or ""
+        if self._body.previous_response_id is not None:
+            self._before = find(store, self._caller, self._body.previous_response_id)
+        elif named.startswith(CONVERSATION) and not store.has("session", self._named or ""):
+            raise NotFoundError("conversation", named)
+
+    def session(self, busy: Container[str]) -> str | None:
+        """Return the session that the answer is added to, if others may know it."""
+        before = self._before
+        if self._body.store:
+            last = before is not None and before.next is None and is_aside(before.session)
+            self._adds_to = before.session if before and last and before.session not in busy else self._named
+        return self._adds_to
+
+    def begin(self) -> Answer:
+        """Begin the answer."""
+        body, messages = self._body, self._messages
+        options = body.options(self._settings.usual, self._settings.longest)
+        name, replacing = self._place()
+        if name is None:
+            stem = Stem.new()
+            said = [{"role": "system", "content": body.instructions}] if body.instructions else []
+            answer: Answer = self._assistant.reply([*messages, *said], namespace=self._caller.namespace, **options)
+        else:
+            stem = Stem.new(self._assistant.session(name) if body.store else None)
+            after = self._before.answer.id if self._before and name == self._adds_to else None
+            answer = self._assistant.reply(
+                stem.marked(messages),
+                session=name,
+                history="incremental",
+                replacing=replacing,
+                instructions=body.instructions,
+                keeping=Keeping(stored=body.store, after=after, fields=self._fields),
+                **options,
+            )
+        place = stem.message(len(messages))
+        told = {"model": self._assistant.name, **body.told()}
+        self._response = ResponseBody(
+            answer, stem.response, place, told, self._caller, body.session, remembers=name is not None
+        )
+        return answer
+
+    def _place(self) -> tuple[str | None, int | None]:
+        """Return the session that answers, made if need be, and the message before which; None: it is none, or the end."""
+        store, before = self._assistant.store, self._before
+        if self._adds_to is not None:
+            return self._adds_to, None
+        if not self._body.store:
+            named = self._named if self._named and store.has("session", self._named) else None
+            return (named, None) if before is None else (before.session, before.next)
+        self._made = self._caller.aside(uuid.uuid4().hex)
+        if before is not None:
+            store.session(before.session).fork(self._made, upto=before.answer.id)
+        return self._made, None
+
+    def _fields(self, _: Answer) -> Mapping[str, Any]:
+        """Return what is stored with the answer."""
+        assert self._response is not None
+        return self._response.stored()
+
+    def written(self, answer: Answer) -> ResponseBody:
+        """Return the answer as Responses has it."""
+        assert self._response is not None
+        return self._response
+
+    def again(self, whole: Mapping[str, Any]) -> Iterator[Event]:
+        """Yield all events of a response that is whole already."""
+        message = next((item["id"] for item in whole["output"] if item["type"] == "message"), "")
+        return Events(_begun(whole), message).again(whole)
+
+    def version(self, whole: Mapping[str, Any]) -> Version:
+        """Return what changes whenever something of the response's session is forgotten; None: it is in none."""
+        store, stem = self._assistant.store, Stem.of(whole["id"])
+        name = None if stem is None else store.named("session", stem.number)
+        with suppress(SessionNotFoundError):  # it was deleted meanwhile
+            return None if name is None else store.session(name).epoch()
+        return None
+
+    def close(self) -> None:
+        """Erase the session that was made for an answer, if none is in it."""
+        if self._made is not None and (self._response is None or not self._response.message_ids):
+            with suppress(SessionNotFoundError):
+                self._assistant.store.delete(self._made)
+
+
+class ResponseBody(Written):
+    """An answer as Responses has it.
+
+    Args:
+        answer: being written.
+        name: its id.
+        message: id of the message that its text is in.
+        told: what it repeats of its call.
+        caller: knows sessions and corpora by their names in its own name space.
+        conversation: the session that it is added to, by the name that the caller knows; None: it has none.
+        remembers: whether it was answered from a session.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        name: str,
+        message: str,
+        told: Mapping[str, Any],
+        caller: Caller,
+        conversation: str | None,
+        *,
+        remembers: bool,
+    ) -> None:
+        self._answer, self._message, self._caller, self._remembers = answer, message, caller, remembers
+        self._conversation = conversation
+        about = {"id": name, "object": "response", "created_at": int(time.time()), "error": None, "reasoning": None}
+        self._about = {**about, "service_tier": "default", **told}
+        if conversation is not None:
+            self._about["conversation"] = {"id": conversation}
+        self._completed_at: int | None = None
+        self._events = Events(_begun(self._about), message)
+
+    @property
+    def message_ids(self) -> list[int]:
+        """The ids of the stored messages of the call; none until they are stored."""
+        return list(getattr(self._answer, "message_ids", ()))
+
+    def stored(self) -> dict[str, Any]:
+        """Return the fields of the answer's message: nothing that stands elsewhere, or that was recalled."""
+        return {"id": self._message, "metadata": {"response": self._ended()}}
+
+    def whole(self) -> dict[str, Any]:
+        """Return the body of an answer that is finished."""
+        answer = self._answer
+        calls = {"tool_calls": [call.to_dict() for call in answer.tool_calls]}
+        place = self._message.removeprefix("msg_")
+        output = items("assistant", answer.text, place, calls, incomplete=answer.finish_reason == "length")
+        if output[0]["type"] == "message":
+            output[0]["content"] = [output_text(answer.text, [self._citation(passage) for passage in answer.recalled])]
+        return {**self._ended(), "output": output, "hmt": remembered(answer, self._caller, self._conversation)}
+
+    def _ended(self) -> dict[str, Any]:
+        """Return the body without its items."""
+        cut = self._answer.finish_reason == "length"
+        self._completed_at = self._completed_at or int(time.time())
+        return {
+            **self._about,
+            "status": "incomplete" if cut else "completed",
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "completed_at": None if cut else self._completed_at,
+            "usage": self._usage(),
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self._answer.usage
+        asked = usage.view_tokens if self._remembers else usage.prompt_tokens
+        return {
+            "input_tokens": asked,
+            "input_tokens_details": {"cached_tokens": min(asked, usage.cached_tokens)},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": asked + usage.completion_tokens,
+        }
+
+    def _citation(self, passage: RecalledSegment) -> dict[str, Any]:
+        """Return a passage that was recalled as an annotation of the whole text. What it says is in `hmt`."""
+        owner = passage.messages[0].id if passage.messages else passage.document
+        who = passage.messages[0].role if passage.messages else passage.source
+        return {
+            "type": "url_citation",
+            "url": f"hmt:{quote(self._caller.shown(passage.source) or '')}#{owner}",
+            "title": f"{who}, {passage.created_at:%Y-%m-%d %H:%M}",
+            "start_index": 0,
+            "end_index": len(self._answer.text),
+        }
+
+    def opening(self) -> Iterator[Event]:
+        """Yield that the response is there, and being written."""
+        return self._events.opening()
+
+    def piece(self, text: str) -> Iterator[Event]:
+        """Yield the events of a piece of text."""
+        return self._events.piece(text)
+
+    def closing(self, whole: Mapping[str, Any]) -> Iterator[Event]:
+        """Yield the end of each item, and of the response."""
+        return self._events.closing(whole)
+
+    def failure(self, status: int, message: str, code: str | None = None) -> Event:
+        """Return that the response failed."""
+        return self._events.failure(message, code or "server_error")
+
+
+def _begun(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of a response of which nothing is written yet."""
+    empty: dict[str, Any] = {
+        "status": "in_progress",
+        "incomplete_details": None,
+        "completed_at": None,
+        "output": [],
+        "usage": None,
+    }
+    return {**about, **empty}
