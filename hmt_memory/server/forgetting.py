@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..sessions.memory_store import MemoryStore
 
 
-def forget(store: MemoryStore, session: StoredSession, ids: list[int]) -> Forgotten:
+def forget(store: MemoryStore, session: StoredSession, ids: Sequence[int]) -> Forgotten:
     """Erase messages of a session, and of the sessions kept for answers that go on from it.
 
     Args:
@@ -26,7 +26,7 @@ def forget(store: MemoryStore, session: StoredSession, ids: list[int]) -> Forgot
         How many there were, and the sessions that share one and still keep it.
     """
     forgotten = session.forget(ids)
-    _forget_aside(store, forgotten.also_in, ids)
+    _forget_aside(store, session, ids)
     return Forgotten(forgotten.messages, tuple(name for name in forgotten.also_in if not is_aside(name)))
 
 
@@ -39,13 +39,13 @@ def delete(store: MemoryStore, name: str) -> None:
     """
     session = store.session(name)
     ids = [message.id for message in session.messages()]
-    sharing = session.shared_with(ids)
     store.delete(name)
-    _forget_aside(store, sharing, ids)
+    _forget_aside(store, session, ids)
 
 
-def _forget_aside(store: MemoryStore, names: Iterable[str], ids: list[int]) -> None:
-    for name in filter(is_aside, names):
-        with suppress(SessionNotFoundError):  # it was deleted meanwhile
-            session = store.session(name)
-            session.forget(session.held(ids))
+def _forget_aside(store: MemoryStore, session: StoredSession, ids: Sequence[int]) -> None:
+    for name, below in store.forks(session.number):
+        if is_aside(name):
+            with suppress(SessionNotFoundError):  # it was deleted meanwhile
+                fork = store.session(name)
+                fork.forget(fork.held(number for number in ids if number < below))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 from typing_extensions import Self
 
 from ..errors import InputError
@@ -39,17 +39,17 @@ class Item(Open):
         return self
 
 
-def messages_of(items: str | Sequence[Item]) -> list[dict[str, Any]]:
-    """Return items as messages; calls of one answer stand in one message.
+def _as_items(given: Any) -> Any:
+    """Let a text stand for a message of the user's."""
+    return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
-    Args:
-        items: of a call; a text is a message of the user's.
+
+def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """Return items as messages; calls of one answer stand in one message.
 
     Raises:
         InputError: an item or a part of it is of a kind that cannot be read.
     """
-    if isinstance(items, str):
-        return [{"role": "user", "content": items}]
     messages: list[dict[str, Any]] = []
     for item in items:
         if item.type == "message":
@@ -132,7 +132,7 @@ class ResponseRequest(Answered):
 
     usual: ClassVar[dict[str, Any]] = {**Answered.usual, "background": False, "top_logprobs": 0}
 
-    input: str | list[Item] = Field(default_factory=list)
+    input: Annotated[list[Item], BeforeValidator(_as_items)] = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: str | ConversationId | None = None

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from ..errors import InputError
 from . import stored_responses
 from .calls import check_model
 from .items import Order, items_of, page_of
@@ -28,8 +29,10 @@ async def create(body: ResponseRequest, request: Request, known: Known, memory: 
 
 
 @router.get("/responses/{name}", dependencies=looks)
-def retrieve(name: str, known: Known, memory: Memory) -> dict[str, Any]:
+def retrieve(name: str, known: Known, memory: Memory, stream: bool = False) -> dict[str, Any]:
     """Return a stored response. What was recalled for it is not stored."""
+    if stream:
+        raise InputError("a response that is stored is not streamed again. Leave stream out.")
     return stored_responses.body_of(stored_responses.find(memory.store, known, name), known)
 
 

@@ -106,6 +106,16 @@ class MemoryStore(Storage):
             row = db.collection(number)
         return None if row is None or row.kind != kind else row.name
 
+    def forks(self, number: int) -> list[tuple[str, int]]:
+        """Return the names of all forks of a session and of its forks; messages with ids below the one beside are its own.
+
+        Args:
+            number: of the session, which may be gone.
+        """
+        with self.database.reading() as db:
+            rows = db.collections("session")
+        return [(row.name, below) for row in rows for fork, below in row.settings.get("forked", []) if fork == number]
+
     def unused(self, before: float) -> list[str]:
         """Return the names of sessions that were made before a time, and to which nothing was added since.
 

@@ -147,11 +147,6 @@ class StoredSession(Collection):
         with self._database.reading() as db:
             return sorted(lineage.positions(db, lineage.of(db, self._row(db)), set(message_ids)))
 
-    def shared_with(self, message_ids: Iterable[int]) -> tuple[str, ...]:
-        """Return the names of other sessions that share one of some messages of this session."""
-        with self._database.reading() as db:
-            return rewriting.shared_with(db, self._row(db), message_ids)
-
     def fork(self, name: str, *, upto: int | None = None) -> Self:
         """Make a new session that shares this one's past and goes its own way from here.
 

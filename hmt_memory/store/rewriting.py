@@ -44,18 +44,6 @@ def positions(db: Transaction, row: CollectionRow, parts: Lineage, ids: Iterable
     return places
 
 
-def shared_with(db: Transaction, row: CollectionRow, ids: Iterable[int]) -> tuple[str, ...]:
-    """Return the names of other sessions that show messages of a session.
-
-    Args:
-        db: the transaction to look in.
-        row: the session.
-        ids: of the messages.
-    """
-    parts = lineage.of(db, row)
-    return _sharing(db, row, parts, lineage.positions(db, parts, ids).values())
-
-
 def fork(db: Transaction, row: CollectionRow, name: str, upto: int | None, *, now: float) -> CollectionRow:
     """Make a new session whose stream continues another's.
 
@@ -75,6 +63,7 @@ def fork(db: Transaction, row: CollectionRow, name: str, upto: int | None, *, no
     stream = lineage.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
     new = db.add_collection("session", name, stream=stream, now=now)
     settings = {name: value for name, value in row.settings.items() if name != "metadata"}
+    settings["forked"] = [*settings.get("forked", []), [row.id, row.next_id]]
     return db.update_collection(replace(new, model=row.model, next_id=row.next_id, settings=settings))
 
 

@@ -54,8 +54,9 @@ def test_every_family_goes_on_from_what_it_can_keep(family: str) -> None:
     embed = backbone.embed(random_ids(100))
     for before, behind in ((embed[:60], embed[60:70]), (embed[:80], embed[80:100]), (embed[:50], embed[70:90])):
         expected, *_ = read_whole(backbone, before, behind)
-        for _ in range(2):
-            hidden, cache, _ = views.prefill(backbone, before, behind, "alice")
+        for repeated in (False, True):
+            hidden, cache, known = views.prefill(backbone, before, behind, "alice")
+            assert known == len(before) or not (repeated and backbone.appends)
             torch.testing.assert_close(hidden, expected, atol=2e-4, rtol=2e-4)
         again, _ = backbone.advance(embed[None, :1], cache)
         whole, *_ = read_whole(backbone, torch.cat([before, behind]), embed[:1])

@@ -145,9 +145,7 @@ class Numbered(Strict):
 
 
 class Snapshot(Numbered):
-    type: Literal[
-        "response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"
-    ]
+    type: Literal["response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"]
     response: Response
 
 
