@@ -7,7 +7,7 @@ Frameworks build, copy, pickle and print their model objects freely, and pass wh
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -303,15 +303,11 @@ class Assistant:
         if not query.strip() or not self.has_session(session):
             return []
         visible = {text.strip() for text in shown}
-
-        def hidden(passage: RecalledSegment) -> bool:
-            return not passage.messages or any(message.content.strip() not in visible for message in passage.messages)
-
         held = self.session(session)
         candidates = held.recall(query, _CANDIDATES, before=before)
-        chosen = [passage for passage in candidates if hidden(passage)][:top_k]
+        chosen = [passage for passage in candidates if _is_hidden(passage, visible)][:top_k]
         latest = held.latest()
-        chosen += [latest] if latest is not None and hidden(latest) else []
+        chosen += [latest] if latest is not None and _is_hidden(latest, visible) else []
         if tokens is not None:
             chosen = _fitting(chosen, tokens, self.token_ids)
         return sorted(chosen, key=lambda passage: (passage.source, passage.segment))
@@ -343,6 +339,11 @@ class Assistant:
 
     def __repr__(self) -> str:
         return f"Assistant({self.name!r}, store={self.folder!r})"
+
+
+def _is_hidden(passage: RecalledSegment, visible: Container[str]) -> bool:
+    """Return whether a passage holds something that is not among the texts that are visible."""
+    return not passage.messages or any(message.content.strip() not in visible for message in passage.messages)
 
 
 def _fitting(passages: Sequence[RecalledSegment], tokens: int, encode: Callable[[str], Sequence[int]]) -> list[RecalledSegment]:

@@ -45,6 +45,7 @@ def _names(context: typer.Context, kind: str, incomplete: str) -> list[str]:
     There are none where the store cannot be opened: a shell that completes shows no error.
     """
     from ..sessions.memory_store import MemoryStore
+    from ..sessions.names import is_aside
     from ..store.open import default_folder
 
     try:
@@ -52,7 +53,7 @@ def _names(context: typer.Context, kind: str, incomplete: str) -> list[str]:
             known = store.sessions() if kind == "session" else store.corpora()
     except (HMTError, OSError):
         return []
-    return [name for name in known if name.startswith(incomplete)]
+    return [name for name in known if name.startswith(incomplete) and not is_aside(name)]
 
 
 Name = Annotated[

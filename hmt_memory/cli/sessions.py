@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..sessions.names import is_aside
 from . import options
 from .models import ModelChoice
 from .options import DEFAULT_MODEL, Dtype
@@ -25,14 +26,22 @@ app = typer.Typer(no_args_is_help=True, help="Look at stored sessions and change
 
 
 @app.command("list")
-def list_sessions(store: options.Store = None, as_json: options.Json = False) -> None:
+def list_sessions(
+    every: Annotated[bool, typer.Option("--all", help="Also those that a server keeps for its responses.")] = False,
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
     """List all sessions, with their sizes and times."""
     screen = Screen.standard()
     with open_store(store) as opened:
-        stats = [stats_of(name, opened.session) for name in opened.sessions()]
+        names = opened.sessions()
+        listed = [name for name in names if every or not is_aside(name)]
+        stats = [stats_of(name, opened.session) for name in listed]
         corpora = len(opened.corpora())
     if as_json:
         return print_json({"sessions": stats}, screen)
+    if aside := len(names) - len(listed):
+        screen.note(f"A server keeps {counted(aside, 'more session')} for its responses: --all lists them.")
     if not stats:
         also = f" It has corpora: hmt corpora list shows {'it' if corpora == 1 else 'them'}." if corpora else ""
         return screen.note(f"{opened.folder} holds no sessions yet. hmt chat --session NAME begins one.{also}")

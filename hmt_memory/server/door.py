@@ -73,7 +73,7 @@ class Door:
 
             def finished() -> None:
                 """Note that the answer is whole, and stored: from here on it is given again for its key."""
-                if answer.finish_reason is not None and timed.ends(answer.usage) and key is not None:
+                if answer.is_whole and timed.ends(answer.usage) and key is not None:
                     whole = written.whole()
                     keeper.keep(whole, call.version(whole))
 

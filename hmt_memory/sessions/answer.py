@@ -84,9 +84,11 @@ class Answer(Iterator[str]):
         self._generation, self._memory = generation, memory
         self._speech = Speech(tools=may_call)
         self.text = ""  # the answer so far
+        self.is_whole = False  # whether nothing is missing any more, and it is stored if it is to be
 
     def __next__(self) -> str:
         while (free := self._advance()) is not None:
+            self.is_whole = self._ended
             if free:
                 return free
         raise StopIteration

@@ -365,5 +365,6 @@ class Reply(Answer):
             if free is None or not self._ended or not self._keeping.stored:
                 return free
             self.message_ids = self._session._commit(self, self._snapshot, self._own)
+            self.is_whole = True
         self._session._erase_replaced(self._erasure)  # before the last piece: the caller may not come back for more
         return free

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from terminal_input import FAST, SAME, TEXT, run, type_in, typing_screen
 
 from hmt_memory import HMTConfig, HMTModel, MemoryStore
-from hmt_memory.cli import models, terminal
+from hmt_memory.cli import models, options, terminal
 from hmt_memory.store.open import default_folder
 
 
@@ -294,3 +295,17 @@ def test_the_bundled_model_reads_for_one_that_is_not_trained(
     capsys.readouterr()
     assert run("ask", "--corpus", "book", "What?", "--model", chatty, *FAST) == 0
     assert note in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_what_a_server_keeps_for_its_responses_is_listed_where_it_is_asked_for(
+    talked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MemoryStore(talked) as opened:
+        opened.session("alice").fork(".responses/1")
+    assert run("sessions", "list") == 0
+    shown = capsys.readouterr()
+    assert "alice" in shown.out and ".responses" not in shown.out and "1 more session" in shown.err and "--all" in shown.err
+    assert run("sessions", "list", "--all", "--json") == 0
+    assert [one["name"] for one in printed(capsys)["sessions"]] == [".responses/1", "alice"]
+    context: Any = SimpleNamespace(params={"store": talked})
+    assert options._names(context, "session", "") == ["alice"]

@@ -11,6 +11,7 @@ from tiny import SMALL, byte_tokenizer, tiny_model
 from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import SessionBusyError
 from hmt_memory.sessions.answer import Keeping
+from hmt_memory.sessions.answering import as_given
 
 MODEL = tiny_model(tokenizer=byte_tokenizer(), config=SMALL)
 HELLO = {"role": "user", "content": "My dog is called Rex."}
@@ -51,7 +52,7 @@ def test_an_answer_is_refused_behind_another_message_than_it_goes_on_from(sessio
     assert len(session.messages()) == 5
 
 
-def test_fields_are_stored_with_an_answer_and_read_by_nobody(store: MemoryStore, session: Session) -> None:
+def test_fields_are_stored_with_an_answer_and_read_by_nobody(store: MemoryStore, session: Session, tmp_path: Path) -> None:
     session.fork("twin")
     twin = store.session("twin", MODEL)
     about = {"id": "x", "metadata": {"secret": "<s>"}}
@@ -61,8 +62,25 @@ def test_fields_are_stored_with_an_answer_and_read_by_nobody(store: MemoryStore,
         texts.append((answer.text, one.reply(HELLO, max_new_tokens=8).finish().view_ids))
     assert texts[0] == texts[1]
     assert session.messages()[3].fields == about | {"text": texts[0][0]}
+    session.export(tmp_path / "session.hmt")
+    again = store.import_session(tmp_path / "session.hmt", name="again", model=MODEL)
+    assert [message.to_dict() for message in again.messages()] == [message.to_dict() for message in session.messages()]
     rebuilt = session.rebuild(tiny_model("qwen2", tokenizer=byte_tokenizer(), config=SMALL))
     assert rebuilt.messages()[3].fields["metadata"] == about["metadata"]
+
+
+def test_ids_and_metadata_of_messages_are_shown_to_no_model(session: Session) -> None:
+    session.fork("twin")
+    for name, fields in (("alice", {"id": "m1", "metadata": {"secret": "s"}}), ("twin", {})):
+        session._store.session(name, MODEL).add(HELLO | fields)
+    alice, twin = (session._store.session(name).stats()["tokens"] for name in ("alice", "twin"))
+    assert alice == twin
+    assert as_given([HELLO | {"id": "m1", "metadata": {}}]) == [HELLO]
+
+
+def test_a_fork_has_metadata_of_its_own(session: Session) -> None:
+    session.set_metadata({"topic": "dogs"})
+    assert session.fork("twin").metadata() == {} and session.metadata() == {"topic": "dogs"}
 
 
 def test_instructions_are_pinned_for_one_answer(session: Session) -> None:
