@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from starlette.exceptions import HTTPException
 
-from ..errors import SessionNotFoundError
+from ..errors import HMTError, SessionNotFoundError
 from ..sessions.answer import Keeping
 from ..sessions.names import is_aside
 from .calls import Call, Event, Written, remembered
@@ -146,9 +146,9 @@ class ResponseCall(Call):
         return None
 
     def close(self) -> None:
-        """Erase the session that was made for an answer, if none is in it."""
+        """Erase the session that was made for an answer, if none is in it; what cannot be erased now is at the next start."""
         if self._made is not None and (self._response is None or not self._response.message_ids):
-            with suppress(SessionNotFoundError):
+            with suppress(HMTError):
                 self._assistant.store.delete(self._made)
 
 

@@ -67,9 +67,12 @@ def body_of(found: Found, caller: Caller) -> dict[str, Any]:
         caller: knows its session by a name of its own, if it is listed.
     """
     record, named = record_of(found.answer), caller.shown(found.session)
-    about = {"message_ids": [message.id for message in found.own], **({} if named is None else {"session": named})}
-    whole = {**record, "output": items_of(found.answer, found.stem.number), "hmt": {"recalled": [], **about}}
-    return whole if named is None else whole | {"conversation": {"id": named}}
+    about: dict[str, Any] = {"recalled": []}
+    whole = {**record, "output": items_of(found.answer, found.stem.number), "hmt": about}
+    if named is not None:
+        about |= {"session": named, "message_ids": [message.id for message in found.own]}
+        whole["conversation"] = {"id": named}
+    return whole
 
 
 def delete(store: MemoryStore, found: Found) -> tuple[str, ...]:
