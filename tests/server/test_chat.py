@@ -358,6 +358,7 @@ def test_a_session_in_which_another_call_is_answered_is_busy(assistant: Assistan
 def test_what_fails_unforeseen_tells_no_secrets(assistant: Assistant, caplog: pytest.LogCaptureFixture) -> None:
     class Failing:
         finish_reason = None
+        is_whole = False
 
         def __init__(self) -> None:
             self.pieces = iter(["one"])
