@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Of all that is installed little is imported: modules are compiled when they are.
+export PIP_NO_COMPILE = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
