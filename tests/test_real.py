@@ -57,6 +57,7 @@ def test_streamed_pieces_join_to_the_answer(smollm2: HMTModel) -> None:
     assert "".join(pieces) == answer.text and "\N{REPLACEMENT CHARACTER}" not in answer.text
 
 
+@pytest.mark.long
 def test_the_cost_of_an_answer_does_not_grow_with_what_was_read(smollm2: HMTModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2.backbone, "_engine", None)  # what torch computes can be counted
     model, costs, state = smollm2.with_config(recent_tokens=128), [], None

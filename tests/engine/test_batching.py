@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
+from tiny import SMALL, byte_tokenizer, else_long, random_ids, tiny_causal_lm, tiny_model
 
 from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.engine import batching as batching_module
@@ -59,7 +59,7 @@ class Stream:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", [*FAMILIES, *WINDOWS])
+@pytest.mark.parametrize("family", else_long([*FAMILIES, *WINDOWS], "llama", "gpt2", *WINDOWS))
 def test_whoever_steps_together_each_row_is_what_it_is_alone(family: str, engine: str) -> None:
     """Rows come, pause, come back and leave for good, in any order."""
     if engine == "torch" and family in WINDOWS:

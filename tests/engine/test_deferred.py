@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SMALL, byte_tokenizer, random_ids, tiny_causal_lm
+from tiny import SMALL, byte_tokenizer, else_long, random_ids, tiny_causal_lm
 
 from hmt_memory import HMTModel
 from hmt_memory.engine.backbone import Backbone
@@ -105,7 +105,7 @@ ASKING: dict[str, Callable[[DeferredBackbone], Any]] = {
 }
 
 
-@pytest.mark.parametrize("asking", ASKING)
+@pytest.mark.parametrize("asking", else_long(ASKING, "parameters", "causal_lm", "half", "logits"))
 def test_whoever_asks_for_the_weights_has_them(folder: Path, asking: str) -> None:
     first = loaded(folder).backbone
     backbone = deferred(folder)
@@ -131,7 +131,10 @@ def test_once_the_weights_have_changed_torch_computes(folder: Path) -> None:
     assert float((backbone.body(given) - before).norm() / before.norm()) > 0.1
 
 
-@pytest.mark.parametrize("change", ["touched", "replaced", "other adapter", "tokenizer", "damaged", "engine", "options"])
+CHANGES = ("touched", "replaced", "other adapter", "tokenizer", "damaged", "engine", "options")
+
+
+@pytest.mark.parametrize("change", else_long(CHANGES, "replaced", "other adapter", "damaged"))
 def test_what_was_kept_counts_for_the_same_files_only(folder: Path, tmp_path: Path, change: str) -> None:
     adapter = with_lora(tmp_path / "adapter")
     options: dict[str, Any] = {"adapter": adapter}

@@ -157,7 +157,7 @@ def turn(session: Any, text: str, **options: Any) -> str:
     return "".join(reply)
 
 
-@settings(max_examples=60 if LONG else 6, deadline=None)
+@settings(max_examples=60 if LONG else 3, deadline=None)
 @given(texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=14).map(" ".join), min_size=3, max_size=7))
 def test_a_session_answers_the_same_with_and_without_what_was_kept(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str]
@@ -205,6 +205,7 @@ def test_a_call_without_a_session_reads_only_the_new_part_in_its_own_name_space(
     assert reads[1] < reads[2] / 1.3
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_the_default_model_says_the_same_with_and_without(smollm2: HMTModel, tmp_path: Path) -> None:
     said = []

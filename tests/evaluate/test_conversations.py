@@ -374,7 +374,8 @@ def run(arguments: list[str]) -> int:
 def test_the_command_writes_its_report_and_the_answers(tmp_path: Path, chatty: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(evidence_module, "ENCODER_PACKAGE", "no-such-package-anywhere")
     _write(tmp_path / "dev.json", [_locomo_row()])
-    arguments = ["eval", "conversations", str(tmp_path / "dev.json"), "--model", chatty, "--out", str(tmp_path / "out")]
+    arguments = ["eval", "conversations", str(tmp_path / "dev.json"), "--out", str(tmp_path / "out")]
+    arguments += ["--model", chatty, "--reader", "same"]
     assert run([*arguments, "--answers", "--questions", "4", "--max-tokens", "2", "--seed", "3"]) == 0
     made = capsys.readouterr()
     assert made.out.split() == [

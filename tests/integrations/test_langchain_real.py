@@ -9,11 +9,10 @@ import pytest
 from langchain_abilities import Abilities
 from langchain_core.language_models import BaseChatModel
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-from tiny import LONG
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not LONG, reason="minutes on two cores; test_langchain_standard.py runs the suite on scripted answers"),
+    pytest.mark.long,  # test_langchain_standard.py runs the suite on scripted answers
 ]
 
 

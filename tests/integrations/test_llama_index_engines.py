@@ -37,7 +37,7 @@ from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
 from pydantic import BaseModel
 from scripted import MODEL as SCRIPTED_MODEL
 from scripted import ScriptedAssistant
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, else_long, tiny_model
 
 from hmt_memory import Assistant
 from hmt_memory.errors import InputError, SessionNotFoundError
@@ -211,7 +211,7 @@ def test_a_session_is_recalled_from_when_it_is_there(assistant: Assistant) -> No
 # --- query engines ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
+@pytest.mark.parametrize("mode", else_long(["compact", "refine", "tree_summarize", "simple_summarize"], "compact", "refine"))
 async def test_llama_index_s_query_engine(mode: Any, llm: HMTLLM, handbook: HMTRetriever) -> None:
     post = [SimilarityPostprocessor(similarity_cutoff=1e-6)]
     engine = RetrieverQueryEngine.from_args(handbook, llm=llm, response_mode=mode, node_postprocessors=post)
@@ -275,7 +275,7 @@ def chat_engines(llm: HMTLLM, retriever: HMTRetriever, memory: Any) -> list[Any]
 
 
 @pytest.mark.parametrize("number", range(3))
-@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("ours", else_long([True, False], True))
 async def test_every_chat_engine_in_a_window_of_1024(number: int, ours: bool, llm: HMTLLM, handbook: HMTRetriever) -> None:
     memory = HMTMemory.from_defaults("alice", llm=llm, token_limit=500) if ours else None
     engine = chat_engines(llm, handbook, memory)[number]

@@ -20,6 +20,7 @@ from llama_index.llms.hmt import HMTLLM
 from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock
 from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
 from pydantic import BaseModel
+from tiny import else_long
 
 from hmt_memory import Assistant, HMTModel
 
@@ -62,6 +63,7 @@ def passages(response: Any) -> dict[str, str]:
     return {one.metadata["file_name"]: one.text.strip() for one in response.source_nodes}
 
 
+@pytest.mark.long
 async def test_all_endpoints_say_the_same(llm: HMTLLM) -> None:
     asked = [user("What is the capital of France?")]
     whole = llm.chat(asked)
@@ -97,6 +99,7 @@ def room_temperature(room: Literal["kitchen", "cellar"]) -> str:
 room_temperature.__annotations__ = {"room": Literal["kitchen", "cellar"], "return": str}  # LlamaIndex reads no strings
 
 
+@pytest.mark.long
 async def test_objects_and_calls(llm: HMTLLM) -> None:
     prompt = PromptTemplate("Who is it, and how old? {text}")
     wordy = llm.model_copy(update={"max_tokens": 96})
@@ -109,7 +112,7 @@ async def test_objects_and_calls(llm: HMTLLM) -> None:
     assert call.tool_kwargs == {"room": "kitchen"}
 
 
-@pytest.mark.parametrize("kind", ["simple", "context", "condense"])
+@pytest.mark.parametrize("kind", else_long(["simple", "context", "condense"], "context"))
 async def test_every_chat_engine_in_a_window_of_1024(kind: str, llm: HMTLLM, handbook: HMTRetriever) -> None:
     memory = HMTMemory.from_defaults("alice", llm=llm)
     engines: dict[str, Any] = {
@@ -127,6 +130,7 @@ async def test_every_chat_engine_in_a_window_of_1024(kind: str, llm: HMTLLM, han
     assert [one.role.value for one in engine.chat_history] == ["user", "assistant"] * 3
 
 
+@pytest.mark.long
 async def test_query_engines_answer_from_the_passage_and_cite_it(llm: HMTLLM, handbook: HMTRetriever) -> None:
     for engine in (RetrieverQueryEngine.from_args(handbook, llm=llm), HMTQueryEngine("handbook", llm=llm)):
         response = engine.query("What is the door code of the cellar?")
@@ -135,6 +139,7 @@ async def test_query_engines_answer_from_the_passage_and_cite_it(llm: HMTLLM, ha
         assert str(again) and passages(again)["contract.md"] in NOTICE
 
 
+@pytest.mark.long
 async def test_what_left_the_window_is_recalled(llm: HMTLLM) -> None:
     talk = [user("The door code of the office is 4071."), ChatMessage(role="assistant", content="I will keep that in mind.")]
     for at in range(8):

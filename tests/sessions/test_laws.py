@@ -189,7 +189,7 @@ class Sessions(RuleBasedStateMachine):
 
 
 Sessions.TestCase.settings = settings(
-    max_examples=400 if LONG else 14,
+    max_examples=400 if LONG else 10,
     stateful_step_count=30 if LONG else 12,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],

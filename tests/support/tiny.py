@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from hmt_memory import HMTConfig, HMTModel
 
 VOCAB, WIDTH = 300, 32
-LONG = bool(os.environ.get("HMT_LONG_TESTS"))  # ten times the random cases
+LONG = bool(os.environ.get("HMT_LONG_TESTS"))  # ten times the random cases, and the tests marked long
 SMALL = HMTConfig(segment_length=16, summary_length=8, sensory_length=4, recall_window=5, recent_tokens=20)
+
+
+def else_long(values: Iterable[Any], *shown: Any) -> list[Any]:
+    """The parameters of a test: all but those shown are for long runs."""
+    return [value if value in shown else pytest.param(value, marks=pytest.mark.long) for value in values]
 
 
 def _config(family: str) -> Any:

@@ -21,7 +21,7 @@ import torch
 from measuring import counting_tokens
 from places import SUPPORT
 from scripts import run_script
-from tiny import LONG, SMALL, VOCAB, random_ids, tiny_model
+from tiny import SMALL, VOCAB, else_long, random_ids, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -169,6 +169,7 @@ def most_bytes(model: HMTModel, segments: int, activations: Any) -> int:
     return live.most
 
 
+@pytest.mark.long
 def test_memory_of_recomputed_training_hardly_grows_with_the_number_of_segments() -> None:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 8, "num_attention_heads": 2}
@@ -258,7 +259,7 @@ def test_the_teacher_of_a_view_sees_the_text_before_it(plain: str) -> None:
     assert found.distillation == pytest.approx(float(expected), rel=1e-4) and found.distillation > 0.1
 
 
-@pytest.mark.skipif(not LONG, reason="compiling takes half a minute")
+@pytest.mark.long
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="compiling needs a C++ compiler")
 def test_compiled_blocks_train_as_plain_ones(plain: str) -> None:
     """In a process of its own, so that neither a crash of compiled code nor the compiler's workers touch this one."""
@@ -652,7 +653,7 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_does_not(plain:
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("killed_after", [1, 2, 5])
+@pytest.mark.parametrize("killed_after", else_long([1, 2, 5], 2))
 def test_a_killed_run_resumes_to_the_same_weights_and_log(
     plain: str, tmp_path: Path, data: list[str], killed_after: int
 ) -> None:
@@ -704,6 +705,7 @@ def test_accumulated_micro_batches_equal_one_large_batch(plain: str, tmp_path: P
     torch.testing.assert_close(weights_of(tmp_path / "micro"), weights_of(tmp_path / "large"), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_twins_of_other_modes_train_what_they_use(plain: str, tmp_path: Path, data: list[str]) -> None:
     for mode in ("plain", "rmt"):
         run = trainer(plain, RECIPE.in_mode(mode), tmp_path / mode, data)

