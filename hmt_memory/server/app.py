@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
@@ -24,7 +23,9 @@ from .._version import __version__
 from ..errors import HMTError, SessionBusyError, SessionNotFoundError
 from . import failures, replays
 from .bodies import ChatRequest
-from .chat import Chunks, Completion, pieces, session_of
+from .chat import CLOSED, Chunks, Completion, pieces, session_of, whole
+from .completions import CompletionRequest, Texts
+from .embeddings import router as embeddings
 from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller
 from .mcp import Mounted
 from .memory import router
@@ -36,11 +37,6 @@ if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..sessions.answer import Answer
     from .tokens import Tokens
-
-_TOO_LONG = "the answer took too long. Ask for a shorter one."
-_log = logging.getLogger(__name__)
-_LOOKS = 0.1  # seconds between looks whether a client is still there
-_CLOSED = 499  # as others name a call whose client went away
 
 
 @dataclass(frozen=True)
@@ -84,6 +80,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     app.state.tokens, app.state.assistant, app.state.failure = tokens, assistant, failure
     app.state.looking = Gate(settings.looking, settings.waiting)
     door = Door(assistant, settings, metrics)
+    texts = Texts(assistant, door.gate, metrics, longest=settings.longest, seconds=settings.seconds)
     tools = Mounted(assistant, app.state.looking)
     app.mount("/mcp", tools)
     app.router.lifespan_context = lambda _: tools.manager.run()
@@ -120,7 +117,14 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
         """Answer a conversation: in a session if one is named, from all that it remembers."""
         return await door.chat(body, request, known)
 
+    @app.post("/v1/completions")
+    async def complete(body: CompletionRequest, request: Request, _: Known) -> Response:
+        """Continue a text, or several. Nothing is stored."""
+        door.check(body.model)
+        return await texts.complete(body, request)
+
     app.include_router(router)
+    app.include_router(embeddings)
     app.include_router(pages)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
@@ -145,7 +149,7 @@ class Door:
     def __init__(self, assistant: Assistant, settings: Settings, metrics: Metrics) -> None:
         self._assistant, self._settings, self._metrics = assistant, settings, metrics
         self._replays = replays.Replays()
-        self._gate, self._since = Gate(settings.answers, settings.waiting), int(time.time())
+        self.gate, self._since = Gate(settings.answers, settings.waiting), int(time.time())
         self._answering: set[str] = set()  # the sessions in which an answer is being written
 
     def model(self) -> dict[str, Any]:
@@ -183,10 +187,10 @@ class Door:
             keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked))
             held.enter_context(self._alone(own))
             timed = Timed(self._metrics)
-            await held.enter_async_context(self._gate.place())
+            await held.enter_async_context(self.gate.place())
             held.enter_context(timed)
             if await request.is_disconnected():
-                return Response(status_code=_CLOSED)
+                return Response(status_code=CLOSED)
             answer, first = await self._begun(body, own, caller)
             timed.first()
             completion = Completion(answer, self._assistant.name, name, caller)
@@ -201,16 +205,8 @@ class Door:
                 chunks = self._chunks(answer, first, completion, usage, kept, until, finished)
                 return EventSourceResponse(chunks, background=BackgroundTask(kept.aclose))
             try:
-                async with aclosing(pieces(answer, until)) as written:
-                    looked = time.monotonic()
-                    async for _ in written:
-                        if time.monotonic() - looked < _LOOKS or answer.finish_reason is not None:
-                            continue
-                        if await request.is_disconnected():
-                            return Response(status_code=_CLOSED)
-                        looked = time.monotonic()
-            except TimeoutError as error:
-                raise HTTPException(504, _TOO_LONG) from error
+                if not await whole(answer, until, request):
+                    return Response(status_code=CLOSED)
             finally:
                 finished()
             return JSONResponse(completion.whole())
@@ -274,14 +270,8 @@ class Door:
                 finished()
                 for chunk in completion.chunks.closing(completion.whole(), usage=usage):
                     yield json.dumps(chunk)
-            except HMTError as error:
-                status, code = failures.status_of(error)
-                yield json.dumps(failures.body_of(status, failures.message_of(error), code=code))
-            except TimeoutError:
-                yield json.dumps(failures.body_of(504, _TOO_LONG))
             except Exception as error:
-                _log.exception("an answer failed")
-                yield json.dumps(failures.body_of(500, failures.UNFORESEEN, code=type(error).__name__))
+                yield json.dumps(failures.of_stream(error))
             finally:
                 finished()
             yield "[DONE]"

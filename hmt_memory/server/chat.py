@@ -7,22 +7,28 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from ..errors import InputError
+from . import failures
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
+    from starlette.requests import Request
 
     from ..sessions.answer import Answer
     from .bodies import ChatRequest
     from .guard import Caller
 
-_SESSION_HEADERS = ("x-hmt-session", "x-session-id")
+CLOSED = 499  # as others name a call whose client went away
+SESSION_HEADERS = ("x-hmt-session", "x-session-id")
 _OPEN_WEBUI = "x-openwebui-chat-id"  # its calls for titles and tags, which are not streamed, have the same
+_LOOKS = 0.1  # seconds between looks whether a client is still there
 _NOT_TO_LAST = ("local:", "channel:")  # what the ids of chats begin with that it marks as temporary, and of channels
 
 
@@ -36,7 +42,7 @@ def session_of(headers: Headers, body: ChatRequest) -> str | None:
     Raises:
         InputError: the name is no text.
     """
-    named: Any = next((_decoded(headers[name]) for name in _SESSION_HEADERS if name in headers), None)
+    named: Any = next((_decoded(headers[name]) for name in SESSION_HEADERS if name in headers), None)
     if named is None:
         named = (body.metadata or {}).get("session_id")
     if named is None and body.stream:
@@ -156,7 +162,46 @@ class Chunks:
         return {**self._about, "choices": [choice]}
 
 
-async def pieces(answer: Answer, until: float) -> AsyncGenerator[str, None]:
+Piece = TypeVar("Piece", covariant=True)
+
+
+class Written(Protocol[Piece]):
+    """What is written piece by piece: an answer, or several texts."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended, there with the last piece; None before."""
+        ...
+
+    def __next__(self) -> Piece: ...
+
+
+async def whole(answer: Written[Any], until: float, request: Request) -> bool:
+    """Write an answer to its end. Returns whether its client is still there; if not, it may have no end.
+
+    Args:
+        answer: being written.
+        until: by the clock of the event loop.
+        request: the call.
+
+    Raises:
+        HTTPException: it is later than that.
+    """
+    looked = time.monotonic()
+    try:
+        async with aclosing(pieces(answer, until)) as written:
+            async for _ in written:
+                if time.monotonic() - looked < _LOOKS or answer.finish_reason is not None:
+                    continue
+                if await request.is_disconnected():
+                    return False
+                looked = time.monotonic()
+    except TimeoutError as error:
+        raise HTTPException(504, failures.TOO_LONG) from error
+    return True
+
+
+async def pieces(answer: Written[Piece], until: float) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of an answer, which is written in another thread. Whoever stops early stops the writing, too.
 
     Args:
@@ -168,10 +213,10 @@ async def pieces(answer: Answer, until: float) -> AsyncGenerator[str, None]:
     """
     loop, gone = asyncio.get_running_loop(), threading.Event()
     last = time.monotonic() + until - anyio.current_time()
-    written: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+    written: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
 
     def write() -> None:
-        piece: str | BaseException | None = ""
+        piece: Any = answer
         while piece is not None and not gone.is_set():
             try:
                 if answer.finish_reason is None and time.monotonic() > last:

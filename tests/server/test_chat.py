@@ -399,7 +399,7 @@ async def test_a_client_that_goes_away_leaves_nothing_and_gives_its_place_back(a
     body = ChatRequest(messages=[ChatMessage(**HELLO[0])], max_tokens=300, stream=True, metadata={"session_id": "alice"})
     request = Request({"type": "http", "headers": []}, receive=anyio.sleep_forever)
     answer = await door.chat(body, request, caller)
-    assert door._gate._free.locked() and door._answering == {"alice"}
+    assert door.gate._free.locked() and door._answering == {"alice"}
     sent, gone = [], anyio.Event()
 
     async def receive() -> dict[str, str]:
@@ -413,7 +413,7 @@ async def test_a_client_that_goes_away_leaves_nothing_and_gives_its_place_back(a
 
     await answer({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
     assert 4 <= len(sent) < 200 and b"[DONE]" not in sent[-1].get("body", b"")
-    assert not door._gate._free.locked() and not door._answering
+    assert not door.gate._free.locked() and not door._answering
     gc.collect()
     assert assistant.session("alice").messages() == []
     assert assistant.reply(HELLO, session="alice", max_new_tokens=2).finish().text is not None, "nobody holds the session"
