@@ -262,13 +262,13 @@ class Door:
             try:
                 yield json.dumps(completion.chunks.opening())
                 if first:
-                    yield json.dumps(completion.chunks.piece(first))
+                    yield json.dumps(completion.piece(first))
                 async with aclosing(pieces(answer, until)) as written:
                     async for piece in written:
                         finished()
-                        yield json.dumps(completion.chunks.piece(piece))
+                        yield json.dumps(completion.piece(piece))
                 finished()
-                for chunk in completion.chunks.closing(completion.whole(), usage=usage):
+                for chunk in (*completion.rest(), *completion.chunks.closing(completion.whole(), usage=usage)):
                     yield json.dumps(chunk)
             except Exception as error:
                 yield json.dumps(failures.of_stream(error))

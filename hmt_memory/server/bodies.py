@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -98,6 +98,8 @@ class StreamOptions(Open):
 class Answered(Open):
     """The fields that say how an answer is to be written."""
 
+    tells_logprobs: ClassVar[bool] = False
+
     model: str | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -125,8 +127,9 @@ class Answered(Open):
         for name, usual in (("n", 1), ("frequency_penalty", 0.0), ("presence_penalty", 0.0)):
             if getattr(self, name) != usual:
                 raise ValueError(f"{name}={getattr(self, name)} cannot be given: leave it out. Only {usual} is possible here.")
-        if self.logit_bias or self.logprobs:
-            raise ValueError("logit_bias and logprobs cannot be given: leave them out.")
+        for name, given in (("logit_bias", self.logit_bias), ("logprobs", self.logprobs and not self.tells_logprobs)):
+            if given:
+                raise ValueError(f"{name} cannot be given: leave it out.")
         if isinstance(self.stop, list) and len(self.stop) > _MOST_STOPS:
             raise ValueError(f"stop has {len(self.stop)} strings, more than {_MOST_STOPS}.")
         return self
@@ -146,10 +149,22 @@ class Answered(Open):
 class ChatRequest(Answered):
     """The body of a call of Chat Completions."""
 
+    tells_logprobs = True
+
     messages: list[ChatMessage] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _tellable(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true.")
+        if self.logprobs and self.tools:
+            raise ValueError("logprobs cannot be given with tools, whose calls are no text: leave one of them out.")
+        return self
 
     def options(self, usual: int, longest: int) -> dict[str, Any]:
         """Return the options of `Assistant.reply` that this asks for.
@@ -164,4 +179,5 @@ class ChatRequest(Answered):
             "tools": self.tools or None,
             "tool_choice": self.tool_choice if self.tools else None,
             "schema": schema,
+            **({"logprobs": self.top_logprobs or 0} if self.logprobs else {}),
         }

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.requests import Request
 
+    from ..engine.chances import Chance, TokenChance
     from ..sessions.answer import Answer
     from .bodies import ChatRequest
     from .guard import Caller
@@ -75,13 +76,33 @@ class Completion:
         self._answer, self._session, self._caller = answer, session, caller
         self._about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self.chunks = Chunks(self._about)
+        self._told, self._given = 0, 0  # tokens whose log-probabilities were given out, and characters beyond them
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """Return the chunk of a piece of text, with the log-probabilities of the tokens that it completes."""
+        self._given += len(text)
+        fresh = []
+        for each in self._answer.chances[self._told :]:  # more tokens than have been given out may be there
+            self._given -= len(each.chosen.text)
+            if self._given < 0:
+                self._given += len(each.chosen.text)
+                break
+            fresh.append(each)
+        self._told += len(fresh)
+        return self.chunks.piece(text, logprobs_of(fresh))
+
+    def rest(self) -> Iterator[dict[str, Any]]:
+        """Yield a chunk of the log-probabilities that no chunk had, if there are any; once the answer is finished."""
+        if left := self._answer.chances[self._told :]:
+            yield self.chunks.piece("", logprobs_of(left))
 
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
         calls = self._calls()
         message: dict[str, Any] = {"role": "assistant", "content": self._answer.text or (None if calls else "")}
         message |= {"tool_calls": calls} if calls else {}
-        choice = {"index": 0, "message": message, "finish_reason": self._answer.finish_reason, "logprobs": None}
+        logprobs = logprobs_of(self._answer.chances)
+        choice = {"index": 0, "message": message, "finish_reason": self._answer.finish_reason, "logprobs": logprobs}
         return {
             **self._about,
             "object": "chat.completion",
@@ -126,9 +147,9 @@ class Chunks:
         """Return the first chunk."""
         return self._chunk({"role": "assistant", "content": ""})
 
-    def piece(self, text: str) -> dict[str, Any]:
-        """Return the chunk of a piece of text."""
-        return self._chunk({"content": text})
+    def piece(self, text: str, logprobs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the chunk of a piece of text, with the log-probabilities of its tokens if there are any."""
+        return self._chunk({"content": text}, logprobs=logprobs)
 
     def closing(self, whole: Mapping[str, Any], *, usage: bool) -> Iterator[dict[str, Any]]:
         """Yield the last chunks: calls of functions, how it ended, and if it is wanted the usage.
@@ -154,12 +175,25 @@ class Chunks:
         """
         yield self.opening()
         if text := whole["choices"][0]["message"]["content"]:
-            yield self.piece(text)
+            yield self.piece(text, whole["choices"][0]["logprobs"])
         yield from self.closing(whole, usage=usage)
 
-    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    def _chunk(
+        self, delta: Mapping[str, Any], finish_reason: str | None = None, logprobs: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
         return {**self._about, "choices": [choice]}
+
+
+def logprobs_of(chances: Sequence[TokenChance]) -> dict[str, Any] | None:
+    """Return log-probabilities as Chat Completions has them; None: there are none."""
+
+    def told(chance: Chance) -> dict[str, Any]:
+        whole = "\N{REPLACEMENT CHARACTER}" not in chance.text
+        return {"token": chance.text, "logprob": chance.logprob, "bytes": list(chance.text.encode()) if whole else None}
+
+    content = [told(each.chosen) | {"top_logprobs": [told(other) for other in each.likeliest]} for each in chances]
+    return {"content": content, "refusal": None} if content else None
 
 
 Piece = TypeVar("Piece", covariant=True)
