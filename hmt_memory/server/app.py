@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from sse_starlette import EventSourceResponse
 from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
@@ -25,6 +25,7 @@ from . import failures, replays
 from .bodies import ChatRequest
 from .chat import CLOSED, Chunks, Completion, pieces, session_of, whole
 from .completions import CompletionRequest, Texts
+from .description import STREAMED, TEXT, describe
 from .embeddings import router as embeddings
 from .guard import LOCAL_HOSTS, Caller, Fence, Gate, caller
 from .mcp import Mounted
@@ -32,6 +33,7 @@ from .memory import router
 from .metrics import CONTENT_TYPE, Counted, Metrics, Timed
 from .pages.routes import STATIC, failure
 from .pages.routes import router as pages
+from .tracing import Span
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -96,7 +98,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
         response.status_code = 200 if assistant.is_loaded else 503
         return {"status": "ready" if assistant.is_loaded else "the model is loaded with the first answer"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=TEXT, response_class=PlainTextResponse)
     async def measured(_: Known) -> Response:
         """Count calls, answers and their times, for Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
@@ -112,12 +114,12 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
         door.check(name)
         return door.model()
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, request: Request, known: Known) -> Response:
         """Answer a conversation: in a session if one is named, from all that it remembers."""
         return await door.chat(body, request, known)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=STREAMED)
     async def complete(body: CompletionRequest, request: Request, _: Known) -> Response:
         """Continue a text, or several. Nothing is stored."""
         door.check(body.model)
@@ -126,6 +128,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     app.include_router(router)
     app.include_router(embeddings)
     app.include_router(pages)
+    describe(app)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
 
@@ -186,7 +189,7 @@ class Door:
         async with AsyncExitStack() as held:
             keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked))
             held.enter_context(self._alone(own))
-            timed = Timed(self._metrics)
+            timed = Timed(self._metrics, Span("chat", self._assistant.name, request.headers, body, view=name is not None))
             await held.enter_async_context(self.gate.place())
             held.enter_context(timed)
             if await request.is_disconnected():
@@ -197,7 +200,7 @@ class Door:
 
             def finished() -> None:
                 """Note that the answer is whole, and stored: from here on it is given again for its key."""
-                if answer.finish_reason is not None and timed.ends(answer.usage) and key is not None:
+                if answer.finish_reason is not None and timed.ends(answer.usage, answer.finish_reason) and key is not None:
                     keeper.keep(completion.whole(), self._version(own))
 
             if body.stream:

@@ -149,6 +149,19 @@ class Answered(Open):
 class ChatRequest(Answered):
     """The body of a call of Chat Completions."""
 
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "smollm2-135m-instruct",
+                    "messages": [{"role": "user", "content": "My sister Ida grows roses."}],
+                    "max_tokens": 64,
+                    "metadata": {"session_id": "alice"},
+                }
+            ]
+        },
+    )
     tells_logprobs = True
 
     messages: list[ChatMessage] = Field(min_length=1)

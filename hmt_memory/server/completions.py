@@ -24,6 +24,7 @@ from . import failures
 from .bodies import Answered
 from .chat import CLOSED, SESSION_HEADERS, pieces, whole
 from .metrics import Metrics, Timed
+from .tracing import Span
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -133,7 +134,7 @@ class Texts:
             raise InputError("a text that is completed belongs to no session. Use /v1/chat/completions, or name none.")
         until = anyio.current_time() + self._seconds
         async with AsyncExitStack() as held:
-            timed = Timed(self._metrics)
+            timed = Timed(self._metrics, Span("text_completion", self._assistant.name, request.headers, body))
             await held.enter_async_context(self._gate.place())
             held.enter_context(timed)
             if await request.is_disconnected():
@@ -149,7 +150,7 @@ class Texts:
                 return EventSourceResponse(chunks, background=BackgroundTask(kept.aclose))
             if not await whole(writing, until, request):
                 return Response(status_code=CLOSED)
-            timed.ends(writing.usage)
+            timed.ends(writing.usage, writing.finish_reason)
             choices = [_choice(text) for text in writing.whole]
             return JSONResponse({**about, "choices": choices, "usage": _usage(writing.usage)})
 
@@ -184,7 +185,7 @@ class Texts:
                 async with aclosing(pieces(writing, until)) as written:
                     async for piece in written:
                         yield chunk(piece)
-                timed.ends(writing.usage)
+                timed.ends(writing.usage, writing.finish_reason)
                 if usage:
                     yield json.dumps({**about, "choices": [], "usage": _usage(writing.usage)})
             except Exception as error:

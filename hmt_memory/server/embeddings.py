@@ -11,12 +11,14 @@ from pydantic import ConfigDict, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from ..engine.generate import Usage
 from ..errors import InputError
 from ..retrieval import embedding
 from .bodies import Open
 from .chat import CLOSED
 from .guard import caller
 from .memory import Memory, place
+from .tracing import Span
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(caller), Depends(place)])
 _MOST = 2048  # texts of a call, as OpenAI has it
@@ -68,13 +70,15 @@ async def embed(body: EmbeddingRequest, request: Request, memory: Memory) -> Res
         raise InputError(f"dimensions={body.dimensions} cannot be given: leave it out. Vectors have {width} here.")
     work = embedding.question if body.input_type == "query" else embedding.passage
     data, tokens = [], 0
-    for index, text in enumerate(body.input):
-        if index and await request.is_disconnected():
-            return Response(status_code=CLOSED)
-        embedded = await run_in_threadpool(work, reader, str(text))
-        tokens += embedded.tokens
-        values = embedded.vector.numpy().astype("<f4")
-        vector = base64.b64encode(values.tobytes()).decode() if body.encoding_format == "base64" else values.tolist()
-        data.append({"object": "embedding", "index": index, "embedding": vector})
+    with Span("embeddings", memory.name, request.headers) as span:
+        for index, text in enumerate(body.input):
+            if index and await request.is_disconnected():
+                return Response(status_code=CLOSED)
+            embedded = await run_in_threadpool(work, reader, str(text))
+            tokens += embedded.tokens
+            values = embedded.vector.numpy().astype("<f4")
+            vector = base64.b64encode(values.tobytes()).decode() if body.encoding_format == "base64" else values.tolist()
+            data.append({"object": "embedding", "index": index, "embedding": vector})
+        span.ends(Usage(tokens, 0, 0))
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return JSONResponse({"object": "list", "data": data, "model": memory.name, "usage": usage})

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, StoreDamagedError
 from .bodies import ChatMessage
+from .description import FILE, TAKES_FILE
 from .guard import Caller, caller
 
 if TYPE_CHECKING:
@@ -55,11 +56,14 @@ Known = Annotated[Caller, Depends(caller)]
 Writer = Annotated[Caller, Depends(_writer)]
 Memory = Annotated[Any, Depends(assistant_of)]  # an `Assistant`; FastAPI would look into its type
 TopK = Annotated[int, Query(ge=1, le=100)]
+Id = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]  # what a database holds
 Words = Annotated[str, Query(min_length=1, max_length=100_000)]
 
 
 class New(BaseModel):
     """A session or corpus to be made."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "alice"}]})
 
     name: str
 
@@ -67,18 +71,24 @@ class New(BaseModel):
 class Said(BaseModel):
     """Messages to be added."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"messages": [{"role": "user", "content": "Ida grows roses."}]}]})
+
     messages: list[ChatMessage] = Field(min_length=1)
 
 
 class Fork(BaseModel):
     """A fork to be made."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "alice-what-if"}]})
+
     name: str
-    upto: int | None = None  # id of the last message that is shared; None: all are
+    upto: Id | None = None  # id of the last message that is shared; None: all are
 
 
 class Attached(BaseModel):
     """Corpora that a session recalls from; those that are left out are detached."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"corpora": ["garden"]}]})
 
     corpora: list[str]
 
@@ -93,6 +103,10 @@ class NewDocument(BaseModel):
 
 class Documents(BaseModel):
     """Documents to be added to a corpus; those of the same name are replaced."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"documents": [{"name": "roses.md", "text": "Roses grow in the sun."}]}]}
+    )
 
     documents: list[NewDocument] = Field(min_length=1)
 
@@ -149,7 +163,7 @@ def make_session(body: New, known: Writer, memory: Memory) -> dict[str, Any]:
 
 @router.get("/sessions/{name:path}/messages")
 def messages(
-    name: str, known: Known, memory: Memory, start: int = 0, stop: Annotated[int | None, Query()] = None
+    name: str, known: Known, memory: Memory, start: Id = 0, stop: Annotated[Id | None, Query()] = None
 ) -> dict[str, Any]:
     """List the messages of a session, in order; [start, stop) as in a slice, of at most 1,000."""
     stored = memory.store.session(known.own(name)).messages(start, stop)
@@ -165,7 +179,7 @@ def add(name: str, body: Said, known: Writer, memory: Memory) -> dict[str, Any]:
 
 @router.delete("/sessions/{name:path}/messages")
 def forget(
-    name: str, ids: Annotated[list[int], Query(alias="id", min_length=1)], known: Writer, memory: Memory
+    name: str, ids: Annotated[list[Id], Query(alias="id", min_length=1)], known: Writer, memory: Memory
 ) -> dict[str, Any]:
     """Erase messages for good: their rows, every embedding that saw them, and the bytes in all files."""
     memory.store.session(known.own(name))  # checks that it exists
@@ -199,7 +213,7 @@ def attach(name: str, body: Attached, known: Writer, memory: Memory) -> dict[str
     return described(session.stats(), known)
 
 
-@router.get("/sessions/{name:path}/export")
+@router.get("/sessions/{name:path}/export", responses=FILE, response_class=FileResponse)
 def export(name: str, known: Known, memory: Memory, later: BackgroundTasks) -> FileResponse:
     """Write a session into one file."""
     session = memory.store.session(known.own(name))
@@ -209,7 +223,7 @@ def export(name: str, known: Known, memory: Memory, later: BackgroundTasks) -> F
     return FileResponse(Path(folder.name) / "session.hmt", filename="session.hmt", background=later)
 
 
-@router.post("/sessions/{name:path}/import", status_code=201)
+@router.post("/sessions/{name:path}/import", status_code=201, openapi_extra=TAKES_FILE)
 async def import_session(name: str, request: Request, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add the session of an exported file, the body of the call, after checking all of it."""
     with tempfile.TemporaryDirectory(prefix="hmt-import-") as folder:
@@ -293,7 +307,7 @@ def add_documents(name: str, body: Documents, known: Writer, memory: Memory) -> 
 
 
 @router.delete("/corpora/{name:path}/documents", status_code=204)
-def remove(name: str, ids: Annotated[list[int], Query(alias="id", min_length=1)], known: Writer, memory: Memory) -> None:
+def remove(name: str, ids: Annotated[list[Id], Query(alias="id", min_length=1)], known: Writer, memory: Memory) -> None:
     """Erase documents for good."""
     memory.store.corpus(known.own(name)).remove(ids)
 
