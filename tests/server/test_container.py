@@ -76,7 +76,7 @@ def test_it_runs_as_nobody_in_particular_and_keeps_its_store_in_the_volume() -> 
 
 @pytest.fixture
 def port(assistant: Assistant) -> Iterator[int]:
-    server = uvicorn.Server(uvicorn.Config(create_app(assistant, Settings(hosts=("*",))), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(assistant, Settings(hosts=("*",))), port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

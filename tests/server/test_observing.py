@@ -161,7 +161,7 @@ def test_lines_say_nothing_that_was_said(
 
     monkeypatch.setattr(assistant, "reply", fails)
     assert api.post("/v1/chat/completions", json=ASKED).status_code == 500
-    logging.getLogger("uvicorn.error").error("Exception in ASGI application\n", exc_info=raised(fails))
+    logging.getLogger("hmt_memory.server").error("Exception in ASGI application\n", exc_info=raised(fails))
     text = lines()
     assert SECRET not in text, text
     assert "builtins.ValueError" in text and "builtins.RuntimeError" in text and "in fails" in text

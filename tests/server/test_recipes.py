@@ -33,7 +33,7 @@ def test_every_recipe_in_python_is_run() -> None:
 @pytest.fixture
 def url(assistant: Assistant) -> Iterator[str]:
     """The address of a server that listens at a free port."""
-    server = uvicorn.Server(uvicorn.Config(create_app(assistant, Settings()), port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(assistant, Settings()), port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
