@@ -189,7 +189,8 @@ class Door:
         async with AsyncExitStack() as held:
             keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked))
             held.enter_context(self._alone(own))
-            timed = Timed(self._metrics, Span("chat", self._assistant.name, request.headers, body, view=name is not None))
+            span = Span("chat", self._assistant.name, request.headers, body, view=name is not None)
+            timed = Timed(self._metrics, held.enter_context(span))
             await held.enter_async_context(self.gate.place())
             held.enter_context(timed)
             if await request.is_disconnected():

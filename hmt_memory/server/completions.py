@@ -134,7 +134,8 @@ class Texts:
             raise InputError("a text that is completed belongs to no session. Use /v1/chat/completions, or name none.")
         until = anyio.current_time() + self._seconds
         async with AsyncExitStack() as held:
-            timed = Timed(self._metrics, Span("text_completion", self._assistant.name, request.headers, body))
+            span = Span("text_completion", self._assistant.name, request.headers, body)
+            timed = Timed(self._metrics, held.enter_context(span))
             await held.enter_async_context(self._gate.place())
             held.enter_context(timed)
             if await request.is_disconnected():

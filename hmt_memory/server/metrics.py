@@ -100,10 +100,9 @@ class Timed:
         self._metrics.answering.inc()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         """End, whether it is whole or not."""
         self._metrics.answering.dec()
-        self._span.fails(kind)
 
     def first(self) -> None:
         """Note that the first word is there."""

@@ -16,7 +16,7 @@ from hmt_memory import Assistant, HMTConfig, HMTModel
 from hmt_memory.server.app import Settings, create_app
 
 schemathesis = pytest.importorskip("schemathesis")
-EXAMPLES = 40 if LONG else 3
+EXAMPLES = 40 if LONG else 2
 ROUTES = [
     (method, path)
     for path, methods in create_app(Assistant("none"), Settings()).openapi()["paths"].items()

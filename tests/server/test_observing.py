@@ -98,6 +98,13 @@ def test_texts_and_vectors_have_spans_and_what_fails_says_so(
     assert not any(SECRET in span.to_json() for span in (done, embedded, failed))
 
 
+def test_a_call_that_is_turned_away_has_a_span_that_ends(assistant: Assistant, spans: Any) -> None:
+    api = TestClient(create_app(assistant, Settings(hosts=("*",), answers=0, waiting=0)))
+    for path, body in (("chat/completions", ASKED), ("completions", {"prompt": SECRET})):
+        assert api.post(f"/v1/{path}", json=body).status_code == 429
+    assert [span.attributes["error.type"] for span in spans.get_finished_spans()] == ["HTTPException"] * 2
+
+
 def test_without_opentelemetry_all_works(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "api", None)
     assert api.post("/v1/chat/completions", json=ASKED).status_code == 200
