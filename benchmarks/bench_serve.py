@@ -1,9 +1,14 @@
 """What a server costs beside the library, and how it answers many clients at once, on this machine's own address.
 
     python benchmarks/bench_serve.py [--calls 100] [--clients 1 4 16 32] [--tokens 32]
+    python benchmarks/bench_serve.py --minutes 60 [--clients 6] [--tokens 32] [--model NAME]
 
-The cost of a call and of a token is measured on a tiny random model with the default tokenizer, whose own time is small; many
-clients at once ask the default model, in 32 sessions. Prints times and ratios of one run.
+The server runs in a process of its own. The cost of a call and of a token is measured on a tiny random model with the default
+tokenizer, whose own time is small; many clients at once ask the default model, in 32 sessions. Prints times of one run.
+
+With --minutes, clients of three tenants ask, edit, forget, upload and go away while the server, with the tiny model or the one
+that is named, is restarted twice and killed once. It fails if anything was lost or stored twice, if anybody was told another
+tenant's words or what was forgotten, or if memory or open files grow.
 """
 
 from __future__ import annotations
@@ -11,25 +16,25 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import transformers
-import uvicorn
 from measure import interleaved, machine
+from serve_load import TENANTS, load
+from serving import Server
 
 from hmt_memory import Assistant, HMTModel
 from hmt_memory.config import DEFAULT_MODEL
-from hmt_memory.server.app import create_app
-from hmt_memory.server.settings import Settings
+from hmt_memory.server.tokens import Tokens
 
 _SESSIONS = 32
+_PLAIN = ("--reader", "same", "--device", "cpu", "--dtype", "float32")  # of the tiny model
 _HELLO = {"role": "user", "content": "Good morning. What do you know of the sea?"}
 
 
@@ -37,32 +42,51 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calls", type=int, default=100)
-    parser.add_argument("--clients", type=int, nargs="*", default=[1, 4, 16, 32])
+    parser.add_argument("--clients", type=int, nargs="*")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--model")
     options = parser.parse_args()
+    if options.minutes is not None:
+        sys.exit(mixed(options.minutes, (options.clients or [6])[0], options.tokens, options.model))
     model = HMTModel.from_pretrained(DEFAULT_MODEL)
     print(machine(model))
     with tempfile.TemporaryDirectory() as folder:
-        tiny = _tiny(Path(folder) / "tiny", model)
-        costs(
-            Assistant(tiny, reader="same", store=Path(folder) / "one", device="cpu", dtype="float32"),
-            options.calls,
-            options.tokens,
-        )
+        costs(Path(folder) / "one", _tiny(Path(folder) / "tiny", model), options.calls, options.tokens)
         print(f"\n{'clients':>8} {'answers/s':>10} {'first token p50':>16} {'p99':>8}")
-        for clients in options.clients:
-            store = Path(folder) / f"{clients} clients"
-            crowd(Assistant(model, store=store), clients, options.tokens)
+        for clients in options.clients or [1, 4, 16, 32]:
+            crowd(Path(folder) / f"{clients} clients", clients, options.tokens)
 
 
-def costs(assistant: Assistant, calls: int, tokens: int) -> None:
+def mixed(minutes: float, clients: int, tokens: int, model: str | None) -> int:
+    """Print what came of a mixed load. Returns the exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        name = model or _tiny(Path(folder) / "tiny", HMTModel.from_pretrained(DEFAULT_MODEL))
+        store = Path(folder) / "store"
+        store.mkdir()
+        kept = Tokens(store)
+        secrets = {tenant: kept.make(tenant) for tenant in TENANTS}
+        with Server(store, name, *(() if model else _PLAIN)) as server:
+            findings, lives, callers = load(server, secrets, minutes, clients=clients, length=tokens)
+        errors = [line for line in (Path(folder) / "server.log").read_text().splitlines() if "Traceback" in line]
+    print(f"{clients} clients of {len(TENANTS)} tenants for {minutes} minutes; the server ran {len(lives)} times:")
+    print("\n".join(f"    {life}" for life in lives))
+    print("calls: " + ", ".join(f"{count} {what}" for what, count in sorted(findings.done.items())))
+    print(f"at last: {sum(len(caller.ledger.known) for caller in callers)} messages in {clients} sessions")
+    wrong = [*findings.wrong, *(["the server's log has tracebacks"] if errors else [])]
+    print("\n".join(["WRONG:", *wrong]) if wrong else "nothing lost, nothing twice, no words of others, no leak")
+    return int(bool(wrong))
+
+
+def costs(store: Path, model: str, calls: int, tokens: int) -> None:
     """Print what HTTP adds to a call, and to a token that is streamed."""
+    assistant = Assistant(model, reader="same", store=store, device="cpu", dtype="float32")
     asked = {"messages": [_HELLO], "max_tokens": tokens}
 
     def direct() -> None:
         assistant.reply([_HELLO], max_new_tokens=tokens).finish()
 
-    with served(assistant) as url, httpx.Client(base_url=url, timeout=600) as client:
+    with Server(store, model, *_PLAIN) as server, httpx.Client(base_url=server.url, timeout=600) as client:
 
         def whole() -> None:
             client.post("/v1/chat/completions", json=asked).raise_for_status()
@@ -77,13 +101,13 @@ def costs(assistant: Assistant, calls: int, tokens: int) -> None:
     print(f"through the server: {call:+.1f} ms a call, and {token:+.2f} ms a token if it is streamed")
 
 
-def crowd(assistant: Assistant, clients: int, tokens: int) -> None:
+def crowd(store: Path, clients: int, tokens: int) -> None:
     """Print how many answers a second clients at once are given, and how long each waits for its first word."""
     rounds = max(1, _SESSIONS // (2 * clients))
 
     def ask(number: int) -> list[float]:
         waited = []
-        with httpx.Client(base_url=url, timeout=600) as client:
+        with httpx.Client(base_url=server.url, timeout=600) as client:
             for turn in range(rounds):
                 session = f"session {(number + turn * clients) % _SESSIONS}"
                 asked = {"messages": [_HELLO], "max_tokens": tokens, "metadata": {"session_id": session}}
@@ -93,28 +117,13 @@ def crowd(assistant: Assistant, clients: int, tokens: int) -> None:
                         waited.append(time.perf_counter() - begun)
         return waited
 
-    with served(assistant) as url, ThreadPoolExecutor(clients) as threads:
+    with Server(store, DEFAULT_MODEL) as server, ThreadPoolExecutor(clients) as threads:
+        httpx.post(f"{server.url}/v1/completions", json={"prompt": "Good", "max_tokens": 1}, timeout=600)  # loads the model
         begun = time.perf_counter()
         firsts = sorted(second for waited in threads.map(ask, range(clients)) for second in waited)
         spent = time.perf_counter() - begun
     late = firsts[min(len(firsts) - 1, int(0.99 * len(firsts)))]
     print(f"{clients:>8} {len(firsts) / spent:>10.2f} {statistics.median(firsts):>14.2f} s {late:>6.2f} s", flush=True)
-
-
-@contextmanager
-def served(assistant: Assistant) -> Iterator[str]:
-    """Run a server in a thread; yield its address."""
-    app = create_app(assistant, Settings(waiting=1000))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def _pieces(client: httpx.Client, asked: dict[str, object]) -> Iterator[str]:

@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError, MissingDependencyError
+from ..server import logs
+from ..server.logs import LogFormat
 from . import options
 from .options import DEFAULT_MODEL, Dtype
 from .terminal import Screen
@@ -35,6 +37,9 @@ def serve(
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="The token of --token may look only.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 4,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Form of the lines on standard error; with json, one for each call.")
+    ] = LogFormat.text,
     show: Annotated[bool, typer.Option("--open", help="Open the page that shows what is remembered.")] = False,
     store: options.Store = None,
     model: options.Name = DEFAULT_MODEL,
@@ -50,6 +55,7 @@ def serve(
     try:
         import uvicorn
 
+        from ..server import tracing
         from ..server.app import create_app
     except ImportError as error:
         raise MissingDependencyError(f"serving needs {error.name}. Run: pip install 'hmt-memory[serve]'") from error
@@ -59,6 +65,7 @@ def serve(
     from ..server.tokens import Tokens
     from ..store.open import default_folder
 
+    tracing.start()
     screen = Screen.standard()
     folder = store or default_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -81,7 +88,7 @@ def serve(
     if show:
         here = address if host not in _ANY else f"http://127.0.0.1:{port}"
         threading.Thread(target=_open, args=(here,), daemon=True).start()
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    uvicorn.run(app, host=host, port=port, log_level="warning", log_config=logs.settings(log_format), server_header=False)
 
 
 def _open(address: str) -> None:

@@ -31,6 +31,7 @@ class DecodingOptions(TypedDict, total=False):
     stop: str | Iterable[str] | None
     logits_processors: Iterable[Any]
     abstain_from: float | None
+    logprobs: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Decoding:
     stop: str | Iterable[str] | None = ()  # strings that end the answer and are not part of it; kept as a tuple
     logits_processors: Iterable[Any] = ()  # transformers' `LogitsProcessor`s, applied before all others; kept as a tuple
     abstain_from: float | None = None  # say "I don't know" from this probability of abstaining on; None: the model's own
+    logprobs: int | None = None  # note the log-probability of each token, and of so many likeliest ones; None: of none
 
     def __post_init__(self) -> None:
         _check(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1.")
@@ -67,6 +69,7 @@ class Decoding:
             self.abstain_from is None or 0 <= self.abstain_from <= 1,
             f"abstain_from={self.abstain_from} must be a probability, from 0 to 1.",
         )
+        _check(self.logprobs is None or self.logprobs >= 0, f"logprobs={self.logprobs} must be 0 or more.")
         _check(self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty} must be above 0; 1 is none.")
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         for text in stops:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from .abstaining import abstention
 from .cell import MemoryCell
+from .chances import TokenChance, chance
 from .decoding import Decoding, Detokenizer, Sampler, StopStrings, align
 from .modes import eval_mode
 from .reader import read, token_ids
@@ -57,6 +58,7 @@ class Generation(Iterator[str]):
         self._pieces = pieces
         self.text = ""  # the text given out so far
         self.ids: list[int] = []  # token ids of the answer, its end token included
+        self.chances: list[TokenChance] = []  # of its tokens but the end token, where `Decoding.logprobs` asks for them
         self.finish_reason: FinishReason | None = None  # "stop": end token or stop string; "length": max_new_tokens
         self.stop_string: str | None = None  # the stop string that ended it, if one did
         self.usage = Usage(prompt_tokens, 0, 0)
@@ -215,12 +217,15 @@ def _pieces(
     unlikely = abstention(backbone, logits, cache, threshold or 0.0) if weighed else None
     while generation.finish_reason is None:
         logits = backbone.head(hidden)[0]
+        logprobs = None if decoding.logprobs is None else logits.float().log_softmax(dim=-1)
         for token in unlikely.forbidden(ids) if unlikely else ():
             logits[token] = float("-inf")
         if len(ids) < decoding.min_new_tokens:
             logits[list(backbone.end_ids)] = float("-inf")
         ids.append(sampler(torch.cat([shown, torch.tensor(ids, dtype=torch.long)]), logits))
         ended = ids[-1] in backbone.end_ids  # an end token has no text, whatever its tokenizer says
+        if logprobs is not None and not ended:
+            generation.chances.append(chance(backbone, logprobs, ids[-1], decoding.logprobs or 0))
         piece = stops.push(detokenizer.push(ids[-1]) if backbone.tokenizer and not ended else "")
         if stops.found is not None or ended:
             generation.finish_reason, generation.stop_string = "stop", stops.found
@@ -254,6 +259,7 @@ def _close(generation: Generation, view: View, marks: list[tuple[int, HMTState]]
     kept = len(generation.ids)
     if generation.stop_string is not None:
         generation.ids, kept = align(generation.ids, text, backbone.decode, partial(backbone.encode, literal=True))
+        generation.chances = generation.chances[:kept]
     count, state = generation.closed = next(mark for mark in reversed(marks) if mark[0] <= kept)
     generation._rest = cache(lambda: read(view.model, generation.ids[count:], state))
     generation.usage = replace(generation.usage, prompt_tokens=prompt, completion_tokens=len(generation.ids))

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from .._version import __version__
 from ..errors import HMTError
-from . import conversations, failures, memory, responses
+from . import conversations, embeddings, failures, memory, responses
 from .bodies import ChatRequest
 from .calls import check_model
 from .chat import ChatCall
+from .completions import CompletionCall, CompletionRequest
+from .description import STREAMED, TEXT, describe
 from .door import Door
 from .guard import Caller, Fence, Gate, caller
 from .mcp import Mounted
@@ -87,7 +90,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
         response.status_code = 200 if assistant.is_loaded else 503
         return {"status": "ready" if assistant.is_loaded else "the model is loaded with the first answer"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", responses=TEXT, response_class=PlainTextResponse)
     async def measured(_: Known) -> Response:
         """Count calls, answers and their times, for Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE)
@@ -103,15 +106,23 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
         check_model(assistant, name)
         return described()
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=STREAMED)
     async def chat(body: ChatRequest, request: Request, known: Known) -> Response:
         """Answer a conversation: in a session if one is named, from all that it remembers."""
         check_model(assistant, body.model)
         return await door.answer(ChatCall(assistant, settings, body, request.headers, known), request, known)
 
+    @app.post("/v1/completions", responses=STREAMED)
+    async def complete(body: CompletionRequest, request: Request, known: Known) -> Response:
+        """Continue a text, or several. Nothing is stored."""
+        check_model(assistant, body.model)
+        return await door.answer(CompletionCall(assistant, settings, body, request.headers), request, known)
+
     app.include_router(responses.router)
     app.include_router(conversations.router)
+    app.include_router(embeddings.router)
     app.include_router(memory.router)
     app.include_router(pages)
+    describe(app)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import InputError
+from .description import shows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,6 +103,7 @@ class Answered(Open):
     """The fields that say how an answer is to be written."""
 
     usual: ClassVar[dict[str, Any]] = {"frequency_penalty": 0.0, "presence_penalty": 0.0}  # and no other value is possible
+    limits: ClassVar[tuple[str, ...]]  # the fields with the tokens of an answer at most; the first that is given counts
 
     model: str | None = None
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
@@ -125,40 +127,15 @@ class Answered(Open):
                 raise ValueError(f"{name}={getattr(self, name)} cannot be given: leave it out. Only {usual} is possible here.")
         return self
 
-    def decoding(self, most: int) -> dict[str, Any]:
-        """Return the fields of `Decoding` that this asks for.
+    @property
+    def most(self) -> int | None:
+        """The tokens of an answer at most; None: nothing is said."""
+        return next((most for name in self.limits if (most := getattr(self, name)) is not None), None)
 
-        Args:
-            most: tokens of the answer.
-        """
-        return {"max_new_tokens": most, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
-
-
-class ChatRequest(Answered):
-    """The body of a call of Chat Completions."""
-
-    usual: ClassVar[dict[str, Any]] = {**Answered.usual, "n": 1}
-
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = None
-    n: int = 1
-    stream_options: StreamOptions | None = None
-    logit_bias: dict[str, float] | None = None
-    logprobs: bool | int | None = None
-    metadata: dict[str, Any] | None = None
-    messages: list[ChatMessage] = Field(min_length=1)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    response_format: ResponseFormat | None = None
-
-    @model_validator(mode="after")
-    def _possible_in_chat(self) -> Self:
-        if self.logit_bias or self.logprobs:
-            raise ValueError("logit_bias and logprobs cannot be given: leave them out.")
-        if isinstance(self.stop, list) and len(self.stop) > _MOST_STOPS:
-            raise ValueError(f"stop has {len(self.stop)} strings, more than {_MOST_STOPS}.")
-        return self
+    def requested(self) -> dict[str, Any]:
+        """Return what is asked for without a word of what is said, by the names that traces have for it."""
+        named = {"max_tokens": self.most, "temperature": self.temperature, "top_p": self.top_p}
+        return {**named, "seed": self.seed, "stream": self.stream}
 
     def options(self, usual: int, longest: int) -> dict[str, Any]:
         """Return the options of `Assistant.reply` that this asks for.
@@ -167,11 +144,75 @@ class ChatRequest(Answered):
             usual: tokens of an answer at most, where nothing is said.
             longest: the same, whatever is said.
         """
-        schema = None if self.response_format is None else self.response_format.schema_of()
+        most = min(self.most or usual, longest)
+        return {"max_new_tokens": most, "temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+
+
+class Completed(Answered):
+    """The fields that Chat Completions and Completions share."""
+
+    usual: ClassVar[dict[str, Any]] = {**Answered.usual, "n": 1}
+    limits = ("max_completion_tokens", "max_tokens")
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    stop: str | list[str] | None = None
+    n: int = 1
+    stream_options: StreamOptions | None = None
+    logit_bias: dict[str, float] | None = None
+    metadata: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _possible_in_text(self) -> Self:
+        if self.logit_bias:
+            raise ValueError("logit_bias cannot be given: leave it out.")
+        if isinstance(self.stop, list) and len(self.stop) > _MOST_STOPS:
+            raise ValueError(f"stop has {len(self.stop)} strings, more than {_MOST_STOPS}.")
+        return self
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether the last chunk of a stream has the counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def options(self, usual: int, longest: int) -> dict[str, Any]:
+        """Return the options of `Assistant.reply` that this asks for; of a text, the fields of `Decoding`."""
+        return super().options(usual, longest) | ({"stop": self.stop} if self.stop else {})
+
+
+class ChatRequest(Completed):
+    """The body of a call of Chat Completions."""
+
+    model_config = shows(
+        {
+            "model": "smollm2-135m-instruct",
+            "messages": [{"role": "user", "content": "My sister Ida grows roses."}],
+            "max_tokens": 64,
+            "metadata": {"session_id": "alice"},
+        }
+    )
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Any = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _tellable(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true.")
+        if self.logprobs and self.tools:
+            raise ValueError("logprobs cannot be given with tools, whose calls are no text: leave one of them out.")
+        return self
+
+    def options(self, usual: int, longest: int) -> dict[str, Any]:
+        """Return the options of `Assistant.reply` that this asks for."""
         return {
-            **self.decoding(min(self.max_completion_tokens or self.max_tokens or usual, longest)),
-            **({"stop": self.stop} if self.stop else {}),
+            **super().options(usual, longest),
             "tools": self.tools or None,
             "tool_choice": self.tool_choice if self.tools else None,
-            "schema": schema,
+            "schema": None if self.response_format is None else self.response_format.schema_of(),
+            **({"logprobs": self.top_logprobs or 0} if self.logprobs else {}),
         }

@@ -3,89 +3,130 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Container, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import anyio
 from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from .bodies import Answered
+
 if TYPE_CHECKING:
     from ..assistant import Assistant
+    from ..engine.generate import Usage
     from ..sessions.answer import Answer
     from .guard import Caller
     from .replays import Version
+    from .settings import Settings
 
 Event = str | ServerSentEvent  # of a stream
+Body = TypeVar("Body", bound=Answered)
+Piece = TypeVar("Piece")
+PieceOut = TypeVar("PieceOut", covariant=True)
 
 
-class Written(ABC):
-    """An answer as its protocol writes it."""
+class Writing(Protocol[PieceOut]):
+    """What is written piece by piece: an answer, or several texts."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended, there with the last piece; None before."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing any more, and it is stored if it is to be."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """Its tokens."""
+        ...
+
+    def __next__(self) -> PieceOut: ...
+
+
+class Written(ABC, Generic[Piece]):
+    """What is written, as its protocol has it."""
+
+    answer: Writing[Piece]
+
+    @property
+    @abstractmethod
+    def input_tokens(self) -> int:
+        """The tokens that it is answered from, as its usage counts them."""
 
     @abstractmethod
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
 
-    @abstractmethod
     def opening(self) -> Iterator[Event]:
         """Yield the first events of a stream."""
+        return iter(())
 
     @abstractmethod
-    def piece(self, text: str) -> Iterator[Event]:
-        """Yield the events of a piece of text."""
+    def piece(self, piece: Piece) -> Iterator[Event]:
+        """Yield the events of a piece."""
 
     @abstractmethod
     def closing(self, whole: Mapping[str, Any]) -> Iterator[Event]:
         """Yield the last events of a stream, which the whole body tells."""
 
-    @abstractmethod
-    def failure(self, status: int, message: str, code: str | None = None) -> Event:
-        """Return the event of an answer that failed.
-
-        Args:
-            status: that it would have had if nothing had been sent.
-            message: what is wrong, and what to do.
-            code: a name for programs.
-        """
+    def failure(self, error: Mapping[str, Any]) -> Event:
+        """Return the event of an answer that failed; `error` is the body of a call that fails so."""
+        return json.dumps(error)
 
 
-class Call(ABC):
-    """A call that wants an answer."""
+class Call(ABC, Generic[Body]):
+    """A call that wants an answer.
 
-    stream: bool
-    asked: str  # all that tells it from another call
+    Args:
+        assistant: answers.
+        settings: what is allowed.
+        body: of the call.
+        named: the session that it names beside its body.
+    """
+
+    operation: ClassVar[str] = "chat"  # as traces name it
+
+    def __init__(self, assistant: Assistant, settings: Settings, body: Body, named: str | None = None) -> None:
+        self._assistant, self._settings, self.body = assistant, settings, body
+        self.asked = json.dumps([type(self).__name__, named, body.model_dump()], default=str)  # tells it from another call
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answers."""
+        return self._assistant.name
 
     def look(self) -> None:
         """Look for what the call refers to, in another thread. Raises what is wrong with it."""
         return
 
-    @abstractmethod
     def session(self, busy: Container[str]) -> str | None:
         """Return the session, as the store names it, in which nobody else may be answered meanwhile; None: there is none.
 
         Args:
             busy: the sessions in which others are being answered.
         """
+        return None
 
     @abstractmethod
-    def begin(self) -> Answer:
+    def begin(self) -> Written[Any]:
         """Begin the answer, in another thread."""
-
-    @abstractmethod
-    def written(self, answer: Answer) -> Written:
-        """Return the answer as the protocol writes it."""
 
     @abstractmethod
     def again(self, whole: Mapping[str, Any]) -> Iterator[Event]:
         """Yield all events of an answer that is whole already."""
 
-    @abstractmethod
     def version(self, whole: Mapping[str, Any]) -> Version:
-        """Return what changes when something is forgotten of the session that an answer was given in."""
+        """Return what changes when something is forgotten of the session that an answer was given in; None: in none."""
+        return None
 
     def close(self) -> None:
         """Clear away, in another thread, what the call has made and what nobody needs after all."""
@@ -117,7 +158,7 @@ def remembered(answer: Answer, caller: Caller, session: str | None) -> dict[str,
     return about
 
 
-async def pieces(answer: Answer, until: float) -> AsyncGenerator[str, None]:
+async def pieces(answer: Writing[Piece], until: float) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of an answer, which is written in another thread. Whoever stops early stops the writing, too.
 
     Args:
@@ -129,10 +170,10 @@ async def pieces(answer: Answer, until: float) -> AsyncGenerator[str, None]:
     """
     loop, gone = asyncio.get_running_loop(), threading.Event()
     last = time.monotonic() + until - anyio.current_time()
-    written: asyncio.Queue[str | BaseException | None] = asyncio.Queue()
+    written: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
 
     def write() -> None:
-        piece: str | BaseException | None = ""
+        piece: Any = answer
         while piece is not None and not gone.is_set():
             try:
                 if answer.finish_reason is None and time.monotonic() > last:

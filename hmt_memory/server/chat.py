@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, SessionNotFoundError
-from . import failures
 from .calls import Call, Event, Written, remembered
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
     from ..assistant import Assistant
+    from ..engine.chances import Chance, TokenChance
     from ..sessions.answer import Answer
     from .bodies import ChatRequest
     from .guard import Caller
     from .replays import Version
     from .settings import Settings
 
-_SESSION_HEADERS = ("x-hmt-session", "x-session-id")
+SESSION_HEADERS = ("x-hmt-session", "x-session-id")
 _OPEN_WEBUI = "x-openwebui-chat-id"  # its calls for titles and tags, which are not streamed, have the same
 _NOT_TO_LAST = ("local:", "channel:")  # what the ids of chats begin with that it marks as temporary, and of channels
 
@@ -39,7 +39,7 @@ def session_of(headers: Headers, body: ChatRequest) -> str | None:
     Raises:
         InputError: the name is no text.
     """
-    named: Any = next((_decoded(headers[name]) for name in _SESSION_HEADERS if name in headers), None)
+    named: Any = next((_decoded(headers[name]) for name in SESSION_HEADERS if name in headers), None)
     if named is None:
         named = (body.metadata or {}).get("session_id")
     if named is None and body.stream:
@@ -58,7 +58,7 @@ def _decoded(header: str) -> str:
         return header
 
 
-class ChatCall(Call):
+class ChatCall(Call["ChatRequest"]):
     """A call of Chat Completions.
 
     Args:
@@ -74,35 +74,29 @@ class ChatCall(Call):
     """
 
     def __init__(self, assistant: Assistant, settings: Settings, body: ChatRequest, headers: Headers, caller: Caller) -> None:
-        self._assistant, self._settings, self._body, self._caller = assistant, settings, body, caller
-        self._name = session_of(headers, body)
+        self._name, self._caller = session_of(headers, body), caller
+        super().__init__(assistant, settings, body, self._name)
         self._own = None if self._name is None else caller.own(self._name)
         if caller.read_only and self._own is not None:
             raise HTTPException(403, "this token may look only: it cannot add to a session.")
-        self.stream = body.stream
-        self.asked = json.dumps([self._name, body.model_dump()], default=str)
-        self._usage = body.stream_options is not None and bool(body.stream_options.include_usage)
 
     def session(self, busy: Container[str]) -> str | None:
         """Return the session that the call names."""
         return self._own
 
-    def begin(self) -> Answer:
+    def begin(self) -> Completion:
         """Begin the answer."""
-        said = [message.plain() for message in self._body.messages]
-        options = self._body.options(self._settings.usual, self._settings.longest)
-        return self._assistant.reply(said, session=self._own, namespace=self._caller.namespace, **options)
-
-    def written(self, answer: Answer) -> Completion:
-        """Return the answer as Chat Completions has it."""
-        return Completion(answer, self._assistant.name, self._name, self._caller, usage=self._usage)
+        said = [message.plain() for message in self.body.messages]
+        options = self.body.options(self._settings.usual, self._settings.longest)
+        answer = self._assistant.reply(said, session=self._own, namespace=self._caller.namespace, **options)
+        return Completion(answer, self.model, self._name, self._caller, usage=self.body.with_usage)
 
     def again(self, whole: Mapping[str, Any]) -> Iterator[Event]:
         """Yield all chunks of an answer that is whole already."""
-        chunks = Chunks(whole, usage=self._usage)
+        chunks, (choice,) = Chunks(whole, usage=self.body.with_usage), whole["choices"]
         yield chunks.opening()
-        if text := whole["choices"][0]["message"]["content"]:
-            yield chunks.piece(text)
+        if text := choice["message"]["content"]:
+            yield chunks.piece(text, choice["logprobs"])
         yield from chunks.closing(whole)
 
     def version(self, whole: Mapping[str, Any]) -> Version:
@@ -113,7 +107,7 @@ class ChatCall(Call):
             return None
 
 
-class Completion(Written):
+class Completion(Written[str]):
     """An answer as Chat Completions has it.
 
     Args:
@@ -124,49 +118,57 @@ class Completion(Written):
         usage: whether the last chunk of a stream has its counts.
     """
 
+    answer: Answer
+
     def __init__(self, answer: Answer, model: str, session: str | None, caller: Caller, *, usage: bool) -> None:
-        self._answer, self._session, self._caller = answer, session, caller
+        self.answer, self._session, self._caller = answer, session, caller
         self._about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
         self._chunks = Chunks(self._about, usage=usage)
+        self._told, self._given = 0, 0  # tokens whose log-probabilities were given out, and characters beyond them
+
+    @property
+    def input_tokens(self) -> int:
+        """The tokens of the call, or of the view of a session."""
+        usage = self.answer.usage
+        return usage.prompt_tokens if self._session is None else usage.view_tokens
 
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
-        calls = [call.to_dict() for call in self._answer.tool_calls]
-        message: dict[str, Any] = {"role": "assistant", "content": self._answer.text or (None if calls else "")}
+        answer = self.answer
+        calls = [call.to_dict() for call in answer.tool_calls]
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text or (None if calls else "")}
         message |= {"tool_calls": calls} if calls else {}
-        choice = {"index": 0, "message": message, "finish_reason": self._answer.finish_reason, "logprobs": None}
+        logprobs = _logprobs(answer.chances)
+        choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason, "logprobs": logprobs}
         return {
             **self._about,
             "object": "chat.completion",
             "choices": [choice],
-            "usage": self._usage(),
-            "hmt": remembered(self._answer, self._caller, self._session),
-        }
-
-    def _usage(self) -> dict[str, int]:
-        usage = self._answer.usage
-        asked = usage.prompt_tokens if self._session is None else usage.view_tokens
-        return {
-            "prompt_tokens": asked,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": asked + usage.completion_tokens,
+            "usage": usage_of(self),
+            "hmt": remembered(answer, self._caller, self._session),
         }
 
     def opening(self) -> Iterator[Event]:
         """Yield the first chunk."""
         yield self._chunks.opening()
 
-    def piece(self, text: str) -> Iterator[Event]:
-        """Yield the chunk of a piece of text."""
-        yield self._chunks.piece(text)
+    def piece(self, piece: str) -> Iterator[Event]:
+        """Yield the chunk of a piece of text, with the log-probabilities of the tokens that it completes."""
+        self._given += len(piece)
+        fresh = []
+        for each in self.answer.chances[self._told :]:  # more tokens than have been given out may be there
+            if len(each.chosen.text) > self._given:
+                break
+            self._given -= len(each.chosen.text)
+            fresh.append(each)
+        self._told += len(fresh)
+        yield self._chunks.piece(piece, _logprobs(fresh))
 
     def closing(self, whole: Mapping[str, Any]) -> Iterator[Event]:
-        """Yield the last chunks."""
-        return self._chunks.closing(whole)
-
-    def failure(self, status: int, message: str, code: str | None = None) -> Event:
-        """Return the body of an error."""
-        return json.dumps(failures.body_of(status, message, code=code))
+        """Yield the log-probabilities that no chunk had, and the last chunks."""
+        if left := self.answer.chances[self._told :]:
+            yield self._chunks.piece("", _logprobs(left))
+        yield from self._chunks.closing(whole)
 
 
 class Chunks:
@@ -185,9 +187,9 @@ class Chunks:
         """Return the first chunk."""
         return self._chunk({"role": "assistant", "content": ""})
 
-    def piece(self, text: str) -> str:
-        """Return the chunk of a piece of text."""
-        return self._chunk({"content": text})
+    def piece(self, text: str, logprobs: Mapping[str, Any] | None = None) -> str:
+        """Return the chunk of a piece of text, with the log-probabilities of its tokens if there are any."""
+        return self._chunk({"content": text}, logprobs=logprobs)
 
     def closing(self, whole: Mapping[str, Any]) -> Iterator[str]:
         """Yield the last chunks: calls of functions, how it ended, and if it is wanted the usage.
@@ -203,6 +205,30 @@ class Chunks:
         if self._usage:
             yield json.dumps({**self._about, "choices": [], "usage": whole["usage"]})
 
-    def _chunk(self, delta: Mapping[str, Any], finish_reason: str | None = None, **more: Any) -> str:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+    def _chunk(
+        self,
+        delta: Mapping[str, Any],
+        finish_reason: str | None = None,
+        *,
+        logprobs: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": logprobs}
         return json.dumps({**self._about, "choices": [choice], **more})
+
+
+def usage_of(written: Written[Any]) -> dict[str, int]:
+    """Return the counts of an answer or of texts, as OpenAI has them for both."""
+    asked, answered = written.input_tokens, written.answer.usage.completion_tokens
+    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+
+
+def _logprobs(chances: Sequence[TokenChance]) -> dict[str, Any] | None:
+    """Return log-probabilities as Chat Completions has them; None: there are none."""
+
+    def told(chance: Chance) -> dict[str, Any]:
+        whole = "\N{REPLACEMENT CHARACTER}" not in chance.text
+        return {"token": chance.text, "logprob": chance.logprob, "bytes": list(chance.text.encode()) if whole else None}
+
+    content = [told(each.chosen) | {"top_logprobs": [told(other) for other in each.likeliest]} for each in chances]
+    return {"content": content, "refusal": None} if content else None

@@ -12,9 +12,10 @@ from pydantic import Field
 
 from . import forgetting
 from .bodies import Open
+from .description import shows
 from .failures import NotFoundError
 from .items import Order, Stem, items_of, listed, message_of, page_of
-from .memory import Known, Memory, Writer, place
+from .memory import Known, Memory, Writer, place, traced
 from .response_bodies import Item, Metadata, messages_of
 from .response_calls import CONVERSATION
 from .responses import Limit
@@ -33,6 +34,8 @@ _PAGE = 100  # messages that are read together
 class NewConversation(Open):
     """A conversation to be made."""
 
+    model_config = shows({"items": [{"role": "user", "content": "Ida grows roses."}], "metadata": {"topic": "garden"}})
+
     items: Annotated[list[Item] | None, Field(max_length=20)] = None
     metadata: Metadata | None = None
 
@@ -40,16 +43,20 @@ class NewConversation(Open):
 class Changed(Open):
     """A conversation's new metadata."""
 
+    model_config = shows({"metadata": {"topic": "roses"}})
+
     metadata: Metadata
 
 
 class NewItems(Open):
     """Items to be added."""
 
+    model_config = shows({"items": [{"role": "user", "content": "Ida also grows lilies."}]})
+
     items: Annotated[list[Item], Field(min_length=1, max_length=20)]
 
 
-@router.post("/conversations")
+@router.post("/conversations", dependencies=[traced("create_memory_store")])
 def create(body: NewConversation, known: Writer, memory: Memory) -> dict[str, Any]:
     """Make a conversation: a session of a new name."""
     name = f"{CONVERSATION}{uuid.uuid4().hex}"
@@ -60,7 +67,7 @@ def create(body: NewConversation, known: Writer, memory: Memory) -> dict[str, An
     return _described(session, name)
 
 
-@router.post("/conversations/{name:path}/items")
+@router.post("/conversations/{name:path}/items", dependencies=[traced("create_memory")])
 def add(name: str, body: NewItems, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add items to a conversation without an answer, and read them into memory."""
     messages = messages_of(body.items)
@@ -84,7 +91,7 @@ def item(name: str, item: str, known: Known, memory: Memory) -> dict[str, Any]:
     return next(one for one in items_of(_message(session, item), session.number) if one["id"] == item)
 
 
-@router.delete("/conversations/{name:path}/items/{item}")
+@router.delete("/conversations/{name:path}/items/{item}", dependencies=[traced("delete_memory")])
 def forget(name: str, item: str, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase an item for good; an answer and the calls of functions in it are one message, and are forgotten together."""
     session = _stored(name, known, memory)
@@ -106,7 +113,7 @@ def update(name: str, body: Changed, known: Writer, memory: Memory) -> dict[str,
     return _described(session, name)
 
 
-@router.delete("/conversations/{name:path}")
+@router.delete("/conversations/{name:path}", dependencies=[traced("delete_memory_store")])
 def delete(name: str, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase a conversation for good, also from what responses have taken over of it."""
     forgetting.delete(memory.store, _stored(name, known, memory).name)

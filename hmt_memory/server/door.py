@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
@@ -16,20 +15,17 @@ from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from ..errors import HMTError, SessionBusyError
+from ..errors import SessionBusyError
 from . import failures, replays
-from .calls import Call, Event, Written, pieces
+from .calls import Call, Event, Writing, Written, pieces
 from .guard import Caller, Gate
 from .metrics import Metrics, Timed
+from .tracing import Span
 
 if TYPE_CHECKING:
-    from ..sessions.answer import Answer
     from .settings import Settings
 
-_TOO_LONG = "the answer took too long. Ask for a shorter one."
-_log = logging.getLogger(__name__)
 _LOOKS = 0.1  # seconds between looks whether a client is still there
-_CLOSED = 499  # as others name a call whose client went away
 _END = "[DONE]"  # of a stream
 
 
@@ -47,51 +43,43 @@ class Door:
         self._gate = Gate(settings.answers, settings.waiting)
         self._answering: set[str] = set()  # the sessions in which an answer is being written
 
-    async def answer(self, call: Call, request: Request, caller: Caller) -> Response:
+    async def answer(self, call: Call[Any], request: Request, caller: Caller) -> Response:
         """Answer a call, whole or in pieces."""
-        key = request.headers.get(replays.HEADER)
+        key, stream = request.headers.get(replays.HEADER), call.body.stream
         before = self._replays.find(caller.tenant, key, call.asked)
         if before is not None:
             answered = before.answered
             if answered is None or before.version != await run_in_threadpool(call.version, answered):
                 raise HTTPException(410, replays.GONE)
-            return _streamed(_again(call, answered)) if call.stream else JSONResponse(answered)
+            return _streamed(_again(call, answered)) if stream else JSONResponse(answered)
         until = anyio.current_time() + self._settings.seconds
         async with AsyncExitStack() as held:
             keeper = held.enter_context(self._replays.keeping(caller.tenant, key, call.asked))
             await run_in_threadpool(call.look)
             held.enter_context(self._alone(call.session(self._answering)))
-            timed = Timed(self._metrics)
+            span = Span(call.operation, request.headers, model=call.model, asked=call.body.requested())
+            timed = Timed(self._metrics, held.enter_context(span))
             await held.enter_async_context(self._gate.place())
             held.enter_context(timed)
             if await request.is_disconnected():
-                return Response(status_code=_CLOSED)
+                return Response(status_code=failures.CLOSED)
             held.push_async_callback(_closed, call)
-            answer, first = await run_in_threadpool(_begun, call)
+            written, first = await run_in_threadpool(_begun, call)
             timed.first()
-            written = call.written(answer)
 
             def finished() -> None:
                 """Note that the answer is whole, and stored: from here on it is given again for its key."""
-                if answer.is_whole and timed.ends(answer.usage) and key is not None:
+                answer = written.answer
+                if answer.is_whole and timed.ends(answer.usage, written.input_tokens, answer.finish_reason) and key is not None:
                     whole = written.whole()
                     keeper.keep(whole, call.version(whole))
 
-            if call.stream:
+            if stream:
                 kept = held.pop_all()
-                events = self._events(answer, first, written, kept, until, finished)
-                return _streamed(events, background=BackgroundTask(kept.aclose))
+                return _streamed(self._events(written, first, kept, until, finished), BackgroundTask(kept.aclose))
             try:
-                async with aclosing(pieces(answer, until)) as written_pieces:
-                    looked = time.monotonic()
-                    async for _ in written_pieces:
-                        if time.monotonic() - looked < _LOOKS or answer.finish_reason is not None:
-                            continue
-                        if await request.is_disconnected():
-                            return Response(status_code=_CLOSED)
-                        looked = time.monotonic()
-            except TimeoutError as error:
-                raise HTTPException(504, _TOO_LONG) from error
+                if not await _to_the_end(written.answer, until, request):
+                    return Response(status_code=failures.CLOSED)
             finally:
                 finished()
             return JSONResponse(written.whole())
@@ -116,9 +104,8 @@ class Door:
 
     async def _events(
         self,
-        answer: Answer,
-        first: str | None,
-        written: Written,
+        written: Written[Any],
+        first: object,
         held: AsyncExitStack,
         until: float,
         finished: Callable[[], object],
@@ -128,7 +115,7 @@ class Door:
             try:
                 for event in (*written.opening(), *(written.piece(first) if first else ())):
                     yield event
-                async with aclosing(pieces(answer, until)) as written_pieces:
+                async with aclosing(pieces(written.answer, until)) as written_pieces:
                     async for piece in written_pieces:
                         finished()
                         for event in written.piece(piece):
@@ -136,31 +123,50 @@ class Door:
                 finished()
                 for event in written.closing(written.whole()):
                     yield event
-            except HMTError as error:
-                status, code = failures.status_of(error)
-                yield written.failure(status, failures.message_of(error), code)
-            except TimeoutError:
-                yield written.failure(504, _TOO_LONG)
             except Exception as error:
-                _log.exception("an answer failed")
-                yield written.failure(500, failures.UNFORESEEN, type(error).__name__)
+                yield written.failure(failures.of_stream(error))
             finally:
                 finished()
             yield _END
 
 
-def _begun(call: Call) -> tuple[Answer, str | None]:
+def _begun(call: Call[Any]) -> tuple[Written[Any], object]:
     """Begin an answer. Returns it with its first piece: what is wrong with a call shows by then."""
-    answer = call.begin()
-    return answer, next(answer, None)
+    written = call.begin()
+    return written, next(written.answer, None)
 
 
-async def _closed(call: Call) -> None:
+async def _to_the_end(answer: Writing[object], until: float, request: Request) -> bool:
+    """Write an answer to its end. Returns whether its client is still there; if not, it may have no end.
+
+    Args:
+        answer: being written.
+        until: by the clock of the event loop.
+        request: the call.
+
+    Raises:
+        HTTPException: it is later than that.
+    """
+    looked = time.monotonic()
+    try:
+        async with aclosing(pieces(answer, until)) as written:
+            async for _ in written:
+                if time.monotonic() - looked < _LOOKS or answer.finish_reason is not None:
+                    continue
+                if await request.is_disconnected():
+                    return False
+                looked = time.monotonic()
+    except TimeoutError as error:
+        raise HTTPException(504, failures.TOO_LONG) from error
+    return True
+
+
+async def _closed(call: Call[Any]) -> None:
     with anyio.CancelScope(shield=True):
         await run_in_threadpool(call.close)
 
 
-async def _again(call: Call, whole: dict[str, Any]) -> AsyncIterator[Event]:
+async def _again(call: Call[Any], whole: dict[str, Any]) -> AsyncIterator[Event]:
     """Yield the events of an answer that was given before."""
     for event in call.again(whole):
         yield event

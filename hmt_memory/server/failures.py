@@ -13,6 +13,8 @@ from starlette.exceptions import HTTPException
 from .. import errors
 
 UNFORESEEN = "something failed that was not foreseen. The server's own output says more."
+TOO_LONG = "the answer took too long. Ask for a shorter one."
+CLOSED = 499  # as others name a call whose client went away
 _log = logging.getLogger(__name__)
 _STATUSES: dict[type[errors.HMTError], tuple[int, str]] = {
     errors.BudgetError: (400, "context_length_exceeded"),
@@ -77,6 +79,17 @@ def status_of(error: errors.HMTError) -> tuple[int, str]:
     """Return the status of an error, and its name for programs."""
     known = next((found for kind, found in _STATUSES.items() if isinstance(error, kind)), None)
     return known or (500, type(error).__name__.removesuffix("Error").lower())
+
+
+def of_stream(error: Exception) -> dict[str, Any]:
+    """Return the body of an error that comes when an answer has begun."""
+    if isinstance(error, errors.HMTError):
+        status, code = status_of(error)
+        return body_of(status, message_of(error), code=code)
+    if isinstance(error, TimeoutError):
+        return body_of(504, TOO_LONG)
+    _log.exception("an answer failed")
+    return body_of(500, UNFORESEEN, code=type(error).__name__)
 
 
 async def of_ours(request: Request, error: Exception) -> Response:

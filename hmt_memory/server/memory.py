@@ -21,7 +21,9 @@ from starlette.exceptions import HTTPException
 from ..errors import InputError, StoreDamagedError
 from . import forgetting
 from .bodies import ChatMessage
+from .description import FILE, TAKES_FILE, shows
 from .guard import Caller, caller
+from .tracing import Span
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -33,6 +35,21 @@ async def place(request: Request) -> AsyncIterator[None]:
     """Wait for a place among the calls that work at once, so that there are threads left for answers."""
     async with request.app.state.looking.place():
         yield
+
+
+def traced(operation: str) -> Any:
+    """Return what gives each call of a route a span.
+
+    Args:
+        operation: upon a memory, as OpenTelemetry's conventions name it.
+    """
+
+    async def held(request: Request) -> AsyncIterator[None]:
+        with Span(operation, request.headers) as span:
+            yield
+            span.close()
+
+    return Depends(held)
 
 
 router = APIRouter(prefix="/v1", dependencies=[Depends(caller), Depends(place)])
@@ -56,11 +73,14 @@ Known = Annotated[Caller, Depends(caller)]
 Writer = Annotated[Caller, Depends(_writer)]
 Memory = Annotated[Any, Depends(assistant_of)]  # an `Assistant`; FastAPI would look into its type
 TopK = Annotated[int, Query(ge=1, le=100)]
+Id = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]  # what a database holds
 Words = Annotated[str, Query(min_length=1, max_length=100_000)]
 
 
 class New(BaseModel):
     """A session or corpus to be made."""
+
+    model_config = shows({"name": "alice"})
 
     name: str
 
@@ -68,18 +88,24 @@ class New(BaseModel):
 class Said(BaseModel):
     """Messages to be added."""
 
+    model_config = shows({"messages": [{"role": "user", "content": "Ida grows roses."}]})
+
     messages: list[ChatMessage] = Field(min_length=1)
 
 
 class Fork(BaseModel):
     """A fork to be made."""
 
+    model_config = shows({"name": "alice-what-if"})
+
     name: str
-    upto: int | None = None  # id of the last message that is shared; None: all are
+    upto: Id | None = None  # id of the last message that is shared; None: all are
 
 
 class Attached(BaseModel):
     """Corpora that a session recalls from; those that are left out are detached."""
+
+    model_config = shows({"corpora": ["garden"]})
 
     corpora: list[str]
 
@@ -94,6 +120,8 @@ class NewDocument(BaseModel):
 
 class Documents(BaseModel):
     """Documents to be added to a corpus; those of the same name are replaced."""
+
+    model_config = shows({"documents": [{"name": "roses.md", "text": "Roses grow in the sun."}]})
 
     documents: list[NewDocument] = Field(min_length=1)
 
@@ -141,7 +169,7 @@ def sessions(
     return _listed(memory.store.sessions(), known, limit, after)
 
 
-@router.post("/sessions", status_code=201)
+@router.post("/sessions", status_code=201, dependencies=[traced("create_memory_store")])
 def make_session(body: New, known: Writer, memory: Memory) -> dict[str, Any]:
     """Make a session, unless it is there."""
     memory.session(known.own(body.name))
@@ -150,23 +178,23 @@ def make_session(body: New, known: Writer, memory: Memory) -> dict[str, Any]:
 
 @router.get("/sessions/{name:path}/messages")
 def messages(
-    name: str, known: Known, memory: Memory, start: int = 0, stop: Annotated[int | None, Query()] = None
+    name: str, known: Known, memory: Memory, start: Id = 0, stop: Annotated[Id | None, Query()] = None
 ) -> dict[str, Any]:
     """List the messages of a session, in order; [start, stop) as in a slice, of at most 1,000."""
     stored = memory.store.session(known.own(name)).messages(start, stop)
     return {"object": "list", "data": [_message(message) for message in stored[:_MOST]], "has_more": len(stored) > _MOST}
 
 
-@router.post("/sessions/{name:path}/messages", status_code=201)
+@router.post("/sessions/{name:path}/messages", status_code=201, dependencies=[traced("create_memory")])
 def add(name: str, body: Said, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add messages to a session without an answer, and read them into memory."""
     ids = memory.session(known.own(name)).add([message.plain() for message in body.messages])
     return {"message_ids": ids}
 
 
-@router.delete("/sessions/{name:path}/messages")
+@router.delete("/sessions/{name:path}/messages", dependencies=[traced("delete_memory")])
 def forget(
-    name: str, ids: Annotated[list[int], Query(alias="id", min_length=1)], known: Writer, memory: Memory
+    name: str, ids: Annotated[list[Id], Query(alias="id", min_length=1)], known: Writer, memory: Memory
 ) -> dict[str, Any]:
     """Erase messages for good: their rows, every embedding that saw them, and the bytes in all files."""
     memory.store.session(known.own(name))  # checks that it exists
@@ -175,7 +203,7 @@ def forget(
     return {"forgotten": forgotten.messages, "also_in": also}
 
 
-@router.get("/sessions/{name:path}/recall")
+@router.get("/sessions/{name:path}/recall", dependencies=[traced("search_memory")])
 def recall(name: str, query: Words, known: Known, memory: Memory, top_k: TopK = 5) -> dict[str, Any]:
     """List the passages of a session that a text remembers most."""
     return _passages(memory.recall(query, session=known.own(name), top_k=top_k), known)
@@ -200,7 +228,7 @@ def attach(name: str, body: Attached, known: Writer, memory: Memory) -> dict[str
     return described(session.stats(), known)
 
 
-@router.get("/sessions/{name:path}/export")
+@router.get("/sessions/{name:path}/export", responses=FILE, response_class=FileResponse)
 def export(name: str, known: Known, memory: Memory, later: BackgroundTasks) -> FileResponse:
     """Write a session into one file."""
     session = memory.store.session(known.own(name))
@@ -210,7 +238,7 @@ def export(name: str, known: Known, memory: Memory, later: BackgroundTasks) -> F
     return FileResponse(Path(folder.name) / "session.hmt", filename="session.hmt", background=later)
 
 
-@router.post("/sessions/{name:path}/import", status_code=201)
+@router.post("/sessions/{name:path}/import", status_code=201, openapi_extra=TAKES_FILE)
 async def import_session(name: str, request: Request, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add the session of an exported file, the body of the call, after checking all of it."""
     with tempfile.TemporaryDirectory(prefix="hmt-import-") as folder:
@@ -243,13 +271,13 @@ def session(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     return described(memory.store.session(known.own(name)).stats(), known)
 
 
-@router.delete("/sessions/{name:path}", status_code=204)
+@router.delete("/sessions/{name:path}", status_code=204, dependencies=[traced("delete_memory_store")])
 def delete(name: str, known: Writer, memory: Memory) -> None:
     """Erase a session for good. Its forks keep what they share of it."""
     forgetting.delete(memory.store, known.own(name))
 
 
-@router.get("/search")
+@router.get("/search", dependencies=[traced("search_memory")])
 def search(query: Words, known: Known, memory: Memory, top_k: TopK = 10) -> dict[str, Any]:
     """List the messages of all sessions that share most words with a query."""
     own = [name for name in memory.store.sessions() if known.shown(name) is not None]
@@ -286,20 +314,20 @@ def documents(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-@router.post("/corpora/{name:path}/documents", status_code=201)
+@router.post("/corpora/{name:path}/documents", status_code=201, dependencies=[traced("create_memory")])
 def add_documents(name: str, body: Documents, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add documents to a corpus, which is made if there is none, and read them into memory."""
     given = [document.model_dump(exclude_none=True) for document in body.documents]
     return {"document_ids": memory.corpus(known.own(name)).add_documents(given, replace_named=True)}
 
 
-@router.delete("/corpora/{name:path}/documents", status_code=204)
-def remove(name: str, ids: Annotated[list[int], Query(alias="id", min_length=1)], known: Writer, memory: Memory) -> None:
+@router.delete("/corpora/{name:path}/documents", status_code=204, dependencies=[traced("delete_memory")])
+def remove(name: str, ids: Annotated[list[Id], Query(alias="id", min_length=1)], known: Writer, memory: Memory) -> None:
     """Erase documents for good."""
     memory.store.corpus(known.own(name)).remove(ids)
 
 
-@router.get("/corpora/{name:path}/recall")
+@router.get("/corpora/{name:path}/recall", dependencies=[traced("search_memory")])
 def recall_corpus(name: str, query: Words, known: Known, memory: Memory, top_k: TopK = 5) -> dict[str, Any]:
     """List the passages of a corpus that a text remembers most."""
     return _passages(memory.recall(query, corpora=[known.own(name)], top_k=top_k), known)
@@ -311,7 +339,7 @@ def corpus(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     return described(memory.store.corpus(known.own(name)).stats(), known)
 
 
-@router.delete("/corpora/{name:path}", status_code=204)
+@router.delete("/corpora/{name:path}", status_code=204, dependencies=[traced("delete_memory_store")])
 def delete_corpus(name: str, known: Writer, memory: Memory) -> None:
     """Erase a corpus for good; sessions that it was attached to go on without it."""
     memory.store.delete_corpus(known.own(name))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from .logs import CALLS
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from ..engine.generate import Usage
+    from .tracing import Span
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_log = logging.getLogger(CALLS)
 _SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
@@ -54,12 +59,15 @@ class Counted:
             await self._app(scope, receive, send)
             return
 
-        begun = False
+        begun, since = False, time.perf_counter()
 
         def count(status: int) -> None:
             # A route's own form, such as /v1/sessions/{name}: what stands in an address may have been said.
             mounted = "/mcp/{name}" if scope["path"].startswith("/mcp/") else "other"
-            self._metrics.calls.labels(getattr(scope.get("route"), "path", mounted), str(status)).inc()
+            route = getattr(scope.get("route"), "path", mounted)
+            self._metrics.calls.labels(route, str(status)).inc()
+            seconds = round(time.perf_counter() - since, 4)
+            _log.info("call", extra={"call": {"method": scope["method"], "route": route, "status": status, "seconds": seconds}})
 
         async def noted(message: Message) -> None:
             nonlocal begun
@@ -81,10 +89,11 @@ class Timed:
 
     Args:
         metrics: where it is counted.
+        span: of its call.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics, self._begun, self._ended = metrics, time.perf_counter(), False
+    def __init__(self, metrics: Metrics, span: Span) -> None:
+        self._metrics, self._span, self._begun, self._ended = metrics, span, time.perf_counter(), False
 
     def __enter__(self) -> Timed:
         """Begin to write."""
@@ -97,13 +106,17 @@ class Timed:
 
     def first(self) -> None:
         """Note that the first word is there."""
-        self._metrics.first.observe(time.perf_counter() - self._begun)
+        seconds = time.perf_counter() - self._begun
+        self._metrics.first.observe(seconds)
+        self._span.first(seconds)
 
-    def ends(self, usage: Usage) -> bool:
+    def ends(self, usage: Usage, input_tokens: int, reason: str | None) -> bool:
         """Note that the answer is whole. Returns whether that is news.
 
         Args:
             usage: the tokens that the call has added, and those of the answer.
+            input_tokens: those that it is answered from.
+            reason: why it ended.
         """
         if self._ended:
             return False
@@ -111,4 +124,5 @@ class Timed:
         self._metrics.whole.observe(time.perf_counter() - self._begun)
         self._metrics.read.inc(usage.prompt_tokens)
         self._metrics.written.inc(usage.completion_tokens)
+        self._span.ends(input_tokens, usage.completion_tokens, reason)
         return True

@@ -42,7 +42,7 @@ class Kept:
             version: of its session now.
         """
         if self.answered is None:
-            self.answered = body | {"hmt": body["hmt"] | {"recalled": []}}
+            self.answered = body | ({"hmt": body["hmt"] | {"recalled": []}} if "hmt" in body else {})
             self.version, self.until = version, time.monotonic() + _SECONDS
 
 

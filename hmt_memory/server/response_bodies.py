@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from ..errors import InputError
 from .bodies import Answered, Open, Part, ResponseFormat, text_of
+from .description import shows
 
 _ROLES = ("user", "assistant", "system", "developer")
 _LEFT_OUT = ("reasoning",)  # items that a model here makes nothing of
@@ -130,9 +131,11 @@ class ConversationId(Open):
 class ResponseRequest(Answered):
     """The body of a call of Responses."""
 
+    model_config = shows({"model": "smollm2-135m-instruct", "input": "My sister Ida grows roses.", "max_output_tokens": 64})
     usual: ClassVar[dict[str, Any]] = {**Answered.usual, "background": False, "top_logprobs": 0}
+    limits = ("max_output_tokens",)
 
-    input: Annotated[list[Item], BeforeValidator(_as_items)] = Field(default_factory=list)
+    input: Annotated[list[Item], BeforeValidator(_as_items, json_schema_input_type=str | list[Item])] = []
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: str | ConversationId | None = None
@@ -163,15 +166,10 @@ class ResponseRequest(Answered):
         return self.conversation.id if isinstance(self.conversation, ConversationId) else self.conversation
 
     def options(self, usual: int, longest: int) -> dict[str, Any]:
-        """Return the options of `Assistant.reply` that this asks for.
-
-        Args:
-            usual: tokens of an answer at most, where nothing is said.
-            longest: the same, whatever is said.
-        """
+        """Return the options of `Assistant.reply` that this asks for."""
         tools, choice = self._chosen()
         return {
-            **self.decoding(min(self.max_output_tokens or usual, longest)),
+            **super().options(usual, longest),
             "tools": [tool.in_chat() for tool in tools] or None,
             "tool_choice": choice if tools else None,
             "schema": None if self.text.format is None else self.text.format.schema_of(),

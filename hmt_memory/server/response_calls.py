@@ -6,7 +6,6 @@ to it; what goes on from an earlier one, or from one in a named session, gets a 
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Container, Iterator, Mapping
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 CONVERSATION = "conv_"  # what the names of sessions begin with that were made as conversations
 
 
-class ResponseCall(Call):
+class ResponseCall(Call["ResponseRequest"]):
     """A call of Responses.
 
     Args:
@@ -56,10 +55,10 @@ class ResponseCall(Call):
     def __init__(self, assistant: Assistant, settings: Settings, body: ResponseRequest, caller: Caller) -> None:
         if caller.read_only and body.store:
             raise HTTPException(403, 'this token may look only: send "store": false.')
-        self._assistant, self._settings, self._body, self._caller = assistant, settings, body, caller
+        super().__init__(assistant, settings, body)
+        self._caller = caller
         self._named = None if body.session is None else caller.own(body.session)
         self._messages = messages_of(body.input)
-        self.stream, self.asked = body.stream, json.dumps(["responses", body.model_dump()], default=str)
         self._before: Found | None = None  # the response that this one goes on from
         self._adds_to: str | None = None  # the session that others may know
         self._made: str | None = None  # the session that is made for the answer
@@ -67,23 +66,23 @@ class ResponseCall(Call):
 
     def look(self) -> None:
         """Look for the response or conversation that this one goes on from."""
-        store, named = self._assistant.store, self._body.session or ""
-        if self._body.previous_response_id is not None:
-            self._before = find(store, self._caller, self._body.previous_response_id)
+        store, named = self._assistant.store, self.body.session or ""
+        if self.body.previous_response_id is not None:
+            self._before = find(store, self._caller, self.body.previous_response_id)
         elif named.startswith(CONVERSATION) and not store.has("session", self._named or ""):
             raise NotFoundError("conversation", named)
 
     def session(self, busy: Container[str]) -> str | None:
         """Return the session that the answer is added to, if others may know it."""
         before = self._before
-        if self._body.store:
+        if self.body.store:
             last = before is not None and before.next is None and is_aside(before.session)
             self._adds_to = before.session if before and last and before.session not in busy else self._named
         return self._adds_to
 
-    def begin(self) -> Answer:
+    def begin(self) -> ResponseBody:
         """Begin the answer."""
-        body, messages = self._body, self._messages
+        body, messages = self.body, self._messages
         options = body.options(self._settings.usual, self._settings.longest)
         name, replacing = self._place()
         if name is None:
@@ -107,14 +106,14 @@ class ResponseCall(Call):
         self._response = ResponseBody(
             answer, stem.response, place, told, self._caller, body.session, remembers=name is not None
         )
-        return answer
+        return self._response
 
     def _place(self) -> tuple[str | None, int | None]:
         """Return the session that answers, made if need be, and the message before which; None: it is none, or the end."""
         store, before = self._assistant.store, self._before
         if self._adds_to is not None:
             return self._adds_to, None
-        if not self._body.store:
+        if not self.body.store:
             named = self._named if self._named and store.has("session", self._named) else None
             return (named, None) if before is None else (before.session, before.next)
         self._made = self._caller.aside(uuid.uuid4().hex)
@@ -126,11 +125,6 @@ class ResponseCall(Call):
         """Return what is stored with the answer."""
         assert self._response is not None
         return self._response.stored()
-
-    def written(self, answer: Answer) -> ResponseBody:
-        """Return the answer as Responses has it."""
-        assert self._response is not None
-        return self._response
 
     def again(self, whole: Mapping[str, Any]) -> Iterator[Event]:
         """Yield all events of a response that is whole already."""
@@ -152,7 +146,7 @@ class ResponseCall(Call):
                 self._assistant.store.delete(self._made)
 
 
-class ResponseBody(Written):
+class ResponseBody(Written[str]):
     """An answer as Responses has it.
 
     Args:
@@ -165,6 +159,8 @@ class ResponseBody(Written):
         remembers: whether it was answered from a session.
     """
 
+    answer: Answer
+
     def __init__(
         self,
         answer: Answer,
@@ -176,7 +172,7 @@ class ResponseBody(Written):
         *,
         remembers: bool,
     ) -> None:
-        self._answer, self._message, self._caller, self._remembers = answer, message, caller, remembers
+        self.answer, self._message, self._caller, self._remembers = answer, message, caller, remembers
         self._conversation = conversation
         about = {"id": name, "object": "response", "created_at": int(time.time()), "error": None, "reasoning": None}
         self._about = {**about, "service_tier": "default", **told}
@@ -186,9 +182,15 @@ class ResponseBody(Written):
         self._events = Events(_begun(self._about), message)
 
     @property
+    def input_tokens(self) -> int:
+        """The tokens of the call, or of the view of a session."""
+        usage = self.answer.usage
+        return usage.view_tokens if self._remembers else usage.prompt_tokens
+
+    @property
     def message_ids(self) -> list[int]:
         """The ids of the stored messages of the call; none until they are stored."""
-        return list(getattr(self._answer, "message_ids", ()))
+        return list(getattr(self.answer, "message_ids", ()))
 
     def stored(self) -> dict[str, Any]:
         """Return the fields of the answer's message: nothing that stands elsewhere, or that was recalled."""
@@ -196,7 +198,7 @@ class ResponseBody(Written):
 
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
-        answer = self._answer
+        answer = self.answer
         calls = {"tool_calls": [call.to_dict() for call in answer.tool_calls]}
         place = self._message.removeprefix("msg_")
         output = items("assistant", answer.text, place, calls, incomplete=answer.finish_reason == "length")
@@ -206,7 +208,7 @@ class ResponseBody(Written):
 
     def _ended(self) -> dict[str, Any]:
         """Return the body without its items."""
-        cut = self._answer.finish_reason == "length"
+        cut = self.answer.finish_reason == "length"
         self._completed_at = self._completed_at or int(time.time())
         return {
             **self._about,
@@ -217,8 +219,7 @@ class ResponseBody(Written):
         }
 
     def _usage(self) -> dict[str, Any]:
-        usage = self._answer.usage
-        asked = usage.view_tokens if self._remembers else usage.prompt_tokens
+        usage, asked = self.answer.usage, self.input_tokens
         return {
             "input_tokens": asked,
             "input_tokens_details": {"cached_tokens": min(asked, usage.cached_tokens)},
@@ -236,24 +237,25 @@ class ResponseBody(Written):
             "url": f"hmt:{quote(self._caller.shown(passage.source) or '')}#{owner}",
             "title": f"{who}, {passage.created_at:%Y-%m-%d %H:%M}",
             "start_index": 0,
-            "end_index": len(self._answer.text),
+            "end_index": len(self.answer.text),
         }
 
     def opening(self) -> Iterator[Event]:
         """Yield that the response is there, and being written."""
         return self._events.opening()
 
-    def piece(self, text: str) -> Iterator[Event]:
+    def piece(self, piece: str) -> Iterator[Event]:
         """Yield the events of a piece of text."""
-        return self._events.piece(text)
+        return self._events.piece(piece)
 
     def closing(self, whole: Mapping[str, Any]) -> Iterator[Event]:
         """Yield the end of each item, and of the response."""
         return self._events.closing(whole)
 
-    def failure(self, status: int, message: str, code: str | None = None) -> Event:
+    def failure(self, error: Mapping[str, Any]) -> Event:
         """Return that the response failed."""
-        return self._events.failure(message, code or "server_error")
+        about = error["error"]
+        return self._events.failure(about["message"], about["code"] or about["type"])
 
 
 def _begun(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from ..errors import InputError
 from . import stored_responses
 from .calls import check_model
+from .description import STREAMED
 from .items import Order, items_of, page_of
-from .memory import Known, Memory, Writer, place
+from .memory import Known, Memory, Writer, place, traced
 from .response_bodies import ResponseRequest
 from .response_calls import ResponseCall
 
@@ -19,7 +20,7 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 looks = [Depends(place)]
 
 
-@router.post("/responses")
+@router.post("/responses", responses=STREAMED)
 async def create(body: ResponseRequest, request: Request, known: Known, memory: Memory) -> Response:
     """Answer, going on from an earlier response or in a conversation if one is named."""
     check_model(memory, body.model)
@@ -46,7 +47,7 @@ def input_items(
     return page_of(iter(sent if order == "asc" else sent[::-1]), limit=limit, after=after)
 
 
-@router.delete("/responses/{name}", dependencies=looks)
+@router.delete("/responses/{name}", dependencies=[*looks, traced("delete_memory")])
 def delete(name: str, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase a response for good, also from what later responses remember."""
     also = stored_responses.delete(memory.store, stored_responses.find(memory.store, known, name))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..chat.tools import ToolCall
+    from ..engine.chances import TokenChance
     from ..engine.generate import Generation, Usage
     from ..model import HMTModel
     from ..retrieval.ranking import RecalledSegments
@@ -128,6 +129,11 @@ class Answer(Iterator[str]):
     def usage(self) -> Usage:
         """Tokens of the request, of the answer and of the view."""
         return self._generation.usage
+
+    @property
+    def chances(self) -> list[TokenChance]:
+        """Log-probabilities of its tokens so far, where `Decoding.logprobs` asks for them. None of a chat model."""
+        return getattr(self._generation, "chances", [])
 
     @property
     def view_ids(self) -> list[int]:

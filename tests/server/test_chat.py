@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,7 +137,9 @@ def test_parts_of_text_are_one_text_and_pictures_are_refused(client: OpenAI, ass
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user\n", "content": "x"}]}, "role"),
         ({"n": 2}, "n=2 cannot be given"),
-        ({"logprobs": True}, "logprobs cannot be given"),
+        ({"top_logprobs": 2}, "needs logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "tools": [{"type": "function", "function": {"name": "f"}}]}, "logprobs cannot be given with tools"),
         ({"temperature": 9}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"seed": 2**70}, "seed"),
@@ -207,6 +210,40 @@ def test_calls_of_functions_come_as_such(client: OpenAI, assistant: Assistant) -
     chunks = list(client.chat.completions.create(**asked, stream=True))
     streamed = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
     assert [call.function.name for call in streamed] == ["look"] and streamed[0].index == 0
+
+
+@pytest.mark.parametrize("session", [None, "alice"])
+def test_log_probabilities_are_the_models(client: OpenAI, assistant: Assistant, session: str | None) -> None:
+    asked: dict[str, Any] = {"model": assistant.name, "messages": HELLO, "logprobs": True, "top_logprobs": 3, "max_tokens": 12}
+    asked["extra_headers"] = {"X-HMT-Session": session} if session else {}
+    told = client.chat.completions.create(**asked).choices[0].logprobs.content
+    generation = assistant.reply(HELLO, max_new_tokens=12, logprobs=3).finish()
+    assert [(one.token, one.logprob) for one in told] == [each.chosen for each in generation.chances]
+    for one in told:
+        assert one.logprob == max(other.logprob for other in one.top_logprobs), "the likeliest token was chosen"
+        assert len(one.top_logprobs) == 3 and sum(math.exp(other.logprob) for other in one.top_logprobs) <= 1
+    if session:
+        assistant.store.delete(session)
+    chunks = client.chat.completions.create(**asked, stream=True)
+    streamed = [one for chunk in chunks for choice in chunk.choices if choice.logprobs for one in choice.logprobs.content]
+    assert streamed == told
+    assert assistant.reply(HELLO, max_new_tokens=12).finish().chances == []
+
+
+def test_log_probabilities_end_where_a_stop_string_cuts(client: OpenAI, assistant: Assistant) -> None:
+    asked: dict[str, Any] = {"model": assistant.name, "messages": HELLO, "logprobs": True, "max_tokens": 12, "temperature": 1.0}
+    asked["seed"] = 5
+    whole = client.chat.completions.create(**asked).choices[0]
+    stop = next(one.token for one in whole.logprobs.content[4:] if one.bytes and one.token)
+    expected = []
+    for one in whole.logprobs.content:
+        if one.token == stop:
+            break
+        expected.append(one)
+    cut = client.chat.completions.create(**asked, stop=stop).choices[0]
+    streamed = client.chat.completions.create(**asked, stop=stop, stream=True)
+    pieces = [one for chunk in streamed for choice in chunk.choices if choice.logprobs for one in choice.logprobs.content]
+    assert cut.logprobs.content == pieces == expected
 
 
 # --- who may call -------------------------------------------------------------------------------------------------------
@@ -357,8 +394,7 @@ def test_a_session_in_which_another_call_is_answered_is_busy(assistant: Assistan
 
 def test_what_fails_unforeseen_tells_no_secrets(assistant: Assistant, caplog: pytest.LogCaptureFixture) -> None:
     class Failing:
-        finish_reason = None
-        is_whole = False
+        finish_reason, chances, is_whole = None, (), False
 
         def __init__(self) -> None:
             self.pieces = iter(["one"])

@@ -163,3 +163,14 @@ def test_each_token_sees_its_own_and_who_may_look_only_changes_nothing(assistant
             if path not in open_paths:
                 assert nobody.request(method, path.replace("{name}", "pets")).status_code == 401, (method, path)
     assert sorted(assistant.store.sessions()) == ["ann/pets", "bob/pets"]
+
+
+def test_numbers_that_no_database_holds_are_refused(api: TestClient, assistant: Assistant) -> None:
+    assistant.session("alice").add([{"role": "user", "content": "Ida grows roses."}])
+    for call in (
+        api.delete("/v1/sessions/alice/messages", params={"id": 1 << 70}),
+        api.get("/v1/sessions/alice/messages", params={"start": 1 << 70}),
+        api.post("/v1/sessions/alice/fork", json={"name": "b", "upto": 1 << 70}),
+        api.delete("/v1/corpora/garden/documents", params={"id": 1 << 70}),
+    ):
+        assert call.status_code == 400, call.text

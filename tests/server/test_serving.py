@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from hmt_memory.cli.command import app
+from hmt_memory.server import logs
 from hmt_memory.server.tokens import Tokens
 
 
@@ -38,6 +39,7 @@ def test_it_listens_to_this_machine_alone_and_needs_no_token_then(
     assert done.exit_code == 0 and "http://127.0.0.1:8399/v1" in done.output
     (call,) = served
     assert (tmp_path / "store").stat().st_mode & 0o077 == 0
+    assert call["log_config"] == logs.settings(logs.LogFormat.text)
     assert call["host"] == "127.0.0.1" and len(Tokens(tmp_path / "store")) == 0
     local, elsewhere = (
         TestClient(call["app"], base_url="http://localhost"),
@@ -48,7 +50,8 @@ def test_it_listens_to_this_machine_alone_and_needs_no_token_then(
 
 def test_another_address_needs_a_token_which_is_printed_once(served: list[dict[str, Any]], tmp_path: Path, chatty: str) -> None:
     given = ("--store", str(tmp_path), "--model", chatty, "--host", "0.0.0.0", "--port", "9000")
-    done = run(*given)
+    done = run(*given, "--log-format", "json")
+    assert served[0]["log_config"] == logs.settings(logs.LogFormat.json)
     assert done.exit_code == 0 and served[0]["host"] == "0.0.0.0" and served[0]["port"] == 9000
     secret = next(word for word in done.output.split() if word.startswith("hmt-"))
     anywhere = TestClient(served[0]["app"], base_url="http://memory.example:9000")

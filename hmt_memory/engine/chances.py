@@ -1,0 +1,49 @@
+"""The log-probabilities of an answer's tokens, as the model has them: before temperature, penalties and a form.
+
+Knows a backbone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .backbone import Backbone
+
+
+class Chance(NamedTuple):
+    """A token and its log-probability."""
+
+    text: str  # U+FFFD where it holds a part of a character only
+    logprob: float
+
+
+class TokenChance(NamedTuple):
+    """A token of an answer, and those that were likeliest in its place."""
+
+    chosen: Chance
+    likeliest: list[Chance]
+
+
+def chance(backbone: Backbone, logprobs: Tensor, token: int, others: int) -> TokenChance:
+    """Note the log-probability of a token.
+
+    Args:
+        backbone: knows its text.
+        logprobs: [vocab] of its place.
+        token: that was chosen.
+        others: how many of the likeliest are noted, too.
+    """
+    best = logprobs.topk(min(others, len(logprobs)))
+    before = backbone.encode("a", literal=True) if backbone.tokenizer is not None else []
+
+    def of(number: int, logprob: float) -> Chance:
+        # Behind another token: some tokenizers drop a space that a text begins with.
+        text = backbone.decode([*before, number])[len(backbone.decode(before)) :] if before else ""
+        return Chance(text, logprob)
+
+    return TokenChance(
+        of(token, float(logprobs[token])), [of(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    )
