@@ -31,7 +31,7 @@ Piece = TypeVar("Piece")
 PieceOut = TypeVar("PieceOut", covariant=True)
 
 
-class Writing(Protocol[PieceOut]):
+class Pieces(Protocol[PieceOut]):
     """What is written piece by piece: an answer, or several texts."""
 
     @property
@@ -55,7 +55,7 @@ class Writing(Protocol[PieceOut]):
 class Written(ABC, Generic[Piece]):
     """What is written, as its protocol has it."""
 
-    answer: Writing[Piece]
+    answer: Pieces[Piece]
 
     @property
     @abstractmethod
@@ -90,14 +90,18 @@ class Call(ABC, Generic[Body]):
         assistant: answers.
         settings: what is allowed.
         body: of the call.
-        named: the session that it names beside its body.
+        name: of the session that it names; None: it names none.
     """
 
     operation: ClassVar[str] = "chat"  # as traces name it
 
-    def __init__(self, assistant: Assistant, settings: Settings, body: Body, named: str | None = None) -> None:
-        self._assistant, self._settings, self.body = assistant, settings, body
-        self.asked = json.dumps([type(self).__name__, named, body.model_dump()], default=str)  # tells it from another call
+    def __init__(self, assistant: Assistant, settings: Settings, body: Body, name: str | None = None) -> None:
+        self._assistant, self._settings, self.body, self._name = assistant, settings, body, name
+
+    @property
+    def asked(self) -> str:
+        """All that tells it from another call."""
+        return json.dumps([type(self).__name__, self._name, self.body.model_dump()], default=str)
 
     @property
     def model(self) -> str:
@@ -158,7 +162,7 @@ def remembered(answer: Answer, caller: Caller, session: str | None) -> dict[str,
     return about
 
 
-async def pieces(answer: Writing[Piece], until: float) -> AsyncGenerator[Piece, None]:
+async def pieces(answer: Pieces[Piece], until: float) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of an answer, which is written in another thread. Whoever stops early stops the writing, too.
 
     Args:

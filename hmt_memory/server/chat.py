@@ -74,8 +74,8 @@ class ChatCall(Call["ChatRequest"]):
     """
 
     def __init__(self, assistant: Assistant, settings: Settings, body: ChatRequest, headers: Headers, caller: Caller) -> None:
-        self._name, self._caller = session_of(headers, body), caller
-        super().__init__(assistant, settings, body, self._name)
+        super().__init__(assistant, settings, body, session_of(headers, body))
+        self._caller = caller
         self._own = None if self._name is None else caller.own(self._name)
         if caller.read_only and self._own is not None:
             raise HTTPException(403, "this token may look only: it cannot add to a session.")

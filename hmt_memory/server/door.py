@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from ..errors import SessionBusyError
 from . import failures, replays
-from .calls import Call, Event, Writing, Written, pieces
+from .calls import Call, Event, Pieces, Written, pieces
 from .guard import Caller, Gate
 from .metrics import Metrics, Timed
 from .tracing import Span
@@ -46,7 +46,8 @@ class Door:
     async def answer(self, call: Call[Any], request: Request, caller: Caller) -> Response:
         """Answer a call, whole or in pieces."""
         key, stream = request.headers.get(replays.HEADER), call.body.stream
-        before = self._replays.find(caller.tenant, key, call.asked)
+        asked = "" if key is None else call.asked
+        before = self._replays.find(caller.tenant, key, asked)
         if before is not None:
             answered = before.answered
             if answered is None or before.version != await run_in_threadpool(call.version, answered):
@@ -54,7 +55,7 @@ class Door:
             return _streamed(_again(call, answered)) if stream else JSONResponse(answered)
         until = anyio.current_time() + self._settings.seconds
         async with AsyncExitStack() as held:
-            keeper = held.enter_context(self._replays.keeping(caller.tenant, key, call.asked))
+            keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked))
             await run_in_threadpool(call.look)
             held.enter_context(self._alone(call.session(self._answering)))
             span = Span(call.operation, request.headers, model=call.model, asked=call.body.requested())
@@ -111,23 +112,24 @@ class Door:
         finished: Callable[[], object],
     ) -> AsyncIterator[Event]:
         """Yield the events of an answer as it is written, and hold its place until then."""
-        async with held:
-            try:
-                for event in (*written.opening(), *(written.piece(first) if first else ())):
-                    yield event
-                async with aclosing(pieces(written.answer, until)) as written_pieces:
-                    async for piece in written_pieces:
-                        finished()
-                        for event in written.piece(piece):
-                            yield event
-                finished()
-                for event in written.closing(written.whole()):
-                    yield event
-            except Exception as error:
-                yield written.failure(failures.of_stream(error))
-            finally:
-                finished()
-            yield _END
+        try:
+            async with held:
+                try:
+                    for event in (*written.opening(), *(written.piece(first) if first else ())):
+                        yield event
+                    async with aclosing(pieces(written.answer, until)) as written_pieces:
+                        async for piece in written_pieces:
+                            finished()
+                            for event in written.piece(piece):
+                                yield event
+                    finished()
+                    for event in written.closing(written.whole()):
+                        yield event
+                finally:
+                    finished()
+        except Exception as error:
+            yield written.failure(failures.of_stream(error))
+        yield _END
 
 
 def _begun(call: Call[Any]) -> tuple[Written[Any], object]:
@@ -136,7 +138,7 @@ def _begun(call: Call[Any]) -> tuple[Written[Any], object]:
     return written, next(written.answer, None)
 
 
-async def _to_the_end(answer: Writing[object], until: float, request: Request) -> bool:
+async def _to_the_end(answer: Pieces[object], until: float, request: Request) -> bool:
     """Write an answer to its end. Returns whether its client is still there; if not, it may have no end.
 
     Args:

@@ -135,7 +135,9 @@ class ResponseRequest(Answered):
     usual: ClassVar[dict[str, Any]] = {**Answered.usual, "background": False, "top_logprobs": 0}
     limits = ("max_output_tokens",)
 
-    input: Annotated[list[Item], BeforeValidator(_as_items, json_schema_input_type=str | list[Item])] = []
+    input: Annotated[list[Item], BeforeValidator(_as_items, json_schema_input_type=str | list[Item])] = Field(
+        default_factory=list
+    )
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: str | ConversationId | None = None

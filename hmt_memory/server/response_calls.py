@@ -55,9 +55,9 @@ class ResponseCall(Call["ResponseRequest"]):
     def __init__(self, assistant: Assistant, settings: Settings, body: ResponseRequest, caller: Caller) -> None:
         if caller.read_only and body.store:
             raise HTTPException(403, 'this token may look only: send "store": false.')
-        super().__init__(assistant, settings, body)
+        super().__init__(assistant, settings, body, body.session)
         self._caller = caller
-        self._named = None if body.session is None else caller.own(body.session)
+        self._own = None if self._name is None else caller.own(self._name)
         self._messages = messages_of(body.input)
         self._before: Found | None = None  # the response that this one goes on from
         self._adds_to: str | None = None  # the session that others may know
@@ -66,10 +66,10 @@ class ResponseCall(Call["ResponseRequest"]):
 
     def look(self) -> None:
         """Look for the response or conversation that this one goes on from."""
-        store, named = self._assistant.store, self.body.session or ""
+        store, named = self._assistant.store, self._name or ""
         if self.body.previous_response_id is not None:
             self._before = find(store, self._caller, self.body.previous_response_id)
-        elif named.startswith(CONVERSATION) and not store.has("session", self._named or ""):
+        elif named.startswith(CONVERSATION) and not store.has("session", self._own or ""):
             raise NotFoundError("conversation", named)
 
     def session(self, busy: Container[str]) -> str | None:
@@ -77,7 +77,7 @@ class ResponseCall(Call["ResponseRequest"]):
         before = self._before
         if self.body.store:
             last = before is not None and before.next is None and is_aside(before.session)
-            self._adds_to = before.session if before and last and before.session not in busy else self._named
+            self._adds_to = before.session if before and last and before.session not in busy else self._own
         return self._adds_to
 
     def begin(self) -> ResponseBody:
@@ -103,9 +103,7 @@ class ResponseCall(Call["ResponseRequest"]):
             )
         place = stem.message(len(messages))
         told = {"model": self._assistant.name, **body.told()}
-        self._response = ResponseBody(
-            answer, stem.response, place, told, self._caller, body.session, remembers=name is not None
-        )
+        self._response = ResponseBody(answer, stem.response, place, told, self._caller, self._name, remembers=name is not None)
         return self._response
 
     def _place(self) -> tuple[str | None, int | None]:
@@ -114,7 +112,7 @@ class ResponseCall(Call["ResponseRequest"]):
         if self._adds_to is not None:
             return self._adds_to, None
         if not self.body.store:
-            named = self._named if self._named and store.has("session", self._named) else None
+            named = self._own if self._own and store.has("session", self._own) else None
             return (named, None) if before is None else (before.session, before.next)
         self._made = self._caller.aside(uuid.uuid4().hex)
         if before is not None:

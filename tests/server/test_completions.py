@@ -130,6 +130,22 @@ def test_a_text_is_of_any_length_for_a_model_that_reads_itself_and_bounded_for_a
     assert short == plain.text
 
 
+def test_a_call_with_the_same_key_is_given_the_same_texts(client: OpenAI) -> None:
+    asked: dict[str, Any] = {"prompt": [ROSES, "The sea"], "temperature": 1.0, "extra_headers": {"Idempotency-Key": "one"}}
+    whole = complete(client, **asked)
+    assert complete(client, **asked) == whole
+    asked |= {"stream": True, "stream_options": {"include_usage": True}, "extra_headers": {"Idempotency-Key": "two"}}
+    first, again = ([chunk.model_dump() for chunk in complete(client, **asked)] for _ in range(2))
+    assert {chunk["id"] for chunk in (*first, *again)} == {first[0]["id"]} and first[-1] == again[-1]
+    texts = [
+        ["".join(c["text"] for x in chunks for c in x["choices"] if c["index"] == n) for n in (0, 1)]
+        for chunks in (first, again)
+    ]
+    assert texts[0] == texts[1] != [choice.text for choice in whole.choices]
+    with pytest.raises(BadRequestError, match="used for another call"):
+        complete(client, **{**asked, "prompt": "The land"})
+
+
 def test_a_text_that_takes_too_long_is_given_up(assistant: Assistant) -> None:
     assistant.model  # noqa: B018
     app = create_app(assistant, Settings(hosts=("testserver",), seconds=0.0))

@@ -99,6 +99,50 @@ def test_texts_and_vectors_have_spans_and_what_fails_says_so(
     assert not any(SECRET in span.to_json() for span in (done, embedded, failed))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_has_a_span_as_an_answer_of_chat_has(
+    api: TestClient, spans: Any, assistant: Assistant, stream: bool
+) -> None:
+    body = {"input": f"My {SECRET} sleeps.", "max_output_tokens": 5, "conversation": f"{SECRET}-session", "stream": stream}
+    answer = api.post("/v1/responses", json=body, headers={"traceparent": PARENT})
+    told = [line for line in answer.text.splitlines() if '"total_tokens"' in line][-1]
+    whole = json.loads(told.removeprefix("data: "))
+    usage = (whole["response"] if stream else whole)["usage"]
+    (span,) = spans.get_finished_spans()
+    about = span.attributes
+    assert span.name == f"chat {assistant.name}" and span.parent.span_id == int(PARENT.split("-")[2], 16)
+    assert (about["gen_ai.request.max_tokens"], about["gen_ai.request.stream"]) == (5, stream)
+    assert about["gen_ai.usage.input_tokens"] == usage["input_tokens"] > len(SECRET)
+    assert about["gen_ai.usage.output_tokens"] == usage["output_tokens"] and span.status.is_unset
+    assert SECRET not in span.to_json()
+
+
+def test_what_is_done_with_a_memory_has_spans_by_its_kind(api: TestClient, spans: Any) -> None:
+    items = {"items": [{"role": "user", "content": SECRET}]}
+    name = api.post("/v1/conversations", json={}).json()["id"]
+    item = api.post(f"/v1/conversations/{name}/items", json=items).json()["data"][0]["id"]
+    api.get(f"/v1/sessions/{name}/recall", params={"query": SECRET})
+    api.delete(f"/v1/conversations/{name}/items/{item}")
+    api.delete(f"/v1/conversations/{name}")
+    assert api.get(f"/v1/sessions/{SECRET}/recall", params={"query": SECRET}).status_code == 404
+    *done, failed = spans.get_finished_spans()
+    kinds = ["create_memory_store", "create_memory", "search_memory", "delete_memory", "delete_memory_store"]
+    assert [span.name for span in done] == kinds == [span.attributes["gen_ai.operation.name"] for span in done]
+    assert all(span.status.is_unset for span in done) and failed.attributes["error.type"] == "SessionNotFoundError"
+    assert not any(text in span.to_json() for span in (*done, failed) for text in (SECRET, name))
+
+
+def test_an_answer_that_fails_while_it_is_streamed_says_of_what(
+    api: TestClient, spans: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hmt_memory.sessions.answer.Answer._advance", lambda _: 1 / 0)
+    monkeypatch.setattr("hmt_memory.server.door._begun", lambda call: (call.begin(), None))
+    answer = api.post("/v1/chat/completions", json=ASKED | {"stream": True})
+    assert '"ZeroDivisionError"' in answer.text and answer.text.rstrip().endswith("[DONE]")
+    (span,) = spans.get_finished_spans()
+    assert span.attributes["error.type"] == "ZeroDivisionError" and not span.status.is_ok
+
+
 def test_a_call_that_is_turned_away_has_a_span_that_ends(assistant: Assistant, spans: Any) -> None:
     api = TestClient(create_app(assistant, Settings(hosts=("*",), answers=0, waiting=0)))
     for path, body in (("chat/completions", ASKED), ("completions", {"prompt": SECRET})):
