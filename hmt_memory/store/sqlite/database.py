@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from ...errors import SessionBusyError, StoreError, StoreFullError
 from ...files import open_for_owner
 from ..backend import Capability
+from ..sql import migrations
 from ..transaction import Transaction
-from . import files, migrations
+from . import files
 from .connections import Connections
 from .transaction import SqliteTransaction
 
@@ -228,8 +229,8 @@ class Database(Connections):
     def problems(self) -> list[str]:
         """Return what SQLite itself finds wrong with the file. Takes time in proportion to its size."""
         with self.reading() as db:
-            lines = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
-            foreign = db.execute("PRAGMA foreign_key_check").fetchall()
+            lines = [str(row[0]) for row in db.all("PRAGMA integrity_check")]
+            foreign = db.all("PRAGMA foreign_key_check")
         problems = [] if lines == ["ok"] else [f"database: {line}" for line in lines]
         return problems + [f"database: a row of {table} refers to a {other} that is gone" for table, _, other, _ in foreign]
 
