@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, StoreDamagedError
-from ..store.open import DATABASE, default_folder
+from ..store.open import DATABASE, default_store, place_of
 from . import options
 from .output import counted, done, print_table, when
 from .terminal import Screen
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from ..sessions.stored_session import StoredSession
 
 
-def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
-    """Open the store in `folder` (None: the default).
+def open_store(place: str | None, *, create: bool = False) -> MemoryStore:
+    """Open the store at a place (None: the default).
 
     Raises:
         InputError: there is no store, and `create` is false.
     """
     from ..sessions.memory_store import MemoryStore
 
-    chosen = default_folder() if folder is None else folder.expanduser()
-    if not create and not (chosen / DATABASE).exists():
+    chosen = default_store() if place is None else place_of(place)
+    if isinstance(chosen, Path) and not create and not (chosen / DATABASE).exists():
         raise InputError(
             f"there is no store in {chosen}. hmt chat --session NAME begins one, and so does hmt read; --store names another "
             "folder."

@@ -48,7 +48,7 @@ def _write(store: Storage, folder: Path) -> None:
         problems = verify(copy).problems
     if problems:
         raise StoreDamagedError(
-            f"the copy of {store.folder} is not whole: {problems[0].rstrip('.')}. What else is wrong: hmt sessions verify"
+            f"the copy of {store.place} is not whole: {problems[0].rstrip('.')}. What else is wrong: hmt sessions verify"
         )
     for path in folder.iterdir():
         if path.name != DATABASE:

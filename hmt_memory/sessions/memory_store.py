@@ -1,4 +1,4 @@
-"""`MemoryStore`: one folder of sessions and corpora. Opens them, lists, renames, deletes, searches, verifies."""
+"""`MemoryStore`: one store of sessions and corpora. Opens them, lists, renames, deletes, searches, verifies."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ if TYPE_CHECKING:
 
 
 class MemoryStore(Storage):
-    """Sessions and corpora in one folder, in one SQLite database with disposable index files beside it.
+    """Sessions and corpora in one folder, in one SQLite database with disposable index files beside it; or in PostgreSQL.
 
-    Several processes may use a folder at once, on one machine; several threads may use one object. Its arguments are those of
+    Several processes may use a folder at once, on one machine, and a database server on many; several threads may use one
+    object. Its arguments are those of
     `Storage`: folder, and by keyword index, timeout, clock, read_only, index_bytes, view_bytes and background.
     """
 
     def __repr__(self) -> str:
-        return f"MemoryStore({str(self.folder)!r})"
+        return f"MemoryStore({self.place!r})"
 
     @overload
     def session(self, name: str, model: HMTModel, *, view: ViewConfig | None = None) -> Session: ...

@@ -19,7 +19,8 @@ T = TypeVar("T")
 class Capability(Enum):
     """A promise that some databases make and others cannot."""
 
-    ERASES_BYTES = "what is erased is in no file of the store when the erasure is finished"
+    ERASES_ROWS = "what is erased is found by no statement when the erasure is finished"
+    ERASES_BYTES = "it is in no file of the store, either"
     MANY_HOSTS = "processes of several machines may use one store"
 
 
@@ -30,6 +31,8 @@ class Backend(Protocol):
     """
 
     capabilities: frozenset[Capability]
+    place: str  # as messages name it, without secrets
+    cache: Path  # folder of files that can be made again
     timeout: float
     read_only: bool
 
@@ -43,6 +46,13 @@ class Backend(Protocol):
 
     def erasing(self, work: Callable[[Transaction], T]) -> T:
         """Run `work`, which makes room, in a transaction. If the disk is full, the room kept for this is used."""
+        ...
+
+    def again(self, work: Callable[[], T]) -> T:
+        """Run `work`, which stores all or nothing; again if the database ended it with nothing stored.
+
+        Inside a lock it is run once: whoever takes the lock by then may have changed what the work rests on.
+        """
         ...
 
     def exclusive(self) -> AbstractContextManager[None]:

@@ -60,6 +60,10 @@ class Statements:
         """
         raise NotImplementedError
 
+    def number_on(self, table: str) -> None:
+        """Let the ids of a table whose rows brought their own go on behind them."""
+        raise NotImplementedError
+
     def version(self) -> int:
         """Return how many steps the schema has been through; 0: the database is blank.
 

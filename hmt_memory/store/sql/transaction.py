@@ -23,6 +23,7 @@ _SEGMENT = (
     "seq, token_start, token_stop, memory, memory_size, memory_check, keys_size, digest, crc, data"
     " FROM segments s JOIN payloads p ON p.id = memory"
 )
+_PINNED_AT_ONCE, _SEGMENTS_AT_ONCE = 16, 1024
 
 
 class SqlTransaction(Catalogue):
@@ -55,10 +56,11 @@ class SqlTransaction(Catalogue):
         """Yield a stream's own pinned messages of [start, stop), the latest first."""
         query = (
             f"SELECT {_MESSAGE_ROW}, data FROM messages m {self.pinned_index} JOIN payloads p ON p.id = body"
-            " WHERE stream = ? AND seq >= ? AND seq < ? AND pinned = 1 ORDER BY seq DESC"
+            f" WHERE stream = ? AND seq >= ? AND seq < ? AND pinned = 1 ORDER BY seq DESC LIMIT {_PINNED_AT_ONCE}"
         )
-        for row in self.lazily(query, (stream, start, stop)):
-            yield _message(row)
+        while rows := self.all(query, (stream, start, stop)):
+            yield from map(_message, rows)
+            stop = rows[-1][0]
 
     def position(self, stream: int, message: int, before: int) -> int | None:
         """Return the place of a stream's own message, if it stands before message `before`."""
@@ -124,9 +126,11 @@ class SqlTransaction(Catalogue):
 
     def segments(self, stream: int, start: int, stop: int) -> Iterator[SegmentRow]:
         """Yield a stream's own segments [start, stop), in order; fetch them before the transaction ends."""
-        query = f"SELECT {_SEGMENT} WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
-        for row in self.lazily(query, (stream, start, stop)):
-            yield _segment(row, stream)
+        query = f"SELECT {_SEGMENT} WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq LIMIT {_SEGMENTS_AT_ONCE}"
+        while rows := self.all(query, (stream, start, stop)) if start < stop else ():
+            for row in rows:
+                yield _segment(row, stream)
+            start = rows[-1][0] + 1 if len(rows) == _SEGMENTS_AT_ONCE else stop
 
     def last_segment(self, stream: int, start: int, stop: int) -> int | None:
         """Return the number of the last of a stream's own segments [start, stop)."""

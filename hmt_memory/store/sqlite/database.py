@@ -48,10 +48,11 @@ class Database(Connections):
         SessionBusyError: another process kept writing.
     """
 
-    capabilities = frozenset({Capability.ERASES_BYTES})
+    capabilities = frozenset({Capability.ERASES_ROWS, Capability.ERASES_BYTES})
 
     def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
         super().__init__(folder, timeout=timeout, read_only=read_only)
+        self.place, self.cache = str(folder), folder / "indexes"
         self._write_mutex = threading.Lock()
         self._views = threading.local()
         self._migrate()
@@ -131,6 +132,10 @@ class Database(Connections):
             files.spend_reserve(self.folder)
             with self.writing() as db:
                 return work(db)
+
+    def again(self, work: Callable[[], T]) -> T:
+        """Run `work`: nobody but this process ends its transactions."""
+        return work()
 
     def empty_log(self) -> None:
         """Copy the WAL back and empty it: overwritten bytes are then in no file. Others may write meanwhile.

@@ -62,6 +62,9 @@ class SqliteTransaction(SqlTransaction):
         self.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
         self.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, last or 0))
 
+    def number_on(self, table: str) -> None:
+        """Do nothing: SQLite counts on from the largest id that a table has had."""
+
     def version(self) -> int:
         """Return how many steps the schema has been through; 0: the file is blank.
 
