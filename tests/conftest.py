@@ -120,8 +120,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory, worker_id: str) ->
 
 
 @pytest.fixture
-def postgres_url(postgres_server: Any) -> Iterator[str]:
+def postgres_url(postgres_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a store that does not exist yet."""
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
     url = postgres.new_store(postgres_server)
     yield url
     postgres.drop(url)

@@ -88,12 +88,15 @@ class MemoryStore(Storage):
             row = self.find(db, kind, name) if model is None else db.find_collection(kind, name)
         if row is not None:
             return row
-        with self.database.writing() as db:
-            row = db.find_collection(kind, name)
-            if row is None:
-                check_new(db, kind, name)
-                stream = lineage.add_stream(db) if kind == "session" else None
-                row = db.add_collection(kind, name, stream=stream, now=self.now())
+        return self.database.write(lambda db: self._made(db, kind, name))
+
+    def _made(self, db: Transaction, kind: str, name: str) -> CollectionRow:
+        """Return the session or corpus of a name, made unless somebody was first."""
+        row = db.find_collection(kind, name)
+        if row is None:
+            check_new(db, kind, name)
+            stream = lineage.add_stream(db) if kind == "session" else None
+            row = db.add_collection(kind, name, stream=stream, now=self.now())
         return row
 
     def sessions(self) -> list[str]:
@@ -158,11 +161,13 @@ class MemoryStore(Storage):
         self._rename("corpus", name, new)
 
     def _rename(self, kind: str, name: str, new: str) -> None:
-        with self.database.writing() as db:
+        def work(db: Transaction) -> int:
             row, erasure = self.find(db, kind, name), db.begin_erasure()
             check_new(db, kind, new)
             db.rename_collection(row, normal(new), erasure)
-        self.finish_erasing(erasure)
+            return erasure
+
+        self.finish_erasing(self.database.write(work))
 
     def search(self, query: str, *, top_k: int = 10, names: Sequence[str] | None = None) -> list[FoundText]:
         """Return the messages of all sessions that share most words with a query. Takes no model; reads all of their text.

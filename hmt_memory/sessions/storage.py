@@ -89,7 +89,6 @@ class Storage:
         self._pid, self._mutex = os.getpid(), threading.Lock()
         self.database = open_backend(self.folder, timeout=timeout, read_only=read_only)
         if not read_only:
-            self._drop_outdated()
             self._take_up()
 
     @property
@@ -216,17 +215,6 @@ class Storage:
         """Delete the indexes' files, before some of their content is erased."""
         for path in self.index_paths(collection):
             derived.remove(path)
-
-    def _drop_outdated(self) -> None:
-        """Delete index files of what another machine has deleted or rewritten since."""
-        if Capability.MANY_HOSTS not in self.capabilities:
-            return
-        with self.database.reading() as db:
-            for path in self.database.cache.glob("*.*"):
-                number = path.name.lstrip(".").partition(".")[0]
-                row = db.collection(int(number)) if number.isdecimal() else None
-                if row is None or derived.outdated(path, db, shelf_of(db, row)):
-                    path.unlink(missing_ok=True)
 
     @cached_property
     def view_cache(self) -> ViewCache:

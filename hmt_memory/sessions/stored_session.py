@@ -114,10 +114,12 @@ class StoredSession(Collection):
             SessionExistsError: the name is taken.
             SessionNotFoundError: there is no such message.
         """
-        with self._database.writing() as db:
+
+        def forked(db: Transaction) -> CollectionRow:
             check_new(db, "session", name)
-            new = rewriting.fork(db, self._row(db), normal(name), upto, now=self._store.now())
-        return type(self)(self._store, new, self._model)
+            return rewriting.fork(db, self._row(db), normal(name), upto, now=self._store.now())
+
+        return type(self)(self._store, self._database.write(forked), self._model)
 
     def forget(self, message_ids: Sequence[int], *, progress: Progress | None = None) -> Forgotten:
         """Erase messages for good: rows, every embedding that saw them, index entries, and the bytes in all files.
@@ -136,10 +138,16 @@ class StoredSession(Collection):
         ids = set(message_ids)
         if not ids:
             return Forgotten(0, ())
+        forgotten = self._database.again(lambda: self._forgotten(ids, progress))
+        return Forgotten(len(ids), forgotten.sharing)
+
+    def _forgotten(self, ids: set[int], progress: Progress | None) -> rewriting.Forgotten:
+        """Erase messages and read those after them again."""
         with self._reading():
             forgotten = self._forget(ids)
-            self._read_pending(progress)
-        return Forgotten(len(ids), forgotten.sharing)
+            with self._done_already():
+                self._read_pending(progress)
+        return forgotten
 
     def _forget(self, ids: Iterable[int]) -> rewriting.Forgotten:
         """Erase messages, inside `_reading`."""
@@ -150,11 +158,12 @@ class StoredSession(Collection):
     def _finish(self, erasure: int) -> None:
         """Overwrite erased content, and join streams that the rewriting has split."""
         self._store.finish_erasing(erasure)
-        with self._database.reading() as db:
-            row = db.collection(self._id)
-            split = row is not None and row.stream is not None and db.stream(row.stream).parent is not None
-        if split:
-            self._database.erasing(lambda db: rewriting.compact(db, self._row(db)))
+        with self._done_already():
+            with self._database.reading() as db:
+                row = db.collection(self._id)
+                split = row is not None and row.stream is not None and db.stream(row.stream).parent is not None
+            if split:
+                self._database.erasing(lambda db: rewriting.compact(db, self._row(db)))
 
     def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> StoredSession:
         """Read the stored conversation again with `model`: from its tokens, or from its text if they differ for the model.

@@ -44,6 +44,10 @@ class Backend(Protocol):
         """Open a transaction that is durable when the block ends, and never was if it raises."""
         ...
 
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a transaction; `again` if need be."""
+        ...
+
     def erasing(self, work: Callable[[Transaction], T]) -> T:
         """Run `work`, which makes room, in a transaction. If the disk is full, the room kept for this is used."""
         ...

@@ -24,11 +24,12 @@ _POLL_SECONDS = 0.05
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that numbers the transactions it commits."""
+    """A connection that numbers the transactions it commits, and keeps ids for content."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.name, self.commits, self.pid = secrets.token_hex(12), 0, os.getpid()
+        self.ids: list[int] = []
 
 
 class Connections:

@@ -24,6 +24,7 @@ from ..backend import Capability
 from ..sql import copying, migrations
 from ..transaction import Transaction
 from .address import Address
+from .caches import drop_outdated
 from .connections import Connection, Connections, roll_back
 from .errors import lost
 from .transaction import CONTENT, PostgresTransaction
@@ -63,11 +64,18 @@ class Database(Connections):
             self._migrate()
             with self.reading() as db:
                 self.cache = caches / db.identity()
+                if not read_only:
+                    self._make_cache(db)
         except BaseException:
             self.close()
             raise
-        if not read_only:
+
+    def _make_cache(self, db: PostgresTransaction) -> None:
+        try:
             self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+            drop_outdated(self.cache, db)
+        except OSError as error:
+            raise StoreError(f"{self.cache} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
 
     def _migrate(self) -> None:
         with self.begun(_READ) as connection, self.translated(connection):
@@ -113,8 +121,9 @@ class Database(Connections):
         """
         if self.read_only:
             raise StoreError(f"{self.place} was opened read-only. Open it without read_only to change it.")
-        with self._committed() as connection:
+        with self._committed() as connection, connection.pipeline():
             yield PostgresTransaction(connection)
+            connection.execute(self._note(connection))
 
     @contextlib.contextmanager
     def _committed(self) -> Iterator[Connection]:
@@ -125,10 +134,10 @@ class Database(Connections):
         with self._of_this_thread(begin) as connection, self.translated(connection):
             try:
                 yield connection
+                self._commit(connection)
             except BaseException:
                 roll_back(connection)
                 raise
-            self._commit(connection)
 
     @contextlib.contextmanager
     def _of_this_thread(self, begin: str) -> Iterator[Connection]:
@@ -146,21 +155,20 @@ class Database(Connections):
                 raise
         yield held.connection
 
+    def _note(self, connection: Connection) -> bytes:
+        """Return the statement by which a transaction can be asked about when its connection is gone."""
+        connection.commits += 1
+        return (
+            f"INSERT INTO commits (connection, number) VALUES ('{connection.name}', {connection.commits})"
+            " ON CONFLICT (connection) DO UPDATE SET number = excluded.number, at = now()"
+        ).encode()
+
     def _commit(self, connection: Connection) -> None:
         """Commit, and if the connection is lost over it, find out whether that was done."""
-        connection.commits += 1
-        name, number = connection.name, connection.commits
-        note = (
-            f"INSERT INTO commits (connection, number) VALUES ('{name}', {number})"
-            " ON CONFLICT (connection) DO UPDATE SET number = excluded.number, at = now()"
-        )
         try:
-            connection.execute(f"{note}; COMMIT".encode(), prepare=False)
+            connection.execute("COMMIT")
         except psycopg.OperationalError as error:
-            if not lost(connection):
-                roll_back(connection)
-                raise
-            if not self._has_committed(name, number, error):
+            if not lost(connection) or not self._has_committed(connection.name, connection.commits, error):
                 raise
 
     def _has_committed(self, name: str, number: int, cause: psycopg.Error) -> bool:
@@ -185,7 +193,7 @@ class Database(Connections):
                     ) from error
                 time.sleep(_POLL_SECONDS)
 
-    def erasing(self, work: Callable[[Transaction], T]) -> T:
+    def write(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a transaction; again if the server ended it and nothing was stored.
 
         Raises the errors of `writing`.
@@ -196,6 +204,8 @@ class Database(Connections):
                 return work(db)
 
         return self.again(written)
+
+    erasing = write
 
     def again(self, work: Callable[[], T]) -> T:
         """Run `work`, and once more as long as the server ends it with nothing stored, until `timeout`.
@@ -277,7 +287,8 @@ class Database(Connections):
                 connection.execute(f"VACUUM (FULL) {', '.join(CONTENT)}".encode(), prepare=False)
                 connection.execute(f"DELETE FROM commits WHERE at < now() - interval '{_FORGET_AFTER}'".encode())
             finally:
-                connection.close()  # with its setting
+                with contextlib.suppress(psycopg.Error):
+                    connection.execute("RESET lock_timeout")
 
     def copy_to(self, folder: Path) -> None:
         """Write everything, as of one moment, as an embedded store into a folder. Others may write meanwhile."""

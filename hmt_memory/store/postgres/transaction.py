@@ -34,6 +34,8 @@ _COMMITS = "CREATE TABLE commits (connection TEXT PRIMARY KEY, number BIGINT NOT
 _AT_ONCE = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 0"
 CONTENT = ("payloads", "messages", "tokens", "segments", "documents", "collections")
 _PER_STEP = 512
+_IDS_AT_ONCE = 64
+_CHANGES = ("INSERT", "UPDATE", "DELETE")
 _ROWS_PER_FETCH = 1000
 _names = itertools.count()
 
@@ -47,25 +49,27 @@ class PostgresTransaction(SqlTransaction):
     """Everything that `backend.Transaction` asks for, over one connection."""
 
     def __init__(self, connection: Connection) -> None:
-        self._db, self._changes = connection, 0
+        self._db, self._changes = (
+            connection,
+            0,
+        )  # the connection may be in pipeline mode: what returns no rows is not waited for
 
     @property
     def changes(self) -> int:
-        """The number of rows that this transaction has changed so far."""
+        """The number of rows that this transaction has changed so far, about: a statement counts as one."""
         return self._changes
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> Any:
         """Run a statement. Returns the driver's cursor."""
-        cursor = self._db.execute(_own(statement), values, binary=True)
-        if cursor.description is None:
-            self._changes += max(0, cursor.rowcount)
-        return cursor
+        self._changes += statement.startswith(_CHANGES)
+        return self._db.execute(_own(statement), values, binary=True)
 
     def each(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement that returns no rows once for each of `rows`."""
+        values = list(rows)
+        self._changes += len(values)
         with self._db.cursor() as cursor:
-            cursor.executemany(_own(statement), rows)
-            self._changes += max(0, cursor.rowcount)
+            cursor.executemany(_own(statement), values)
 
     def lazily(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
         """Yield the rows of a result, however large, without holding all of them."""
@@ -76,7 +80,6 @@ class PostgresTransaction(SqlTransaction):
 
     def insert(self, statement: str, values: Sequence[Any] = ()) -> int:
         """Insert one row that gets its id from the database. Returns the id."""
-        self._changes += 1
         return int(self.one(f"{statement} RETURNING id", values)[0])
 
     def script(self, statements: str) -> None:
@@ -120,6 +123,8 @@ class PostgresTransaction(SqlTransaction):
         """
         if self.one("SELECT 1 FROM pg_namespace WHERE nspname = ?", (schema,)) is None:
             self._db.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
+        if self.one("SELECT current_schema()")[0] != schema:
+            raise StoreError(f"this role may not use the schema {schema}. Grant it that, or name another: ?schema=NAME.")
         if self.version() == 0:
             self.execute(_HEADER)
             self.execute(_COMMITS)
@@ -131,13 +136,29 @@ class PostgresTransaction(SqlTransaction):
             self.execute(f"ALTER TABLE {table} SET ({_AT_ONCE})")
         self.execute(f"ALTER TABLE payloads SET (toast.{_AT_ONCE.replace(', ', ', toast.')})")
 
+    def last_erasure(self) -> int:
+        """Return the number of the latest erasure that was begun."""
+        (ids,) = self.one("SELECT pg_get_serial_sequence('erasures', 'id')")
+        return int(self.one(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {ids}")[0])
+
     def identity(self) -> str:
         """Return the name that no other store has."""
         return cast(str, self.one("SELECT id FROM store")[0])
 
     def put(self, data: bytes) -> Payload:
         """Write content."""
-        return Payload(self.insert("INSERT INTO payloads (data) VALUES (?)", (data,)), len(data), zlib.crc32(data))
+        number = self._next_payload()
+        self.execute("INSERT INTO payloads VALUES (?, ?)", (number, data))
+        return Payload(number, len(data), zlib.crc32(data))
+
+    def _next_payload(self) -> int:
+        """Return an id that no other content has. Connections take many at a time."""
+        if not self._db.ids:
+            ids = self.all(
+                "SELECT nextval(pg_get_serial_sequence('payloads', 'id')) FROM generate_series(1, ?)", (_IDS_AT_ONCE,)
+            )
+            self._db.ids = [number for (number,) in reversed(ids)]
+        return self._db.ids.pop()
 
     def overwrite(self, erasure: int, most: int) -> int:
         """Delete released content. Returns the sum of payloads and bytes."""

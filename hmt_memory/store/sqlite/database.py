@@ -116,6 +116,14 @@ class Database(Connections):
             self.check_identity()
             self._checkpoint_if_large(db)
 
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a transaction.
+
+        Raises the errors of `writing`.
+        """
+        with self.writing() as db:
+            return work(db)
+
     def let_others_write(self) -> None:
         """Pause between two transactions of one long work, long enough for a waiting writer to notice."""
         time.sleep(1.2 * _POLL_SECONDS)
@@ -126,12 +134,10 @@ class Database(Connections):
         Raises the errors of `writing`.
         """
         try:
-            with self.writing() as db:
-                return work(db)
+            return self.write(work)
         except StoreFullError:
             files.spend_reserve(self.folder)
-            with self.writing() as db:
-                return work(db)
+            return self.write(work)
 
     def again(self, work: Callable[[], T]) -> T:
         """Run `work`: nobody but this process ends its transactions."""
