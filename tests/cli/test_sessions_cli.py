@@ -252,6 +252,8 @@ def test_where_sessions_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert default_store() == Path.home() / ".local/share/hmt-memory"
     monkeypatch.setenv("HMT_STORE", str(tmp_path / "own"))
     assert default_store() == tmp_path / "own"
+    monkeypatch.setenv("HMT_STORE", "postgresql://db.example/memory")
+    assert default_store() == "postgresql://db.example/memory"
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

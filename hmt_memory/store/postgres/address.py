@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
 from ...errors import InputError
 
@@ -43,4 +43,5 @@ class Address(NamedTuple):
 
 
 def _joined(parts: SplitResult, place: str, parameters: list[tuple[str, str]]) -> str:
-    return urlunsplit((parts.scheme, place, parts.path, urlencode(parameters, quote_via=quote, safe="/"), ""))
+    query = urlencode(parameters, quote_via=quote, safe="/")
+    return f"{parts.scheme}://{place}{parts.path}{'?' if query else ''}{query}"
