@@ -293,3 +293,13 @@ def test_a_server_that_crashes_loses_and_doubles_nothing(monkeypatch: pytest.Mon
             assert store.verify() == ([], [])
     finally:
         server.server.cleanup()
+
+
+def test_a_forked_process_leaves_its_parents_connections_alone(store: MemoryStore, postgres_url: str, tmp_path: Path) -> None:
+    worker = start(postgres_worker.fork_and_write, postgres_url, str(tmp_path / "journal"))
+    worker.join(120)
+    (_, child, reused), (_, parent, status, problems) = journal_of(tmp_path / "journal")
+    assert not reused and (worker.exitcode, status, problems) == (0, 0, [])
+    assert set(child) <= set(parent) and sorted(parent) == sorted(
+        ["before", *(f"{who} {turn}" for who in ("parent", "child") for turn in range(5))]
+    )

@@ -26,3 +26,9 @@ def hold_and_wait(url: str, lock: str, journal_path: str) -> None:
         db.set_fact("half", "done")
         Journal(journal_path)("held", lock)
         time.sleep(600)
+
+
+def fork_and_write(url: str, journal_path: str) -> None:
+    """Fork with the store open; parent and child both go on writing."""
+    os.environ["HMT_CACHE"] = str(Path(journal_path).parent / "caches")
+    crash_worker.fork_and_write(url, journal_path)
