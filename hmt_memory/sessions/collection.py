@@ -86,8 +86,7 @@ class Collection:
         deadline = time.monotonic() + self._database.timeout
         while True:
             try:
-                with self._database.reading():
-                    return work()
+                return self._database.read(lambda _: work())
             except RewrittenError:
                 if time.monotonic() > deadline:
                     raise

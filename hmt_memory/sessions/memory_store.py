@@ -59,7 +59,7 @@ class MemoryStore(Storage):
             SessionNotFoundError: it does not exist, and there is no model to create it for.
             InputError: the name is impossible.
         """
-        row = self._open("session", name, model)
+        row = self.database.again(lambda: self._open("session", name, model))
         return StoredSession(self, row) if model is None else self.session_of(row, _viewed(model, view))
 
     @overload
@@ -79,7 +79,7 @@ class MemoryStore(Storage):
             SessionNotFoundError: it does not exist, and there is no model to create it for.
             InputError: the name is impossible.
         """
-        row = self._open("corpus", name, model)
+        row = self.database.again(lambda: self._open("corpus", name, model))
         return StoredCorpus(self, row) if model is None else self.corpus_of(row, _viewed(model, view))
 
     def _open(self, kind: str, name: str, model: HMTModel | None) -> CollectionRow:
@@ -121,8 +121,7 @@ class MemoryStore(Storage):
         return row is not None and (opened is None or opened._id == row.id)
 
     def _names(self, kind: str) -> list[str]:
-        with self.database.reading() as db:
-            return [row.name for row in db.collections(kind)]
+        return self.database.read(lambda db: [row.name for row in db.collections(kind)])
 
     def delete(self, name: str) -> None:
         """Delete a session: rows, index, and the bytes in all files. Its forks keep what they share of it.

@@ -70,8 +70,8 @@ class StoredSession(Collection):
 
     def messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
         """Return the conversation in order, system messages included; [start, stop) as in a slice."""
-        with self._database.reading() as db:
-            return [as_message(row) for row in lineage.messages(db, lineage.of(db, self._row(db)), start, stop)]
+        rows = self._database.read(lambda db: lineage.messages(db, lineage.of(db, self._row(db)), start, stop))
+        return [as_message(row) for row in rows]
 
     def system(self) -> str:
         """Return the system prompt in force; empty if it is the template's own."""
@@ -80,22 +80,24 @@ class StoredSession(Collection):
 
     def stats(self) -> dict[str, Any]:
         """Return counts, times and settings, ready for JSON."""
-        with self._database.reading() as db:
-            row = self._row(db)
-            parts = lineage.of(db, row)
-            messages, tokens = lineage.size(parts)
-            corpora = (db.collection(number) for number in row.settings.get("corpora", []))
-            return {
-                "name": row.name,
-                "messages": messages,
-                "tokens": tokens,
-                "segments": lineage.segment_count(db, parts),
-                "created_at": utc(row.created_at).isoformat(timespec="seconds"),
-                "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
-                "model": None if (reader := made_by(db, row)) is None else str(reader),
-                "corpora": [corpus.name for corpus in corpora if corpus is not None],
-                "retention": row.settings.get("retention", {}),
-            }
+        return self._database.read(self._stats)
+
+    def _stats(self, db: Transaction) -> dict[str, Any]:
+        row = self._row(db)
+        parts = lineage.of(db, row)
+        messages, tokens = lineage.size(parts)
+        corpora = (db.collection(number) for number in row.settings.get("corpora", []))
+        return {
+            "name": row.name,
+            "messages": messages,
+            "tokens": tokens,
+            "segments": lineage.segment_count(db, parts),
+            "created_at": utc(row.created_at).isoformat(timespec="seconds"),
+            "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
+            "model": None if (reader := made_by(db, row)) is None else str(reader),
+            "corpora": [corpus.name for corpus in corpora if corpus is not None],
+            "retention": row.settings.get("retention", {}),
+        }
 
     def epoch(self) -> tuple[int, int]:
         """Return what no other session has, and what changes whenever messages are forgotten or replaced."""

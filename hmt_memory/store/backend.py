@@ -44,6 +44,10 @@ class Backend(Protocol):
         """Open a transaction that is durable when the block ends, and never was if it raises."""
         ...
 
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in one consistent view; `again` if need be."""
+        ...
+
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a transaction; `again` if need be."""
         ...
@@ -55,7 +59,7 @@ class Backend(Protocol):
     def again(self, work: Callable[[], T]) -> T:
         """Run `work`, which stores all or nothing; again if the database ended it with nothing stored.
 
-        Inside a lock it is run once: whoever takes the lock by then may have changed what the work rests on.
+        Inside a lock or a view it is run once: what the work rests on may have changed by then.
         """
         ...
 

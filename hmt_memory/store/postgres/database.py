@@ -98,9 +98,8 @@ class Database(Connections):
 
         Fetch what is needed and leave: an open view keeps erased rows in the server's pages.
         """
-        pid, view = getattr(self._views, "open", (0, None))
-        if view is not None and pid == os.getpid():
-            yield view
+        if (open_view := self._view()) is not None:
+            yield open_view
             return
         with self.begun(_READ) as connection, self.translated(connection):
             view = PostgresTransaction(connection)
@@ -195,6 +194,15 @@ class Database(Connections):
                     ) from error
                 time.sleep(_POLL_SECONDS)
 
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in one consistent view; in another one if the connection is lost meanwhile."""
+
+        def seen() -> T:
+            with self.reading() as db:
+                return work(db)
+
+        return self.again(seen)
+
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a transaction; again if the server ended it and nothing was stored.
 
@@ -212,14 +220,14 @@ class Database(Connections):
     def again(self, work: Callable[[], T]) -> T:
         """Run `work`, and once more as long as the server ends it with nothing stored, until `timeout`.
 
-        Work under a lock is not repeated: whoever holds the lock by then may have changed what it rests on.
+        Work under a lock or in a view is not repeated: what it rests on may have changed by then.
         """
         deadline = time.monotonic() + self.timeout
         while True:
             try:
                 return work()
             except StoreInterruptedError:
-                if self._locks() is not None or time.monotonic() > deadline:
+                if self._locks() is not None or self._view() is not None or time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL_SECONDS)
 
@@ -262,6 +270,11 @@ class Database(Connections):
                 if not mine.names:
                     self._held.locks = None
                 _unlock(connection, key)
+
+    def _view(self) -> PostgresTransaction | None:
+        """Return the view that this thread has open."""
+        pid, view = getattr(self._views, "open", (0, None))
+        return view if pid == os.getpid() else None
 
     def _locks(self) -> _Held | None:
         """Return the locks that this thread holds."""

@@ -116,6 +116,11 @@ class Database(Connections):
             self.check_identity()
             self._checkpoint_if_large(db)
 
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in one consistent view."""
+        with self.reading() as db:
+            return work(db)
+
     def write(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a transaction.
 
