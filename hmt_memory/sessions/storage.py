@@ -242,7 +242,7 @@ class Storage:
         try:
             self._end(self._unended())
         except (SessionBusyError, StoreError) as error:
-            log.warning("what was forgotten in %s is not erased yet: %s", self.place, error)
+            log.warning("what was forgotten in %s is not overwritten yet: %s", self.place, error)
 
     def _unended(self) -> _Unended:
         with self.database.reading() as db:

@@ -31,6 +31,11 @@ from .transaction import CONTENT, PostgresTransaction
 
 T = TypeVar("T")
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+# By this a transaction can be asked about when its connection is gone.
+_NOTE = (
+    "INSERT INTO commits (connection, number) VALUES (%s, %s)"
+    " ON CONFLICT (connection) DO UPDATE SET number = excluded.number, at = now()"
+)
 _STALLED = "60s"  # a worker that stops in the middle of a transaction keeps others waiting no longer
 _ASKING_SECONDS = 90.0  # how long a lost transaction is asked about: longer than a server takes to notice
 _FORGET_AFTER = "7 days"  # connections that are no more
@@ -124,7 +129,8 @@ class Database(Connections):
             raise StoreError(f"{self.place} was opened read-only. Open it without read_only to change it.")
         with self._committed() as connection, connection.pipeline():
             yield PostgresTransaction(connection)
-            connection.execute(self._note(connection))
+            connection.commits += 1
+            connection.execute(_NOTE, (connection.name, connection.commits))
 
     @contextlib.contextmanager
     def _committed(self) -> Iterator[Connection]:
@@ -156,20 +162,13 @@ class Database(Connections):
                 raise
         yield held.connection
 
-    def _note(self, connection: Connection) -> bytes:
-        """Return the statement by which a transaction can be asked about when its connection is gone."""
-        connection.commits += 1
-        return (
-            f"INSERT INTO commits (connection, number) VALUES ('{connection.name}', {connection.commits})"
-            " ON CONFLICT (connection) DO UPDATE SET number = excluded.number, at = now()"
-        ).encode()
-
     def _commit(self, connection: Connection) -> None:
         """Commit, and if the connection is lost over it, find out whether that was done."""
         try:
             connection.execute("COMMIT")
         except psycopg.OperationalError as error:
-            if not lost(connection) or not self._has_committed(connection.name, connection.commits, error):
+            asked = lost(connection) and connection.commits > 0  # else the tables were being made
+            if not asked or not self._has_committed(connection.name, connection.commits, error):
                 raise
 
     def _has_committed(self, name: str, number: int, cause: psycopg.Error) -> bool:
