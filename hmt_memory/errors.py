@@ -44,6 +44,14 @@ class StoreDamagedError(StoreError):
     """Rows on disk differ from what was written."""
 
 
+class StoreInterruptedError(StoreError):
+    """A database server that cannot be reached, or that ended a connection or transaction: nothing of that was stored."""
+
+
+class OutcomeUnknownError(StoreError):
+    """A connection lost at the end of a transaction, and no server to say whether it was stored."""
+
+
 class SessionBusyError(HMTError, TimeoutError):
     """Another process or thread at work: it is writing, or has rewritten what this call was based on."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import postgres
 import pytest
 import torch
 import transformers
@@ -113,3 +115,27 @@ def bundled(plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(default_reader, "DEFAULT_MODEL", folder)
     monkeypatch.setattr(places, "bundled_file", lambda name=None: Path(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Any]:
+    """A PostgreSQL server of the tests' own."""
+    mine = tmp_path_factory.getbasetemp()
+    server = postgres.start(mine if worker_id == "master" else mine.parent)
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a store that does not exist yet."""
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
+    url = postgres.new_store(postgres_server)
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture(params=["folder", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """The place of a store that does not exist yet, in each kind of database."""
+    return tmp_path / "store" if request.param == "folder" else request.getfixturevalue("postgres_url")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..sessions.chat_model import ChatModel, Ending
     from ..sessions.corpus import name_of
     from ..sessions.stored_corpus import Document
-    from ..store.open import default_folder
+    from ..store.open import default_store
     from .assistant import Assistant
     from .loading import ModelSettings, Weights
     from .reconcile import HistoryMode
@@ -43,7 +43,7 @@ __all__ = [
     "Selection",
     "Weights",
     "called",
-    "default_folder",
+    "default_store",
     "distinct_terms",
     "name_of",
     "quoted",
@@ -63,7 +63,7 @@ _LAZY = {
     "ModelSettings": ".loading",
     "Weights": ".loading",
     "called": "..chat.tools",
-    "default_folder": "..store.open",
+    "default_store": "..store.open",
     "distinct_terms": "..retrieval.lexical",
     "name_of": "..sessions.corpus",
     "quoted": "..retrieval.ranking",

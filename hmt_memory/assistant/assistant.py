@@ -16,7 +16,7 @@ from ..chat.message import Messages, validated
 from ..chat.transcript import Transcript
 from ..errors import InputError
 from ..sessions.default_reader import makers, reads_itself
-from ..store.open import default_folder
+from ..store.open import default_store, shown
 from .loading import ModelSettings, loading
 from .namespace import Namespace
 from .opened import OpenSessions
@@ -48,8 +48,8 @@ class Assistant:
     Args:
         model: a name, as for `HMTModel.from_pretrained`, or a model.
         adapter: as there, like the next three.
-        store: folder of the sessions, or an open `MemoryStore`; opened when a session is first named. None: where the `hmt`
-            command keeps them ($HMT_STORE, else the user's data folder).
+        store: folder or database URL of the sessions, or an open `MemoryStore`; opened when a session is first named. None:
+            where the `hmt` command keeps them ($HMT_STORE, else the user's data folder).
         dtype: of the weights.
         device: of the model.
         config: of an untrained model, as JSON.
@@ -70,7 +70,7 @@ class Assistant:
         reader: str | HMTModel | None = None,
     ) -> None:
         self._store = None if store is None or isinstance(store, (str, Path)) else store
-        place = default_folder() if store is None else store if self._store is None else self._store.folder
+        place = default_store() if store is None else store if self._store is None else self._store.folder
         self.folder = str(place)  # of the store
         chosen = loading(model, reader, adapter=adapter, dtype=dtype, device=device, config=config)
         self.settings = chosen.settings  # those that the models are loaded by
@@ -338,7 +338,7 @@ class Assistant:
         return Assistant.shared, (self.settings, self.folder)
 
     def __repr__(self) -> str:
-        return f"Assistant({self.name!r}, store={self.folder!r})"
+        return f"Assistant({self.name!r}, store={shown(self.folder)!r})"
 
 
 def _is_hidden(passage: RecalledSegment, visible: Container[str]) -> bool:

@@ -49,7 +49,7 @@ def read(
     documents = open_documents(files, screen)
     with open_store(store, create=True) as opened:
         known = [opened.corpus(corpus)] if opened.has("corpus", corpus) else []
-        loaded = ModelChoice(model, adapter, dtype.value, device, opened.folder).load(screen, *known)
+        loaded = ModelChoice(model, adapter, dtype.value, device, opened.place).load(screen, *known)
         done(*_added(opened.corpus(corpus, loaded), documents, screen), screen, as_json=as_json)
 
 
@@ -79,7 +79,7 @@ def list_corpora(store: options.Store = None, as_json: options.Json = False) -> 
     if as_json:
         return print_json({"corpora": stats}, screen)
     if not stats:
-        return screen.note(f"{opened.folder} holds no corpora yet. hmt read --corpus NAME FILE... begins one.")
+        return screen.note(f"{opened.place} holds no corpora yet. hmt read --corpus NAME FILE... begins one.")
     print_stats("corpus", "documents", stats, screen)
 
 
@@ -165,7 +165,7 @@ def recall(
     """Show the passages of a corpus that a text recalls; hmt ask --corpus answers from them."""
     screen = Screen.standard()
     with open_store(store) as opened:
-        loaded = ModelChoice(model, adapter, dtype.value, device, opened.folder).load(screen, opened.corpus(name))
+        loaded = ModelChoice(model, adapter, dtype.value, device, opened.place).load(screen, opened.corpus(name))
         recalled = opened.corpus(name, loaded).recall(query, top_k=top)
     show_recalled(recalled, recalled.coverage, screen, as_json=as_json)
 

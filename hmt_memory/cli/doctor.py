@@ -23,7 +23,7 @@ from .._version import __version__
 from ..config import DEFAULT_MODEL, Engine
 from ..engine import places
 from ..errors import HMTError
-from ..store.open import SQLITE, default_folder
+from ..store.open import SQLITE, default_store, shown
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def examine() -> Findings:
     if hardware is not None and hardware.advice:
         problems.append(hardware.advice)
     here = (Package("hmt-memory", __version__), Package("python", platform.python_version()), Package("sqlite", SQLITE))
-    return Findings((*here, *packages.values()), hardware, model, str(default_folder()), tuple(problems))
+    return Findings((*here, *packages.values()), hardware, model, shown(default_store()), tuple(problems))
 
 
 def print_json(findings: Findings) -> None:

@@ -10,7 +10,7 @@ from ..engine import outline, places
 from ..engine.fingerprint import fingerprint
 from ..sessions.default_reader import SAME, default_reader, reads_itself
 from ..sessions.made_by import mismatch, rebuild_command
-from ..store.open import default_folder
+from ..store.open import default_store, shown
 from . import models
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ModelChoice:
     adapter: Path | None = None
     dtype: str = "auto"
     device: str = "auto"
-    store: Path | None = None  # folder of the store that it is wanted for
+    store: str | None = None  # the place of the store that it is wanted for
 
     def load(self, screen: Screen, *readings: Collection) -> HMTModel:
         """Load the model for the sessions and corpora that it is to read on in.
@@ -59,8 +59,8 @@ class ModelChoice:
 
     def _mismatch(self, reading: Collection, by: Fingerprint, other: str) -> Exception:
         options = {"model": self.name} | ({"adapter": str(self.adapter)} if self.adapter else {})
-        if self.store not in (None, default_folder()):
-            options["store"] = str(self.store)
+        if self.store not in (None, shown(default_store())):
+            options["store"] = self.store
         command = rebuild_command(reading.kind, reading.name, **options)
         return mismatch(reading.kind, reading.name, f"was made by {by}, not by {other}", command)
 

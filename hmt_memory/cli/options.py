@@ -46,10 +46,10 @@ def _names(context: typer.Context, kind: str, incomplete: str) -> list[str]:
     """
     from ..sessions.memory_store import MemoryStore
     from ..sessions.names import is_aside
-    from ..store.open import default_folder
+    from ..store.open import default_store
 
     try:
-        with MemoryStore(context.params.get("store") or default_folder(), read_only=True) as store:
+        with MemoryStore(context.params.get("store") or default_store(), read_only=True) as store:
             known = store.sessions() if kind == "session" else store.corpora()
     except (HMTError, OSError):
         return []
@@ -91,11 +91,11 @@ Seed = Annotated[int | None, typer.Option(help="Makes sampling repeatable.", sho
 System = Annotated[str | None, typer.Option(help="System prompt; it never scrolls away.", show_default=False)]
 
 Store = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--store",
         envvar="HMT_STORE",
-        help="Folder of sessions and corpora; by default in your data folder.",
+        help="Folder of sessions and corpora, by default in your data folder; or postgresql://host/database.",
         show_default=False,
     ),
 ]

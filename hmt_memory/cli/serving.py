@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.request
 import webbrowser
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,11 +64,12 @@ def serve(
     from ..server.guard import LOCAL_HOSTS
     from ..server.settings import Settings
     from ..server.tokens import Tokens
-    from ..store.open import default_folder
+    from ..store.open import data_folder, default_store, place_of
 
     tracing.start()
     screen = Screen.standard()
-    folder = store or default_folder()
+    place = default_store() if store is None else place_of(store)
+    folder = place if isinstance(place, Path) else data_folder()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     tokens = Tokens(folder)
     if remove_token is not None:
@@ -81,7 +83,7 @@ def serve(
         raise InputError("--read-only and --of are about a new token: name it with --token.")
     # A page of another site that leads a browser here by a name of its own has no token to show.
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
-    assistant = Assistant(model, adapter=adapter, reader=reader, store=folder, dtype=dtype.value, device=device)
+    assistant = Assistant(model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device)
     app = create_app(assistant, Settings(hosts=hosts, answers=answers), tokens=tokens if len(tokens) else None)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     screen.note(f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered.")

@@ -44,7 +44,7 @@ def list_sessions(
         screen.note(f"A server keeps {counted(aside, 'more session')} for its responses: --all lists them.")
     if not stats:
         also = f" It has corpora: hmt corpora list shows {'it' if corpora == 1 else 'them'}." if corpora else ""
-        return screen.note(f"{opened.folder} holds no sessions yet. hmt chat --session NAME begins one.{also}")
+        return screen.note(f"{opened.place} holds no sessions yet. hmt chat --session NAME begins one.{also}")
     print_stats("session", "messages", stats, screen)
 
 
@@ -122,7 +122,7 @@ def recall(
     """Show what a session remembers most for a text."""
     screen = Screen.standard()
     with open_store(store) as opened:
-        choice = ModelChoice(model, adapter, dtype.value, device, opened.folder)
+        choice = ModelChoice(model, adapter, dtype.value, device, opened.place)
         loaded = choice.load(screen, opened.session(name))
         recalled = opened.session(name, loaded).recall(query, top_k=top)
     show_recalled(recalled, recalled.coverage, screen, as_json=as_json)

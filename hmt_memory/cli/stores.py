@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, StoreDamagedError
-from ..store.open import DATABASE, default_folder
+from ..store.open import DATABASE, default_store, place_of
 from . import options
 from .output import counted, done, print_table, when
 from .terminal import Screen
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from ..sessions.stored_session import StoredSession
 
 
-def open_store(folder: Path | None, *, create: bool = False) -> MemoryStore:
-    """Open the store in `folder` (None: the default).
+def open_store(place: str | None, *, create: bool = False) -> MemoryStore:
+    """Open the store at a place (None: the default).
 
     Raises:
         InputError: there is no store, and `create` is false.
     """
     from ..sessions.memory_store import MemoryStore
 
-    chosen = default_folder() if folder is None else folder.expanduser()
-    if not create and not (chosen / DATABASE).exists():
+    chosen = default_store() if place is None else place_of(place)
+    if isinstance(chosen, Path) and not create and not (chosen / DATABASE).exists():
         raise InputError(
             f"there is no store in {chosen}. hmt chat --session NAME begins one, and so does hmt read; --store names another "
             "folder."
@@ -75,16 +75,20 @@ def _model_name(stats: dict[str, Any]) -> str:
 
 
 def backup(
-    folder: Annotated[Path, typer.Argument(help="A new folder for the copy, or an empty one.")],
+    folder: Annotated[
+        str, typer.Argument(help="A new folder for the copy, or an empty one; or postgresql://host/database, without a store.")
+    ],
     store: options.Store = None,
     as_json: options.Json = False,
 ) -> None:
-    """Copy all sessions and corpora, as of one moment, into a folder, and check the copy. Others may write meanwhile."""
+    """Copy all sessions and corpora, as of one moment, and check the copy. Others may write meanwhile."""
+    from ..sessions.memory_store import MemoryStore
+
     screen = Screen.standard()
     with open_store(store) as opened:
         opened.backup(folder)
-        sessions, corpora = len(opened.sessions()), len(opened.corpora())
-    size = (folder.expanduser() / DATABASE).stat().st_size
+    with MemoryStore(folder, read_only=True) as copy:
+        sessions, corpora, size, place = len(copy.sessions()), len(copy.corpora()), copy.database.size(), copy.place
     held = f"{counted(sessions, 'session')} and {corpora} {'corpus' if corpora == 1 else 'corpora'}"
-    said = f"{held} are copied to {folder} and checked ({size / 1e6:,.1f} MB). It is a store of its own: --store {folder}"
-    done(said, {"folder": str(folder), "sessions": sessions, "corpora": corpora, "bytes": size}, screen, as_json=as_json)
+    said = f"{held} are copied to {place} and checked ({size / 1e6:,.1f} MB). It is a store of its own: --store {place}"
+    done(said, {"folder": place, "sessions": sessions, "corpora": corpora, "bytes": size}, screen, as_json=as_json)

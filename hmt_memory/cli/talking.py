@@ -71,7 +71,7 @@ def ask(
     with open_store(store) as opened:
         known = [opened.corpus(name) for name in corpus]
         reader = models.reader_of(model, adapter, reader, screen, *known)
-        loaded = ModelChoice(reader, adapter, dtype.value, device, opened.folder).load(screen, *known)
+        loaded = ModelChoice(reader, adapter, dtype.value, device, opened.place).load(screen, *known)
         decoding |= _answering(model, reader, dtype, device, screen)
         first, *others = (opened.corpus(name, loaded) for name in corpus)
         _ask_corpora(first, others, text, screen, model=loaded, passages=passages, decoding=decoding)
@@ -160,7 +160,7 @@ def chat(
     with open_store(store, create=True) as opened:
         known = _known(opened, session, corpus or [])
         reader = models.reader_of(model, adapter, reader, screen, *known)
-        loaded = ModelChoice(reader, adapter, dtype.value, device, opened.folder).load(screen, *known)
+        loaded = ModelChoice(reader, adapter, dtype.value, device, opened.place).load(screen, *known)
         decoding |= _answering(model, reader, dtype, device, screen)
         kept = opened.session(session, loaded)
         kept.attach(*corpus or [])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ..chat.transcript import Transcript
 from ..engine.fingerprint import Fingerprint, fingerprint
-from ..errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
+from ..errors import InputError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError, StoreInterruptedError
 from ..store.index.derived import RewrittenError
 from ..store.rows import CollectionRow
 from .made_by import check_made_by, made_by
@@ -86,8 +86,7 @@ class Collection:
         deadline = time.monotonic() + self._database.timeout
         while True:
             try:
-                with self._database.reading():
-                    return work()
+                return self._database.read(lambda _: work())
             except RewrittenError:
                 if time.monotonic() > deadline:
                     raise
@@ -102,6 +101,14 @@ class Collection:
         except (StoreError, SessionBusyError) as error:
             level = logging.DEBUG if isinstance(error, SessionBusyError) else logging.WARNING  # the one who holds it reads it
             log.log(level, "%s %r is stored, but reading it into memory waits: %s", self._kind, self.name, error)
+
+    @contextmanager
+    def _done_already(self) -> Iterator[None]:
+        """Log and swallow an interruption: it is not one of a call that has stored nothing. The next call does the rest."""
+        try:
+            yield
+        except StoreInterruptedError as error:
+            log.warning("%s %r is stored, but reading it into memory waits: %s", self._kind, self.name, error)
 
     @contextmanager
     def _reading(self, *, wait: bool = True) -> Iterator[None]:

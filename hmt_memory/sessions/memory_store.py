@@ -1,4 +1,4 @@
-"""`MemoryStore`: one folder of sessions and corpora. Opens them, lists, renames, deletes, searches, verifies."""
+"""`MemoryStore`: one store of sessions and corpora. Opens them, lists, renames, deletes, searches, verifies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 from ..engine.fingerprint import fingerprint
 from ..errors import InputError
 from ..store import lineage, rewriting
+from ..store.open import place_of
 from ..store.rows import CollectionRow
 from . import archive, lookup
 from .backup import back_up
@@ -30,14 +31,15 @@ if TYPE_CHECKING:
 
 
 class MemoryStore(Storage):
-    """Sessions and corpora in one folder, in one SQLite database with disposable index files beside it.
+    """Sessions and corpora in one folder, in one SQLite database with disposable index files beside it; or in PostgreSQL.
 
-    Several processes may use a folder at once, on one machine; several threads may use one object. Its arguments are those of
+    Several processes may use a folder at once, on one machine, and a database server on many; several threads may use one
+    object. Its arguments are those of
     `Storage`: folder, and by keyword index, timeout, clock, read_only, index_bytes, view_bytes and background.
     """
 
     def __repr__(self) -> str:
-        return f"MemoryStore({str(self.folder)!r})"
+        return f"MemoryStore({self.place!r})"
 
     @overload
     def session(self, name: str, model: HMTModel, *, view: ViewConfig | None = None) -> Session: ...
@@ -57,7 +59,7 @@ class MemoryStore(Storage):
             SessionNotFoundError: it does not exist, and there is no model to create it for.
             InputError: the name is impossible.
         """
-        row = self._open("session", name, model)
+        row = self.database.again(lambda: self._open("session", name, model))
         return StoredSession(self, row) if model is None else self.session_of(row, _viewed(model, view))
 
     @overload
@@ -77,7 +79,7 @@ class MemoryStore(Storage):
             SessionNotFoundError: it does not exist, and there is no model to create it for.
             InputError: the name is impossible.
         """
-        row = self._open("corpus", name, model)
+        row = self.database.again(lambda: self._open("corpus", name, model))
         return StoredCorpus(self, row) if model is None else self.corpus_of(row, _viewed(model, view))
 
     def _open(self, kind: str, name: str, model: HMTModel | None) -> CollectionRow:
@@ -87,12 +89,15 @@ class MemoryStore(Storage):
             row = self.find(db, kind, name) if model is None else db.find_collection(kind, name)
         if row is not None:
             return row
-        with self.database.writing() as db:
-            row = db.find_collection(kind, name)
-            if row is None:
-                check_new(db, kind, name)
-                stream = lineage.add_stream(db) if kind == "session" else None
-                row = db.add_collection(kind, name, stream=stream, now=self.now())
+        return self.database.write(lambda db: self._made(db, kind, name))
+
+    def _made(self, db: Transaction, kind: str, name: str) -> CollectionRow:
+        """Return the session or corpus of a name, made unless somebody was first."""
+        row = db.find_collection(kind, name)
+        if row is None:
+            check_new(db, kind, name)
+            stream = lineage.add_stream(db) if kind == "session" else None
+            row = db.add_collection(kind, name, stream=stream, now=self.now())
         return row
 
     def named(self, kind: str, number: int) -> str | None:
@@ -147,8 +152,7 @@ class MemoryStore(Storage):
         return row is not None and (opened is None or opened._id == row.id)
 
     def _names(self, kind: str) -> list[str]:
-        with self.database.reading() as db:
-            return [row.name for row in db.collections(kind)]
+        return self.database.read(lambda db: [row.name for row in db.collections(kind)])
 
     def delete(self, name: str) -> None:
         """Delete a session: rows, index, and the bytes in all files. Its forks keep what they share of it.
@@ -188,11 +192,13 @@ class MemoryStore(Storage):
         self._rename("corpus", name, new)
 
     def _rename(self, kind: str, name: str, new: str) -> None:
-        with self.database.writing() as db:
+        def work(db: Transaction) -> int:
             row, erasure = self.find(db, kind, name), db.begin_erasure()
             check_new(db, kind, new)
             db.rename_collection(row, normal(new), erasure)
-        self.finish_erasing(erasure)
+            return erasure
+
+        self.finish_erasing(self.database.write(work))
 
     def search(self, query: str, *, top_k: int = 10, names: Sequence[str] | None = None) -> list[FoundText]:
         """Return the messages of all sessions that share most words with a query. Takes no model; reads all of their text.
@@ -258,20 +264,20 @@ class MemoryStore(Storage):
         return StoredSession(self, row).rebuild(model, progress=progress)
 
     def backup(self, folder: str | Path) -> None:
-        """Write a copy of the whole store, as of one moment, into a folder, and verify it. Others may write meanwhile.
+        """Write a copy of the whole store, as of one moment, and verify it. Others may write meanwhile.
 
         Indexes, which can be made again, are left out. The copy is a store like any other; messages forgotten later are still
         in it.
 
         Args:
-            folder: must not exist, or be empty.
+            folder: must not exist, or be empty; or the URL of a database, `postgresql://host/database`, without a store.
 
         Raises:
-            InputError: the folder holds something.
+            InputError: the folder or database holds something.
             StoreError: the folder cannot be written.
             StoreDamagedError: the copy is not whole. No copy is left then.
         """
-        back_up(self, Path(folder).expanduser())
+        back_up(self, place_of(folder))
 
     def verify(self, name: str | None = None) -> Verification:
         """Read every row of a session (None: of everything, with SQLite's own check) and follow every digest.

@@ -72,6 +72,10 @@ class Session(SessionMemory):
         if not told:
             return []
         self._check_pinned(told)
+        return self._database.again(lambda: self._added(told, replacing, progress))
+
+    def _added(self, told: Sequence[Mapping[str, Any]], replacing: int | None, progress: Progress | None) -> list[int]:
+        """Store messages and read them. What was stored is the result, whatever comes after."""
         with self._reading():
             snapshot = self._read_pending()
             if replacing is not None:
@@ -266,7 +270,8 @@ class Session(SessionMemory):
         answer |= {} if fields is None else fields(reply)
         if reply.tool_calls:
             answer["tool_calls"] = [call.to_dict() for call in reply.tool_calls]
-        with self._database.writing() as db:
+
+        def stored(db: Transaction) -> list[int]:
             row = self._own_row(db)
             if row.epoch != snapshot.row.epoch:
                 raise SessionBusyError(
@@ -284,7 +289,9 @@ class Session(SessionMemory):
             row, ids = self._append(db, row, answered, asked_at=reply._asked_at)
             if alone and generation is not None and generation.closed is not None and reply._replacing is None:
                 self._write_segments(db, snapshot, generation.closed[1])
-        return ids
+            return ids
+
+        return self._database.write(stored)
 
     def _forget_from(self, db: Transaction, row: CollectionRow, snapshot: Snapshot) -> tuple[CollectionRow, int]:
         """Forget what follows a snapshot, unless somebody has added to it since. Returns the row afterwards and the erasure."""

@@ -94,7 +94,7 @@ class SessionMemory(StoredSession):
             SessionNotFoundError: there is no message `before`.
         """
         model = self._needs_model()
-        snapshot = self._within_limits()
+        snapshot = self._database.again(self._within_limits)
         length = model.config.segment_length
         with self._unless_rewritten(snapshot):
             # A segment counts if any of it was said before.
@@ -103,11 +103,15 @@ class SessionMemory(StoredSession):
 
     def latest(self) -> RecalledSegment | None:
         """Return the latest words, which fill no segment yet, so that nothing recalls them; their weight is 0."""
-        with self._reading():
-            snapshot = self._read_pending()
+        snapshot = self._database.again(self._up_to_date)
         with self._unless_rewritten(snapshot):
             cited = self._in_one_view(lambda: self._own_shard(snapshot).cite_open(snapshot.tokens))
         return ranking.segment(cited, 0.0, 1.0) if cited.text.strip() else None
+
+    def _up_to_date(self) -> Snapshot:
+        """Read what was stored and not read yet. Returns the session afterwards."""
+        with self._reading():
+            return self._read_pending()
 
     def _within_limits(self) -> Snapshot:
         """Return the session as it is now, without messages beyond its limits."""
@@ -162,11 +166,7 @@ class SessionMemory(StoredSession):
             model: whose view is made.
             looking: whether messages beyond the session's limits stay.
         """
-        if looking:
-            with self._reading():
-                snapshot = self._read_pending()
-        else:
-            snapshot = self._within_limits()
+        snapshot = self._database.again(self._up_to_date if looking else self._within_limits)
         if replacing is not None:
             snapshot = self._before(snapshot, replacing, model)
         elif model is not self._needs_model():  # another view

@@ -1,6 +1,6 @@
-"""The ground that sessions and corpora stand on: the database of a folder, the indexes beside it, and erasing.
+"""The ground that sessions and corpora stand on: the database of a store, the indexes beside it, and erasing.
 
-Everything it keeps in memory can be made again from the folder at any time: search indexes, and shelves of corpora.
+Everything it keeps in memory can be made again from the record at any time: search indexes, and shelves of corpora.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import SessionBusyError, StoreDamagedError, StoreError
+from ..errors import SessionBusyError, StoreDamagedError, StoreError, StoreInterruptedError
 from ..retrieval import lexical
 from ..retrieval.sources import Indexes
 from ..store import rewriting, sweeping
+from ..store.backend import Capability
 from ..store.index import derived
 from ..store.index.base import DEFAULT
 from ..store.index.vectors import KeyIndex, MemoryIndex
 from ..store.index.words import WordIndex
-from ..store.open import open_backend
+from ..store.open import open_backend, place_of
 from ..store.rows import CollectionRow
 from ..store.shelf import Shelf, shelf_of
 from .behind import Behind
@@ -43,17 +44,18 @@ log = logging.getLogger("hmt_memory")
 
 
 class Storage:
-    """The handle of one folder. `MemoryStore`, which knows sessions and corpora, is the public one.
+    """The handle of one store. `MemoryStore`, which knows sessions and corpora, is the public one.
 
-    Several processes may use a folder at once, on one machine; several threads may use one object.
+    Several processes may use a folder at once, on one machine, and a database server on many; several threads may use one
+    object.
 
     Args:
-        folder: made if it does not exist.
+        folder: made if it does not exist; or the URL of a PostgreSQL database, `postgresql://host/database`.
         index: preselects memories: a FAISS `index_factory` string for inner product, with `;name=value` search parameters
             after it. The default is exact.
         timeout: seconds to wait for another process that writes before `SessionBusyError`.
         clock: seconds since 1970, for tests.
-        read_only: whether to change nothing in the folder, which has to exist then.
+        read_only: whether to change nothing in the store, which has to exist then.
         index_bytes: memory that all indexes may take together; the least recently used are closed.
         view_bytes: memory for keys and values of what the sessions' views begin with, kept between answers.
         background: whether what an answer adds to a session is read into its memory by another thread, so that the call which
@@ -76,7 +78,7 @@ class Storage:
         view_bytes: int = 256 << 20,
         background: bool = False,
     ) -> None:
-        self.folder = Path(folder).expanduser()
+        self.folder = place_of(folder)
         self.now = clock
         self._factory, self._index_bytes = index, index_bytes
         self._indexes: OrderedDict[int, Indexes] = OrderedDict()
@@ -88,6 +90,16 @@ class Storage:
         self.database = open_backend(self.folder, timeout=timeout, read_only=read_only)
         if not read_only:
             self._take_up()
+
+    @property
+    def place(self) -> str:
+        """The folder or the address of the database, without its password."""
+        return self.database.place
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What this store's database promises."""
+        return self.database.capabilities
 
     def __enter__(self) -> Self:
         return self
@@ -136,7 +148,7 @@ class Storage:
         Raises:
             SessionNotFoundError: nothing has that name.
         """
-        return find(db, kind, name, folder=self.folder)
+        return find(db, kind, name, folder=self.place)
 
     def indexes(self, row: CollectionRow, model: HMTModel, made_by: str) -> Indexes:
         """Return the indexes of a session or corpus, opening them on first use.
@@ -187,7 +199,7 @@ class Storage:
 
     def index_paths(self, collection: int) -> tuple[Path, Path, Path]:
         """Return the files of a session's or corpus's indexes of memory, words and keys by meaning."""
-        folder = self.folder / "indexes"
+        folder = self.database.cache
         return folder / f"{collection}.index", folder / f"{collection}.words", folder / f"{collection}.keys"
 
     def drop_index(self, collection: int) -> None:
@@ -230,7 +242,7 @@ class Storage:
         try:
             self._end(self._unended())
         except (SessionBusyError, StoreError) as error:
-            log.warning("what was forgotten in %s is not overwritten yet: %s", self.folder, error)
+            log.warning("what was forgotten in %s is not overwritten yet: %s", self.place, error)
 
     def _unended(self) -> _Unended:
         with self.database.reading() as db:
@@ -291,8 +303,9 @@ class Storage:
         except StoreDamagedError:
             raise
         except (SessionBusyError, StoreError) as error:
-            raise type(error)(
-                f"what was forgotten is gone from the record in {self.folder}, but its bytes are not overwritten yet "
+            kind = StoreError if isinstance(error, StoreInterruptedError) else type(error)  # what was stored stays stored
+            raise kind(
+                f"what was forgotten is gone from the record in {self.place}, but its bytes are not overwritten yet "
                 f"({error.__cause__ or error}). That is tried again when anything is erased or the store opened."
             ) from error
 

@@ -72,8 +72,8 @@ class StoredSession(Collection):
 
     def messages(self, start: int = 0, stop: int | None = None) -> list[Message]:
         """Return the conversation in order, system messages included; [start, stop) as in a slice."""
-        with self._database.reading() as db:
-            return [as_message(row) for row in lineage.messages(db, lineage.of(db, self._row(db)), start, stop)]
+        rows = self._database.read(lambda db: lineage.messages(db, lineage.of(db, self._row(db)), start, stop))
+        return [as_message(row) for row in rows]
 
     def system(self) -> str:
         """Return the system prompt in force; empty if it is the template's own."""
@@ -82,22 +82,24 @@ class StoredSession(Collection):
 
     def stats(self) -> dict[str, Any]:
         """Return counts, times and settings, ready for JSON."""
-        with self._database.reading() as db:
-            row = self._row(db)
-            parts = lineage.of(db, row)
-            messages, tokens = lineage.size(parts)
-            corpora = (db.collection(number) for number in row.settings.get("corpora", []))
-            return {
-                "name": row.name,
-                "messages": messages,
-                "tokens": tokens,
-                "segments": lineage.segment_count(db, parts),
-                "created_at": utc(row.created_at).isoformat(timespec="seconds"),
-                "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
-                "model": None if (reader := made_by(db, row)) is None else str(reader),
-                "corpora": [corpus.name for corpus in corpora if corpus is not None],
-                "retention": row.settings.get("retention", {}),
-            }
+        return self._database.read(self._stats)
+
+    def _stats(self, db: Transaction) -> dict[str, Any]:
+        row = self._row(db)
+        parts = lineage.of(db, row)
+        messages, tokens = lineage.size(parts)
+        corpora = (db.collection(number) for number in row.settings.get("corpora", []))
+        return {
+            "name": row.name,
+            "messages": messages,
+            "tokens": tokens,
+            "segments": lineage.segment_count(db, parts),
+            "created_at": utc(row.created_at).isoformat(timespec="seconds"),
+            "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
+            "model": None if (reader := made_by(db, row)) is None else str(reader),
+            "corpora": [corpus.name for corpus in corpora if corpus is not None],
+            "retention": row.settings.get("retention", {}),
+        }
 
     def epoch(self) -> tuple[int, int]:
         """Return what no other session has, and what changes whenever messages are forgotten or replaced."""
@@ -158,10 +160,12 @@ class StoredSession(Collection):
             SessionExistsError: the name is taken.
             SessionNotFoundError: there is no such message.
         """
-        with self._database.writing() as db:
+
+        def forked(db: Transaction) -> CollectionRow:
             check_new(db, "session", name)
-            new = rewriting.fork(db, self._row(db), normal(name), upto, now=self._store.now())
-        return type(self)(self._store, new, self._model)
+            return rewriting.fork(db, self._row(db), normal(name), upto, now=self._store.now())
+
+        return type(self)(self._store, self._database.write(forked), self._model)
 
     def forget(self, message_ids: Sequence[int], *, progress: Progress | None = None) -> Forgotten:
         """Erase messages for good: rows, every embedding that saw them, index entries, and the bytes in all files.
@@ -180,10 +184,16 @@ class StoredSession(Collection):
         ids = set(message_ids)
         if not ids:
             return Forgotten(0, ())
+        forgotten = self._database.again(lambda: self._forgotten(ids, progress))
+        return Forgotten(len(ids), forgotten.sharing)
+
+    def _forgotten(self, ids: set[int], progress: Progress | None) -> rewriting.Forgotten:
+        """Erase messages and read those after them again."""
         with self._reading():
             forgotten = self._forget(ids)
-            self._read_pending(progress)
-        return Forgotten(len(ids), forgotten.sharing)
+            with self._done_already():
+                self._read_pending(progress)
+        return forgotten
 
     def _forget(self, ids: Iterable[int]) -> rewriting.Forgotten:
         """Erase messages, inside `_reading`."""
@@ -194,11 +204,12 @@ class StoredSession(Collection):
     def _finish(self, erasure: int) -> None:
         """Overwrite erased content, and join streams that the rewriting has split."""
         self._store.finish_erasing(erasure)
-        with self._database.reading() as db:
-            row = db.collection(self._id)
-            split = row is not None and row.stream is not None and db.stream(row.stream).parent is not None
-        if split:
-            self._database.erasing(lambda db: rewriting.compact(db, self._row(db)))
+        with self._done_already():
+            with self._database.reading() as db:
+                row = db.collection(self._id)
+                split = row is not None and row.stream is not None and db.stream(row.stream).parent is not None
+            if split:
+                self._database.erasing(lambda db: rewriting.compact(db, self._row(db)))
 
     def rebuild(self, model: HMTModel, *, progress: Progress | None = None) -> StoredSession:
         """Read the stored conversation again with `model`: from its tokens, or from its text if they differ for the model.

@@ -19,7 +19,8 @@ T = TypeVar("T")
 class Capability(Enum):
     """A promise that some databases make and others cannot."""
 
-    ERASES_BYTES = "what is erased is in no file of the store when the erasure is finished"
+    ERASES_ROWS = "what is erased is found by no statement when the erasure is finished"
+    ERASES_BYTES = "it is in no file of the store, either"
     MANY_HOSTS = "processes of several machines may use one store"
 
 
@@ -30,6 +31,8 @@ class Backend(Protocol):
     """
 
     capabilities: frozenset[Capability]
+    place: str  # as messages name it, without secrets
+    cache: Path  # folder of files that can be made again
     timeout: float
     read_only: bool
 
@@ -41,8 +44,23 @@ class Backend(Protocol):
         """Open a transaction that is durable when the block ends, and never was if it raises."""
         ...
 
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in one consistent view; `again` if need be."""
+        ...
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a transaction; `again` if need be."""
+        ...
+
     def erasing(self, work: Callable[[Transaction], T]) -> T:
         """Run `work`, which makes room, in a transaction. If the disk is full, the room kept for this is used."""
+        ...
+
+    def again(self, work: Callable[[], T]) -> T:
+        """Run `work`, which stores all or nothing; again if the database ended it with nothing stored.
+
+        Inside a lock or a view it is run once: what the work rests on may have changed by then.
+        """
         ...
 
     def exclusive(self) -> AbstractContextManager[None]:

@@ -4,31 +4,97 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
 
+from ..engine.places import cache_folder
+from ..errors import InputError, MissingDependencyError
 from .backend import Backend
+from .postgres.address import Address
+from .sql import copying
+from .sql.transaction import SqlTransaction
 from .sqlite.database import SQLITE, Database
 from .sqlite.files import DATABASE
 
-__all__ = ["DATABASE", "SQLITE", "default_folder", "open_backend"]
+__all__ = ["DATABASE", "SQLITE", "copy_into", "data_folder", "default_store", "open_backend", "place_of", "shown"]
+
+_SERVER = ("postgresql", "postgres")
 
 
-def default_folder() -> Path:
-    """Return the default folder of sessions: $HMT_STORE, else hmt-memory in $XDG_DATA_HOME, else in ~/.local/share."""
-    if chosen := os.environ.get("HMT_STORE"):
-        return Path(chosen).expanduser()
+def default_store() -> Path | str:
+    """Return the default place of sessions: $HMT_STORE, else hmt-memory in $XDG_DATA_HOME, else in ~/.local/share."""
+    chosen = os.environ.get("HMT_STORE")
+    return place_of(chosen) if chosen else data_folder()
+
+
+def data_folder() -> Path:
+    """Return this user's own folder of sessions."""
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "hmt-memory"
 
 
-def open_backend(folder: Path, *, timeout: float, read_only: bool = False) -> Backend:
+def place_of(place: str | Path) -> Path | str:
+    """Return the folder that a place names, or the URL of a database server.
+
+    Raises:
+        InputError: the URL is of no database that a store can be in, or was made a path.
+    """
+    scheme = urlsplit(str(place)).scheme if ":/" in str(place) else ""
+    if scheme in _SERVER and isinstance(place, str) and "://" in place:
+        return place
+    if scheme in _SERVER or "://" in str(place):
+        raise InputError(f"a store is a folder, or a text that begins with postgresql://, not {scheme}:...")
+    return Path(place).expanduser()
+
+
+def shown(place: Path | str) -> str:
+    """Return a place as messages name it: without a password."""
+    place = place_of(place)
+    return str(place) if isinstance(place, Path) else Address.of(place).shown
+
+
+def open_backend(place: Path | str, *, timeout: float, read_only: bool = False) -> Backend:
     """Open the database of a store.
 
     Args:
-        folder: made if it does not exist, unless `read_only`.
+        place: a folder, made if it does not exist, unless `read_only`; or `postgresql://host/database`.
         timeout: seconds to wait for another process that writes.
         read_only: whether to change nothing.
 
     Raises:
-        StoreError: the folder cannot be used, or a newer version wrote it.
+        StoreError: the place cannot be used, or a newer version wrote it.
         StoreDamagedError: the database is not whole.
+        MissingDependencyError: the driver is not installed.
     """
+    place = place_of(place)
+    if isinstance(place, Path):
+        return _embedded(place, timeout=timeout, read_only=read_only)
+    try:
+        from .postgres.database import Database as Postgres
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"a store in PostgreSQL needs {error.name}. Run: pip install 'hmt-memory[postgres]'"
+        ) from error
+    caches = cache_folder() / "stores"
+    return Postgres(place, timeout=timeout, read_only=read_only, caches=caches, embedded=_embedded)
+
+
+def copy_into(source: Backend, place: str) -> None:
+    """Copy everything of a store, as of one moment, into a database that holds no store yet.
+
+    Args:
+        source: the store.
+        place: URL of the database.
+
+    Raises:
+        InputError: it holds a store that is not empty.
+    """
+    target = open_backend(place, timeout=source.timeout)
+    try:
+        with source.reading() as rows, target.writing() as new:
+            copying.copy(cast("SqlTransaction", rows), cast("SqlTransaction", new))
+    finally:
+        target.close()
+
+
+def _embedded(folder: Path, *, timeout: float = 5.0, read_only: bool = False) -> Database:
     return Database(folder, timeout=timeout, read_only=read_only)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hmt_memory.assistant import DEFAULT_MODEL, ModelSettings, default_folder
+from hmt_memory.assistant import DEFAULT_MODEL, ModelSettings, default_store
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,7 +71,7 @@ class HMTEngine(BaseModel):
         return {name: getattr(engine.settings, name) for name in ("model", "adapter", "dtype", "device", "reader")}
 
     def _folder(self) -> str:
-        return str(default_folder() if self.store is None else self.store)
+        return str(default_store() if self.store is None else self.store)
 
     def _is_of(self, engine: Assistant) -> bool:
         """Return whether an assistant is still the one that the fields name."""

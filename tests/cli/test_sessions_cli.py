@@ -12,7 +12,7 @@ from terminal_input import FAST, SAME, TEXT, run, type_in, typing_screen
 
 from hmt_memory import HMTConfig, HMTModel, MemoryStore
 from hmt_memory.cli import models, options, terminal
-from hmt_memory.store.open import default_folder
+from hmt_memory.store.open import default_store
 
 
 @pytest.fixture
@@ -248,11 +248,13 @@ def test_without_a_store_the_way_to_one_is_shown(
 def test_where_sessions_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HMT_STORE", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert default_folder() == tmp_path / "hmt-memory"
+    assert default_store() == tmp_path / "hmt-memory"
     monkeypatch.delenv("XDG_DATA_HOME")
-    assert default_folder() == Path.home() / ".local/share/hmt-memory"
+    assert default_store() == Path.home() / ".local/share/hmt-memory"
     monkeypatch.setenv("HMT_STORE", str(tmp_path / "own"))
-    assert default_folder() == tmp_path / "own"
+    assert default_store() == tmp_path / "own"
+    monkeypatch.setenv("HMT_STORE", "postgresql://db.example/memory")
+    assert default_store() == "postgresql://db.example/memory"
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

@@ -72,6 +72,16 @@ def test_the_python_of_a_page_runs(page: Path) -> None:
     run(page)
 
 
+@pytest.mark.usefixtures("workplace", "tiny_default")
+def test_the_guide_to_postgresql_runs_there(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HMT_STORE", postgres_url)
+    run(ROOT / "docs" / "guides" / "postgres.md")
+    printed = capsys.readouterr().out
+    assert printed.startswith("postgresql://") and "My sister Ida grows roses." in printed and printed.endswith("True False\n")
+
+
 @pytest.mark.real
 @pytest.mark.usefixtures("workplace")
 def test_the_readmes_python_runs_on_the_default_model() -> None:

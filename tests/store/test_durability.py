@@ -21,7 +21,8 @@ from tiny import LONG
 from hmt_memory import HMTError, HMTModel, MemoryStore
 from hmt_memory.errors import SessionBusyError, StoreDamagedError, StoreError
 from hmt_memory.store.rows import crc_of
-from hmt_memory.store.sqlite import migrations
+from hmt_memory.store.sql import migrations
+from hmt_memory.store.sqlite.transaction import APPLICATION_ID, SqliteTransaction
 
 EMBEDDINGS = "SELECT data FROM segments JOIN payloads ON id = memory"
 
@@ -287,8 +288,9 @@ def test_stores_of_every_released_schema_open(tmp_path: Path, worker_model: HMTM
         folder.mkdir()
         db = sqlite3.connect(folder / "memory.db", isolation_level=None)
         for step in migrations.STEPS[:version]:
-            step(db)
-        db.execute(f"PRAGMA user_version = {version}")
+            step(SqliteTransaction(db))
+        if version:
+            SqliteTransaction(db).set_version(version)
         db.close()
         with MemoryStore(folder) as store:
             session = store.session("talk", worker_model)
@@ -458,7 +460,7 @@ def store_of_schema_1(tmp_path: Path) -> Path:
     folder.mkdir(mode=0o700)
     db = sqlite3.connect(folder / "memory.db", isolation_level=None)
     db.executescript((SUPPORT / "data" / "store-v1.sql").read_text(encoding="utf-8"))
-    db.execute(f"PRAGMA application_id = {migrations.APPLICATION_ID}")
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     db.execute("PRAGMA user_version = 1")
     db.close()
     return folder

@@ -16,7 +16,7 @@ from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError
 from hmt_memory.sessions import verify
 from hmt_memory.store import lineage, rewriting
-from hmt_memory.store.sqlite.payloads import Payloads
+from hmt_memory.store.sqlite.transaction import SqliteTransaction
 
 MODEL = crash_worker.MODEL
 
@@ -313,10 +313,10 @@ def test_nothing_is_erased_between_giving_room_up_and_rewriting_the_file(
             hasty.session("keep").forget([id])
         refused.append(str(error.value))
 
-    afterwards(monkeypatch, Payloads, "drop_vacant", work)
+    afterwards(monkeypatch, SqliteTransaction, "drop_vacant", work)
     store.compact()
     assert len(refused) == 1 and len(keep.messages()) == 1
-    crash_after(monkeypatch, Payloads, "drop_vacant", store.compact)
+    crash_after(monkeypatch, SqliteTransaction, "drop_vacant", store.compact)
     rewritten: list[Path] = []
     afterwards(monkeypatch, other.database, "rewrite", lambda: rewritten.append(other.folder))
     other.session("keep").forget([id])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from typing import Any
 
 import crash_worker
 import numpy as np
+import postgres
+import pytest
 import stress_worker
 from processes import start
 from stored import memory_of
@@ -24,7 +27,8 @@ from hmt_memory import MemoryStore
 MODEL = crash_worker.MODEL
 SLOTS = 4
 SEED = os.environ.get("HMT_STRESS_SEED", "1")
-SECONDS, PAUSE = (360.0, (1.0, 8.0)) if LONG else (8.0, (1.0, 2.5))
+SECONDS, PAUSE = (float(os.environ.get("SIEGE_SECONDS", 360.0)), (1.0, 8.0)) if LONG else (8.0, (1.0, 2.5))
+LONG_ONLY = pytest.mark.skipif(not LONG, reason="takes minutes: HMT_LONG_TESTS")
 HUNG = 120.0  # seconds after which a process that was told to stop has hung
 TOKENS = token_pattern({char: crash_worker.TOKENIZER.convert_tokens_to_ids(char) for char in "~0123456789abcdef"})
 
@@ -32,8 +36,8 @@ TOKENS = token_pattern({char: crash_worker.TOKENIZER.convert_tokens_to_ids(char)
 class Siege:
     """One store, the processes that are at it, and what their journals say."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.folder = root, root / "store"
+    def __init__(self, root: Path, place: Path | str) -> None:
+        self.root, self.place = root, place
         self.lives = [-1] * SLOTS
         self.processes: list[Any] = [None] * SLOTS
         self.owners: dict[tuple[int, int], Owner] = defaultdict(Owner)
@@ -46,7 +50,14 @@ class Siege:
         """Start a process, or start it again."""
         self.lives[slot] += 1
         life = self.lives[slot]
-        arguments = (str(self.folder), str(self.journal(slot, life)), f"{SEED}-{slot}-{life}", slot, slot % 2 == 0)
+        arguments = (
+            str(self.place),
+            str(self.root),
+            str(self.journal(slot, life)),
+            f"{SEED}-{slot}-{life}",
+            slot,
+            slot % 2 == 0,
+        )
         self.processes[slot] = start(stress_worker.attack, *arguments)
 
     def entries(self, slot: int, life: int) -> list[Entry]:
@@ -75,7 +86,24 @@ class Siege:
         (self.root / "stop").touch()
         for process in self.processes:
             process.join(HUNG)
-            assert process.exitcode == 0, "a process hangs, or has crashed"
+            assert process.exitcode in self.ends, "a process hangs, or has crashed"
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """How a process may end that was told to stop: with a server, it may have been cut off before."""
+        return (0,) if isinstance(self.place, Path) else (0, -signal.SIGKILL)
+
+    def content(self) -> bytes:
+        """Return every byte of every file; of a database server, of every row, and of the files on this machine."""
+        if isinstance(self.place, Path):
+            return content_of(self.place)
+        rows = postgres.run(self.place, "SELECT data FROM payloads")
+        return b"".join(data for (data,) in rows) + content_of(self.root / "caches")
+
+    def cut(self, chance: random.Random) -> None:
+        """End some of the connections to a database server."""
+        if isinstance(self.place, str):
+            postgres.cut(self.place, chance.randrange(1, 4))
 
     def report(self) -> None:
         """Print how much was done, and how long the longest calls took."""
@@ -135,7 +163,7 @@ class Siege:
         owners = [owner for (one, _), owner in self.owners.items() if one == slot]
         held = {secret for owner in owners for secret in secrets_of_held(owner.held)}
         under_way = {secret for owner in owners if owner.pending for secret in secrets_of(owner.pending)}
-        left = (told - held - under_way) & traces(self.folder)
+        left = (told - held - under_way) & traces(self.content())
         assert not left, f"erased, and in a file: {left}"
 
     def erased_is_gone(self) -> None:
@@ -143,14 +171,14 @@ class Siege:
         entries = self.everything()
         told = {secret for _, _, entry in entries if entry.kind == "try" for secret in secrets_of(entry)}
         embeddings = {bytes.fromhex(entry.value) for _, _, entry in entries if entry.kind == "erased"}
-        with MemoryStore(self.folder) as store:
+        with MemoryStore(self.place) as store:
             held = {name: said(store, name) for name in store.sessions()}
             held |= {name: self._documents(store, name) for name in store.corpora()}
             with store.database.reading() as db:
                 rows = db.execute("SELECT data, memory_size FROM segments JOIN payloads ON id = memory").fetchall()
-        left = traces(self.folder) - secrets_of_held(held)
+        left = traces(self.content()) - secrets_of_held(held)
         assert told and not left, f"erased, and in a file: {left}"
-        content = content_of(self.folder)
+        content = self.content()
         gone = embeddings - {data[:size] for data, size in rows}
         assert gone and not [one for one in gone if one in content]
 
@@ -187,9 +215,8 @@ def content_of(folder: Path) -> bytes:
     return found
 
 
-def traces(folder: Path) -> set[str]:
-    """The secrets that are in any file, in text or in tokens."""
-    content = content_of(folder)
+def traces(content: bytes) -> set[str]:
+    """The secrets that are anywhere, in text or in tokens."""
     tokens = {crash_worker.TOKENIZER.decode(np.frombuffer(found, "<u4").tolist()) for found in TOKENS.findall(content)}
     return {found.decode() for found in SECRET.findall(content)} | tokens
 
@@ -207,20 +234,22 @@ def wait_for_erasures(store: MemoryStore) -> None:
             under_way |= {0} if db.fact("rewriting") else set()
 
 
-def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path) -> None:
-    """Any calls in any order by many at once, and kill -9 now and then."""
-    siege, chance = Siege(tmp_path), random.Random(f"{SEED}-kills")
+@pytest.mark.parametrize("place", ["folder", pytest.param("postgres", marks=LONG_ONLY)], indirect=True)
+def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path, place: Path | str) -> None:
+    """Any calls in any order by many at once, and kill -9 now and then; a server also ends connections."""
+    siege, chance = Siege(tmp_path, place), random.Random(f"{SEED}-kills")
     for slot in range(SLOTS):
         siege.begin(slot)
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline or not (siege.has_erased() or time.monotonic() > deadline + HUNG):
         time.sleep(chance.uniform(*PAUSE))
+        siege.cut(chance)
         slot = chance.randrange(SLOTS)
         siege.processes[slot].kill()
         siege.processes[slot].join()
         siege.follow(slot)
         siege.private_secrets_are_gone(slot)
-        with MemoryStore(siege.folder, timeout=HUNG) as store:
+        with MemoryStore(siege.place, timeout=HUNG) as store:
             siege.nothing_was_wrong()
             siege.settle(slot, store)
             siege.everybodys_hold(store)
@@ -229,7 +258,7 @@ def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path) -> None:
         siege.private_secrets_are_gone(slot)
         siege.begin(slot)
     siege.end()
-    with MemoryStore(siege.folder) as store:
+    with MemoryStore(siege.place) as store:
         siege.nothing_was_wrong()
         for slot in range(SLOTS):
             siege.follow(slot)
@@ -239,13 +268,13 @@ def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path) -> None:
         memories_are_those_of_fresh_sessions(store, tmp_path, chance)
     siege.erased_is_gone()
     siege.report()
-    with MemoryStore(siege.folder) as store:
+    with MemoryStore(siege.place) as store:
         for name in store.sessions():
             store.delete(name)
         for name in store.corpora():
             store.delete_corpus(name)
         nothing_is_left_over(store)
-    assert not traces(siege.folder)
+    assert not traces(siege.content())
 
 
 def nothing_is_left_over(store: MemoryStore) -> None:

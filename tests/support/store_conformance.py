@@ -16,7 +16,8 @@ import pytest
 
 from hmt_memory.errors import SessionBusyError, StoreDamagedError
 from hmt_memory.store import lineage, sweeping
-from hmt_memory.store.backend import Backend
+from hmt_memory.store.backend import Backend, Capability
+from hmt_memory.store.open import open_backend
 from hmt_memory.store.rows import CollectionRow, DocumentRow, Lineage, MessageRow, SegmentRow, StreamRow, chain
 from hmt_memory.store.shelf import shelf_of, volume_of
 from hmt_memory.store.transaction import Transaction
@@ -181,7 +182,7 @@ class RecordStoreConformance:
         backend.copy_to(tmp_path / "copy")
         with backend.writing() as db:
             talk(db, row.stream or 0, range(4, 6))
-        copy = type(backend)(tmp_path / "copy", timeout=1.0, read_only=True)  # type: ignore[call-arg]
+        copy = open_backend(tmp_path / "copy", timeout=1.0, read_only=True)
         assert copy.problems() == [] and len(said(copy, row)) == 3 and len(said(backend, row)) == 5
         copy.close()
 
@@ -324,7 +325,8 @@ class RecordStoreConformance:
         assert steps > 20
         sweeping.take_up(backend, erasure)
         with backend.reading() as db:
-            assert db.erasures() == [] and not db.has_stream(row.stream or 0) and db.vacant_bytes() > 900 * 20
+            assert db.erasures() == [] and not db.has_stream(row.stream or 0)
+            assert Capability.ERASES_BYTES not in backend.capabilities or db.vacant_bytes() > 900 * 20
 
     def test_a_corpus_is_deleted_with_all_of_its_documents(self, backend: Backend) -> None:
         with backend.writing() as db:
@@ -371,10 +373,7 @@ class RecordStoreConformance:
             ("DELETE FROM messages WHERE id = 2", "messages are missing"),
             ("DELETE FROM tokens WHERE start = 5", "tokens are missing"),
             ("DELETE FROM segments WHERE seq = 0", "segments are missing"),
-            (
-                "UPDATE payloads SET data = zeroblob(length(data)) WHERE id = (SELECT body FROM messages WHERE id = 2)",
-                "message 2",
-            ),
+            ("UPDATE payloads SET data = substr(data, 2) WHERE id = (SELECT body FROM messages WHERE id = 2)", "message 2"),
         ],
     )
     def test_a_row_that_says_something_else_is_an_error(self, backend: Backend, statement: str, problem: str) -> None:

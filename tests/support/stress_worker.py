@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import os
 import random
+import signal
 import threading
 import time
 import traceback
@@ -22,7 +24,13 @@ from stress_ledger import Entry, Owner, Said, said_equal
 from tiny import PlainText
 
 from hmt_memory import MemoryStore, Session
-from hmt_memory.errors import SessionBusyError, SessionExistsError, SessionNotFoundError
+from hmt_memory.errors import (
+    OutcomeUnknownError,
+    SessionBusyError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StoreInterruptedError,
+)
 from hmt_memory.sessions.corpus import Corpus
 from hmt_memory.store import rewriting, sweeping
 from hmt_memory.store.sqlite import database
@@ -51,22 +59,33 @@ def take_short_steps() -> None:
     database._CHECKPOINT_BYTES, database._LARGEST_LOG = 200_000, 400_000
 
 
-def attack(folder: str, journal_path: str, seed: str, slot: int, short_steps: bool) -> None:
-    """Work with all hands until there is a file "stop" beside the store, or somebody kills the process."""
+def attack(place: str, root: str, journal_path: str, seed: str, slot: int, short_steps: bool) -> None:
+    """Work with all hands until there is a file "stop" in the root, or somebody kills the process."""
     faulthandler.enable()
+    os.environ["HMT_CACHE"] = str(Path(root) / "caches")
     if short_steps:
         take_short_steps()
     journal, common = Journal(journal_path), {}
     logging.getLogger("hmt_memory").addHandler(_ToJournal(journal))
-    store = MemoryStore(folder, timeout=PATIENCE)
-    hands = [Hand(store, common, journal, f"{seed}-{number}", f"{slot}-{number}", number) for number in range(HANDS)]
+    store = MemoryStore(place, timeout=PATIENCE)
+    hands = [
+        Hand(store, Path(root), common, journal, f"{seed}-{number}", f"{slot}-{number}", number) for number in range(HANDS)
+    ]
     journal("ready", 0, "", "", None, 0)
-    threads = [threading.Thread(target=hand.work, args=(Path(folder).with_name("stop"),)) for hand in hands]
+    threads = [threading.Thread(target=hand.work, args=(Path(root) / "stop",)) for hand in hands]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     store.close()
+
+
+def end_if_interrupted(error: BaseException | None) -> None:
+    """End the process where a call was cut off by the server: as after a kill, it was made in whole or not at all."""
+    while error is not None:
+        if isinstance(error, StoreInterruptedError | OutcomeUnknownError):
+            os.kill(os.getpid(), signal.SIGKILL)
+        error = error.__cause__
 
 
 class _ToJournal(logging.Handler):
@@ -88,8 +107,9 @@ class Hand:
     """One thread's work: calls chosen by chance."""
 
     def __init__(
-        self, store: MemoryStore, common: dict[str, Session], journal: Journal, seed: str, who: str, number: int
+        self, store: MemoryStore, root: Path, common: dict[str, Session], journal: Journal, seed: str, who: str, number: int
     ) -> None:
+        self.root = root
         self.store, self.main, self.common, self.journal, self.who, self.number = store, store, common, journal, who, number
         self.chance, self.owner = random.Random(seed), Owner()
         self.sessions: dict[str, Session] = {}
@@ -113,7 +133,8 @@ class Hand:
                 call()
             except Refused:
                 continue
-            except Exception:  # of what surrounds the calls
+            except Exception as error:  # of what surrounds the calls
+                end_if_interrupted(error)
                 self.journal("raised", self.number, call.__name__, "", traceback.format_exc(), 0)
                 return
 
@@ -128,6 +149,7 @@ class Hand:
         try:
             result = work() or {}
         except Exception as error:
+            end_if_interrupted(error)
             kind = "refused" if isinstance(error, allowed) and "has been" not in str(error) else "raised"
             told = f"{type(error).__name__}: {error}" if kind == "refused" else traceback.format_exc()
             self.journal(kind, self.number, op, name, told, time.monotonic() - begun)
@@ -295,7 +317,7 @@ class Hand:
         self.own("carry", name, lambda: self._carried(name, new) and {}, new=new)
 
     def _carried(self, name: str, new: str) -> Session:
-        path = self.store.folder.with_name(f"export-{self.who}")
+        path = self.root / f"export-{self.who}"
         self.store.session(name, MODEL).export(path)
         return self.store.import_session(path, name=new, model=MODEL)
 

@@ -28,6 +28,7 @@ log = logging.getLogger("hmt_memory")
 _MAGIC = b"HMTINDEX"
 _FORMAT = 1
 _ROWS_PER_FETCH = 4096
+_LONGEST_HEADER = 1 << 20
 _SAVE_ALWAYS_BELOW = 10_000  # segments; a larger file is written when a twentieth of it is new
 
 
@@ -225,6 +226,24 @@ def stale(path: Path, db: Transaction, shelf: Shelf) -> str | None:
         return str(error)
     agrees = header["count"] <= shelf.total and shelf.check(db, header["count"]) == header["check"]
     return None if agrees else "the record says otherwise"
+
+
+def outdated(path: Path, db: Transaction, shelf: Shelf) -> bool:
+    """Return whether an index file's first lines, which alone are read, say that it holds something else than the record.
+
+    Args:
+        path: the index file.
+        db: the transaction to read rows in.
+        shelf: the collection as it is now.
+    """
+    start = len(_MAGIC) + 8
+    try:
+        with path.open("rb") as file:
+            begins = file.read(start)
+            header = json.loads(file.read(min(int.from_bytes(begins[len(_MAGIC) :], "little"), _LONGEST_HEADER)))
+        return bool(header["count"] > shelf.total or shelf.check(db, header["count"]) != header["check"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
 
 
 def _unpack(content: bytes) -> tuple[dict[str, Any], memoryview]:

@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from ...errors import SessionBusyError, StoreError, StoreFullError
 from ...files import open_for_owner
 from ..backend import Capability
+from ..sql import migrations
 from ..transaction import Transaction
-from . import files, migrations
+from . import files
 from .connections import Connections
 from .transaction import SqliteTransaction
 
@@ -47,10 +48,11 @@ class Database(Connections):
         SessionBusyError: another process kept writing.
     """
 
-    capabilities = frozenset({Capability.ERASES_BYTES})
+    capabilities = frozenset({Capability.ERASES_ROWS, Capability.ERASES_BYTES})
 
     def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
         super().__init__(folder, timeout=timeout, read_only=read_only)
+        self.place, self.cache = str(folder), folder / "indexes"
         self._write_mutex = threading.Lock()
         self._views = threading.local()
         self._migrate()
@@ -114,6 +116,19 @@ class Database(Connections):
             self.check_identity()
             self._checkpoint_if_large(db)
 
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in one consistent view."""
+        with self.reading() as db:
+            return work(db)
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` in a transaction.
+
+        Raises the errors of `writing`.
+        """
+        with self.writing() as db:
+            return work(db)
+
     def let_others_write(self) -> None:
         """Pause between two transactions of one long work, long enough for a waiting writer to notice."""
         time.sleep(1.2 * _POLL_SECONDS)
@@ -124,12 +139,14 @@ class Database(Connections):
         Raises the errors of `writing`.
         """
         try:
-            with self.writing() as db:
-                return work(db)
+            return self.write(work)
         except StoreFullError:
             files.spend_reserve(self.folder)
-            with self.writing() as db:
-                return work(db)
+            return self.write(work)
+
+    def again(self, work: Callable[[], T]) -> T:
+        """Run `work`: nobody but this process ends its transactions."""
+        return work()
 
     def empty_log(self) -> None:
         """Copy the WAL back and empty it: overwritten bytes are then in no file. Others may write meanwhile.
@@ -228,8 +245,8 @@ class Database(Connections):
     def problems(self) -> list[str]:
         """Return what SQLite itself finds wrong with the file. Takes time in proportion to its size."""
         with self.reading() as db:
-            lines = [str(row[0]) for row in db.execute("PRAGMA integrity_check").fetchall()]
-            foreign = db.execute("PRAGMA foreign_key_check").fetchall()
+            lines = [str(row[0]) for row in db.all("PRAGMA integrity_check")]
+            foreign = db.all("PRAGMA foreign_key_check")
         problems = [] if lines == ["ok"] else [f"database: {line}" for line in lines]
         return problems + [f"database: a row of {table} refers to a {other} that is gone" for table, _, other, _ in foreign]
 

@@ -1,152 +1,117 @@
-"""A transaction on SQLite: all kinds of rows over one connection. Messages, tokens and segments are in this file."""
+"""A transaction on SQLite: its statements, and content. Every other column of the store is a number or a digest.
+
+SQLite clears what it deletes, but not the copies it leaves behind where it moves rows from page to page. So content stands in
+a table of its own whose rows never move: they are appended, or overwritten in place with the same length. Erased content is
+overwritten with zeros, and no copy exists elsewhere. Its room is given to later content of about the same length.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ..rows import Kept, MessageRow, Payload, SegmentRow, TokenRow, as_json, checked, content, crc_of
-from .catalogue import Catalogue
+from ...errors import StoreError
+from ..rows import Payload
+from ..sql.transaction import SqlTransaction
 
-_SPANS = "token_start, token_stop, content_start, content_stop"
-_MESSAGE_ROW = f"seq, m.id, batch, pinned, body, body_size, body_check, created_at, {_SPANS}, crc"
-_MESSAGE = f"{_MESSAGE_ROW}, data FROM messages m JOIN payloads p ON p.id = body"
-_TOKENS = (
-    "SELECT start, ids, ids_size, ids_check, crc, data FROM tokens t JOIN payloads p ON p.id = ids WHERE stream = ? AND"
-    " start >= coalesce((SELECT max(start) FROM tokens WHERE stream = ? AND start <= ?), 0) AND start < ? ORDER BY start"
-)
-_TOKEN_ROW = (
-    "SELECT start, ids, ids_size, ids_check, crc FROM tokens WHERE stream = ? AND start >= ? AND start < ? ORDER BY start"
-)
-_SEGMENT = (
-    "seq, token_start, token_stop, memory, memory_size, memory_check, keys_size, digest, crc, data"
-    " FROM segments s JOIN payloads p ON p.id = memory"
-)
+APPLICATION_ID = 0x484D544D  # "HMTM", so that other tools can tell what the file is
+_SLACK = 5 / 4  # content takes over room that is at most so many times its length
+_PER_STEP = 512
 
 
-class SqliteTransaction(Catalogue):
-    """Everything that `backend.Transaction` asks for."""
+class SqliteTransaction(SqlTransaction):
+    """Everything that `backend.Transaction` asks for, over one connection."""
 
-    def add_message(self, stream: int, message: MessageRow) -> None:
-        """Add a message at its place."""
-        self._add_message(stream, message, self.put(as_json(message.body)))
+    pinned_index = "INDEXED BY messages_pinned"
 
-    def _add_message(self, stream: int, message: MessageRow, body: Payload) -> None:
-        names = (message.seq, message.id, message.batch, int(message.pinned))
-        values = (*names, *body, message.created_at, *message.tokens, *message.content)
-        self.execute(f"INSERT INTO messages VALUES ({', '.join('?' * 14)})", (stream, *values, crc_of(*values)))
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
 
-    def messages(self, stream: int, start: int, stop: int) -> list[MessageRow]:
-        """Return a stream's own messages [start, stop), in order."""
-        query = f"SELECT {_MESSAGE} WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
-        return [_message(row) for row in self.execute(query, (stream, start, stop)).fetchall()]
+    @property
+    def changes(self) -> int:
+        """The number of rows that this connection has changed so far."""
+        return self._db.total_changes
 
-    def messages_between(self, stream: int, tokens: tuple[int, int], before: int) -> list[MessageRow]:
-        """Return a stream's own messages before message `before` that tokens [low, high) belong to."""
-        low, high = tokens
-        query = "SELECT max(token_start) FROM messages WHERE stream = ? AND token_start <= ? AND seq < ?"
-        (first,) = self.execute(query, (stream, low, before)).fetchone()
-        query = f"SELECT {_MESSAGE} WHERE stream = ? AND token_start >= ? AND token_start < ? AND token_stop > ? AND seq < ?"
-        values = (stream, low if first is None else first, high, low, before)
-        return [_message(row) for row in self.execute(f"{query} ORDER BY seq", values).fetchall()]
+    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run a statement. Returns SQLite's cursor."""
+        return self._db.execute(statement, values)
 
-    def pinned(self, stream: int, start: int, stop: int) -> Iterator[MessageRow]:
-        """Yield a stream's own pinned messages of [start, stop), the latest first."""
-        query = (
-            f"SELECT {_MESSAGE_ROW}, data FROM messages m INDEXED BY messages_pinned JOIN payloads p ON p.id = body"
-            " WHERE stream = ? AND seq >= ? AND seq < ? AND pinned = 1 ORDER BY seq DESC"
-        )
-        for row in self.execute(query, (stream, start, stop)):
-            yield _message(row)
+    def each(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement that returns no rows once for each of `rows`."""
+        self._db.executemany(statement, rows)
 
-    def position(self, stream: int, message: int, before: int) -> int | None:
-        """Return the place of a stream's own message, if it stands before message `before`."""
-        query = "SELECT seq FROM messages WHERE stream = ? AND id = ? AND seq < ?"
-        row = self.execute(query, (stream, message, before)).fetchone()
-        return None if row is None else int(row[0])
+    def lazily(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        """Yield the rows of a result, however large, without holding all of them."""
+        return self.execute(statement, values)
 
-    def earliest(self, stream: int, start: int, stop: int) -> float | None:
-        """Return when the oldest turn among a stream's own messages [start, stop) was said."""
-        query = "SELECT min(created_at) FROM messages WHERE stream = ? AND seq >= ? AND seq < ? AND pinned = 0"
-        time: float | None = self.execute(query, (stream, start, stop)).fetchone()[0]
-        return time
+    def insert(self, statement: str, values: Sequence[Any] = ()) -> int:
+        """Insert one row that gets its id from the database. Returns the id."""
+        return int(self.execute(statement, values).lastrowid or 0)
 
-    def add_tokens(self, stream: int, start: int, ids: bytes) -> None:
-        """Add token ids (uint32, little-endian) at their place."""
-        self._add_tokens(stream, self.new_tokens(start, ids))
+    def script(self, statements: str) -> None:
+        """Run statements that define tables."""
+        for statement in statements.split(";\n"):
+            if statement.strip():
+                self._db.execute(statement)
 
-    def new_tokens(self, start: int, ids: bytes) -> TokenRow:
-        """Write token ids for a row that is about to refer to them."""
-        return TokenRow(start, self.put(ids))
+    def continue_ids(self, table: str, of: str) -> None:
+        """Let the ids of a new table go on where those of an older one ended."""
+        (last,) = self.one("SELECT max(seq) FROM sqlite_sequence WHERE name = ?", (of,))
+        self.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        self.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, last or 0))
 
-    def _add_tokens(self, stream: int, row: TokenRow) -> None:
-        values = (row.start, *row.ids)
-        self.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)", (stream, *values, crc_of(*values)))
+    def number_on(self, table: str) -> None:
+        """Do nothing: SQLite counts on from the largest id that a table has had."""
 
-    def tokens(self, stream: int, low: int, high: int) -> list[tuple[int, bytes]]:
-        """Return the rows of a stream's own tokens that reach into [low, high): the start of each, and its ids."""
-        rows = []
-        for *row, data in self.execute(_TOKENS, (stream, stream, low, high)).fetchall() if low < high else ():
-            what = f"tokens {row[0]} of stream {stream}"
-            start, _, size, check = checked(what, row)
-            rows.append((int(start), content(what, data, size, check)))
-        return rows
+    def version(self) -> int:
+        """Return how many steps the schema has been through; 0: the file is blank.
 
-    def kept(self, stream: int, start: int, stop: int) -> list[Kept]:
-        """Return a stream's own messages [start, stop) without their content."""
-        query = f"SELECT {_MESSAGE_ROW} FROM messages m WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
-        messages: list[Kept] = []
-        for values in self.execute(query, (stream, start, stop)).fetchall():
-            seq, number, batch, pinned, body, size, check, created, *spans = checked(f"message {values[1]}", values)
-            row = MessageRow(seq, number, batch, bool(pinned), {}, created, (spans[0], spans[1]), (spans[2], spans[3]))
-            messages.append(Kept(row, Payload(body, size, check), self._token_rows(stream, *row.tokens)))
-        return messages
+        Raises:
+            StoreError: the file is another program's.
+        """
+        (version,), (application,) = self.one("PRAGMA user_version"), self.one("PRAGMA application_id")
+        (tables,) = self.one("SELECT count(*) FROM sqlite_master")
+        if tables and application != APPLICATION_ID:
+            raise StoreError("the database is another program's. Choose another folder.")
+        return int(version)
 
-    def _token_rows(self, stream: int, start: int, stop: int) -> tuple[TokenRow, ...]:
-        rows = self.execute(_TOKEN_ROW, (stream, start, stop)).fetchall()
-        values = (checked(f"tokens {row[0]} of stream {stream}", row) for row in rows)
-        return tuple(TokenRow(row[0], Payload(*row[1:])) for row in values)
+    def set_version(self, steps: int) -> None:
+        """Note how many steps the schema has been through."""
+        self.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        self.execute(f"PRAGMA user_version = {steps}")
 
-    def add_kept(self, stream: int, message: Kept) -> None:
-        """Add a message of another stream at its place; both refer to the same content."""
-        self._add_message(stream, message.row, message.body)
-        for row in message.tokens:
-            self._add_tokens(stream, row)
-        self.share([message.body.id, *(row.ids.id for row in message.tokens if row.ids.id not in message.new)])
+    def put(self, data: bytes) -> Payload:
+        """Write content, into vacant room if some fits."""
+        fitting = "SELECT room, payload FROM vacant WHERE room BETWEEN ? AND ? ORDER BY room LIMIT 1"
+        vacant = self.one(fitting, (len(data), int(len(data) * _SLACK)))
+        if vacant is None:
+            payload = self.insert("INSERT INTO payloads (data) VALUES (?)", (data,))
+        else:
+            room, payload = vacant
+            self.execute("DELETE FROM vacant WHERE room = ? AND payload = ?", vacant)
+            self.execute("UPDATE payloads SET data = ? WHERE id = ?", (data.ljust(room, b"\0"), payload))
+        return Payload(payload, len(data), zlib.crc32(data))
 
-    def add_segment(self, stream: int, segment: SegmentRow) -> None:
-        """Add a closed segment at its place."""
-        memory = self.put(segment.memory + (segment.keys or b""))
-        keys = None if segment.keys is None else len(segment.keys)
-        values = (segment.seq, *segment.tokens, *memory, keys, segment.digest)
-        self.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (stream, *values, crc_of(*values)))
+    def overwrite(self, erasure: int, most: int) -> int:
+        """Overwrite about `most` bytes of released content. Returns the sum of payloads and bytes."""
+        query = "SELECT payload, length(data) FROM released JOIN payloads ON id = payload WHERE erasure = ? LIMIT ?"
+        done = 0
+        for payload, room in self.all(query, (erasure, _PER_STEP)):
+            self.execute("UPDATE payloads SET data = zeroblob(?) WHERE id = ?", (room, payload))
+            self.execute("INSERT INTO vacant VALUES (?, ?)", (room, payload))
+            self.execute("DELETE FROM released WHERE erasure = ? AND payload = ?", (erasure, payload))
+            done += room + 1
+            if done >= most:
+                break
+        return done
 
-    def segments(self, stream: int, start: int, stop: int) -> Iterator[SegmentRow]:
-        """Yield a stream's own segments [start, stop), in order; fetch them before the transaction ends."""
-        query = f"SELECT {_SEGMENT} WHERE stream = ? AND seq >= ? AND seq < ? ORDER BY seq"
-        for row in self.execute(query, (stream, start, stop)):
-            yield _segment(row, stream)
+    def vacant_bytes(self) -> int:
+        """Count the bytes of vacant room."""
+        return int(self.one("SELECT coalesce(sum(room), 0) FROM vacant")[0])
 
-    def last_segment(self, stream: int, start: int, stop: int) -> int | None:
-        """Return the number of the last of a stream's own segments [start, stop)."""
-        query = "SELECT max(seq) FROM segments WHERE stream = ? AND seq >= ? AND seq < ?"
-        last: int | None = self.execute(query, (stream, start, stop)).fetchone()[0]
-        return last
-
-
-def _message(row: Sequence[Any]) -> MessageRow:
-    *rest, data = row
-    what = f"message {row[1]}"
-    seq, number, batch, pinned, _, size, check, created, *spans = checked(what, rest)
-    body = json.loads(content(what, data, size, check))
-    return MessageRow(seq, number, batch, bool(pinned), body, created, (spans[0], spans[1]), (spans[2], spans[3]))
-
-
-def _segment(row: Sequence[Any], stream: int) -> SegmentRow:
-    *rest, data = row
-    what = f"segment {row[0]} of stream {stream}"
-    seq, start, stop, _, size, check, keys_size, digest = checked(what, rest)
-    held = content(what, data, size, check)
-    split = size - (keys_size or 0)
-    return SegmentRow(seq, (start, stop), held[:split], None if keys_size is None else held[split:], digest)
+    def drop_vacant(self) -> None:
+        """Delete vacant rows. Others may move: the file has to be rewritten before anything else is erased."""
+        self.execute("DELETE FROM payloads WHERE id IN (SELECT payload FROM vacant)")
+        self.execute("DELETE FROM vacant")

@@ -11,27 +11,28 @@ from ...errors import StoreDamagedError
 from ..rows import CollectionRow, DocumentRow, DocumentStream, ModelRow, Payload, as_json, checked, content, crc_of, name_key
 from .streams import Streams
 
-_COLLECTION = (
-    "c.id, kind, key, name, name_size, name_check, model, stream, next_id, revision, epoch, created_at, updated_at, settings,"
-    " crc, data FROM collections c JOIN payloads p ON p.id = name"
+_COLUMNS = (
+    "kind, key, name, name_size, name_check, model, stream, next_id, revision, epoch, created_at, updated_at, settings, crc"
 )
+_COLLECTION = f"c.id, {_COLUMNS}, data FROM collections c JOIN payloads p ON p.id = name"
 _DOCUMENT = (
     "d.id, stream, key, body, body_size, body_check, created_at, crc, data FROM documents d JOIN payloads p ON p.id = body"
     " WHERE collection = ?"
 )
 _DOCUMENT_STREAMS = (
-    "SELECT d.id, d.stream, s.tokens, coalesce(seq + 1, 0), coalesce(digest, x'') FROM documents d"
+    "SELECT d.id, d.stream, s.tokens, seq, digest FROM documents d"
     " JOIN streams s ON s.id = d.stream LEFT JOIN segments g ON g.stream = d.stream"
     " AND g.seq = (SELECT max(seq) FROM segments WHERE stream = d.stream) WHERE d.collection = ? ORDER BY d.id"
 )
+_REMEMBER = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 
 class Catalogue(Streams):
-    """Facts, models, sessions, corpora and documents over one connection."""
+    """Facts, models, sessions, corpora and documents in SQL."""
 
     def fact(self, name: str) -> str | None:
         """Return the value remembered under a name."""
-        row = self.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        row = self.one("SELECT value FROM facts WHERE name = ?", (name,))
         return None if row is None else str(row[0])
 
     def set_fact(self, name: str, value: str | None) -> None:
@@ -39,11 +40,11 @@ class Catalogue(Streams):
         if value is None:
             self.execute("DELETE FROM facts WHERE name = ?", (name,))
         else:
-            self.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+            self.execute(_REMEMBER, (name, value))
 
     def model(self, number: int) -> ModelRow:
         """Return the model of that id."""
-        row = self.execute("SELECT digest, parts, crc FROM models WHERE id = ?", (number,)).fetchone()
+        row = self.one("SELECT digest, parts, crc FROM models WHERE id = ?", (number,))
         if row is None:
             raise StoreDamagedError(f"the record of model {number} is missing. Restore a backup or an export.")
         digest, parts = checked(f"the record of model {number}", row)
@@ -51,33 +52,33 @@ class Catalogue(Streams):
 
     def add_model(self, digest: str, parts: Mapping[str, Any]) -> int:
         """Return the id of the model with this digest, recorded if it is new."""
-        row = self.execute("SELECT id FROM models WHERE digest = ?", (digest,)).fetchone()
+        row = self.one("SELECT id FROM models WHERE digest = ?", (digest,))
         if row is not None:
             return int(row[0])
         values = (digest, text := json.dumps(parts, sort_keys=True), crc_of(digest, text))
-        return int(self.execute("INSERT INTO models (digest, parts, crc) VALUES (?, ?, ?)", values).lastrowid or 0)
+        return self.insert("INSERT INTO models (digest, parts, crc) VALUES (?, ?, ?)", values)
 
     def collections(self, kind: str) -> list[CollectionRow]:
         """Return all sessions or all corpora, by name."""
-        rows = self.execute(f"SELECT {_COLLECTION} WHERE kind = ?", (kind,)).fetchall()
+        rows = self.all(f"SELECT {_COLLECTION} WHERE kind = ?", (kind,))
         return sorted(map(_collection, rows), key=lambda row: row.name)
 
     def find_collection(self, kind: str, name: str) -> CollectionRow | None:
         """Return the session or corpus of that name."""
-        row = self.execute(f"SELECT {_COLLECTION} WHERE kind = ? AND key = ?", (kind, name_key(name))).fetchone()
+        row = self.one(f"SELECT {_COLLECTION} WHERE kind = ? AND key = ?", (kind, name_key(name)))
         return None if row is None else _collection(row)
 
     def collection(self, number: int) -> CollectionRow | None:
         """Return the session or corpus of that id."""
-        row = self.execute(f"SELECT {_COLLECTION} WHERE c.id = ?", (number,)).fetchone()
+        row = self.one(f"SELECT {_COLLECTION} WHERE c.id = ?", (number,))
         return None if row is None else _collection(row)
 
     def add_collection(self, kind: str, name: str, *, stream: int | None, now: float) -> CollectionRow:
         """Add a new, empty session or corpus."""
         new = CollectionRow(0, kind, name, None, stream, 1, 0, 0, now, now, {})
         values = _collection_values(new, self.put(name.encode()))
-        cursor = self.execute(f"INSERT INTO collections VALUES (NULL, {', '.join('?' * len(values))})", values)
-        return replace(new, id=int(cursor.lastrowid or 0))
+        insert = f"INSERT INTO collections ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})"
+        return replace(new, id=self.insert(insert, values))
 
     def update_collection(self, row: CollectionRow) -> CollectionRow:
         """Write a row back as its next revision. Its name stays as it is."""
@@ -98,33 +99,34 @@ class Catalogue(Streams):
         self.sweep_later(erasure, kind, number)
 
     def _name(self, collection: int) -> Payload:
-        return Payload(
-            *self.execute("SELECT name, name_size, name_check FROM collections WHERE id = ?", (collection,)).fetchone()
-        )
+        return Payload(*self.one("SELECT name, name_size, name_check FROM collections WHERE id = ?", (collection,)))
 
     def _write_collection(self, row: CollectionRow, name: Payload) -> None:
         self.execute(
-            "UPDATE collections SET kind = ?, key = ?, name = ?, name_size = ?, name_check = ?, model = ?, stream = ?,"
-            " next_id = ?, revision = ?, epoch = ?, created_at = ?, updated_at = ?, settings = ?, crc = ? WHERE id = ?",
+            f"UPDATE collections SET {_COLUMNS.replace(',', ' = ?,')} = ? WHERE id = ?",
             (*_collection_values(row, name), row.id),
         )
 
     def documents(self, collection: int) -> list[DocumentRow]:
         """Return a corpus's documents in the order they were added."""
-        return [_document(row) for row in self.execute(f"SELECT {_DOCUMENT} ORDER BY d.id", (collection,)).fetchall()]
+        return [_document(row) for row in self.all(f"SELECT {_DOCUMENT} ORDER BY d.id", (collection,))]
 
     def documents_named(self, collection: int, name: str) -> list[DocumentRow]:
         """Return a corpus's documents of that name."""
-        rows = self.execute(f"SELECT {_DOCUMENT} AND key = ?", (collection, name_key(name))).fetchall()
+        rows = self.all(f"SELECT {_DOCUMENT} AND key = ?", (collection, name_key(name)))
         return [_document(row) for row in rows]
 
     def document_streams(self, collection: int) -> list[DocumentStream]:
         """Return the streams of a corpus's documents in the order they were added, without their texts."""
-        return [DocumentStream(*row) for row in self.execute(_DOCUMENT_STREAMS, (collection,)).fetchall()]
+        rows = self.all(_DOCUMENT_STREAMS, (collection,))
+        return [
+            DocumentStream(document, stream, tokens, 0 if last is None else last + 1, digest or b"")
+            for document, stream, tokens, last, digest in rows
+        ]
 
     def find_document(self, collection: int, number: int) -> DocumentRow | None:
         """Return the document of that id, if the corpus has it."""
-        row = self.execute(f"SELECT {_DOCUMENT} AND d.id = ?", (collection, number)).fetchone()
+        row = self.one(f"SELECT {_DOCUMENT} AND d.id = ?", (collection, number))
         return None if row is None else _document(row)
 
     def add_document(self, collection: int, document: DocumentRow) -> None:
@@ -136,12 +138,12 @@ class Catalogue(Streams):
     def delete_document(self, collection: int, document: DocumentRow, erasure: int) -> None:
         """Delete a document; its stream is swept away by the erasure's next steps."""
         query = "SELECT id, stream, body FROM documents WHERE collection = ? AND id = ?"
-        self._delete_documents(collection, self.execute(query, (collection, document.id)).fetchall(), erasure)
+        self._delete_documents(collection, self.all(query, (collection, document.id)), erasure)
 
     def sweep_documents(self, collection: int, erasure: int, most: int) -> int:
         """Delete some documents of a corpus that is gone. Returns how many there were."""
         query = "SELECT id, stream, body FROM documents WHERE collection = ? LIMIT ?"
-        rows = self.execute(query, (collection, most)).fetchall()
+        rows = self.all(query, (collection, most))
         self._delete_documents(collection, rows, erasure)
         return len(rows)
 

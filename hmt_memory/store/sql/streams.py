@@ -9,39 +9,40 @@ from .erasures import Erasures
 _STREAM = "id, parent, parent_messages, parent_tokens, parent_segments, messages, tokens, crc"
 _SHOWING = """
 WITH RECURSIVE below (id, shown) AS (
-    SELECT id, messages FROM streams WHERE id = :stream
+    SELECT id, messages FROM streams WHERE id = ?
     UNION ALL
-    SELECT s.id, min(shown, s.parent_messages) FROM streams s JOIN below ON s.parent = below.id WHERE s.parent_messages > :seq
+    SELECT s.id, CASE WHEN shown < s.parent_messages THEN shown ELSE s.parent_messages END
+    FROM streams s JOIN below ON s.parent = below.id WHERE s.parent_messages > ?
 )
 SELECT data, name_size FROM collections c JOIN below ON c.stream = below.id JOIN payloads p ON p.id = c.name
-WHERE shown > :seq AND c.id != :besides
+WHERE shown > ? AND c.id != ?
 """
 
 
 class Streams(Erasures):
-    """Streams over one connection."""
+    """Streams in SQL."""
 
     def stream(self, stream: int) -> StreamRow:
         """Return the stream of that id."""
-        row = self.execute(f"SELECT {_STREAM} FROM streams WHERE id = ?", (stream,)).fetchone()
+        row = self.one(f"SELECT {_STREAM} FROM streams WHERE id = ?", (stream,))
         if row is None:
             raise StoreDamagedError(f"the record of stream {stream} is missing. Restore a backup or an export.")
         return StreamRow(stream, *checked(f"the record of stream {stream}", row[1:]))
 
     def has_stream(self, stream: int) -> bool:
         """Return whether there is a stream of that id."""
-        return self.execute("SELECT 1 FROM streams WHERE id = ?", (stream,)).fetchone() is not None
+        return self.one("SELECT 1 FROM streams WHERE id = ?", (stream,)) is not None
 
     def children(self, stream: int) -> list[StreamRow]:
         """Return the streams that continue a stream."""
-        rows = self.execute(f"SELECT {_STREAM} FROM streams WHERE parent = ?", (stream,)).fetchall()
+        rows = self.all(f"SELECT {_STREAM} FROM streams WHERE parent = ?", (stream,))
         return [StreamRow(row[0], *checked(f"the record of stream {row[0]}", row[1:])) for row in rows]
 
     def add_stream(self, row: StreamRow) -> int:
         """Add a stream; its own id is ignored. Returns the new id."""
         columns = "parent, parent_messages, parent_tokens, parent_segments, messages, tokens, crc"
         values = (*row[1:], crc_of(*row[1:]))
-        return int(self.execute(f"INSERT INTO streams ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values).lastrowid or 0)
+        return self.insert(f"INSERT INTO streams ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
     def update_stream(self, row: StreamRow) -> None:
         """Write a stream back."""
@@ -60,12 +61,12 @@ class Streams(Erasures):
     def is_shown(self, stream: int) -> bool:
         """Return whether a stream is the whole of a session or document, or is being written to become a session's."""
         tables = ("collections", "documents", "drafts")
-        query = " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE stream = :id)" for table in tables)
-        return bool(self.execute(f"SELECT {query}", {"id": stream}).fetchone()[0])
+        query = " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE stream = ?)" for table in tables)
+        return bool(self.one(f"SELECT {query}", (stream,) * len(tables))[0])
 
     def showing(self, stream: int, seq: int, *, besides: int) -> list[str]:
         """Return the names of sessions, besides one, that show a stream's own message at `seq`."""
-        rows = self.execute(_SHOWING, {"stream": stream, "seq": seq, "besides": besides}).fetchall()
+        rows = self.all(_SHOWING, (stream, seq, seq, besides))
         return [data[:size].decode() for data, size in rows]
 
     def add_draft(self, stream: int, collection: int) -> None:
@@ -78,11 +79,8 @@ class Streams(Erasures):
 
     def drafts(self, collection: int) -> list[int]:
         """List the streams that are, or were, being written for a session."""
-        return [
-            int(stream)
-            for (stream,) in self.execute("SELECT stream FROM drafts WHERE collection = ?", (collection,)).fetchall()
-        ]
+        return [int(stream) for (stream,) in self.all("SELECT stream FROM drafts WHERE collection = ?", (collection,))]
 
     def drafted(self) -> list[int]:
         """List the sessions that streams are, or were, being written for."""
-        return [int(session) for (session,) in self.execute("SELECT DISTINCT collection FROM drafts").fetchall()]
+        return [int(session) for (session,) in self.all("SELECT DISTINCT collection FROM drafts")]

@@ -1,4 +1,7 @@
-"""The schema as numbered steps. A released step is never edited; a change is a new step."""
+"""The schema of every SQL database as numbered steps. A released step is never edited; a change is a new step.
+
+Written for SQLite; other databases put their own types for its types.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from typing import Any
 
 from ...errors import StoreError
 from ..rows import checked, crc_of, name_key
-from .transaction import SqliteTransaction
-
-APPLICATION_ID = 0x484D544D  # "HMTM", so that other tools can tell what the file is
+from .transaction import SqlTransaction
 
 # A collection is a session (one stream) or a corpus (a stream per document). A stream continues another one at a cut (a
 # fork, or what follows a forgotten message): rows before the cut are the parent's. Positions count from the root. Every
@@ -212,90 +213,77 @@ CREATE INDEX messages_pinned ON messages (stream, seq) WHERE pinned = 1;
 _MOVED = ("segments", "tokens", "messages", "documents", "collections")
 
 
-def _run(db: SqliteTransaction, statements: str) -> None:
-    for statement in statements.split(";\n"):
-        if statement.strip():
-            db.execute(statement)
+def _create(db: SqlTransaction) -> None:
+    db.script(_FIRST)
 
 
-def _create(db: SqliteTransaction) -> None:
-    _run(db, _FIRST)
-    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-
-
-def _move_content(db: SqliteTransaction) -> None:
+def _move_content(db: SqlTransaction) -> None:
     """Move all content to `payloads`. SQLite clears every page of a dropped table, moved copies included."""
-    _run(db, _SECOND)
+    db.script(_SECOND)
     for table, copy in zip(_MOVED, (_segment, _token, _message, _document, _collection), strict=True):
-        for row in db.execute(f"SELECT * FROM {table}"):
+        for row in db.lazily(f"SELECT * FROM {table}"):
             values = copy(db, row)
             values = (*values, crc_of(*values[1:]))
             db.execute(f"INSERT INTO new_{table} VALUES ({', '.join('?' * len(values))})", values)
-    (last,) = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'collections'").fetchone()
-    db.execute("DELETE FROM sqlite_sequence WHERE name = 'new_collections'")
-    db.execute("INSERT INTO sqlite_sequence VALUES ('new_collections', ?)", (last or 0,))
+    db.continue_ids("new_collections", of="collections")
     for table in _MOVED:
         db.execute(f"DROP TABLE {table}")
         db.execute(f"ALTER TABLE new_{table} RENAME TO {table}")
     db.execute("DELETE FROM facts WHERE name = 'wipe'")
-    _run(db, _SECOND_INDEXES)
+    db.script(_SECOND_INDEXES)
 
 
-def _segment(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
+def _segment(db: SqlTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     stream, seq, start, stop, memory, keys, digest, _ = row
     checked(f"segment {seq} of stream {stream}", row[1:])
     place = db.put(memory + (keys or b""))
     return (stream, seq, start, stop, *place, None if keys is None else len(keys), digest)
 
 
-def _token(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
+def _token(db: SqlTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     stream, start, ids, _ = row
     checked(f"tokens {start} of stream {stream}", row[1:])
     return (stream, start, *db.put(ids))
 
 
-def _message(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
+def _message(db: SqlTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     stream, seq, message, batch, pinned, body, created, *spans, _ = row
     checked(f"message {message}", row[1:])
     return (stream, seq, message, batch, pinned, *db.put(body), created, *spans)
 
 
-def _document(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
+def _document(db: SqlTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     collection, document, stream, body, created, _ = row
     checked(f"the record of document {document}", row[1:])
     return (collection, document, stream, name_key(json.loads(body)["name"]), *db.put(body), created)
 
 
-def _collection(db: SqliteTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
+def _collection(db: SqlTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     number, kind, name, *rest, _ = row
     checked(f"the record of {kind} {name!r}", row[1:])
     return (number, kind, name_key(name), *db.put(name.encode()), *rest)
 
 
-STEPS: tuple[Callable[[SqliteTransaction], None], ...] = (_create, _move_content)
+STEPS: tuple[Callable[[SqlTransaction], None], ...] = (_create, _move_content)
 
 
-def pending(db: SqliteTransaction) -> int:
-    """Return how many steps the file still needs.
+def pending(db: SqlTransaction) -> int:
+    """Return how many steps the database still needs.
 
     Raises:
         StoreError: the database is another program's, or a newer version's.
     """
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and application != APPLICATION_ID:
-        raise StoreError("the database is another program's. Choose another folder.")
+    version = db.version()
     if version > len(STEPS):
         raise StoreError(
             f"a newer hmt-memory wrote this store (schema {version}, this version knows {len(STEPS)}). Upgrade hmt-memory."
         )
-    return len(STEPS) - int(version)
+    return len(STEPS) - version
 
 
-def migrate(db: SqliteTransaction) -> None:
+def migrate(db: SqlTransaction) -> None:
     """Bring the schema up to date, inside the caller's transaction."""
     missing = pending(db)
     for step in STEPS[len(STEPS) - missing :]:
         step(db)
-    db.execute(f"PRAGMA user_version = {len(STEPS)}")
+    db.set_version(len(STEPS))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ..transaction import Sweep
-from .payloads import Payloads
+from .statements import Statements
 
 # Tables of rows that belong to streams: the column of the place in the stream, and that of the content.
 _TABLES = (("messages", "seq", "body"), ("tokens", "start", "ids"), ("segments", "seq", "memory"))
 
 
-class Erasures(Payloads):
-    """Erasures over one connection."""
+class Erasures(Statements):
+    """Erasures in SQL."""
 
     def begin_erasure(self) -> int:
         """Begin an erasure; return its number."""
-        return int(self.execute("INSERT INTO erasures DEFAULT VALUES").lastrowid or 0)
+        return self.insert("INSERT INTO erasures DEFAULT VALUES")
 
     def end_erasure(self, erasure: int) -> None:
         """Note that nothing is left of what was erased."""
@@ -24,15 +24,15 @@ class Erasures(Payloads):
 
     def erasures(self) -> list[int]:
         """List the erasures that are under way, or were left by a crash."""
-        return [int(erasure) for (erasure,) in self.execute("SELECT id FROM erasures ORDER BY id").fetchall()]
+        return [int(erasure) for (erasure,) in self.all("SELECT id FROM erasures ORDER BY id")]
 
     def sweep_later(self, erasure: int, kind: str, number: int) -> None:
         """Say that a "stream", or the documents of a "corpus", may hold rows that nobody shows any more."""
-        self.execute("INSERT OR IGNORE INTO sweeps VALUES (?, ?, ?)", (erasure, kind, number))
+        self.execute("INSERT INTO sweeps VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (erasure, kind, number))
 
     def next_sweep(self, erasure: int) -> Sweep | None:
         """Return a stream or corpus that an erasure has still to go through."""
-        row = self.execute("SELECT kind, id FROM sweeps WHERE erasure = ? LIMIT 1", (erasure,)).fetchone()
+        row = self.one("SELECT kind, id FROM sweeps WHERE erasure = ? LIMIT 1", (erasure,))
         return None if row is None else Sweep(*row)
 
     def end_sweep(self, erasure: int, sweep: Sweep) -> None:
@@ -42,7 +42,7 @@ class Erasures(Payloads):
     def is_swept(self, streams: Iterable[int]) -> bool:
         """Return whether an erasure has still to go through one of these streams."""
         query = "SELECT 1 FROM sweeps WHERE kind = 'stream' AND id = ?"
-        return any(self.execute(query, (stream,)).fetchone() for stream in streams)
+        return any(self.one(query, (stream,)) for stream in streams)
 
     def delete_rows(self, stream: int, ends: tuple[int, int, int], erasure: int, most: int) -> int:
         """Delete some of a stream's rows from so many messages, tokens and segments on. Returns how many there were.
@@ -56,9 +56,9 @@ class Erasures(Payloads):
         done = 0
         for (table, place, content), end in zip(_TABLES, ends, strict=True):
             query = f"SELECT {place}, {content} FROM {table} WHERE stream = ? AND {place} >= ? LIMIT ?"
-            rows = self.execute(query, (stream, end, most - done)).fetchall()
+            rows = self.all(query, (stream, end, most - done))
             delete = f"DELETE FROM {table} WHERE stream = ? AND {place} = ?"
-            self._db.executemany(delete, ((stream, position) for position, _ in rows))
+            self.each(delete, ((stream, position) for position, _ in rows))
             self.release(erasure, [payload for _, payload in rows])
             done += len(rows)
         return done

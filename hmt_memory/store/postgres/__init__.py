@@ -1,0 +1,1 @@
+"""One schema of a PostgreSQL database, for workers on many machines. Nothing outside names it but `store.open`."""

