@@ -207,7 +207,7 @@ def test_a_session_and_a_call_may_have_a_view_of_their_own(store: MemoryStore) -
             opened.reply(user("house 3?"), **FAST).finish(),
             asked.reply(user("house 3?"), view=view, **FAST).finish(),
         ]
-        assert len({(reply.text, reply.usage) for reply in replies}) == 1
+        assert len({(reply.text, replace(reply.usage, cached_tokens=0)) for reply in replies}) == 1
         tokens[name] = replies[0].usage.view_tokens
         assert bool(replies[0].recalled) == (view is many)
     assert tokens["few"] + 80 < tokens["many"]
