@@ -16,6 +16,7 @@ from tiny import LONG, byte_tokenizer, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hmt_memory import HMTConfig, HMTModel
+from hmt_memory.assistant import assistant, loading
 from hmt_memory.engine import places
 from hmt_memory.sessions import default_reader
 
@@ -51,6 +52,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Keep the collector from going through what was imported, again and again: some million objects."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_shared() -> None:
+    """Weights and assistants that somebody still holds are no other test's: it may have put another model in their place."""
+    loading._weights.clear()
+    assistant._assistants.clear()
 
 
 @pytest.fixture(autouse=True)
