@@ -322,3 +322,18 @@ def test_opening_forgets_nothing(tmp_path: Path) -> None:
         assert again.version() == version and len(again.messages()) == 1
         assert again.reply(user("hi"), **FAST).finish().text is not None
         assert again.messages()[0].content == "hi"
+
+
+def test_a_store_stays_where_it_was_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its locks, too, or others could write a session at the same time."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    monkeypatch.chdir(here)
+    with MemoryStore("memories") as store:
+        monkeypatch.chdir(there)
+        session = store.session("alice", MODEL)
+        session.add(user("hello " * 40))
+        assert session.recall("hello")
+    assert not list(there.iterdir())
+    assert {path.name for path in (here / "memories").iterdir()} >= {"locks", "indexes"}

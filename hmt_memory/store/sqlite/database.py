@@ -51,6 +51,7 @@ class Database(Connections):
     capabilities = frozenset({Capability.ERASES_ROWS, Capability.ERASES_BYTES})
 
     def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
+        folder = folder.absolute()  # whatever folder the process works in later
         super().__init__(folder, timeout=timeout, read_only=read_only)
         self.place, self.cache = str(folder), folder / "indexes"
         self._write_mutex = threading.Lock()
