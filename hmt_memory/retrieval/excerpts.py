@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from .sentences import around, sentences, whole
 
@@ -25,18 +27,36 @@ def sentences_in(
 def whole_sentences(
     ids: Callable[[int, int], Sequence[int]], span: tuple[int, int], limits: tuple[int, int], decode: Decode
 ) -> tuple[str, tuple[int, int]]:
-    """Return the sentences, each whole, that a segment's span has a part of, and the tokens that hold them."""
+    """Return the sentences, each whole, that a segment's span has a part of, and the tokens that hold them.
+
+    Where no sentence begins or ends near, the text is cut between words.
+    """
     low, start = max(limits[0], span[0] - _BESIDE), max(limits[0], span[0])
     stop, high = min(limits[1], span[1]), min(limits[1], span[1] + _BESIDE)
     if start >= stop:
         return "", span
-    before, within, after = (decode(ids(*part)) for part in ((low, start), (start, stop), (stop, high)))
-    before, after = trimmed(before, (low, start), limits), trimmed(after, (stop, high), limits)
+    tokens = ids(low, high)
+    said = decode(tokens)
+    begin, end = (_said(tokens, decode, place - low) for place in (start, stop))
+    end += decode(tokens[: stop - low]).endswith(_BROKEN)
+    left, right = 0, len(said)
     if low > limits[0]:
-        before = before[before.find(" ") + 1 :]
-    if high < limits[1] and " " in after:
-        after = after[: after.rfind(" ")]
-    return around(before + within + after, len(before), len(before) + len(within)), (low, high)
+        left = said.find(" ", 0, begin) + 1 or len(said) - len(said.lstrip(_BROKEN))
+    if high < limits[1]:
+        space = said.rfind(" ", end)
+        right = space if space >= 0 else len(said.rstrip(_BROKEN))
+    first, last = (left + place for place in around(said[left:right], max(0, begin - left), end - left))
+    text = said[first:last].strip()
+    place = said.find(text, first)
+    since = bisect_left(range(len(tokens)), place, key=partial(_said, tokens, decode))
+    until = bisect_left(range(len(tokens)), place + len(text), lo=since, key=partial(_said, tokens, decode))
+    since -= len(decode(tokens[:since])) > place  # one token ends the text before and begins this one
+    return text, (low + since, low + until)
+
+
+def _said(tokens: Sequence[int], decode: Decode, count: int) -> int:
+    """Return how many whole characters the first tokens say."""
+    return len(decode(tokens[:count]).rstrip(_BROKEN))
 
 
 def trimmed(text: str, span: tuple[int, int], whole: tuple[int, int]) -> str:

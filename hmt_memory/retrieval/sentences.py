@@ -48,18 +48,17 @@ def whole(text: str, *, from_start: bool, to_end: bool) -> str:
     return text[start:stop].strip()
 
 
-def around(text: str, start: int, stop: int) -> str:
-    """Return the whole sentences that characters [start, stop) of a text are part of.
+def around(text: str, start: int, stop: int) -> tuple[int, int]:
+    """Return where the whole sentences begin and end that characters [start, stop) of a text are part of.
 
-    Where no sentence begins or ends near, it is cut between words.
-
-    >>> around("One. Two three. Four.", 7, 9)
-    'Two three.'
+    >>> text = "One. Two three. Four."
+    >>> text[slice(*around(text, 7, 9))]
+    'Two three. '
     """
     ends = [0, *(match.end() for match in _END.finditer(text)), len(text)]
     first = max(end for end in ends if end <= start)
     last = min(end for end in ends if end >= stop)
-    return text[first:last].strip()
+    return first, last
 
 
 def _cut(sentence: str) -> Iterator[str]:
