@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-real test-lowest test-kernels coverage lint docs bench gpu adapter clean
+.PHONY: demo test test-real test-other test-lowest test-kernels coverage lint docs bench gpu adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -23,6 +23,12 @@ test: .venv/ready
 TESTS ?= tests
 test-real: .venv/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m real $(TESTS)
+
+# What only the real model shows, in the precision that is not the fast one of this machine.
+test-other: .venv/ready
+	fast=$$($(BIN)/python -c 'import torch; from hmt_memory.engine.weights import fast_dtype; print(fast_dtype(torch.device("cpu")))') && \
+		case $$fast in torch.float32) other=bfloat16 ;; *) other=float32 ;; esac && \
+		HMT_DTYPE=$$other $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m real tests/test_real.py
 
 # Those of LOWEST_TESTS on the oldest transformers that pyproject.toml admits; all others run on the newest.
 LOWEST := $(CURDIR)/.venv/lowest

@@ -86,7 +86,7 @@ def smollm2() -> HMTModel:
 def _save_tiny_model(folder: Path, template: str | None) -> Path:
     byte_tokenizer(template).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=300, max_position_embeddings=4096, eos_token_id=256, bos_token_id=257, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

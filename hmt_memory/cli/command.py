@@ -7,9 +7,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.main import get_command
 
 from .._version import __version__
 from ..errors import HMTError
@@ -71,12 +73,18 @@ app.command(
 app.add_typer(evaluation.app, name="eval")
 
 
+@cache
+def _command() -> Any:
+    """Return the command with all below it, put together once in a process."""
+    return get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command with `arguments` (None: the process's own) and exit with its code."""
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # on a busy machine torch's default is many times slower: docs/log.md
     options: dict[str, Any] = {"debug": False}
     try:
-        code = app(arguments, prog_name="hmt", standalone_mode=False, obj=options)
+        code = _command()(arguments, prog_name="hmt", standalone_mode=False, obj=options)
     except _UsageError as error:
         code = _complain(_usage_message(error), 2)
     except (KeyboardInterrupt, typer.Abort):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Assistant
 from hmt_memory.assistant.loading import ModelSettings
 from hmt_memory.model import HMTModel
 
-MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+MODEL = light_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 PROMPT = "The secret word is zanzibar, and this is long enough for some segments."
 Ask = Callable[[Any, dict[str, Any]], object]
 

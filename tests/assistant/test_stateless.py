@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Assistant, MemoryStore, Session
 from hmt_memory.assistant import opened
@@ -26,7 +26,7 @@ from hmt_memory.cli.documents import Document
 from hmt_memory.cli.terminal import Screen
 from hmt_memory.errors import BudgetError, InputError, SessionNotFoundError
 
-MODEL = tiny_model(config=replace(REMEMBERING, pinned_tokens=60, replay_tokens=150), tokenizer=byte_tokenizer())
+MODEL = light_model(config=replace(REMEMBERING, pinned_tokens=60, replay_tokens=150), tokenizer=byte_tokenizer())
 FAST: dict[str, Any] = {"max_new_tokens": 8}
 
 

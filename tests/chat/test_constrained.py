@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import byte_tokenizer, tiny_model
+from tiny import byte_tokenizer, light_model, tiny_model
 
 from hmt_memory.chat.grammar import Constraint, Form, Speech, form_of, json_form, strict, tool_choice_of
 from hmt_memory.chat.tools import parse_calls
 from hmt_memory.errors import InputError
 
-MODEL = tiny_model(tokenizer=byte_tokenizer())
+MODEL = light_model(tokenizer=byte_tokenizer())
 NUMBER = {"type": "object", "properties": {"input": {"type": "integer", "exclusiveMinimum": 0}}, "required": ["input"]}
 
 

@@ -192,7 +192,7 @@ def test_ctrl_c_is_130_whatever_typer_makes_of_it(raised: type[BaseException], m
     def fail(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(command, "app", fail)
+    monkeypatch.setattr(command, "_command", lambda: fail)
     assert run("doctor") == 130
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 from terminal_input import FAST, SAME, run, type_in, typing_screen
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import HMTConfig, HMTModel, MemoryStore
 from hmt_memory.cli import terminal
 
-MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+MODEL = light_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 HEAVY = ("torch", "transformers", "faiss", "langchain_core")
 LIGHT = (  # commands that run no model, in an order in which each has what it needs
     *("--help", "--version", "sessions list", "sessions show alice", "sessions search door code", "sessions export alice FILE"),

@@ -23,13 +23,13 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import ConfigurableField, ConfigurableFieldSpec, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 from pydantic import BaseModel
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Assistant, HMTError, HMTModel, MemoryStore
 from langchain_hmt import HMTLLM, HMTChatMessageHistory, HMTChatModel, HMTRetriever
 from langchain_hmt.messages import text_of, to_dict, to_dicts
 
-MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+MODEL = light_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 ALICE: Any = {"configurable": {"session_id": "alice"}}
 
 

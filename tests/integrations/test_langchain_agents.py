@@ -16,12 +16,12 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from places import SUPPORT
 from scripts import run_script
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Assistant
 from langchain_hmt import HMTChatModel, HMTMemoryMiddleware
 
-MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+MODEL = light_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 THREAD: RunnableConfig = {"configurable": {"thread_id": "t1"}}
 
 

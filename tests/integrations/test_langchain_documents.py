@@ -12,12 +12,12 @@ from langchain_core import exceptions
 from langchain_core.documents import Document
 from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_tests.integration_tests.indexer import AsyncDocumentIndexTestSuite, DocumentIndexerTestSuite
-from tiny import SMALL, byte_tokenizer, tiny_model
+from tiny import SMALL, byte_tokenizer, light_model
 
 from hmt_memory import Assistant, HMTError
 from langchain_hmt import HMTRetriever
 
-MODEL = tiny_model(config=SMALL, tokenizer=byte_tokenizer())
+MODEL = light_model(config=SMALL, tokenizer=byte_tokenizer())
 NOTICE = Document("The notice period is three months.", metadata={"source": "contract.md", "year": 2024})
 LUNCH = Document("The canteen opens at noon.", metadata={"source": "canteen.md"})
 

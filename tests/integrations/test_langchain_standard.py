@@ -14,7 +14,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests, Retriev
 from langchain_tests.unit_tests import ChatModelUnitTests
 from langgraph.checkpoint.memory import InMemorySaver
 from scripted import MODEL, ScriptedAssistant
-from tiny import SMALL, byte_tokenizer, tiny_model
+from tiny import SMALL, byte_tokenizer, light_model
 
 from hmt_memory import Assistant
 from langchain_hmt import HMTChatModel, HMTRetriever
@@ -54,7 +54,7 @@ class TestHMTChatModelScripted(Abilities, ChatModelIntegrationTests):
 class TestHMTRetriever(RetrieversIntegrationTests):
     @pytest.fixture(autouse=True)
     def session(self, tmp_path: Path) -> None:
-        TestHMTRetriever.engine = Assistant(tiny_model(config=SMALL, tokenizer=byte_tokenizer()), store=tmp_path / "memories")
+        TestHMTRetriever.engine = Assistant(light_model(config=SMALL, tokenizer=byte_tokenizer()), store=tmp_path / "memories")
         self.engine.session("s").add([{"role": "user", "content": f"fact {at} is {at * 7}"} for at in range(8)])
 
     @property

@@ -34,13 +34,13 @@ from llama_index.core.tools import FunctionTool
 from llama_index.llms.hmt import HMTLLM
 from pydantic import BaseModel
 from scripted import ScriptedAssistant
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Assistant, MemoryStore
 from hmt_memory.errors import InputError
 from llama_index_hmt.messages import from_stored, to_dicts
 
-MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+MODEL = light_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 
 
 @pytest.fixture

@@ -37,14 +37,14 @@ from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
 from pydantic import BaseModel
 from scripted import MODEL as SCRIPTED_MODEL
 from scripted import ScriptedAssistant
-from tiny import REMEMBERING, byte_tokenizer, else_long, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, else_long, light_model
 
 from hmt_memory import Assistant
 from hmt_memory.errors import InputError, SessionNotFoundError
 from llama_index_hmt.messages import to_dicts
 
 # Segments that hold a sentence; random weights recall nothing in particular.
-MODEL = tiny_model(
+MODEL = light_model(
     config=replace(REMEMBERING, segment_length=64, replay_tokens=40, pinned_tokens=80, selection="words"),
     tokenizer=byte_tokenizer(),
 )

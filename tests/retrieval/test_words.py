@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.retrieval import lexical
 from hmt_memory.store.index.words import WordIndex
 
 TOKENIZER = byte_tokenizer()
-MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
+MODEL = light_model(config=REMEMBERING, tokenizer=TOKENIZER)
 BY_WORDS = MODEL.with_config(selection="words")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 from archives import MODEL, pack, parts_of
 from places import ROOT
 from stored import FAST, memory_of, tokens_of, user
-from tiny import LONG, REMEMBERING, byte_tokenizer, tiny_model
+from tiny import LONG, REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import HMTConfig, MemoryStore
 from hmt_memory.engine.fingerprint import digest_of, fingerprint
@@ -26,21 +27,30 @@ from hmt_memory.sessions.archive import container, importing
 TOKENIZER = byte_tokenizer()
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a store that holds a session, and of the exported session."""
+    folder = tmp_path_factory.mktemp("made")
+    with MemoryStore(folder / "store") as store:
+        session = store.session("alice", MODEL)
+        session.add([{"role": "system", "content": "Be kind."}, user("hello \U0001f600\u2028 " * 10)])
+        session.forget(session.add(user("never mind")))
+        session.set_retention(messages=1000)
+        session.export(folder / "alice.hmt")
+    return folder
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryStore]:
+def store(made: Path, tmp_path: Path) -> Iterator[MemoryStore]:
+    """A store that holds alice's session."""
+    shutil.copytree(made / "store", tmp_path / "store")
     with MemoryStore(tmp_path / "store") as opened:
         yield opened
 
 
 @pytest.fixture
-def exported(store: MemoryStore, tmp_path: Path) -> Path:
-    session = store.session("alice", MODEL)
-    session.add([{"role": "system", "content": "Be kind."}, user("hello \U0001f600\u2028 " * 10)])
-    session.forget(session.add(user("never mind")))
-    session.set_retention(messages=1000)
-    path = tmp_path / "alice.hmt"
-    session.export(path)
-    return path
+def exported(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(made / "alice.hmt", tmp_path))
 
 
 def test_an_imported_session_is_the_same(store: MemoryStore, exported: Path) -> None:
@@ -79,7 +89,7 @@ def test_the_same_session_gives_the_same_file(store: MemoryStore, exported: Path
 
 
 def test_it_can_be_read_anew_for_another_model(store: MemoryStore, exported: Path) -> None:
-    other = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER, seed=1)
+    other = light_model(config=REMEMBERING, tokenizer=TOKENIZER, seed=1)
     again = store.import_session(exported, name="again", model=other)
     assert tokens_of(again) == tokens_of(store.session("alice", MODEL)) and again.recall("hello")
     assert not np.allclose(memory_of(again), memory_of(store.session("alice", MODEL)))
@@ -260,7 +270,7 @@ KINDS = {
 def test_whatever_a_fingerprint_is_made_of_is_accepted(
     store: MemoryStore, exported: Path, tmp_path: Path, kind: str, half: bool, tokenizer: Any
 ) -> None:
-    model = tiny_model(config=HMTConfig(segment_length=16, sensory_length=4, **KINDS[kind]), tokenizer=tokenizer)
+    model = light_model(config=HMTConfig(segment_length=16, sensory_length=4, **KINDS[kind]), tokenizer=tokenizer)
     made_by = fingerprint(model.half() if half else model)
     parts = parts_of(exported) | {"memory.f16": b""}
     path = pack(tmp_path / "other", parts, segments=0, model={"digest": made_by.digest, "parts": made_by.parts})
@@ -337,7 +347,7 @@ def test_other_files_and_other_versions(store: MemoryStore, exported: Path, tmp_
         store.session("alice").export(tmp_path / "no" / "such" / "folder")
 
 
-KEYED = tiny_model(config=replace(REMEMBERING, key_dim=6), tokenizer=byte_tokenizer())
+KEYED = light_model(config=replace(REMEMBERING, key_dim=6), tokenizer=byte_tokenizer())
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from archives import CALL, FORGED, MODEL, TRANSCRIPT, USER, answered, before, encoded, forged, row_of, spoken
 from stored import memory_of, tokens_of, user
-from tiny import CHATML, NO_SYSTEM, REMEMBERING, byte_tokenizer, tiny_model
+from tiny import CHATML, NO_SYSTEM, REMEMBERING, byte_tokenizer, light_model
 from tokenizers.processors import TemplateProcessing
 
 from hmt_memory import HMTModel, MemoryStore
@@ -19,7 +19,7 @@ from hmt_memory.errors import InputError, StoreError
 from hmt_memory.sessions.archive import UNVERIFIED, settle
 from hmt_memory.store import lineage
 
-PLAIN = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer(None))
+PLAIN = light_model(config=REMEMBERING, tokenizer=byte_tokenizer(None))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_an_answer_that_begins_the_stream_agrees(store: MemoryStore, tmp_path: P
     tokenizer = byte_tokenizer()
     start = tokenizer.convert_tokens_to_ids("<s>")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
-    model = tiny_model(config=REMEMBERING, tokenizer=tokenizer)
+    model = light_model(config=REMEMBERING, tokenizer=tokenizer)
     body, stretch = HONEST["with a call"]
     first = Transcript(model.backbone).without_start(stretch)
     assert first.ids == stretch.ids[1:]
@@ -144,7 +144,7 @@ def test_a_fork_is_compared_for_itself(store: MemoryStore, tmp_path: Path) -> No
 @pytest.mark.parametrize("template", [None, CHATML + "{# the same #}"], ids=["script", "another"])
 def test_another_tokenizer_writes_them_anew(store: MemoryStore, tmp_path: Path, template: str | None) -> None:
     """Whether or not it has the same tokens for them."""
-    model = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer(template))
+    model = light_model(config=REMEMBERING, tokenizer=byte_tokenizer(template))
     store.import_session(spoken(store, tmp_path / "file"), name="again")
     assert epoch_after_settling(store, "again", model) == 1
     again, heard = store.session("again", model), store.session("heard", model)
@@ -156,7 +156,7 @@ def test_another_tokenizer_writes_them_anew(store: MemoryStore, tmp_path: Path, 
 def test_a_message_that_the_template_has_no_place_for(store: MemoryStore, tmp_path: Path) -> None:
     """Such a session is not opened with the model; what it says can still be seen."""
     strict = NO_SYSTEM.replace("'system'", "'robot'")
-    model = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer(strict))
+    model = light_model(config=REMEMBERING, tokenizer=byte_tokenizer(strict))
     robot = ({"role": "robot", "content": "hi"}, USER)
     store.import_session(forged(store, tmp_path / "file", before(), robot), name="again")
     with pytest.raises(InputError, match="no place for the role 'robot'"):

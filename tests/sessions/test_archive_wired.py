@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from archives import FORGED, MODEL, before, forged, row_of, spoken
 from stored import memory_of, tokens_of, user
-from tiny import NO_SYSTEM, REMEMBERING, byte_tokenizer, tiny_model
+from tiny import NO_SYSTEM, REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory.chat.transcript import Transcript
 from hmt_memory.errors import InputError
 from hmt_memory.sessions.archive import UNVERIFIED
 
-OTHER = tiny_model(config=REMEMBERING, tokenizer=MODEL.backbone.tokenizer, seed=1)
+OTHER = light_model(config=REMEMBERING, tokenizer=MODEL.backbone.tokenizer, seed=1)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_an_honest_one_for_another_model_keeps_its_tokens(store: MemoryStore, tm
 
 
 def test_what_a_model_cannot_open_is_not_imported_for_it(store: MemoryStore, tmp_path: Path) -> None:
-    strict = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer(NO_SYSTEM.replace("'system'", "'robot'")))
+    strict = light_model(config=REMEMBERING, tokenizer=byte_tokenizer(NO_SYSTEM.replace("'system'", "'robot'")))
     robot = ({"role": "robot", "content": "hi"}, Transcript(MODEL.backbone).stretch(user("hi"), first=False))
     with pytest.raises(InputError, match="no place for the role 'robot'"):
         store.import_session(forged(store, tmp_path / "file", before(), robot), name="again", model=strict)

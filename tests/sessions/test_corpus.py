@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from stored import FAST, bytes_in, user
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Corpus, MemoryStore
 from hmt_memory.errors import (
@@ -27,7 +27,7 @@ from hmt_memory.errors import (
 from hmt_memory.store import lineage
 
 TOKENIZER = byte_tokenizer()
-MODEL = tiny_model(config=replace(REMEMBERING, pinned_tokens=60, replay_tokens=150), tokenizer=TOKENIZER)
+MODEL = light_model(config=replace(REMEMBERING, pinned_tokens=60, replay_tokens=150), tokenizer=TOKENIZER)
 TEXTS = ["the first text of the handbook, four segments and a bit", "short", "x" * 16, "the last one " * 30]
 
 
@@ -243,7 +243,7 @@ def test_another_model_is_refused_and_may_read_it_anew(store: MemoryStore, corpu
     session = store.session("alice", MODEL)
     session.attach("handbook")
     session.add(user("hello"))
-    other = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER, seed=1)
+    other = light_model(config=REMEMBERING, tokenizer=TOKENIZER, seed=1)
     with pytest.raises(ModelMismatchError, match="hmt corpora rebuild handbook --model "):
         store.corpus("handbook", other)
     rebuilt = corpus.rebuild(other)

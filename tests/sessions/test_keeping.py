@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SMALL, byte_tokenizer, tiny_model
+from tiny import SMALL, byte_tokenizer, light_model, tiny_model
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import SessionBusyError
 from hmt_memory.sessions.answer import Keeping
 from hmt_memory.sessions.answering import as_given
 
-MODEL = tiny_model(tokenizer=byte_tokenizer(), config=SMALL)
+MODEL = light_model(tokenizer=byte_tokenizer(), config=SMALL)
 HELLO = {"role": "user", "content": "My dog is called Rex."}
 
 

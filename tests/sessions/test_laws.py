@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from stored import DECODING, memory_of, tokens_of
-from tiny import LONG, REMEMBERING, byte_tokenizer, tiny_model
+from tiny import LONG, REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory.sessions import session as session_module
 from hmt_memory.store.sqlite.transaction import SqliteTransaction
 
 TOKENIZER = byte_tokenizer()
-MODEL = tiny_model(config=replace(REMEMBERING, key_dim=4), tokenizer=TOKENIZER)  # its memory has keys by meaning, too
+MODEL = light_model(config=replace(REMEMBERING, key_dim=4), tokenizer=TOKENIZER)  # its memory has keys by meaning, too
 
 names = st.sampled_from(["a", "b", "c", "../d", "x'; DROP TABLE messages; --"])
 texts = st.text(alphabet="abc é\U0001f600", max_size=40)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from stored import FAST, bytes_in, memory_of, tokens_of, user
-from tiny import LONG, NO_SYSTEM, REMEMBERING, PlainText, byte_tokenizer, tiny_model
+from tiny import LONG, NO_SYSTEM, REMEMBERING, PlainText, byte_tokenizer, light_model
 from tokenizers.processors import TemplateProcessing
 
 from hmt_memory import HMTModel, MemoryStore, Session, ViewConfig
@@ -38,9 +38,9 @@ from hmt_memory.retrieval.sources import Shard
 from hmt_memory.store.sqlite.database import Database
 
 TOKENIZER = byte_tokenizer()
-MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
-BEHIND = tiny_model(config=replace(REMEMBERING, memory_tokens=2, recalled_tokens=1), tokenizer=TOKENIZER)
-WIDE = tiny_model(config=replace(REMEMBERING, memory_tokens=2, pinned_tokens=64, replay_tokens=80), tokenizer=TOKENIZER)
+MODEL = light_model(config=REMEMBERING, tokenizer=TOKENIZER)
+BEHIND = light_model(config=replace(REMEMBERING, memory_tokens=2, recalled_tokens=1), tokenizer=TOKENIZER)
+WIDE = light_model(config=replace(REMEMBERING, memory_tokens=2, pinned_tokens=64, replay_tokens=80), tokenizer=TOKENIZER)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_message_cannot_end_its_own_turn(session: Session) -> None:
 
 def test_models_without_a_template_or_a_system_role(store: MemoryStore) -> None:
     for name, template in (("none", None), ("no system", NO_SYSTEM)):
-        model = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer(template))
+        model = light_model(config=REMEMBERING, tokenizer=byte_tokenizer(template))
         session = store.session(name, model)
         session.add([{"role": "system", "content": "Be kind."}, user("hello")])
         reply = session.reply(user("and again"), **FAST).finish()
@@ -128,7 +128,7 @@ def test_a_template_with_a_start_token_in_every_turn(store: MemoryStore) -> None
     tokenizer = byte_tokenizer(LLAMA_2)
     start = tokenizer.convert_tokens_to_ids("<s>")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", start)])
-    model = tiny_model(config=REMEMBERING, tokenizer=tokenizer)
+    model = light_model(config=REMEMBERING, tokenizer=tokenizer)
     assert model.backbone.start_ids() == [start]
     session = store.session("alice", model)
     for turn in range(3):
@@ -671,7 +671,7 @@ def test_any_text_is_kept_as_it_is(store: MemoryStore, session: Session) -> None
 def test_a_very_long_message(store: MemoryStore) -> None:
     text = "".join(chr(97 + at % 26) for at in range(100_000 if LONG else 20_000))
     sizes = replace(REMEMBERING, segment_length=80, pinned_tokens=60, replay_tokens=80)
-    session = store.session("alice", tiny_model(config=sizes, tokenizer=TOKENIZER))
+    session = store.session("alice", light_model(config=sizes, tokenizer=TOKENIZER))
     session.add(user(text))
     assert session.messages()[0].content == text and session.stats()["segments"] == session.stats()["tokens"] // 80
     assert session.reply(user("and?"), **FAST).finish().message_ids == [2, 3]
@@ -696,7 +696,7 @@ def test_names_are_only_names(store: MemoryStore) -> None:
 
 
 def test_a_memory_that_is_not_finite_is_never_stored(store: MemoryStore) -> None:
-    model = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
+    model = light_model(config=REMEMBERING, tokenizer=TOKENIZER)
     session = store.session("alice", model)
     with torch.no_grad():
         model.initial_memory.fill_(float("nan"))
@@ -707,7 +707,7 @@ def test_a_memory_that_is_not_finite_is_never_stored(store: MemoryStore) -> None
 
 def test_a_memory_of_another_model_is_refused_by_name_and_can_be_rebuilt(store: MemoryStore, session: Session) -> None:
     session.add([user("hello " * 20), {"role": "assistant", "content": "yes"}])
-    other = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER, seed=1)
+    other = light_model(config=REMEMBERING, tokenizer=TOKENIZER, seed=1)
     other.backbone.name, MODEL.backbone.name = "other-model", "first-model"
     with pytest.raises(ModelMismatchError, match=r"made by .*, not by other-model .*rebuild alice --model other-model$"):
         store.session("alice", other)
@@ -722,7 +722,7 @@ def test_a_memory_of_another_model_is_refused_by_name_and_can_be_rebuilt(store: 
 
 def test_rebuilding_for_another_tokenizer_reads_the_text_anew(store: MemoryStore, session: Session) -> None:
     session.add([user("hello there " * 5), {"role": "assistant", "content": "</s>"}])
-    other = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer(NO_SYSTEM))
+    other = light_model(config=REMEMBERING, tokenizer=byte_tokenizer(NO_SYSTEM))
     rebuilt = session.rebuild(other)
     assert tokens_of(rebuilt)[:3] != tokens_of(store.session("new", MODEL))
     assert TOKENIZER.decode(tokens_of(rebuilt)).startswith("<t>user\nhello there")

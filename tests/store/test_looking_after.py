@@ -7,12 +7,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import MemoryStore
 from hmt_memory.errors import InputError, SessionExistsError, SessionNotFoundError, StoreDamagedError, StoreError
 
-MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+MODEL = light_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 
 
 def user(text: str) -> dict[str, str]:

@@ -10,14 +10,14 @@ from typing import Any
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.sqlite import SqliteSaver
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Assistant
 from langchain_hmt import HMTChatModel
 
 
 def main(folder: str, text: str, checkpoint: str | None = None) -> None:
-    assistant = Assistant(tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer()), store=Path(folder) / "memories")
+    assistant = Assistant(light_model(config=REMEMBERING, tokenizer=byte_tokenizer()), store=Path(folder) / "memories")
     thread: dict[str, Any] = {"thread_id": "t1"} | ({"checkpoint_id": checkpoint} if checkpoint else {})
     with SqliteSaver.from_conn_string(str(Path(folder) / "checkpoints.db")) as saver:
         agent = create_agent(HMTChatModel(engine=assistant, max_tokens=6), checkpointer=saver)

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from stored import DECODING, user
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.chat.transcript import Stretch, Transcript
 from hmt_memory.store.rows import CollectionRow
 
-MODEL = tiny_model(config=REMEMBERING, tokenizer=byte_tokenizer())
+MODEL = light_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 TRANSCRIPT = Transcript(MODEL.backbone)
 
 

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import torch
-from tiny import REMEMBERING, PlainText, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, PlainText, byte_tokenizer, light_model
 
 from hmt_memory import HMTError, MemoryStore
 
@@ -20,7 +20,7 @@ TOKENIZER = byte_tokenizer()
 
 
 torch.set_num_threads(1)  # before the fork: a pool of threads would not survive it
-MODEL = tiny_model(config=REMEMBERING, tokenizer=TOKENIZER)
+MODEL = light_model(config=REMEMBERING, tokenizer=TOKENIZER)
 
 
 class Journal:

@@ -13,12 +13,12 @@ from tiny import SMALL, byte_tokenizer, randomize, tiny_causal_lm
 
 from hmt_memory import Assistant, HMTModel
 
-WIDE = replace(SMALL, segment_length=16, recent_tokens=64, replay_tokens=0, pinned_tokens=4000)
+WIDE = replace(SMALL, segment_length=64, summary_length=32, recent_tokens=64, replay_tokens=0, pinned_tokens=4000)
 
 
 def _model() -> HMTModel:
     """Tools and schemas are thousands of bytes, which are this model's tokens."""
-    causal = tiny_causal_lm()
+    causal = tiny_causal_lm(layers=1)
     causal.config.max_position_embeddings = 8192
     return randomize(HMTModel.wrap(causal, byte_tokenizer(), WIDE)).eval()
 

@@ -23,10 +23,10 @@ def else_long(values: Iterable[Any], *shown: Any) -> list[Any]:
     return [value if value in shown else pytest.param(value, marks=pytest.mark.long) for value in values]
 
 
-def _config(family: str) -> Any:
+def _config(family: str, layers: int) -> Any:
     import transformers as hf
 
-    common = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 2, "pad_token_id": 0}
+    common = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": layers, "pad_token_id": 0}
     heads = {"num_attention_heads": 4, "max_position_embeddings": 256}
     grouped = common | heads | {"num_key_value_heads": 2, "intermediate_size": 48}
     gemma = grouped | {"head_dim": 8, "sliding_window": 12}
@@ -38,7 +38,7 @@ def _config(family: str) -> Any:
         "gemma3": lambda: hf.Gemma3TextConfig(**gemma),
         "opt": lambda: hf.OPTConfig(**opt),
         "opt-projected": lambda: hf.OPTConfig(**(opt | {"word_embed_proj_dim": 20})),
-        "gpt2": lambda: hf.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=256),
+        "gpt2": lambda: hf.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=layers, n_head=4, n_positions=256),
         "gpt-neox": lambda: hf.GPTNeoXConfig(**common, **heads, intermediate_size=48),
         "phi3": lambda: hf.Phi3Config(**grouped),
         "mamba": lambda: hf.MambaConfig(**common, state_size=4),
@@ -69,12 +69,12 @@ FAMILIES = [
 ]
 
 
-def tiny_causal_lm(family: str = "llama", seed: int = 0) -> Any:
+def tiny_causal_lm(family: str = "llama", seed: int = 0, layers: int = 2) -> Any:
     """A random decoder whose weights are large enough that memory and context really matter."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(_config(family)).eval()
+    model = AutoModelForCausalLM.from_config(_config(family, layers)).eval()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -93,8 +93,15 @@ def randomize(model: HMTModel, seed: int = 1) -> HMTModel:
     return model
 
 
-def tiny_model(family: str = "llama", config: HMTConfig = SMALL, *, tokenizer: Any = None, seed: int = 0) -> HMTModel:
-    return randomize(HMTModel.wrap(tiny_causal_lm(family, seed), tokenizer, config)).eval()
+def tiny_model(
+    family: str = "llama", config: HMTConfig = SMALL, *, tokenizer: Any = None, seed: int = 0, layers: int = 2
+) -> HMTModel:
+    return randomize(HMTModel.wrap(tiny_causal_lm(family, seed, layers), tokenizer, config)).eval()
+
+
+def light_model(*, config: HMTConfig = SMALL, tokenizer: Any, seed: int = 0) -> HMTModel:
+    """A model of one layer, which is enough for what stands above the engine and takes two thirds of the time."""
+    return tiny_model(config=config, tokenizer=tokenizer, seed=seed, layers=1)
 
 
 def random_ids(count: int, seed: int = 0) -> torch.Tensor:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from stored import user
-from tiny import REMEMBERING, byte_tokenizer, tiny_model
+from tiny import REMEMBERING, byte_tokenizer, light_model
 
-READER = tiny_model(
+READER = light_model(
     config=replace(REMEMBERING, recall_window=20, pinned_tokens=60, replay_tokens=150), tokenizer=byte_tokenizer()
 )
 TALK = [user("The secret word is zanzibar."), {"role": "assistant", "content": "Fine."}, user("Nothing else. " * 4)]
