@@ -194,6 +194,30 @@ def test_a_store_moves_into_a_database(store: MemoryStore, postgres_server: Any,
         postgres.drop(url)
 
 
+@pytest.mark.parametrize("to", ["folder", "database", "folder, over a database"])
+def test_a_number_that_was_given_is_not_given_again_in_a_copy(
+    store: MemoryStore, postgres_server: Any, tmp_path: Path, to: str
+) -> None:
+    told(store).attach(store.corpus("old", MODEL).name)
+    for name in ("a", "b"):
+        store.session(name, MODEL)
+        store.delete(name)
+    store.delete_corpus("old")
+    url = postgres.new_store(postgres_server)
+    try:
+        place: Path | str = tmp_path / "copy" if to == "folder" else url
+        store.backup(place)
+        if to == "folder, over a database":
+            with MemoryStore(url) as between:
+                between.backup(place := tmp_path / "copy")
+        with MemoryStore(place) as copy:
+            copy.corpus("another", MODEL).add_documents([LONG_TEXT])
+            assert copy.session("alice").stats()["corpora"] == []
+            assert copy.session("new", MODEL).number == 6 and copy.verify() == ([], [])
+    finally:
+        postgres.drop(url)
+
+
 def test_a_store_may_only_be_looked_at(store: MemoryStore) -> None:
     told(store)
     with MemoryStore(store.folder, read_only=True) as looked_at:
