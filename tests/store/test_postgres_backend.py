@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import crash_worker
 import postgres
@@ -123,6 +124,21 @@ def test_a_role_sees_its_own_schema_only(postgres_server: Any, postgres_url: str
     finally:
         postgres.run(postgres_url, f"DROP OWNED BY {role} CASCADE")
         postgres.run(postgres_url, f"DROP ROLE {role}")
+
+
+def test_writers_of_a_role_with_another_isolation_see_each_other(postgres_url: str) -> None:
+    address, _, schema = postgres_url.partition("&schema=")
+    isolation = quote(r"-c default_transaction_isolation=repeatable\ read")
+    with MemoryStore(f"{address}&options={isolation}&schema={schema}", timeout=20) as store:
+
+        def work(number: int) -> None:
+            session = store.session(f"s{number}", MODEL)
+            for turn in range(3):
+                session.add(user(f"{turn}"))
+
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(work, range(6)))
+        assert store.verify() == ([], [])
 
 
 def test_a_schema_of_something_else_is_refused(postgres_url: str) -> None:

@@ -26,6 +26,8 @@ MOST, _MOST_IDLE = 32, 8  # connections of one process
 _STANDBY = psycopg.errors.FeatureNotSupported  # what a server says that has become one
 # Either side notices after 25 s that the other's machine has died; a worker's locks are free then.
 _SETTINGS = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=25000"
+# Whoever has waited for the writers' lock sees what was written meanwhile, whatever isolation a role is set up with.
+_ISOLATION = r"-c default_transaction_isolation=read\ committed"
 _USUAL = {
     "application_name": "hmt-memory",
     "client_encoding": "utf8",
@@ -72,7 +74,7 @@ class Connections:
         given = psycopg.conninfo.conninfo_to_dict(self.address.url)
         path = f"-c search_path={self.address.schema}"
         read_only = "-c default_transaction_read_only=on" if self.read_only else ""
-        options = f"{given.get('options') or ''} {path} {_SETTINGS} {read_only}".strip()
+        options = f"{given.get('options') or ''} {path} {_SETTINGS} {_ISOLATION} {read_only}".strip()
         return {**_USUAL, "connect_timeout": max(2, round(self.timeout)), **given, "options": options, "autocommit": True}
 
     def _connect(self) -> Connection:
