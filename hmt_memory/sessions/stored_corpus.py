@@ -96,6 +96,10 @@ class StoredCorpus(Collection):
         Returns:
             The corpus for that model, a `Corpus`; this object is then out of date.
         """
+        return self._database.again(lambda: self._rebuilt(model, progress))
+
+    def _rebuilt(self, model: HMTModel, progress: Progress | None) -> StoredCorpus:
+        """Tokenize all documents anew for a model, and read them."""
         made_by = fingerprint(model)
         with self._reading():
             with self._database.writing() as db:
@@ -110,10 +114,10 @@ class StoredCorpus(Collection):
                 row = db.update_collection(replace(row, model=number, epoch=row.epoch + 1))
                 self._store.drop_index(row.id)
             self._store.finish_erasing(erasure)
-            corpus = self._store.corpus_of(row, model)
-            corpus._read_pending(progress)
-        opened: StoredCorpus = corpus
-        return opened
+            corpus: StoredCorpus = self._store.corpus_of(row, model)
+            with self._done_already():
+                corpus._read_pending(progress)
+        return corpus
 
     def _erase(self, db: Transaction, row: CollectionRow, documents: Sequence[DocumentRow]) -> tuple[CollectionRow, int | None]:
         """Delete documents. Returns the row afterwards, and the erasure to finish after the transaction."""

@@ -217,6 +217,10 @@ class StoredSession(Collection):
         Returns:
             The session for that model, a `Session`; this object is then out of date.
         """
+        return self._database.again(lambda: self._rebuilt(model, progress))
+
+    def _rebuilt(self, model: HMTModel, progress: Progress | None) -> StoredSession:
+        """Move the conversation to a model and read it."""
         with self._reading():
             with self._database.reading() as db:
                 row = self._row(db)
@@ -225,7 +229,8 @@ class StoredSession(Collection):
             moved = rewriting.move(self._database, self._id, transcript, made_by, settle=self._without_index)
             self._finish(moved.erasure)
             session: StoredSession = self._store.session_of(moved.row, model)
-            session._read_pending(progress)
+            with self._done_already():
+                session._read_pending(progress)
         return session
 
     def attach(self, *corpora: str) -> None:
@@ -259,9 +264,9 @@ class StoredSession(Collection):
         if (messages is not None and messages < 1) or (age is not None and age <= timedelta(0)):
             raise InputError("a limit must keep at least one message, and an age must be positive.")
         limits = {"messages": messages, "seconds": None if age is None else age.total_seconds()}
-        with self._database.writing() as db:
-            row = self._set(db, retention={name: value for name, value in limits.items() if value is not None})
-        self._apply_retention(row, asked=True)
+        kept = {name: value for name, value in limits.items() if value is not None}
+        row = self._database.write(lambda db: self._set(db, retention=kept))
+        self._database.again(lambda: self._apply_retention(row, asked=True))
 
     def export(self, path: str | Path) -> None:
         """Write the whole session into one file (`docs/reference/format.md`), which `MemoryStore.import_session` reads.
@@ -295,7 +300,8 @@ class StoredSession(Collection):
         with self._reading():
             if due := self._beyond_limits(now):  # others may have forgotten them
                 self._forget(due)
-            self._read_pending()
+            with self._done_already():
+                self._read_pending()
 
     def _beyond_limits(self, now: float) -> set[int]:
         """Return the ids of the messages beyond the limits."""

@@ -1,0 +1,79 @@
+"""Calls over a connection that is lost meanwhile: they are done again, or go on, and say what is so."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import crash_worker
+import postgres
+import pytest
+from postgres import once
+from stored import user
+
+from hmt_memory import Corpus, MemoryStore, Session
+from hmt_memory.errors import SessionNotFoundError
+from hmt_memory.store.postgres.transaction import PostgresTransaction
+
+MODEL = crash_worker.MODEL
+
+
+@pytest.fixture
+def store(postgres_url: str) -> Iterator[MemoryStore]:
+    with MemoryStore(postgres_url, timeout=5) as opened:
+        yield opened
+
+
+def test_looking_goes_on_over_another_connection(
+    store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = store.session("alice", MODEL)
+    session.add(user("one " * 30))
+    for work in (session.messages, session.stats, store.sessions, lambda: session.recall("one"), lambda: store.session("bob")):
+        with monkeypatch.context() as patch:
+            calls = once(patch, PostgresTransaction, "one", lambda: postgres.cut(postgres_url))
+            once(patch, PostgresTransaction, "all", lambda: postgres.cut(postgres_url))
+            with contextlib.suppress(SessionNotFoundError):
+                work()
+            assert calls[0] > 0 or work == store.sessions
+
+
+def rebuilt(store: MemoryStore) -> Callable[[], object]:
+    """A session to be read again with the same model."""
+    session = store.session("alice", MODEL)
+    session.add([user(f"{number} " + "word " * 30) for number in range(4)])
+    return lambda: session.rebuild(MODEL)
+
+
+def rebuilt_corpus(store: MemoryStore) -> Callable[[], object]:
+    corpus = store.corpus("papers", MODEL)
+    corpus.add_documents(["word " * 60, "another " * 60])
+    return lambda: corpus.rebuild(MODEL)
+
+
+def limited(store: MemoryStore) -> Callable[[], object]:
+    session = store.session("alice", MODEL)
+    session.add([user(f"{number} " + "word " * 30) for number in range(4)])
+    return lambda: session.set_retention(messages=3)
+
+
+@pytest.mark.parametrize("step", ["storing", "reading"])
+@pytest.mark.parametrize("made", [rebuilt, rebuilt_corpus, limited])
+def test_what_is_stored_is_not_said_to_be_lost_when_a_connection_is(
+    store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch, made: Any, step: str
+) -> None:
+    """Neither before the change is stored, which is then done again, nor in reading it."""
+    work = made(store)
+    reads = Corpus if made is rebuilt_corpus else Session
+    owner, name = (reads, "_read_pending") if step == "reading" else (type(store.database), "_commit")
+    calls = once(monkeypatch, owner, name, lambda: postgres.cut(postgres_url))
+    work()
+    assert calls[0] > 0 and store.verify() == ([], [])
+    with MemoryStore(postgres_url) as again:
+        hits = (
+            again.corpus("papers", MODEL).recall("word")
+            if made is rebuilt_corpus
+            else again.session("alice", MODEL).recall("word")
+        )
+        assert hits and (made is not limited or len(again.session("alice").messages()) <= 3)
