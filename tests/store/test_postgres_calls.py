@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import crash_worker
@@ -13,7 +15,8 @@ from postgres import once
 from stored import user
 
 from hmt_memory import Corpus, MemoryStore, Session
-from hmt_memory.errors import SessionNotFoundError
+from hmt_memory.errors import SessionBusyError, SessionNotFoundError
+from hmt_memory.store.postgres import connections
 from hmt_memory.store.postgres.transaction import PostgresTransaction
 
 MODEL = crash_worker.MODEL
@@ -77,3 +80,34 @@ def test_what_is_stored_is_not_said_to_be_lost_when_a_connection_is(
             else again.session("alice", MODEL).recall("word")
         )
         assert hits and (made is not limited or len(again.session("alice").messages()) <= 3)
+
+
+def test_threads_that_hold_locks_do_not_keep_one_another_from_reading(store: MemoryStore) -> None:
+    """Many more threads than connections, each of which needs a second connection for what it holds."""
+    together = threading.Barrier(24)
+
+    def work(number: int) -> None:
+        with store.database.lock(f"lock {number}"):
+            if number < together.parties:
+                together.wait(60)
+            with store.database.reading() as db:
+                assert db.fact(f"{number}") is None
+            with store.database.writing() as changes, store.database.reading() as db:
+                changes.set_fact(f"{number}", "done")
+                assert db.fact(f"{number}") is None
+
+    with ThreadPoolExecutor(40) as threads:
+        list(threads.map(work, range(40)))
+    with store.database.reading() as db:
+        assert [db.fact(f"{number}") for number in range(40)] == ["done"] * 40
+
+
+def test_who_waits_for_other_threads_is_told_so(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_QUEUE_SECONDS", 0)
+    monkeypatch.setattr(connections, "_ROOM", (1, 2, 2))
+    monkeypatch.setattr(store.database, "timeout", 0.1)
+    with store.database.lock("mine"), ThreadPoolExecutor(1) as threads:
+        with pytest.raises(SessionBusyError, match="other threads of this process"):
+            threads.submit(store.sessions).result()
+        assert store.sessions() == []
+    assert ThreadPoolExecutor(1).submit(store.sessions).result() == []
