@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
 
 from ..engine.places import cache_folder
 from ..errors import InputError, MissingDependencyError
@@ -18,6 +18,7 @@ from .sqlite.files import DATABASE
 
 __all__ = ["DATABASE", "SQLITE", "copy_into", "data_folder", "default_store", "open_backend", "place_of", "shown"]
 
+_SCHEME = re.compile("([A-Za-z][A-Za-z0-9+.-]*):/")
 _SERVER = ("postgresql", "postgres")
 
 
@@ -38,7 +39,8 @@ def place_of(place: str | Path) -> Path | str:
     Raises:
         InputError: the URL is of no database that a store can be in, or was made a path.
     """
-    scheme = urlsplit(str(place)).scheme if ":/" in str(place) else ""
+    begins = _SCHEME.match(str(place))
+    scheme = begins[1].lower() if begins else ""
     if scheme in _SERVER and isinstance(place, str) and "://" in place:
         return place
     if scheme in _SERVER or "://" in str(place):
