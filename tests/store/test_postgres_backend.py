@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,29 @@ def test_index_files_of_what_another_machine_has_erased_are_deleted(
         other.session("alice").forget(ids[:1])
     MemoryStore(postgres_url).close()
     assert not index_files(tmp_path / "caches")
+
+
+def test_index_files_of_what_is_being_erased_are_deleted_at_the_latest_by_the_next_opening(
+    postgres_url: str, tmp_path: Path, elsewhere: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker opens the store while another has begun to forget, and not ended it."""
+    ids, real = told(postgres_url, "quinces " * 9, "word " * 20), PostgresTransaction.begin_erasure
+    with elsewhere(), MemoryStore(postgres_url) as other, ThreadPoolExecutor(1) as threads:
+        session, opening = other.session("alice"), []
+
+        def begun(db: PostgresTransaction) -> int:
+            erasure = real(db)
+            if not opening:
+                monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
+                opening.append(threads.submit(MemoryStore, postgres_url))
+                wait(opening, timeout=1)  # it waits for the writer, or sees what is there still
+            return erasure
+
+        monkeypatch.setattr(PostgresTransaction, "begin_erasure", begun)
+        session.forget(ids[:1])
+        opening[0].result(10).close()
+    MemoryStore(postgres_url).close()
+    assert opening and not index_files(tmp_path / "caches")
 
 
 def test_index_files_of_what_stays_are_kept(postgres_url: str, tmp_path: Path, elsewhere: Callable[[], Any]) -> None:
