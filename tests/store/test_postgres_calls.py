@@ -17,6 +17,7 @@ from stored import user
 from hmt_memory import Corpus, MemoryStore, Session
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError
 from hmt_memory.store.postgres import connections
+from hmt_memory.store.postgres.connections import Connection
 from hmt_memory.store.postgres.transaction import PostgresTransaction
 
 MODEL = crash_worker.MODEL
@@ -111,3 +112,25 @@ def test_who_waits_for_other_threads_is_told_so(store: MemoryStore, monkeypatch:
             threads.submit(store.sessions).result()
         assert store.sessions() == []
     assert ThreadPoolExecutor(1).submit(store.sessions).result() == []
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_lock_that_was_granted_to_an_interrupted_call_is_free(
+    store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch, within: bool
+) -> None:
+    real = Connection.execute
+
+    def execute(self: Connection, query: Any, *arguments: Any, **options: Any) -> Any:
+        result = real(self, query, *arguments, **options)
+        if b"pg_advisory_lock" in (query if isinstance(query, bytes) else b""):
+            raise KeyboardInterrupt
+        return result
+
+    with contextlib.ExitStack() as stack:
+        if within:
+            stack.enter_context(store.database.lock("another"))
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Connection, "execute", execute)
+            stack.enter_context(store.database.lock("mine"))
+    with MemoryStore(postgres_url) as other, other.database.lock("mine", timeout=1), other.database.lock("another", timeout=1):
+        assert store.sessions() == []

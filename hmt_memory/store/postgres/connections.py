@@ -178,7 +178,7 @@ class Connections:
         except BaseException as error:
             gone = connection is None or lost(connection) or isinstance(error, _STANDBY)
             if connection is not None:
-                if gone:
+                if gone or may_hold(error):
                     connection.close()
                 self._give(connection)
             if not isinstance(error, psycopg.Error):
@@ -203,6 +203,11 @@ def _close(connections: list[Connection]) -> None:
     while connections:
         if (connection := connections.pop()).pid == os.getpid():
             connection.close()
+
+
+def may_hold(error: BaseException) -> bool:
+    """Return whether a connection on which a lock was asked for may hold it, in spite of an error: rolling back keeps locks."""
+    return not isinstance(error, psycopg.errors.LockNotAvailable)
 
 
 def is_idle(connection: Connection) -> bool:

@@ -25,7 +25,7 @@ from ..sql import copying, migrations
 from ..transaction import Transaction
 from .address import Address
 from .caches import drop_outdated, is_current
-from .connections import Connection, Connections, roll_back
+from .connections import Connection, Connections, may_hold, roll_back
 from .errors import lost
 from .transaction import CONTENT, PostgresTransaction
 
@@ -161,7 +161,9 @@ class Database(Connections):
         with self.translated(held.connection):
             try:
                 held.connection.execute(begin.encode(), prepare=False)
-            except psycopg.Error:
+            except BaseException as error:
+                if may_hold(error):
+                    held.connection.close()
                 roll_back(held.connection)
                 raise
         yield held.connection
