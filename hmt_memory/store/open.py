@@ -16,7 +16,17 @@ from .sql.transaction import SqlTransaction
 from .sqlite.database import SQLITE, Database
 from .sqlite.files import DATABASE
 
-__all__ = ["DATABASE", "SQLITE", "copy_into", "data_folder", "default_store", "open_backend", "place_of", "shown"]
+__all__ = [
+    "DATABASE",
+    "SQLITE",
+    "copy_into",
+    "data_folder",
+    "default_store",
+    "delete_copy",
+    "open_backend",
+    "place_of",
+    "shown",
+]
 
 _SCHEME = re.compile("([A-Za-z][A-Za-z0-9+.-]*):/")
 _SERVER = ("postgresql", "postgres")
@@ -96,6 +106,12 @@ def copy_into(source: Backend, place: str) -> None:
             copying.copy(cast("SqlTransaction", rows), cast("SqlTransaction", new))
     finally:
         target.close()
+
+
+def delete_copy(copy: Backend) -> None:
+    """Delete everything that `copy_into` has copied."""
+    with copy.writing() as rows:
+        copying.clear(cast("SqlTransaction", rows))
 
 
 def _embedded(folder: Path, *, timeout: float = 5.0, read_only: bool = False) -> Database:

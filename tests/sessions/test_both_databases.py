@@ -227,17 +227,39 @@ def test_a_store_may_only_be_looked_at(store: MemoryStore) -> None:
             session.fork("bob")
 
 
-def test_damage_is_told(store: MemoryStore, place: Path | str) -> None:
-    session = told(store)
+def damage(store: MemoryStore, place: Path | str) -> None:
     statement = "UPDATE messages SET created_at = created_at + 1 WHERE id = 2"
     if isinstance(place, str):
         postgres.run(place, statement)
     else:
         with store.database.writing() as db:
             db.execute(statement)
+
+
+def test_damage_is_told(store: MemoryStore, place: Path | str) -> None:
+    session = told(store)
+    damage(store, place)
     with pytest.raises(StoreDamagedError, match="message 2 is damaged"):
         session.messages()
     assert not store.verify().ok
+
+
+def test_a_copy_that_is_not_whole_is_not_left_in_a_database(
+    store: MemoryStore, place: Path | str, postgres_server: Any, tmp_path: Path
+) -> None:
+    told(store).fork("bob", upto=2)
+    store.backup(tmp_path / "good")
+    damage(store, place)
+    url = postgres.new_store(postgres_server)
+    try:
+        with pytest.raises(StoreDamagedError, match="is not whole"):
+            store.backup(url)
+        with MemoryStore(tmp_path / "good") as good:
+            good.backup(url)
+        with MemoryStore(url) as copy:
+            assert copy.sessions() == ["alice", "bob"] and copy.verify() == ([], [])
+    finally:
+        postgres.drop(url)
 
 
 def test_what_is_promised_of_erasing_can_be_asked(store: MemoryStore, place: Path | str) -> None:

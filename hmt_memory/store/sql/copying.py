@@ -65,3 +65,9 @@ def copy(source: SqlTransaction, target: SqlTransaction) -> None:
             target.each(f"INSERT INTO {table} VALUES ({', '.join('?' * len(block[0]))})", block)
     for table in _WITH_IDS:
         target.continue_ids(table, after=source.last_id(table))
+
+
+def clear(target: SqlTransaction) -> None:
+    """Delete all rows of a store."""
+    for table in reversed(_TABLES):
+        target.execute(f"DELETE FROM {table}")
