@@ -80,8 +80,11 @@ class StoredCorpus(Collection):
             SessionNotFoundError: an id is not in this corpus; nothing is removed then.
         """
         wanted = set(document_ids)
+        self._database.again(lambda: self._removed(wanted))
+
+    def _removed(self, ids: set[int]) -> None:
         with self._reading():
-            self._store.finish_erasing(self._database.erasing(lambda db: self._remove(db, wanted)))
+            self._store.finish_erasing(self._database.erasing(lambda db: self._remove(db, ids)))
 
     def _remove(self, db: Transaction, ids: set[int]) -> int | None:
         row = self._row(db)

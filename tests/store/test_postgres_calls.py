@@ -56,6 +56,18 @@ def rebuilt_corpus(store: MemoryStore) -> Callable[[], object]:
     return lambda: corpus.rebuild(MODEL)
 
 
+def added(store: MemoryStore) -> Callable[[], object]:
+    corpus = store.corpus("papers", MODEL)
+    corpus.add_documents(["word " * 60])
+    return lambda: corpus.add_documents(["another " * 60])
+
+
+def removed(store: MemoryStore) -> Callable[[], object]:
+    corpus = store.corpus("papers", MODEL)
+    ids = corpus.add_documents(["word " * 60, "another " * 60])
+    return lambda: corpus.remove(ids[1:])
+
+
 def limited(store: MemoryStore) -> Callable[[], object]:
     session = store.session("alice", MODEL)
     session.add([user(f"{number} " + "word " * 30) for number in range(4)])
@@ -63,24 +75,25 @@ def limited(store: MemoryStore) -> Callable[[], object]:
 
 
 @pytest.mark.parametrize("step", ["storing", "reading"])
-@pytest.mark.parametrize("made", [rebuilt, rebuilt_corpus, limited])
+@pytest.mark.parametrize("made", [rebuilt, rebuilt_corpus, added, removed, limited])
 def test_what_is_stored_is_not_said_to_be_lost_when_a_connection_is(
     store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch, made: Any, step: str
 ) -> None:
     """Neither before the change is stored, which is then done again, nor in reading it."""
-    work = made(store)
-    reads = Corpus if made is rebuilt_corpus else Session
-    owner, name = (reads, "_read_pending") if step == "reading" else (type(store.database), "_commit")
-    calls = once(monkeypatch, owner, name, lambda: postgres.cut(postgres_url))
+    work, of_corpus = made(store), made in (rebuilt_corpus, added, removed)
+    if step == "storing":
+        calls = once(monkeypatch, type(store.database), "_commit", lambda: postgres.cut(postgres_url))
+    else:
+        calls = once(monkeypatch, Corpus if of_corpus else Session, "_read_pending", lambda: postgres.cut(postgres_url))
     work()
-    assert calls[0] > 0 and store.verify() == ([], [])
+    assert (calls[0] > 0 or made is removed) and store.verify() == ([], [])
     with MemoryStore(postgres_url) as again:
-        hits = (
-            again.corpus("papers", MODEL).recall("word")
-            if made is rebuilt_corpus
-            else again.session("alice", MODEL).recall("word")
-        )
-        assert hits and (made is not limited or len(again.session("alice").messages()) <= 3)
+        if of_corpus:
+            assert again.corpus("papers", MODEL).recall("word")
+            assert len(again.corpus("papers").documents()) == (1 if made is removed else 2)
+        else:
+            assert again.session("alice", MODEL).recall("word")
+            assert made is not limited or len(again.session("alice").messages()) <= 3
 
 
 def test_threads_that_hold_locks_do_not_keep_one_another_from_reading(store: MemoryStore) -> None:
