@@ -21,7 +21,7 @@ from hmt_memory import MemoryStore
 from hmt_memory.errors import StoreError
 from hmt_memory.store.backend import Backend, Capability
 from hmt_memory.store.open import open_backend
-from hmt_memory.store.postgres.transaction import PostgresTransaction
+from hmt_memory.store.postgres.transaction import CONTENT, PostgresTransaction
 
 MODEL = crash_worker.MODEL
 
@@ -208,6 +208,10 @@ def test_a_server_that_forgets_what_it_acknowledged_is_a_problem(
     assert backend.problems() == ["database: fsync is off, so a crash of the server loses what was acknowledged"]
 
 
-def test_deleted_content_is_cleaned_up_however_little_it_is(postgres_url: str, backend: Backend) -> None:
-    options = postgres.run(postgres_url, "SELECT reloptions FROM pg_class WHERE oid = 'payloads'::regclass")[0][0]
-    assert "autovacuum_vacuum_threshold=0" in options and "autovacuum_vacuum_scale_factor=0" in options
+def test_tables_of_content_ask_to_be_cleaned_up_after_every_deletion(postgres_url: str, backend: Backend) -> None:
+    tables = "oid = ANY(ARRAY[" + ", ".join(f"'{table}'::regclass" for table in CONTENT) + "])"
+    toast = "oid = (SELECT reltoastrelid FROM pg_class WHERE oid = 'payloads'::regclass)"
+    rows = postgres.run(postgres_url, f"SELECT reloptions FROM pg_class WHERE {tables} OR {toast}")
+    assert len(rows) == len(CONTENT) + 1
+    for (options,) in rows:
+        assert "autovacuum_vacuum_threshold=0" in options and "autovacuum_vacuum_scale_factor=0" in options
