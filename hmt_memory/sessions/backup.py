@@ -26,11 +26,11 @@ def back_up(store: Storage, place: Path | str) -> None:
     """
     if isinstance(place, str):
         copy_into(store.database, place)
-        with Storage(place) as copy:
+        with Storage(place) as moved:
             try:
-                return _check(store, copy)
+                return _check(store, moved)
             except StoreDamagedError:
-                delete_copy(copy.database)
+                delete_copy(moved.database)
                 raise
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise InputError(f"{place} is there already. Name a new folder for the copy.")

@@ -117,10 +117,11 @@ class StoredCorpus(Collection):
                 row = db.update_collection(replace(row, model=number, epoch=row.epoch + 1))
                 self._store.drop_index(row.id)
             self._store.finish_erasing(erasure)
-            corpus: StoredCorpus = self._store.corpus_of(row, model)
+            corpus = self._store.corpus_of(row, model)
             with self._done_already():
                 corpus._read_pending(progress)
-        return corpus
+        opened: StoredCorpus = corpus
+        return opened
 
     def _erase(self, db: Transaction, row: CollectionRow, documents: Sequence[DocumentRow]) -> tuple[CollectionRow, int | None]:
         """Delete documents. Returns the row afterwards, and the erasure to finish after the transaction."""
