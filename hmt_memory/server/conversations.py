@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends
 from pydantic import Field
 
-from . import forgetting
 from .bodies import Open
 from .description import shows
 from .failures import NotFoundError
@@ -95,7 +94,7 @@ def item(name: str, item: str, known: Known, memory: Memory) -> dict[str, Any]:
 def forget(name: str, item: str, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase an item for good; an answer and the calls of functions in it are one message, and are forgotten together."""
     session = _stored(name, known, memory)
-    forgetting.forget(memory.store, session, [_message(session, item).id])
+    session.forget([_message(session, item).id])
     return _described(session, name)
 
 
@@ -116,7 +115,7 @@ def update(name: str, body: Changed, known: Writer, memory: Memory) -> dict[str,
 @router.delete("/conversations/{name:path}", dependencies=[traced("delete_memory_store")])
 def delete(name: str, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase a conversation for good, also from what responses have taken over of it."""
-    forgetting.delete(memory.store, _stored(name, known, memory).name)
+    memory.store.delete(_stored(name, known, memory).name)
     return {"id": name, "object": "conversation.deleted", "deleted": True}
 
 
