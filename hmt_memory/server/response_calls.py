@@ -21,6 +21,7 @@ from ..sessions.names import is_aside
 from .calls import Call, Event, Written, remembered
 from .failures import NotFoundError
 from .items import Stem, items, output_text
+from .replays import DELETED
 from .response_bodies import messages_of
 from .response_events import Events
 from .stored_responses import find
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..retrieval.ranking import RecalledSegment
     from ..sessions.answer import Answer
+    from ..sessions.session import Session
     from .guard import Caller
     from .replays import Version
     from .response_bodies import ResponseRequest
@@ -62,6 +64,7 @@ class ResponseCall(Call["ResponseRequest"]):
         self._before: Found | None = None  # the response that this one goes on from
         self._adds_to: str | None = None  # the session that others may know
         self._made: str | None = None  # the session that is made for the answer
+        self._session: Session | None = None  # the session that answers
         self._response: ResponseBody | None = None
 
     def look(self) -> None:
@@ -90,7 +93,8 @@ class ResponseCall(Call["ResponseRequest"]):
             said = [{"role": "system", "content": body.instructions}] if body.instructions else []
             answer: Answer = self._assistant.reply([*messages, *said], namespace=self._caller.namespace, **options)
         else:
-            stem = Stem.new(self._assistant.session(name) if body.store else None)
+            self._session = self._assistant.session(name)
+            stem = Stem.new(self._session if body.store else None)
             after = self._before.answer.id if self._before and name == self._adds_to else None
             answer = self._assistant.reply(
                 stem.marked(messages),
@@ -129,13 +133,12 @@ class ResponseCall(Call["ResponseRequest"]):
         message = next((item["id"] for item in whole["output"] if item["type"] == "message"), "")
         return Events(_begun(whole), message).again(whole)
 
-    def version(self, whole: Mapping[str, Any]) -> Version:
-        """Return what changes whenever something of the response's session is forgotten; None: it is in none."""
-        store, stem = self._assistant.store, Stem.of(whole["id"])
-        name = None if stem is None else store.named("session", stem.number)
-        with suppress(SessionNotFoundError):  # it was deleted meanwhile
-            return None if name is None else store.session(name).epoch()
-        return None
+    def version(self) -> Version:
+        """Return what changes whenever something is forgotten of the session that was answered from; None: there was none."""
+        try:
+            return None if self._session is None else self._session.epoch()
+        except SessionNotFoundError:
+            return DELETED
 
     def close(self) -> None:
         """Erase the session that was made for an answer, if none is in it; what cannot be erased now is at the next start."""

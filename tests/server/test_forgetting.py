@@ -53,3 +53,21 @@ def test_a_response_is_forgotten_without_what_was_said_before_it(http: TestClien
         assert http.delete(f"/v1/responses/{gone['id']}").is_success
     assert len(saying.store.sessions()) == 2, "a session with nothing of its own is gone"
     assert sorted(texts(saying)) == sorted([SECRET, "Hello.", SECRET, "Hello.", "Fork.", "Hello."])
+
+
+@pytest.mark.parametrize("path", ["sessions/alice", "sessions/alice/messages?id=1"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_is_not_stored_is_not_given_again_once_its_session_has_forgotten(
+    http: TestClient, saying: Any, path: str, stream: bool
+) -> None:
+    saying.says = "It is 1234."
+    first = answer(http, SECRET, conversation="alice").json()
+    asked: list[dict[str, Any]] = [
+        {"key": "k", "conversation": "alice", "store": False, "stream": stream},
+        {"key": "p", "previous_response_id": first["id"], "store": False, "stream": stream},
+    ]
+    for _ in range(2):
+        assert [answer(http, "Code?", **call).status_code for call in asked] == [200, 200]
+    assert texts(saying) == [SECRET, "It is 1234."]
+    http.delete(f"/v1/{path}")
+    assert [answer(http, "Code?", **call).status_code for call in asked] == [410, 410]

@@ -103,7 +103,7 @@ async def test_the_latest_keys_are_kept_and_one_that_is_in_use_is_busy(monkeypat
             with made.keeping("", key, "body") as kept:
                 with pytest.raises(HTTPException, match="is being answered"):
                     made.find("", key, "body")
-                kept.keep({"id": key, "hmt": {"recalled": ["a secret"]}}, None)
+                kept.keep({"id": key, "hmt": {"recalled": ["a secret"]}})
         bodies = [{"id": key, "hmt": {"recalled": []}} for key in "bc"]
         assert [answered("", key) for key in "abc"] == [None, *bodies], "the latest two of this name space"
         for tenant, key in (("other", "long"), ("", "first")):
