@@ -68,6 +68,10 @@ class Written(ABC, Generic[Piece]):
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
 
+    def kept(self) -> dict[str, Any]:
+        """Return the body as it is given again: without what was recalled, which may be forgotten by then."""
+        return self.whole()
+
     def opening(self) -> Iterator[Event]:
         """Yield the first events of a stream."""
         return iter(())
@@ -172,6 +176,11 @@ def remembered(answer: Answer, caller: Caller, session: str | None) -> dict[str,
     if session is not None:
         about |= {"session": session, "message_ids": list(getattr(answer, "message_ids", ()))}
     return about
+
+
+def without_recalled(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of an answer without what was recalled for it."""
+    return {**body, "hmt": {**body["hmt"], "recalled": []}}
 
 
 async def pieces(answer: Pieces[Piece], until: float, noted: Callable[[Pieces[Any]], object]) -> AsyncGenerator[Piece, None]:

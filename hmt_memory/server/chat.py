@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, SessionNotFoundError
-from .calls import Call, Event, Written, remembered
+from .calls import Call, Event, Written, remembered, without_recalled
 from .replays import DELETED
 
 if TYPE_CHECKING:
@@ -148,6 +148,10 @@ class Completion(Written[str]):
             "usage": usage_of(self),
             "hmt": remembered(answer, self._caller, self._session),
         }
+
+    def kept(self) -> dict[str, Any]:
+        """Return the body without what was recalled."""
+        return without_recalled(self.whole())
 
     def opening(self) -> Iterator[Event]:
         """Yield the first chunk."""

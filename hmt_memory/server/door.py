@@ -78,7 +78,7 @@ class Door:
                 """Note that the answer is whole, and stored: from here on it is given again for its key."""
                 answer = written.answer
                 if answer.is_whole and timed.ends(answer.usage, written.input_tokens, answer.finish_reason) and key is not None:
-                    keeper.keep(written.whole())
+                    keeper.keep(written.kept())
 
             writing = pieces(written.answer, until, noted)
             if stream:

@@ -36,10 +36,9 @@ class Kept:
     until: float = float("inf")
 
     def keep(self, body: dict[str, Any]) -> None:
-        """Take the body of an answer that is whole, but for what was recalled."""
+        """Take what is kept of the body of an answer that is whole: nothing that was recalled."""
         if self.answered is None:
-            self.answered = body | ({"hmt": body["hmt"] | {"recalled": []}} if "hmt" in body else {})
-            self.until = time.monotonic() + _SECONDS
+            self.answered, self.until = body, time.monotonic() + _SECONDS
 
 
 class Replays:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from ..errors import HMTError, SessionNotFoundError
 from ..sessions.answer import Keeping
 from ..sessions.names import is_aside
-from .calls import Call, Event, Written, remembered
+from .calls import Call, Event, Written, remembered, without_recalled
 from .failures import NotFoundError
 from .items import Stem, items, output_text
 from .replays import DELETED
@@ -199,13 +199,22 @@ class ResponseBody(Written[str]):
 
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
+        output = self._output()
+        if output[0]["type"] == "message":
+            cited = [self._citation(passage) for passage in self.answer.recalled]
+            output[0]["content"] = [output_text(self.answer.text, cited)]
+        return {**self._ended(), "output": output, "hmt": remembered(self.answer, self._caller, self._conversation)}
+
+    def kept(self) -> dict[str, Any]:
+        """Return the body without what was recalled, and without citations, whose titles have words of it."""
+        return without_recalled(self.whole()) | {"output": self._output()}
+
+    def _output(self) -> list[dict[str, Any]]:
+        """Return the items of the answer, which cite nothing."""
         answer = self.answer
         calls = {"tool_calls": [call.to_dict() for call in answer.tool_calls]}
         place = self._message.removeprefix("msg_")
-        output = items("assistant", answer.text, place, calls, incomplete=answer.finish_reason == "length")
-        if output[0]["type"] == "message":
-            output[0]["content"] = [output_text(answer.text, [self._citation(passage) for passage in answer.recalled])]
-        return {**self._ended(), "output": output, "hmt": remembered(answer, self._caller, self._conversation)}
+        return items("assistant", answer.text, place, calls, incomplete=answer.finish_reason == "length")
 
     def _ended(self) -> dict[str, Any]:
         """Return the body without its items."""
@@ -232,10 +241,11 @@ class ResponseBody(Written[str]):
     def _citation(self, passage: RecalledSegment) -> dict[str, Any]:
         """Return a passage that was recalled as an annotation of the whole text. What it says is in `hmt`."""
         owner = passage.messages[0].id if passage.messages else passage.document
-        who = passage.messages[0].role if passage.messages else passage.source
+        source = self._caller.shown(passage.source)
+        who = passage.messages[0].role if passage.messages else source or "document"
         return {
             "type": "url_citation",
-            "url": f"hmt:{quote(self._caller.shown(passage.source) or '')}#{owner}",
+            "url": f"hmt:{quote(source or '')}#{owner}",
             "title": f"{who}, {passage.created_at:%Y-%m-%d %H:%M}",
             "start_index": 0,
             "end_index": len(self.answer.text),

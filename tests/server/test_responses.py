@@ -343,20 +343,6 @@ def test_what_cannot_be_done_is_refused_by_name(http: TestClient, saying: Any, g
     assert saying.store.sessions() == []
 
 
-def test_what_was_recalled_is_cited(assistant: Assistant) -> None:
-    talk = [("user", "Rex barks at noon."), ("assistant", "I see.")]
-    talk += [(role, f"{n} is fine." * 4) for n in range(60) for role in ("user", "assistant")]
-    assistant.add("alice", [{"role": role, "content": text} for role, text in talk])
-    client = client_of(assistant)
-    answer = client.responses.create(input="What does Rex do?", conversation="alice", max_output_tokens=6)
-    recalled = answer.hmt["recalled"]  # type: ignore[attr-defined]
-    citations = answer.output[0].content[0].annotations  # type: ignore[union-attr]
-    assert recalled and [passage["source"] for passage in recalled] == ["alice"] * len(citations)
-    assert citations[0].url.startswith("hmt:alice#") and citations[0].end_index == len(answer.output_text)
-    found = client.responses.retrieve(answer.id)
-    assert found.hmt["recalled"] == [] == found.output[0].content[0].annotations, "or it would outlive being forgotten"  # type: ignore
-
-
 def test_two_calls_that_go_on_from_the_same_answer_at_once_do_not_wait(client: OpenAI, http: TestClient, saying: Any) -> None:
     first = say(client, "I am Ann.")
     door = http.app.state.door  # type: ignore[attr-defined]
