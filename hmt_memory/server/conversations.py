@@ -13,7 +13,7 @@ from pydantic import Field
 from .bodies import Open
 from .description import shows
 from .failures import NotFoundError
-from .items import Order, Stem, items_of, listed, message_of, page_of
+from .items import Order, Stem, items_of, listed, message_of, messages_of_call, page_of
 from .memory import Known, Memory, Writer, place, traced
 from .response_bodies import Item, Metadata, messages_of
 from .response_calls import CONVERSATION
@@ -139,10 +139,11 @@ def _message(session: StoredSession, item: str) -> Message:
 
 def _added(session: Session, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add messages. Returns their items."""
+    if not messages:
+        return []
     stem = Stem.new(session)
     session.add(stem.marked(messages))
-    stored = session.from_id(stem.first, len(messages)) if messages else []
-    return [item for message in stored for item in items_of(message, session.number)]
+    return [item for message in messages_of_call(session, stem) for item in items_of(message, session.number)]
 
 
 def _described(session: StoredSession, name: str) -> dict[str, Any]:

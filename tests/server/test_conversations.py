@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from openai import BadRequestError, ConflictError, NotFoundError, OpenAI, PermissionDeniedError
 
+from hmt_memory import Session
 from hmt_memory.server.app import create_app
 from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
@@ -112,6 +113,18 @@ def test_calls_of_functions_are_items(client: OpenAI, saying: Any) -> None:
     assert client.conversations.items.retrieve(listed[2].id, conversation_id=conversation) == listed[2]  # type: ignore[arg-type]
     after = client.conversations.items.list(conversation, order="asc", after=listed[1].id, limit=1).data  # type: ignore[arg-type]
     assert after == [listed[2]]
+
+
+def test_items_that_are_added_are_told_and_nobody_elses(client: OpenAI, saying: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation, real = client.conversations.create().id, Session.add
+
+    def add(self: Session, messages: Any, **options: Any) -> Any:
+        real(self, [{"role": "user", "content": "Another's."}])
+        return real(self, messages, **options)
+
+    monkeypatch.setattr(Session, "add", add)
+    added = client.conversations.items.create(conversation, items=[message("user", "Mine."), message("user", "Mine, too.")])
+    assert [item.content[0].text for item in added.data] == ["Mine.", "Mine, too."]  # type: ignore[union-attr]
 
 
 def test_each_token_has_conversations_of_its_own(saying: Any, tmp_path: Any) -> None:
