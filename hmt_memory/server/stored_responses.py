@@ -105,4 +105,4 @@ def tidy(assistant: Assistant, seconds: float) -> None:
             with suppress(SessionNotFoundError):  # another server does the same
                 store.delete(name)
     except HMTError as error:
-        _log.warning("what unfinished answers have left is still there: %s", error)
+        _log.warning("what unfinished answers have left is still there", exc_info=error)
