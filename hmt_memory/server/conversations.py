@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
 
+from ..errors import HMTError
 from .bodies import Open
 from .description import shows
 from .failures import NotFoundError
@@ -61,8 +63,13 @@ def create(body: NewConversation, known: Writer, memory: Memory) -> dict[str, An
     name = f"{CONVERSATION}{uuid.uuid4().hex}"
     messages = messages_of(body.items or [])
     session = memory.session(known.own(name))
-    session.set_metadata(body.metadata or {})
-    _added(session, messages)
+    try:
+        session.set_metadata(body.metadata or {})
+        _added(session, messages)
+    except Exception:
+        with suppress(HMTError):
+            memory.store.delete(session.name)
+        raise
     return _described(session, name)
 
 

@@ -127,6 +127,19 @@ def test_items_that_are_added_are_told_and_nobody_elses(client: OpenAI, saying: 
     assert [item.content[0].text for item in added.data] == ["Mine.", "Mine, too."]  # type: ignore[union-attr]
 
 
+def test_a_conversation_that_cannot_be_made_leaves_nothing(client: OpenAI, saying: Any) -> None:
+    with pytest.raises(BadRequestError):
+        client.conversations.create(metadata={"a": "b"}, items=[message("system", "Be brief. " * 4000)])
+    assert saying.store.sessions() == []
+
+
+@pytest.mark.parametrize("name", ["work/items", "work/items/alice", "items", "items/alice"])
+def test_no_session_has_the_address_of_items(client: OpenAI, http: TestClient, saying: Any, name: str) -> None:
+    with pytest.raises(BadRequestError, match="Choose another name"):
+        client.responses.create(input="Hi.", conversation=name)
+    assert http.get(f"/v1/sessions/{name}").status_code == 400 and saying.store.sessions() == []
+
+
 def test_each_token_has_conversations_of_its_own(saying: Any, tmp_path: Any) -> None:
     tokens, http = Tokens(tmp_path), {}
     keys = {name: tokens.make(name) for name in ("ann", "bob")} | {"guest": tokens.make("guest", of="ann", read_only=True)}
