@@ -107,7 +107,8 @@ class ResponseCall(Call["ResponseRequest"]):
             )
         place = stem.message(len(messages))
         told = {"model": self._assistant.name, **body.told()}
-        self._response = ResponseBody(answer, stem.response, place, told, self._caller, self._name, remembers=name is not None)
+        named = None if name is None else self._name
+        self._response = ResponseBody(answer, stem.response, place, told, self._caller, named, remembers=name is not None)
         return self._response
 
     def _place(self) -> tuple[str | None, int | None]:

@@ -105,7 +105,8 @@ def test_without_store_nothing_is_stored(client: OpenAI, saying: Any) -> None:
     before = talks(saying)
     say(client, "Am I?", previous_response_id=first.id, store=False)
     assert "I am Bob." in saying.shown and "Am I?" in saying.shown and "Later." not in saying.shown
-    say(client, "Am I?", conversation="nobody", store=False)
+    stateless = say(client, "Am I?", conversation="nobody", store=False)
+    assert stateless.conversation is None and "session" not in stateless.hmt, "no session has answered"
     assert talks(saying) == before
 
 
