@@ -17,6 +17,7 @@ from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, Permi
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 from scripted import MODEL
+from served import sent_until
 from tiny import byte_tokenizer, tiny_model
 
 from hmt_memory import Assistant
@@ -360,18 +361,7 @@ async def test_a_client_that_goes_away_leaves_nothing(assistant: Assistant) -> N
     request = Request({"type": "http", "headers": []}, receive=anyio.sleep_forever)
     answer = await door.answer(ResponseCall(assistant, settings, body, caller), request, caller)
     assert len(assistant.store.sessions()) == 1
-    sent, gone = [], anyio.Event()
-
-    async def receive() -> dict[str, str]:
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-        if len(sent) == 6:
-            gone.set()
-
-    await answer({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+    await sent_until(answer, 6)
     assert not door._gate._free.locked() and assistant.store.sessions() == []
     gc.collect()
 
