@@ -307,8 +307,9 @@ class StoredSession(Collection):
         if clock is not None:
             with self._database.writing() as db:
                 retention.note(db, clock)
-        if not self._beyond_limits(now):
+        if not (due := self._beyond_limits(now)):
             return
+        forget_aside(self._store, self._id, due)
         with self._reading():
             if due := self._beyond_limits(now):  # others may have forgotten them
                 self._forget(due)

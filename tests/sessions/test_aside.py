@@ -50,6 +50,14 @@ def test_messages_are_forgotten_by_what_goes_on_from_them(store: MemoryStore, al
     assert store.verify().ok
 
 
+def test_what_is_beyond_the_limits_of_a_session_is_beyond_those_of_what_goes_on_from_it(
+    store: MemoryStore, alice: Session
+) -> None:
+    alice.set_retention(messages=1)
+    assert texts(store)["alice"] == ["It is noted."] == texts(store)[f"{ASIDE}1"][:1] == texts(store)[f"{ASIDE}2"][:1]
+    assert store.verify().ok
+
+
 def test_a_session_is_deleted_with_what_others_have_taken_over(store: MemoryStore, alice: Session) -> None:
     alice.add(MORE, replacing=2)
     store.delete("alice")
