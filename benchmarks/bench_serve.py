@@ -26,7 +26,7 @@ from pathlib import Path
 import httpx
 import transformers
 from measure import interleaved, machine
-from serve_load import TENANTS, load
+from serve_load import TENANTS, failures, load
 from serving import Server
 
 from hmt_memory import Assistant, HMTModel
@@ -66,14 +66,14 @@ def mixed(minutes: float, clients: int, tokens: int, model: str | None) -> int:
         store.mkdir()
         kept = Tokens(store)
         secrets = {tenant: kept.make(tenant) for tenant in TENANTS}
-        with Server(store, name, *(() if model else _PLAIN)) as server:
+        with Server(store, name, "--log-format", "json", *(() if model else _PLAIN)) as server:
             findings, lives, callers = load(server, secrets, minutes, clients=clients, length=tokens)
-        errors = [line for line in (Path(folder) / "server.log").read_text().splitlines() if "Traceback" in line]
+        errors = failures((Path(folder) / "server.log").read_text())
     print(f"{clients} clients of {len(TENANTS)} tenants for {minutes} minutes; the server ran {len(lives)} times:")
     print("\n".join(f"    {life}" for life in lives))
     print("calls: " + ", ".join(f"{count} {what}" for what, count in sorted(findings.done.items())))
     print(f"at last: {sum(len(caller.ledger.known) for caller in callers)} messages in {clients} sessions")
-    wrong = [*findings.wrong, *(["the server's log has tracebacks"] if errors else [])]
+    wrong = [*findings.wrong, *(f"the server has written: {line}" for line in errors)]
     print("\n".join(["WRONG:", *wrong]) if wrong else "nothing lost, nothing twice, no words of others, no leak")
     return int(bool(wrong))
 

@@ -28,6 +28,7 @@ from serving import Server
 _CANARY = re.compile(r"~(\w+)-[0-9a-f]{12}~")
 _BUSY = (409, 429, 503)
 _LONGEST = 24  # messages of a session, after which it is deleted
+_PATIENCE = 120.0  # seconds that a server may take to come back
 _SAMPLE = 0.5  # seconds between looks at the process
 # The processes of the server: for how long, in shares of the time, and how each ends.
 _LIVES = ((0.3, signal.SIGTERM), (0.3, signal.SIGTERM), (0.2, signal.SIGKILL), (0.2, None))
@@ -101,6 +102,19 @@ class Findings:
             self.wrong.append(wrong)
 
 
+def failures(log: str) -> list[str]:
+    """Return the lines that tell of a failure in a server's log, whose own lines are JSON."""
+    return [line for line in log.splitlines() if _failed(line)]
+
+
+def _failed(line: str) -> bool:
+    try:
+        about = json.loads(line)
+    except ValueError:
+        return line.startswith(("Traceback", "Fatal"))
+    return about["level"] in ("error", "critical") or "exception" in about
+
+
 class Client:
     """One client: a session at a time, and a corpus.
 
@@ -141,13 +155,20 @@ class Client:
                 self._findings.found(f"{self._session}: {act.__name__} raised {type(error).__name__}: {error}")
             self.check()
 
-    def check(self) -> None:
-        """Look whether everything is stored that was said, once, and nothing else."""
+    def check(self, patience: float = _PATIENCE) -> None:
+        """Look whether everything is stored that was said, once, and nothing else.
+
+        Args:
+            patience: seconds to wait for a server that is restarted.
+        """
+        last = time.monotonic() + patience
         while True:
             try:
                 answer = self._call("GET", f"/v1/sessions/{self._session}/messages", missing=True)
                 break
             except Gone:
+                if time.monotonic() > last:
+                    return self._findings.found(f"{self._session}: the server does not come back")
                 time.sleep(0.1)
         found = [Said(one["id"], one["role"], one["content"]) for one in answer.get("data", ())]
         if wrong := self.ledger.settle(found):

@@ -25,9 +25,15 @@ THREAD: Any = {"configurable": {"thread_id": "office"}}
 FACT, QUESTION = "The door code of the office is 4071.", "What is the door code of the office?"
 
 
-def work(database: str, text: str) -> None:
+def database() -> str:
+    """Return the address for LangGraph, which knows no parameter `schema`."""
+    address, _, query = STORE.partition("?")
+    return f"{address}?{'&'.join(field for field in query.split('&') if not field.startswith('schema='))}"
+
+
+def work(text: str) -> None:
     """Answer once, as one of many workers."""
-    with PostgresSaver.from_conn_string(database) as checkpointer:
+    with PostgresSaver.from_conn_string(database()) as checkpointer:
         checkpointer.setup()
         agent = create_agent(HMTChatModel(store=STORE, max_tokens=24), checkpointer=checkpointer)
         answered = agent.invoke({"messages": [HumanMessage(text)]}, THREAD)["messages"]
@@ -37,14 +43,13 @@ def work(database: str, text: str) -> None:
 def main() -> None:
     if not STORE.startswith("postgresql://"):
         sys.exit("name a database: HMT_STORE=postgresql://host/database python examples/langgraph_postgres.py")
-    database = STORE.partition("&schema=")[0]
     for text in (FACT, QUESTION):
         with tempfile.TemporaryDirectory() as machine:
             os.environ["HMT_CACHE"] = machine
-            subprocess.run([sys.executable, __file__, database, text], check=True)
+            subprocess.run([sys.executable, __file__, text], check=True)
     with MemoryStore(STORE, read_only=True) as store:
         print("kept in the session:", store.session("office").messages()[0].content)
 
 
 if __name__ == "__main__":
-    work(*sys.argv[1:]) if len(sys.argv) == 3 else main()
+    work(*sys.argv[1:]) if len(sys.argv) == 2 else main()

@@ -39,7 +39,9 @@ def test_an_example_runs(name: str, trained: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_A_SERVER)
 def test_an_example_runs_with_postgresql(name: str, trained: str, postgres_url: str) -> None:
-    check(name, os.environ | {"HMT_MODEL": trained, "HMT_STORE": postgres_url})
+    address, _, schema = postgres_url.partition("&schema=")
+    place = address.replace("?", f"?schema={schema}&")  # wherever the parameter stands
+    check(name, os.environ | {"HMT_MODEL": trained, "HMT_STORE": place})
 
 
 def check(name: str, environment: dict[str, str]) -> None:

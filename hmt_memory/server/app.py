@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse
 from starlette.concurrency import run_in_threadpool
@@ -23,8 +23,9 @@ from .chat import ChatCall
 from .completions import CompletionCall, CompletionRequest
 from .description import STREAMED, TEXT, describe
 from .door import Door
-from .guard import Caller, Fence, Gate, caller
+from .guard import Fence, Gate
 from .mcp import Mounted
+from .memory import Known
 from .metrics import CONTENT_TYPE, Counted, Metrics
 from .pages.routes import STATIC, failure
 from .pages.routes import router as pages
@@ -34,8 +35,6 @@ from .stored_responses import tidy
 if TYPE_CHECKING:
     from ..assistant import Assistant
     from .tokens import Tokens
-
-Known = Annotated[Caller, Depends(caller)]
 
 
 def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens: Tokens | None = None) -> FastAPI:

@@ -99,7 +99,18 @@ class StreamOptions(Open):
     include_usage: bool | None = False
 
 
-class Answered(Open):
+class Asked(Open):
+    """The body of a call that clients write whole, with nulls where they want nothing else than usual."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null(cls, value: Any, info: Any) -> Any:
+        """Let a null stand for the usual value, as clients send it."""
+        field = cls.model_fields[info.field_name]
+        return field.get_default(call_default_factory=True) if value is None and not field.is_required() else value
+
+
+class Answered(Asked):
     """The fields that say how an answer is to be written."""
 
     usual: ClassVar[dict[str, Any]] = {"frequency_penalty": 0.0, "presence_penalty": 0.0}  # and no other value is possible
@@ -112,13 +123,6 @@ class Answered(Open):
     stream: bool = False
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _null(cls, value: Any, info: Any) -> Any:
-        """Let a null stand for the usual value, as clients send it."""
-        field = cls.model_fields[info.field_name]
-        return field.get_default(call_default_factory=True) if value is None and not field.is_required() else value
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -7,7 +7,8 @@ import json
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Container, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import anyio
@@ -15,6 +16,7 @@ from sse_starlette import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from ..errors import SessionNotFoundError
 from .bodies import Answered
 
 if TYPE_CHECKING:
@@ -65,6 +67,10 @@ class Written(ABC, Generic[Piece]):
     @abstractmethod
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
+
+    def kept(self) -> dict[str, Any]:
+        """Return the body as it is given again: without what was recalled, which may be forgotten by then."""
+        return self.whole()
 
     def opening(self) -> Iterator[Event]:
         """Yield the first events of a stream."""
@@ -128,9 +134,19 @@ class Call(ABC, Generic[Body]):
     def again(self, whole: Mapping[str, Any]) -> Iterator[Event]:
         """Yield all events of an answer that is whole already."""
 
-    def version(self, whole: Mapping[str, Any]) -> Version:
-        """Return what changes when something is forgotten of the session that an answer was given in; None: in none."""
+    def version(self) -> Version:
+        """Return what changes when something is forgotten of the session that was answered from, in another thread."""
         return None
+
+    def holds(self, version: Version) -> bool:
+        """Return whether nothing was forgotten since a session had a version; None: there is nothing to forget."""
+        if version is None:
+            return True
+        store = self._assistant.store
+        name = store.named("session", version[0])
+        with suppress(SessionNotFoundError):  # it was deleted meanwhile
+            return name is not None and store.session(name).epoch() == version
+        return False
 
     def close(self) -> None:
         """Clear away, in another thread, what the call has made and what nobody needs after all."""
@@ -162,12 +178,18 @@ def remembered(answer: Answer, caller: Caller, session: str | None) -> dict[str,
     return about
 
 
-async def pieces(answer: Pieces[Piece], until: float) -> AsyncGenerator[Piece, None]:
+def without_recalled(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the body of an answer without what was recalled for it."""
+    return {**body, "hmt": {**body["hmt"], "recalled": []}}
+
+
+async def pieces(answer: Pieces[Piece], until: float, noted: Callable[[Pieces[Any]], object]) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of an answer, which is written in another thread. Whoever stops early stops the writing, too.
 
     Args:
         answer: being written.
         until: by the clock of the event loop.
+        noted: called with it in that thread after each piece.
 
     Raises:
         TimeoutError: it is later than that, and the answer is not finished.
@@ -183,6 +205,7 @@ async def pieces(answer: Pieces[Piece], until: float) -> AsyncGenerator[Piece, N
                 if answer.finish_reason is None and time.monotonic() > last:
                     raise TimeoutError
                 piece = next(answer, None)
+                noted(answer)
             except BaseException as error:
                 loop.call_soon_threadsafe(written.put_nowait, error)
                 return

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, SessionNotFoundError
-from .calls import Call, Event, Written, remembered
+from .calls import Call, Event, Written, remembered, without_recalled
+from .replays import DELETED
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -99,12 +100,12 @@ class ChatCall(Call["ChatRequest"]):
             yield chunks.piece(text, choice["logprobs"])
         yield from chunks.closing(whole)
 
-    def version(self, whole: Mapping[str, Any]) -> Version:
+    def version(self) -> Version:
         """Return what changes whenever something of the session is forgotten; None: there is none."""
         try:
             return None if self._own is None else self._assistant.store.session(self._own).epoch()
         except SessionNotFoundError:
-            return None
+            return DELETED
 
 
 class Completion(Written[str]):
@@ -147,6 +148,10 @@ class Completion(Written[str]):
             "usage": usage_of(self),
             "hmt": remembered(answer, self._caller, self._session),
         }
+
+    def kept(self) -> dict[str, Any]:
+        """Return the body without what was recalled."""
+        return without_recalled(self.whole())
 
     def opening(self) -> Iterator[Event]:
         """Yield the first chunk."""

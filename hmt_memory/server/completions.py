@@ -52,7 +52,7 @@ class CompletionRequest(Completed):
             raise ValueError("a prompt is empty: there is nothing to continue. Send text.")
         if self.suffix:
             raise ValueError("suffix cannot be given: a text is continued at its end. Leave it out.")
-        if self.logprobs:
+        if self.logprobs is not None:
             raise ValueError("logprobs cannot be given: leave it out.")
         return self
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends
 from pydantic import Field
 
-from . import forgetting
+from ..errors import HMTError
 from .bodies import Open
 from .description import shows
 from .failures import NotFoundError
-from .items import Order, Stem, items_of, listed, message_of, page_of
+from .items import Order, Stem, items_of, listed, message_of, messages_of_call, page_of
 from .memory import Known, Memory, Writer, place, traced
 from .response_bodies import Item, Metadata, messages_of
 from .response_calls import CONVERSATION
@@ -62,8 +63,13 @@ def create(body: NewConversation, known: Writer, memory: Memory) -> dict[str, An
     name = f"{CONVERSATION}{uuid.uuid4().hex}"
     messages = messages_of(body.items or [])
     session = memory.session(known.own(name))
-    session.set_metadata(body.metadata or {})
-    _added(session, messages)
+    try:
+        session.set_metadata(body.metadata or {})
+        _added(session, messages)
+    except Exception:
+        with suppress(HMTError):
+            memory.store.delete(session.name)
+        raise
     return _described(session, name)
 
 
@@ -95,7 +101,7 @@ def item(name: str, item: str, known: Known, memory: Memory) -> dict[str, Any]:
 def forget(name: str, item: str, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase an item for good; an answer and the calls of functions in it are one message, and are forgotten together."""
     session = _stored(name, known, memory)
-    forgetting.forget(memory.store, session, [_message(session, item).id])
+    session.forget([_message(session, item).id])
     return _described(session, name)
 
 
@@ -116,7 +122,7 @@ def update(name: str, body: Changed, known: Writer, memory: Memory) -> dict[str,
 @router.delete("/conversations/{name:path}", dependencies=[traced("delete_memory_store")])
 def delete(name: str, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase a conversation for good, also from what responses have taken over of it."""
-    forgetting.delete(memory.store, _stored(name, known, memory).name)
+    memory.store.delete(_stored(name, known, memory).name)
     return {"id": name, "object": "conversation.deleted", "deleted": True}
 
 
@@ -140,10 +146,11 @@ def _message(session: StoredSession, item: str) -> Message:
 
 def _added(session: Session, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add messages. Returns their items."""
+    if not messages:
+        return []
     stem = Stem.new(session)
     session.add(stem.marked(messages))
-    stored = session.from_id(stem.first, len(messages)) if messages else []
-    return [item for message in stored for item in items_of(message, session.number)]
+    return [item for message in messages_of_call(session, stem) for item in items_of(message, session.number)]
 
 
 def _described(session: StoredSession, name: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class Door:
         before = self._replays.find(caller.tenant, key, asked)
         if before is not None:
             answered = before.answered
-            if answered is None or before.version != await run_in_threadpool(call.version, answered):
+            if answered is None or not await run_in_threadpool(call.holds, before.version):
                 raise HTTPException(410, replays.GONE)
             return _streamed(_again(call, answered)) if stream else JSONResponse(answered)
         until = anyio.current_time() + self._settings.seconds
@@ -65,21 +65,27 @@ class Door:
             if await request.is_disconnected():
                 return Response(status_code=failures.CLOSED)
             held.push_async_callback(_closed, call)
-            written, first = await run_in_threadpool(_begun, call)
+
+            def noted(answer: Pieces[Any]) -> None:
+                """Look, in the thread that writes, which version of its session an answer is of that is whole."""
+                if key is not None and answer.is_whole and keeper.version is None:
+                    keeper.version = call.version()
+
+            written, first = await run_in_threadpool(_begun, call, noted)
             timed.first()
 
             def finished() -> None:
                 """Note that the answer is whole, and stored: from here on it is given again for its key."""
                 answer = written.answer
                 if answer.is_whole and timed.ends(answer.usage, written.input_tokens, answer.finish_reason) and key is not None:
-                    whole = written.whole()
-                    keeper.keep(whole, call.version(whole))
+                    keeper.keep(written.kept())
 
+            writing = pieces(written.answer, until, noted)
             if stream:
                 kept = held.pop_all()
-                return _streamed(self._events(written, first, kept, until, finished), BackgroundTask(kept.aclose))
+                return _streamed(self._events(written, first, writing, kept, finished), BackgroundTask(kept.aclose))
             try:
-                if not await _to_the_end(written.answer, until, request):
+                if not await _to_the_end(written.answer, writing, request):
                     return Response(status_code=failures.CLOSED)
             finally:
                 finished()
@@ -107,8 +113,8 @@ class Door:
         self,
         written: Written[Any],
         first: object,
+        writing: AsyncGenerator[Any, None],
         held: AsyncExitStack,
-        until: float,
         finished: Callable[[], object],
     ) -> AsyncIterator[Event]:
         """Yield the events of an answer as it is written, and hold its place until then."""
@@ -117,8 +123,8 @@ class Door:
                 try:
                     for event in (*written.opening(), *(written.piece(first) if first else ())):
                         yield event
-                    async with aclosing(pieces(written.answer, until)) as written_pieces:
-                        async for piece in written_pieces:
+                    async with aclosing(writing):
+                        async for piece in writing:
                             finished()
                             for event in written.piece(piece):
                                 yield event
@@ -132,18 +138,20 @@ class Door:
         yield _END
 
 
-def _begun(call: Call[Any]) -> tuple[Written[Any], object]:
+def _begun(call: Call[Any], noted: Callable[[Pieces[Any]], object]) -> tuple[Written[Any], object]:
     """Begin an answer. Returns it with its first piece: what is wrong with a call shows by then."""
     written = call.begin()
-    return written, next(written.answer, None)
+    first = next(written.answer, None)
+    noted(written.answer)
+    return written, first
 
 
-async def _to_the_end(answer: Pieces[object], until: float, request: Request) -> bool:
+async def _to_the_end(answer: Pieces[object], writing: AsyncGenerator[object, None], request: Request) -> bool:
     """Write an answer to its end. Returns whether its client is still there; if not, it may have no end.
 
     Args:
         answer: being written.
-        until: by the clock of the event loop.
+        writing: its pieces.
         request: the call.
 
     Raises:
@@ -151,8 +159,8 @@ async def _to_the_end(answer: Pieces[object], until: float, request: Request) ->
     """
     looked = time.monotonic()
     try:
-        async with aclosing(pieces(answer, until)) as written:
-            async for _ in written:
+        async with aclosing(writing):
+            async for _ in writing:
                 if time.monotonic() - looked < _LOOKS or answer.finish_reason is not None:
                     continue
                 if await request.is_disconnected():

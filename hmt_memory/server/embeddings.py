@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from ..errors import InputError
 from ..retrieval import embedding
 from . import failures
-from .bodies import Open
+from .bodies import Asked
 from .calls import check_model
 from .description import shows
 from .guard import caller
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1", dependencies=[Depends(caller), Depends(place)])
 _MOST = 2048  # texts of a call, as OpenAI has it
 
 
-class EmbeddingRequest(Open):
+class EmbeddingRequest(Asked):
     """The body of a call of Embeddings."""
 
     model_config = shows({"model": "smollm2-135m-instruct", "input": ["Ida grows roses."]})
@@ -34,12 +34,6 @@ class EmbeddingRequest(Open):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
     input_type: Literal["document", "query"] = "document"
-
-    @field_validator("encoding_format", "input_type", mode="before")
-    @classmethod
-    def _usual(cls, value: Any, info: Any) -> Any:
-        """Let a null stand for the usual value."""
-        return cls.model_fields[info.field_name].default if value is None else value
 
     @field_validator("input")
     @classmethod

@@ -81,10 +81,18 @@ def status_of(error: errors.HMTError) -> tuple[int, str]:
     return known or (500, type(error).__name__.removesuffix("Error").lower())
 
 
+def _seen(error: errors.HMTError) -> tuple[int, str]:
+    """Return the status and the name of an error; write what its caller cannot mend to the server's own output."""
+    status, code = status_of(error)
+    if status == 500:
+        _log.error("a call failed", exc_info=error)
+    return status, code
+
+
 def of_stream(error: Exception) -> dict[str, Any]:
     """Return the body of an error that comes when an answer has begun."""
     if isinstance(error, errors.HMTError):
-        status, code = status_of(error)
+        status, code = _seen(error)
         return body_of(status, message_of(error), code=code)
     if isinstance(error, TimeoutError):
         return body_of(504, TOO_LONG)
@@ -95,9 +103,7 @@ def of_stream(error: Exception) -> dict[str, Any]:
 async def of_ours(request: Request, error: Exception) -> Response:
     """Answer a call that this package refused."""
     assert isinstance(error, errors.HMTError)
-    status, code = status_of(error)
-    if status == 500:
-        _log.error("%s: %s", type(error).__name__, error)
+    status, code = _seen(error)
     return _page(request, status, message_of(error)) or response_of(status, message_of(error), code=code)
 
 

@@ -28,7 +28,8 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 _LONGEST_NAME = 140  # of a session or corpus, with that of a token before it
 # What routes end with, behind the name of a session or corpus.
-_ENDINGS = ("messages", "recall", "fork", "corpora", "export", "import", "verify", "documents")
+_ENDINGS = ("messages", "recall", "fork", "corpora", "export", "import", "verify", "documents", "items")
+_BEFORE_AN_ID = "items"  # what the last part of a route with an id stands behind
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Caller:
         """Return the name in the store of a session or corpus that this caller names.
 
         Raises:
-            InputError: the name is empty, too long, has white space around it, or begins or ends as no name does.
+            InputError: the name is empty, too long, has white space around it, or ends as the address of something else does.
         """
-        impossible = is_aside(name) or name.rsplit("/", 1)[-1] in _ENDINGS
+        *before, last = name.split("/")
+        impossible = is_aside(name) or last in _ENDINGS or before[-1:] == [_BEFORE_AN_ID]
         if not name.strip() or name != name.strip() or len(name) > _LONGEST_NAME or impossible:
             raise InputError(
-                f"a name has 1 to {_LONGEST_NAME} characters, none of white space around it, and no last part such as "
-                f"/{_ENDINGS[0]}, which means something in an address. Choose another name."
+                f"a name has 1 to {_LONGEST_NAME} characters, none of white space around it, and no end such as "
+                f"/{_ENDINGS[0]} or /{_BEFORE_AN_ID}/1, which mean something in an address. Choose another name."
             )
         return self._stored(name)
 

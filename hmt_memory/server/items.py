@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..retrieval.citations import Message
     from ..sessions.stored_session import StoredSession
 
-_ID = re.compile(r"(?:resp|msg|fc|fco)_([0-9a-f]{8})([0-9a-f]{8})([0-9a-f]{16})([0-9a-f]{4})?(?:[0-9a-f]{2})?")
+_ID = re.compile(r"(?:resp|msg|fc|fco)_([0-9a-f]{8})([0-9a-f]{8})([0-9a-f]{16})([0-9a-f]{4})?(?:[0-9a-f]{4})?")
 _NO_WORD = "0" * 16
 _MOST = 0xFFFF  # messages of one call
 _PAGE = 64  # messages that are looked at together
@@ -134,7 +134,7 @@ def items(role: str, text: str, place: str, fields: Mapping[str, Any], *, incomp
     for number, call in enumerate(calls):
         name, arguments = called(call)
         written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        made = {"type": "function_call", "id": f"fc_{place}{number:02x}", "call_id": call.get("id")}
+        made = {"type": "function_call", "id": f"fc_{place}{number:04x}", "call_id": call.get("id")}
         whole.append(made | {"name": name, "arguments": written, "status": "completed"})
     return whole
 

@@ -1,4 +1,4 @@
-"""The server's own output: lines of text, or of JSON with one for each call. Of errors never their words."""
+"""The server's own output: lines of text, or of JSON with one for each call. Of what calls fail of never the words."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from starlette.requests import Request
 
 from .._version import __version__
 from ..errors import HMTError
-from . import failures, forgetting
+from . import failures
 from .guard import Caller, caller
 from .memory import described
 
@@ -153,7 +153,7 @@ def tools(assistant: Assistant, subject_of: Callable[[Any], Subject], *, read_on
         """Erase messages of the session for good, and every trace of them in its memory."""
         with about(context, writing=True) as subject:
             assistant.store.session(subject.stored)  # checks that it exists
-            forgotten = forgetting.forget(assistant.store, assistant.session(subject.stored), message_ids)
+            forgotten = assistant.session(subject.stored).forget(message_ids)
             also = [shown for other in forgotten.also_in if (shown := subject.caller.shown(other)) is not None]
             return {"forgotten": forgotten.messages, "also_in": also}
 

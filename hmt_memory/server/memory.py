@@ -19,7 +19,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, StoreDamagedError
-from . import forgetting
 from .bodies import ChatMessage
 from .description import FILE, TAKES_FILE, shows
 from .guard import Caller, caller
@@ -198,7 +197,7 @@ def forget(
 ) -> dict[str, Any]:
     """Erase messages for good: their rows, every embedding that saw them, and the bytes in all files."""
     memory.store.session(known.own(name))  # checks that it exists
-    forgotten = forgetting.forget(memory.store, memory.session(known.own(name)), ids)
+    forgotten = memory.session(known.own(name)).forget(ids)
     also = [shown for other in forgotten.also_in if (shown := known.shown(other)) is not None]
     return {"forgotten": forgotten.messages, "also_in": also}
 
@@ -274,7 +273,7 @@ def session(name: str, known: Known, memory: Memory) -> dict[str, Any]:
 @router.delete("/sessions/{name:path}", status_code=204, dependencies=[traced("delete_memory_store")])
 def delete(name: str, known: Writer, memory: Memory) -> None:
     """Erase a session for good. Its forks keep what they share of it."""
-    forgetting.delete(memory.store, known.own(name))
+    memory.store.delete(known.own(name))
 
 
 @router.get("/search", dependencies=[traced("search_memory")])

@@ -22,7 +22,8 @@ HEADER = "idempotency-key"
 GONE = "something of this session was forgotten or replaced since this call was answered."
 _LONGEST_KEY = 255
 _MOST, _SECONDS = 1000, 600.0  # answers of one name space that are kept, and how long
-Version = tuple[int, int] | None  # of a session; None: there is none
+Version = tuple[int, int] | None  # the number of a session, and what forgetting changes; None: it was answered from none
+DELETED: Version = (0, -1)  # that of a session which is gone: no session has it
 
 
 @dataclass
@@ -34,16 +35,10 @@ class Kept:
     version: Version = None  # of its session when it was whole
     until: float = float("inf")
 
-    def keep(self, body: dict[str, Any], version: Version) -> None:
-        """Take the body of an answer that is whole, but for what was recalled.
-
-        Args:
-            body: of the answer.
-            version: of its session now.
-        """
+    def keep(self, body: dict[str, Any]) -> None:
+        """Take what is kept of the body of an answer that is whole: nothing that was recalled."""
         if self.answered is None:
-            self.answered = body | ({"hmt": body["hmt"] | {"recalled": []}} if "hmt" in body else {})
-            self.version, self.until = version, time.monotonic() + _SECONDS
+            self.answered, self.until = body, time.monotonic() + _SECONDS
 
 
 class Replays:

@@ -18,9 +18,10 @@ from starlette.exceptions import HTTPException
 from ..errors import HMTError, SessionNotFoundError
 from ..sessions.answer import Keeping
 from ..sessions.names import is_aside
-from .calls import Call, Event, Written, remembered
+from .calls import Call, Event, Written, remembered, without_recalled
 from .failures import NotFoundError
 from .items import Stem, items, output_text
+from .replays import DELETED
 from .response_bodies import messages_of
 from .response_events import Events
 from .stored_responses import find
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..retrieval.ranking import RecalledSegment
     from ..sessions.answer import Answer
+    from ..sessions.session import Session
     from .guard import Caller
     from .replays import Version
     from .response_bodies import ResponseRequest
@@ -62,6 +64,7 @@ class ResponseCall(Call["ResponseRequest"]):
         self._before: Found | None = None  # the response that this one goes on from
         self._adds_to: str | None = None  # the session that others may know
         self._made: str | None = None  # the session that is made for the answer
+        self._session: Session | None = None  # the session that answers
         self._response: ResponseBody | None = None
 
     def look(self) -> None:
@@ -90,7 +93,8 @@ class ResponseCall(Call["ResponseRequest"]):
             said = [{"role": "system", "content": body.instructions}] if body.instructions else []
             answer: Answer = self._assistant.reply([*messages, *said], namespace=self._caller.namespace, **options)
         else:
-            stem = Stem.new(self._assistant.session(name) if body.store else None)
+            self._session = self._assistant.session(name)
+            stem = Stem.new(self._session if body.store else None)
             after = self._before.answer.id if self._before and name == self._adds_to else None
             answer = self._assistant.reply(
                 stem.marked(messages),
@@ -103,7 +107,8 @@ class ResponseCall(Call["ResponseRequest"]):
             )
         place = stem.message(len(messages))
         told = {"model": self._assistant.name, **body.told()}
-        self._response = ResponseBody(answer, stem.response, place, told, self._caller, self._name, remembers=name is not None)
+        named = None if name is None else self._name
+        self._response = ResponseBody(answer, stem.response, place, told, self._caller, named, remembers=name is not None)
         return self._response
 
     def _place(self) -> tuple[str | None, int | None]:
@@ -129,13 +134,12 @@ class ResponseCall(Call["ResponseRequest"]):
         message = next((item["id"] for item in whole["output"] if item["type"] == "message"), "")
         return Events(_begun(whole), message).again(whole)
 
-    def version(self, whole: Mapping[str, Any]) -> Version:
-        """Return what changes whenever something of the response's session is forgotten; None: it is in none."""
-        store, stem = self._assistant.store, Stem.of(whole["id"])
-        name = None if stem is None else store.named("session", stem.number)
-        with suppress(SessionNotFoundError):  # it was deleted meanwhile
-            return None if name is None else store.session(name).epoch()
-        return None
+    def version(self) -> Version:
+        """Return what changes whenever something is forgotten of the session that was answered from; None: there was none."""
+        try:
+            return None if self._session is None else self._session.epoch()
+        except SessionNotFoundError:
+            return DELETED
 
     def close(self) -> None:
         """Erase the session that was made for an answer, if none is in it; what cannot be erased now is at the next start."""
@@ -196,13 +200,22 @@ class ResponseBody(Written[str]):
 
     def whole(self) -> dict[str, Any]:
         """Return the body of an answer that is finished."""
+        output = self._output()
+        if output[0]["type"] == "message":
+            cited = [self._citation(passage) for passage in self.answer.recalled]
+            output[0]["content"] = [output_text(self.answer.text, cited)]
+        return {**self._ended(), "output": output, "hmt": remembered(self.answer, self._caller, self._conversation)}
+
+    def kept(self) -> dict[str, Any]:
+        """Return the body without what was recalled, and without citations, whose titles have words of it."""
+        return without_recalled(self.whole()) | {"output": self._output()}
+
+    def _output(self) -> list[dict[str, Any]]:
+        """Return the items of the answer, which cite nothing."""
         answer = self.answer
         calls = {"tool_calls": [call.to_dict() for call in answer.tool_calls]}
         place = self._message.removeprefix("msg_")
-        output = items("assistant", answer.text, place, calls, incomplete=answer.finish_reason == "length")
-        if output[0]["type"] == "message":
-            output[0]["content"] = [output_text(answer.text, [self._citation(passage) for passage in answer.recalled])]
-        return {**self._ended(), "output": output, "hmt": remembered(answer, self._caller, self._conversation)}
+        return items("assistant", answer.text, place, calls, incomplete=answer.finish_reason == "length")
 
     def _ended(self) -> dict[str, Any]:
         """Return the body without its items."""
@@ -229,10 +242,11 @@ class ResponseBody(Written[str]):
     def _citation(self, passage: RecalledSegment) -> dict[str, Any]:
         """Return a passage that was recalled as an annotation of the whole text. What it says is in `hmt`."""
         owner = passage.messages[0].id if passage.messages else passage.document
-        who = passage.messages[0].role if passage.messages else passage.source
+        source = self._caller.shown(passage.source)
+        who = passage.messages[0].role if passage.messages else source or "document"
         return {
             "type": "url_citation",
-            "url": f"hmt:{quote(self._caller.shown(passage.source) or '')}#{owner}",
+            "url": f"hmt:{quote(source or '')}#{owner}",
             "title": f"{who}, {passage.created_at:%Y-%m-%d %H:%M}",
             "start_index": 0,
             "end_index": len(self.answer.text),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import HMTError, SessionNotFoundError
 from ..sessions.names import is_aside
-from . import forgetting
 from .failures import NotFoundError
 from .items import Stem, items_of, messages_of_call, record_of
 
@@ -86,10 +85,10 @@ def delete(store: MemoryStore, found: Found) -> tuple[str, ...]:
         Other sessions, as the store names them, that share its messages and still keep them.
     """
     session = store.session(found.session)
-    forgotten = forgetting.forget(store, session, [message.id for message in found.own])
+    forgotten = session.forget([message.id for message in found.own])
     last = session.messages(-1)
     if is_aside(found.session) and not (last and record_of(last[0]).get("id", "").startswith(f"resp_{session.number:08x}")):
-        store.delete(found.session)  # nothing in it is its own any more
+        store.delete(found.session, aside=False)  # nothing in it is its own any more
     return forgotten.also_in
 
 
@@ -106,4 +105,4 @@ def tidy(assistant: Assistant, seconds: float) -> None:
             with suppress(SessionNotFoundError):  # another server does the same
                 store.delete(name)
     except HMTError as error:
-        _log.warning("what unfinished answers have left is still there: %s", error)
+        _log.warning("what unfinished answers have left is still there", exc_info=error)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ..errors import HMTError, InputError, StoreDamagedError, StoreError
-from ..store.open import DATABASE, copy_into
+from ..store.open import DATABASE, copy_into, delete_copy
 from .storage import Storage
 from .verify import verify
 
@@ -26,8 +26,12 @@ def back_up(store: Storage, place: Path | str) -> None:
     """
     if isinstance(place, str):
         copy_into(store.database, place)
-        with Storage(place) as database:
-            return _check(store, database)
+        with Storage(place) as moved:
+            try:
+                return _check(store, moved)
+            except StoreDamagedError:
+                delete_copy(moved.database)
+                raise
     if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise InputError(f"{place} is there already. Name a new folder for the copy.")
     try:

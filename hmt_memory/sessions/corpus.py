@@ -7,7 +7,7 @@ left it unread, the next call reads it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -69,24 +69,33 @@ class Corpus(StoredCorpus):
         ids = [as_array(model.backbone.encode(body["text"], literal=True)) for body in bodies]
         if not bodies:
             return []
+
+        def added(db: Transaction) -> tuple[CollectionRow, int | None]:
+            row, now = self._own_row(db), self._store.now()
+            given_up = self._replaced(db, row, {body["name"] for body in bodies} if replace_named else (), replacing)
+            row, erasure = self._erase(db, row, given_up)
+            for offset, (body, tokens) in enumerate(zip(bodies, ids, strict=True)):
+                stream = lineage.add_stream(db)
+                lineage.append_messages(db, stream, [], tokens)
+                db.add_document(row.id, DocumentRow(row.next_id + offset, stream, body, now))
+            number = db.add_model(self._made_by.digest, self._made_by.parts)
+            db.update_collection(replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now))
+            return row, erasure
+
+        row = self._database.again(lambda: self._changed(added, progress))
+        return [row.next_id + offset for offset in range(len(bodies))]
+
+    def _changed(
+        self, work: Callable[[Transaction], tuple[CollectionRow, int | None]], progress: Progress | None
+    ) -> CollectionRow:
+        """Do work that adds documents and begins an erasure, and what follows from both. Returns the row before."""
         with self._reading():
-            with self._database.writing() as db:
-                row = self._own_row(db)
-                now = self._store.now()
-                given_up = self._replaced(db, row, {body["name"] for body in bodies} if replace_named else (), replacing)
-                row, erasure = self._erase(db, row, given_up)
-                for offset, (body, tokens) in enumerate(zip(bodies, ids, strict=True)):
-                    stream = lineage.add_stream(db)
-                    lineage.append_messages(db, stream, [], tokens)
-                    db.add_document(row.id, DocumentRow(row.next_id + offset, stream, body, now))
-                number = db.add_model(self._made_by.digest, self._made_by.parts)
-                changed = replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now)
-                db.update_collection(changed)
+            row, erasure = self._database.write(work)
             with self._stored_already():
                 self._store.finish_erasing(erasure)
             with self._stored_already():
                 self._read_pending(progress)
-        return [row.next_id + offset for offset in range(len(bodies))]
+        return row
 
     def _replaced(self, db: Transaction, row: CollectionRow, names: Iterable[str], ids: Iterable[int]) -> list[DocumentRow]:
         """Return the documents that have one of these names or ids."""

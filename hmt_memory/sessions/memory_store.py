@@ -17,7 +17,7 @@ from .made_by import made_by
 from .names import check_name, check_new, normal
 from .storage import Storage
 from .stored_corpus import StoredCorpus
-from .stored_session import StoredSession
+from .stored_session import StoredSession, forget_aside, held_aside
 from .verify import Verification, verify
 
 if TYPE_CHECKING:
@@ -111,16 +111,6 @@ class MemoryStore(Storage):
             row = db.collection(number)
         return None if row is None or row.kind != kind else row.name
 
-    def forks(self, number: int) -> list[tuple[str, int]]:
-        """Return the names of all forks of a session and of its forks; messages with ids below the one beside are its own.
-
-        Args:
-            number: of the session, which may be gone.
-        """
-        with self.database.reading() as db:
-            rows = db.collections("session")
-        return [(row.name, below) for row in rows for fork, below in row.settings.get("forked", []) if fork == number]
-
     def unused(self, before: float) -> list[str]:
         """Return the names of sessions that were made before a time, and to which nothing was added since.
 
@@ -154,27 +144,38 @@ class MemoryStore(Storage):
     def _names(self, kind: str) -> list[str]:
         return self.database.read(lambda db: [row.name for row in db.collections(kind)])
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, aside: bool = True) -> None:
         """Delete a session: rows, index, and the bytes in all files. Its forks keep what they share of it.
+
+        Args:
+            name: of the session.
+            aside: whether sessions that a server keeps for answers which go on from it forget it first, so that a call which
+                fails can be made again; otherwise they keep what they share, as other forks do.
 
         Raises:
             SessionNotFoundError: no session has that name.
         """
-        self._delete("session", name)
+        self._delete("session", name, aside=aside)
 
     def delete_corpus(self, name: str) -> None:
         """Delete a corpus in the same way; sessions it was attached to go on without it."""
         self._delete("corpus", name)
 
-    def _delete(self, kind: str, name: str) -> None:
-        def work(db: Transaction) -> tuple[int, int]:
-            row, erasure = self.find(db, kind, name), db.begin_erasure()
+    def _delete(self, kind: str, name: str, *, aside: bool = False) -> None:
+        def work(db: Transaction) -> tuple[int, int | None]:
+            row = self.find(db, kind, name)
+            if aside and held_aside(db, row.id):
+                return row.id, None
+            erasure = db.begin_erasure()
             rewriting.abandon_drafts(db, row.id, erasure)
             db.delete_collection(row, erasure)
             self.drop_index(row.id)
             return row.id, erasure
 
         collection, erasure = self.database.erasing(work)
+        while erasure is None:
+            forget_aside(self, collection)
+            collection, erasure = self.database.erasing(work)
         self.finish_erasing(erasure)
         self.database.forget_lock(f"{kind}-{collection}")
 

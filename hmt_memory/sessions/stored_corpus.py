@@ -80,8 +80,11 @@ class StoredCorpus(Collection):
             SessionNotFoundError: an id is not in this corpus; nothing is removed then.
         """
         wanted = set(document_ids)
+        self._database.again(lambda: self._removed(wanted))
+
+    def _removed(self, ids: set[int]) -> None:
         with self._reading():
-            self._store.finish_erasing(self._database.erasing(lambda db: self._remove(db, wanted)))
+            self._store.finish_erasing(self._database.erasing(lambda db: self._remove(db, ids)))
 
     def _remove(self, db: Transaction, ids: set[int]) -> int | None:
         row = self._row(db)
@@ -96,6 +99,10 @@ class StoredCorpus(Collection):
         Returns:
             The corpus for that model, a `Corpus`; this object is then out of date.
         """
+        return self._database.again(lambda: self._rebuilt(model, progress))
+
+    def _rebuilt(self, model: HMTModel, progress: Progress | None) -> StoredCorpus:
+        """Tokenize all documents anew for a model, and read them."""
         made_by = fingerprint(model)
         with self._reading():
             with self._database.writing() as db:
@@ -111,7 +118,8 @@ class StoredCorpus(Collection):
                 self._store.drop_index(row.id)
             self._store.finish_erasing(erasure)
             corpus = self._store.corpus_of(row, model)
-            corpus._read_pending(progress)
+            with self._done_already():
+                corpus._read_pending(progress)
         opened: StoredCorpus = corpus
         return opened
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -14,14 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..chat.transcript import Transcript
 from ..engine.fingerprint import fingerprint
-from ..errors import InputError
+from ..errors import InputError, SessionNotFoundError
 from ..retrieval.citations import Message, as_message, utc
 from ..store import lineage, rewriting
 from ..store.rows import CollectionRow
 from . import archive, retention
 from .collection import Collection
 from .made_by import check_made_by, made_by
-from .names import check_new, normal
+from .names import check_new, is_aside, normal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -171,29 +172,40 @@ class StoredSession(Collection):
         """Erase messages for good: rows, every embedding that saw them, index entries, and the bytes in all files.
 
         Later messages are kept and read again, as if the forgotten ones had never been said; without a model, by the next call
-        that has one. The erasure comes first and is durable before the reading begins.
+        that has one. The erasure comes first and is durable before the reading begins. Sessions that a server keeps for answers
+        which go on from this one forget the messages before it does: a call that fails can be made again.
 
         Args:
             message_ids: of the messages.
             progress: called with the tokens read so far and the tokens to read.
 
         Raises:
-            SessionNotFoundError: an id is not in this session; nothing is forgotten then.
+            SessionNotFoundError: an id is neither in this session nor in one of those; nothing is forgotten then.
             SessionBusyError: another process is writing.
         """
         ids = set(message_ids)
         if not ids:
             return Forgotten(0, ())
-        forgotten = self._database.again(lambda: self._forgotten(ids, progress))
-        return Forgotten(len(ids), forgotten.sharing)
+        with self._database.reading() as db:
+            row, aside = self._row(db), held_aside(db, self._id, ids)
+            rewriting.positions(db, row, lineage.of(db, row), ids.difference(*(held for _, held in aside)))  # checks them
+        forget_aside(self._store, self._id, ids)
+        here = self.held(ids)
+        sharing = self._forgotten(here, progress).sharing if here else ()
+        forget_aside(self._store, self._id, ids)  # what was made meanwhile
+        return Forgotten(len(ids), tuple(name for name in sharing if not is_aside(name)))
 
-    def _forgotten(self, ids: set[int], progress: Progress | None) -> rewriting.Forgotten:
+    def _forgotten(self, ids: Iterable[int], progress: Progress | None = None) -> rewriting.Forgotten:
         """Erase messages and read those after them again."""
-        with self._reading():
-            forgotten = self._forget(ids)
-            with self._done_already():
-                self._read_pending(progress)
-        return forgotten
+
+        def work() -> rewriting.Forgotten:
+            with self._reading():
+                forgotten = self._forget(ids)
+                with self._done_already():
+                    self._read_pending(progress)
+            return forgotten
+
+        return self._database.again(work)
 
     def _forget(self, ids: Iterable[int]) -> rewriting.Forgotten:
         """Erase messages, inside `_reading`."""
@@ -217,6 +229,10 @@ class StoredSession(Collection):
         Returns:
             The session for that model, a `Session`; this object is then out of date.
         """
+        return self._database.again(lambda: self._rebuilt(model, progress))
+
+    def _rebuilt(self, model: HMTModel, progress: Progress | None) -> StoredSession:
+        """Move the conversation to a model and read it."""
         with self._reading():
             with self._database.reading() as db:
                 row = self._row(db)
@@ -225,7 +241,8 @@ class StoredSession(Collection):
             moved = rewriting.move(self._database, self._id, transcript, made_by, settle=self._without_index)
             self._finish(moved.erasure)
             session: StoredSession = self._store.session_of(moved.row, model)
-            session._read_pending(progress)
+            with self._done_already():
+                session._read_pending(progress)
         return session
 
     def attach(self, *corpora: str) -> None:
@@ -259,9 +276,9 @@ class StoredSession(Collection):
         if (messages is not None and messages < 1) or (age is not None and age <= timedelta(0)):
             raise InputError("a limit must keep at least one message, and an age must be positive.")
         limits = {"messages": messages, "seconds": None if age is None else age.total_seconds()}
-        with self._database.writing() as db:
-            row = self._set(db, retention={name: value for name, value in limits.items() if value is not None})
-        self._apply_retention(row, asked=True)
+        kept = {name: value for name, value in limits.items() if value is not None}
+        row = self._database.write(lambda db: self._set(db, retention=kept))
+        self._database.again(lambda: self._apply_retention(row, asked=True))
 
     def export(self, path: str | Path) -> None:
         """Write the whole session into one file (`docs/reference/format.md`), which `MemoryStore.import_session` reads.
@@ -290,12 +307,14 @@ class StoredSession(Collection):
         if clock is not None:
             with self._database.writing() as db:
                 retention.note(db, clock)
-        if not self._beyond_limits(now):
+        if not (due := self._beyond_limits(now)):
             return
+        forget_aside(self._store, self._id, due)
         with self._reading():
             if due := self._beyond_limits(now):  # others may have forgotten them
                 self._forget(due)
-            self._read_pending()
+            with self._done_already():
+                self._read_pending()
 
     def _beyond_limits(self, now: float) -> set[int]:
         """Return the ids of the messages beyond the limits."""
@@ -303,6 +322,40 @@ class StoredSession(Collection):
             row = self._row(db)
             self._oldest = retention.oldest(db, row, self._oldest)
             return retention.beyond_limits(db, row, now, self._oldest)
+
+
+def held_aside(db: Transaction, number: int, message_ids: Iterable[int] | None = None) -> list[tuple[CollectionRow, set[int]]]:
+    """Return the sessions that a server keeps for answers which go on from a session, with the messages that they share of it.
+
+    Args:
+        db: the transaction to look in.
+        number: of the session.
+        message_ids: those that count; None: all.
+    """
+    wanted, found = None if message_ids is None else set(message_ids), []
+    for row in db.collections("session"):
+        own = dict(row.settings.get("forked", ())).get(number)  # the ids of its own messages begin there
+        if own is not None and is_aside(row.name):
+            parts = lineage.of(db, row)
+            if wanted is None:
+                held = {message.id for message in lineage.messages(db, parts, 0, _count_before(db, parts, own))}
+            else:
+                held = set(lineage.positions(db, parts, {message for message in wanted if message < own}))
+            found += [(row, held)] if held else []
+    return found
+
+
+def forget_aside(store: Storage, number: int, message_ids: Iterable[int] | None = None) -> None:
+    """Erase messages of a session from the sessions that a server keeps for answers which go on from it.
+
+    Args:
+        store: holds them.
+        number: of the session.
+        message_ids: of its messages; None: all that the others share of it.
+    """
+    for row, held in store.database.read(lambda db: held_aside(db, number, message_ids)):
+        with suppress(SessionNotFoundError):  # it was deleted, or the messages were forgotten, meanwhile
+            StoredSession(store, row)._forgotten(held)
 
 
 def _count_before(db: Transaction, parts: Lineage, message: int) -> int:

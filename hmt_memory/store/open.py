@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
 
 from ..engine.places import cache_folder
 from ..errors import InputError, MissingDependencyError
@@ -16,8 +16,19 @@ from .sql.transaction import SqlTransaction
 from .sqlite.database import SQLITE, Database
 from .sqlite.files import DATABASE
 
-__all__ = ["DATABASE", "SQLITE", "copy_into", "data_folder", "default_store", "open_backend", "place_of", "shown"]
+__all__ = [
+    "DATABASE",
+    "SQLITE",
+    "copy_into",
+    "data_folder",
+    "default_store",
+    "delete_copy",
+    "open_backend",
+    "place_of",
+    "shown",
+]
 
+_SCHEME = re.compile("([A-Za-z][A-Za-z0-9+.-]*):/")
 _SERVER = ("postgresql", "postgres")
 
 
@@ -38,7 +49,8 @@ def place_of(place: str | Path) -> Path | str:
     Raises:
         InputError: the URL is of no database that a store can be in, or was made a path.
     """
-    scheme = urlsplit(str(place)).scheme if ":/" in str(place) else ""
+    begins = _SCHEME.match(str(place))
+    scheme = begins[1].lower() if begins else ""
     if scheme in _SERVER and isinstance(place, str) and "://" in place:
         return place
     if scheme in _SERVER or "://" in str(place):
@@ -94,6 +106,12 @@ def copy_into(source: Backend, place: str) -> None:
             copying.copy(cast("SqlTransaction", rows), cast("SqlTransaction", new))
     finally:
         target.close()
+
+
+def delete_copy(copy: Backend) -> None:
+    """Delete everything that `copy_into` has copied."""
+    with copy.writing() as rows:
+        copying.clear(cast("SqlTransaction", rows))
 
 
 def _embedded(folder: Path, *, timeout: float = 5.0, read_only: bool = False) -> Database:

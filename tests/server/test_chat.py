@@ -16,6 +16,7 @@ import pytest
 from fastapi import Request
 from fastapi.testclient import TestClient
 from openai import AuthenticationError, BadRequestError, ConflictError, NotFoundError, OpenAI, PermissionDeniedError
+from served import sent_until
 
 from hmt_memory import Assistant
 from hmt_memory.errors import InputError, StoreError
@@ -441,18 +442,7 @@ async def test_a_client_that_goes_away_leaves_nothing_and_gives_its_place_back(a
     request = Request({"type": "http", "headers": []}, receive=anyio.sleep_forever)
     answer = await door.answer(ChatCall(assistant, settings, body, request.headers, caller), request, caller)
     assert door._gate._free.locked() and door._answering == {"alice"}
-    sent, gone = [], anyio.Event()
-
-    async def receive() -> dict[str, str]:
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-        if len(sent) == 4:
-            gone.set()
-
-    await answer({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+    sent = await sent_until(answer, 4)
     assert 4 <= len(sent) < 200 and b"[DONE]" not in sent[-1].get("body", b"")
     assert not door._gate._free.locked() and not door._answering
     gc.collect()

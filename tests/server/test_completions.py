@@ -105,6 +105,7 @@ def test_a_seed_repeats_a_text_and_a_stop_ends_it(client: OpenAI) -> None:
         ({"best_of": 2}, "best_of=2"),
         ({"n": 2}, "n=2 cannot be given"),
         ({"logprobs": 2}, "logprobs cannot be given"),
+        ({"logprobs": 0}, "logprobs cannot be given"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"extra_headers": {"X-HMT-Session": "a"}}, "belongs to no session"),
         ({"extra_body": {"metadata": {"session_id": "a"}}}, "belongs to no session"),

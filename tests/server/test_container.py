@@ -7,16 +7,14 @@ import re
 import shlex
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import typer
-import uvicorn
 import yaml
 from places import ROOT
+from served import listening
 
 from hmt_memory import Assistant
 from hmt_memory.cli.command import app
@@ -77,14 +75,8 @@ def test_it_runs_as_nobody_in_particular_and_keeps_its_store_in_the_volume() -> 
 
 @pytest.fixture
 def port(assistant: Assistant) -> Iterator[int]:
-    server = uvicorn.Server(uvicorn.Config(create_app(assistant, Settings(hosts=("*",))), port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    with listening(create_app(assistant, Settings(hosts=("*",)))) as port:
+        yield port
 
 
 @pytest.mark.enable_socket

@@ -8,7 +8,9 @@ import pytest
 from fastapi.testclient import TestClient
 from openai import BadRequestError, ConflictError, NotFoundError, OpenAI, PermissionDeniedError
 
+from hmt_memory import Session
 from hmt_memory.server.app import create_app
+from hmt_memory.server.items import Stem, items
 from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
 
@@ -81,8 +83,8 @@ def test_a_named_session_is_a_conversation(client: OpenAI, saying: Any, http: Te
 def test_items_come_in_pages_and_are_forgotten_one_by_one(client: OpenAI, saying: Any) -> None:
     conversation = client.conversations.create().id
     for start in (0, 20):
-        items = [message("user" if n % 2 else "assistant", f"n {n}") for n in range(start, start + 20)]
-        added = client.conversations.items.create(conversation, items=items)
+        batch = [message("user" if n % 2 else "assistant", f"n {n}") for n in range(start, start + 20)]
+        added = client.conversations.items.create(conversation, items=batch)
         assert [item.content[0].text for item in added.data] == [f"n {n}" for n in range(start, start + 20)]  # type: ignore[union-attr]
     assert texts(client, conversation, limit=7) == [f"n {n}" for n in range(39, -1, -1)]
     assert texts(client, conversation, limit=7, order="asc") == [f"n {n}" for n in range(40)]
@@ -112,6 +114,38 @@ def test_calls_of_functions_are_items(client: OpenAI, saying: Any) -> None:
     assert client.conversations.items.retrieve(listed[2].id, conversation_id=conversation) == listed[2]  # type: ignore[arg-type]
     after = client.conversations.items.list(conversation, order="asc", after=listed[1].id, limit=1).data  # type: ignore[arg-type]
     assert after == [listed[2]]
+
+
+def test_every_call_of_many_has_an_id_that_is_understood() -> None:
+    calls = [{"id": f"c{n}", "type": "function", "function": {"name": "look", "arguments": "{}"}} for n in range(257)]
+    stem = Stem.new()
+    made = items("assistant", "", stem.message(0).removeprefix("msg_"), {"tool_calls": calls})
+    assert len({item["id"] for item in made}) == 257 and {Stem.of(item["id"]) for item in made} == {stem}
+
+
+def test_items_that_are_added_are_told_and_nobody_elses(client: OpenAI, saying: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation, real = client.conversations.create().id, Session.add
+
+    def add(self: Session, messages: Any, **options: Any) -> Any:
+        real(self, [{"role": "user", "content": "Another's."}])
+        return real(self, messages, **options)
+
+    monkeypatch.setattr(Session, "add", add)
+    added = client.conversations.items.create(conversation, items=[message("user", "Mine."), message("user", "Mine, too.")])
+    assert [item.content[0].text for item in added.data] == ["Mine.", "Mine, too."]  # type: ignore[union-attr]
+
+
+def test_a_conversation_that_cannot_be_made_leaves_nothing(client: OpenAI, saying: Any) -> None:
+    with pytest.raises(BadRequestError):
+        client.conversations.create(metadata={"a": "b"}, items=[message("system", "Be brief. " * 4000)])
+    assert saying.store.sessions() == []
+
+
+@pytest.mark.parametrize("name", ["work/items", "work/items/alice", "items", "items/alice"])
+def test_no_session_has_the_address_of_items(client: OpenAI, http: TestClient, saying: Any, name: str) -> None:
+    with pytest.raises(BadRequestError, match="Choose another name"):
+        client.responses.create(input="Hi.", conversation=name)
+    assert http.get(f"/v1/sessions/{name}").status_code == 400 and saying.store.sessions() == []
 
 
 def test_each_token_has_conversations_of_its_own(saying: Any, tmp_path: Any) -> None:

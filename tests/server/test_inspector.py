@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
+from served import listening
 
 from hmt_memory import Assistant
 from hmt_memory.server.app import create_app
@@ -72,25 +71,17 @@ def tokens() -> Tokens | None:
 @pytest.fixture(params=["light"])
 def opened(request: pytest.FixtureRequest, chromium: Any, assistant: Assistant, tokens: Tokens | None) -> Iterator[Opened]:
     hosts = Settings().hosts if tokens is None else ("*",)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(assistant, Settings(hosts=hosts), tokens=tokens), port=0, log_level="error")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    page = chromium.new_page(color_scheme=request.param, viewport={"width": 1280, "height": 900})
-    made = Opened(page, url, assistant)
-    page.on("request", lambda call: made.called.append(call.url))
-    page.on("console", lambda said: made.complaints.append(said.text) if said.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: made.complaints.append(str(error)))
-    try:
-        yield made
-    finally:
-        page.close()
-        server.should_exit = True
-        thread.join()
+    with listening(create_app(assistant, Settings(hosts=hosts), tokens=tokens)) as port:
+        url = f"http://127.0.0.1:{port}"
+        page = chromium.new_page(color_scheme=request.param, viewport={"width": 1280, "height": 900})
+        made = Opened(page, url, assistant)
+        page.on("request", lambda call: made.called.append(call.url))
+        page.on("console", lambda said: made.complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: made.complaints.append(str(error)))
+        try:
+            yield made
+        finally:
+            page.close()
     assert all(call.startswith(url) for call in made.called), "nobody else is called"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from places import ROOT
 
 from hmt_memory import Assistant
 from hmt_memory.server.app import create_app
+from hmt_memory.server.logs import Formatter, LogFormat
 from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
 
@@ -82,6 +84,27 @@ def test_a_process_that_grows_is_found(load: ModuleType) -> None:
     growing = load.Life([300.0 + at for at in range(load._LONG)], [20] * load._LONG)
     assert list(steady.wrong()) == [] and "memory grows" in next(growing.wrong())
     assert "descriptors" in next(load.Life([300.0], [900]).wrong())
+
+
+def test_a_server_that_does_not_come_back_is_found(client: Any, load: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*given: Any, **options: Any) -> Any:
+        raise load.Gone
+
+    monkeypatch.setattr(client, "_call", gone)
+    client.check(0.0)
+    assert "does not come back" in client._findings.wrong[0]
+
+
+def test_what_the_server_writes_of_failures_is_found(load: ModuleType) -> None:
+    form = Formatter(LogFormat.json)
+    lines = [form.format(logging.makeLogRecord({"levelname": level, "msg": level})) for level in ("INFO", "WARNING", "ERROR")]
+    try:
+        raise ValueError
+    except ValueError as error:
+        about = {"levelname": "WARNING", "msg": "tidy", "exc_info": (ValueError, error, error.__traceback__)}
+        lines.append(form.format(logging.makeLogRecord(about)))
+    others = ["Listening at http://127.0.0.1:8399", "Traceback (most recent call last):", ""]
+    assert load.failures("\n".join([*lines, *others])) == [*lines[2:], others[1]]
 
 
 def test_a_client_stops_when_it_is_over(client: Any) -> None:

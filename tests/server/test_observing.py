@@ -16,10 +16,11 @@ from fastapi.testclient import TestClient
 from tiny import randomize
 
 from hmt_memory import Assistant, HMTConfig, HMTModel
-from hmt_memory.errors import MissingDependencyError
+from hmt_memory.errors import MissingDependencyError, StoreError
 from hmt_memory.server import logs, tracing
 from hmt_memory.server.app import create_app
 from hmt_memory.server.settings import Settings
+from hmt_memory.server.stored_responses import tidy
 
 SECRET = "zebra"
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": f"My {SECRET} sleeps."}], "max_tokens": 5, "seed": 3}
@@ -137,7 +138,7 @@ def test_an_answer_that_fails_while_it_is_streamed_says_of_what(
     api: TestClient, spans: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hmt_memory.sessions.answer.Answer._advance", lambda _: 1 / 0)
-    monkeypatch.setattr("hmt_memory.server.door._begun", lambda call: (call.begin(), None))
+    monkeypatch.setattr("hmt_memory.server.door._begun", lambda call, _: (call.begin(), None))
     answer = api.post("/v1/chat/completions", json=ASKED | {"stream": True})
     assert '"ZeroDivisionError"' in answer.text and answer.text.rstrip().endswith("[DONE]")
     (span,) = spans.get_finished_spans()
@@ -212,20 +213,30 @@ def test_lines_say_nothing_that_was_said(
         except ValueError as error:
             raise RuntimeError(f"of {SECRET}") from error
 
+    def damaged(*given: Any, **options: Any) -> Any:
+        raise StoreError(f"session {SECRET!r} is damaged")
+
     monkeypatch.setattr(assistant, "reply", fails)
     assert api.post("/v1/chat/completions", json=ASKED).status_code == 500
+    monkeypatch.setattr(assistant, "reply", damaged)
+    assert api.post("/v1/chat/completions", json=ASKED).status_code == 500
+    monkeypatch.setattr(assistant.store, "unused", damaged)
+    tidy(assistant, 0.0)
     logging.getLogger("hmt_memory.server").error("Exception in ASGI application\n", exc_info=raised(fails))
     text = lines()
     assert SECRET not in text, text
     assert "builtins.ValueError" in text and "builtins.RuntimeError" in text and "in fails" in text
+    assert text.count("hmt_memory.errors.StoreError") == 2 and "in damaged" in text
     if form is logs.LogFormat.json:
         rows = [json.loads(line) for line in text.splitlines()]
         calls = [row for row in rows if row["logger"] == logs.CALLS]
-        assert [row["status"] for row in calls] == [200, 200, 400, 200, 404, 400, 500]
+        assert [row["status"] for row in calls] == [200, 200, 400, 200, 404, 400, 500, 500]
         assert calls[3]["route"] == "/v1/sessions/{name:path}/recall" and calls[3]["seconds"] >= 0 and calls[3]["time"]
         assert rows[-1]["level"] == "error" and rows[-1]["message"].startswith("Exception in ASGI")
     else:
-        assert text.startswith("ERROR: Exception in ASGI application"), "nothing else is worth a line"
+        lines_of = [line for line in text.splitlines() if line.startswith(("ERROR", "WARNING"))]
+        assert lines_of[0] == "ERROR: a call failed" and lines_of[2].startswith("ERROR: Exception in ASGI application")
+        assert len(lines_of) == 3, "nothing else is worth a line"
 
 
 def raised(work: Any) -> Any:

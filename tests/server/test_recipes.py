@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib
 import re
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvicorn
 from places import ROOT
+from served import listening
 
 from hmt_memory import Assistant
 from hmt_memory.server.app import create_app
@@ -34,14 +32,8 @@ def test_every_recipe_in_python_is_run() -> None:
 @pytest.fixture
 def url(assistant: Assistant) -> Iterator[str]:
     """The address of a server that listens at a free port."""
-    server = uvicorn.Server(uvicorn.Config(create_app(assistant, Settings()), port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with listening(create_app(assistant, Settings())) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.enable_socket

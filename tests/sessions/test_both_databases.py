@@ -194,6 +194,30 @@ def test_a_store_moves_into_a_database(store: MemoryStore, postgres_server: Any,
         postgres.drop(url)
 
 
+@pytest.mark.parametrize("to", ["folder", "database", "folder, over a database"])
+def test_a_number_that_was_given_is_not_given_again_in_a_copy(
+    store: MemoryStore, postgres_server: Any, tmp_path: Path, to: str
+) -> None:
+    told(store).attach(store.corpus("old", MODEL).name)
+    for name in ("a", "b"):
+        store.session(name, MODEL)
+        store.delete(name)
+    store.delete_corpus("old")
+    url = postgres.new_store(postgres_server)
+    try:
+        place: Path | str = tmp_path / "copy" if to == "folder" else url
+        store.backup(place)
+        if to == "folder, over a database":
+            with MemoryStore(url) as between:
+                between.backup(place := tmp_path / "copy")
+        with MemoryStore(place) as copy:
+            copy.corpus("another", MODEL).add_documents([LONG_TEXT])
+            assert copy.session("alice").stats()["corpora"] == []
+            assert copy.session("new", MODEL).number == 6 and copy.verify() == ([], [])
+    finally:
+        postgres.drop(url)
+
+
 def test_a_store_may_only_be_looked_at(store: MemoryStore) -> None:
     told(store)
     with MemoryStore(store.folder, read_only=True) as looked_at:
@@ -203,17 +227,39 @@ def test_a_store_may_only_be_looked_at(store: MemoryStore) -> None:
             session.fork("bob")
 
 
-def test_damage_is_told(store: MemoryStore, place: Path | str) -> None:
-    session = told(store)
+def damage(store: MemoryStore, place: Path | str) -> None:
     statement = "UPDATE messages SET created_at = created_at + 1 WHERE id = 2"
     if isinstance(place, str):
         postgres.run(place, statement)
     else:
         with store.database.writing() as db:
             db.execute(statement)
+
+
+def test_damage_is_told(store: MemoryStore, place: Path | str) -> None:
+    session = told(store)
+    damage(store, place)
     with pytest.raises(StoreDamagedError, match="message 2 is damaged"):
         session.messages()
     assert not store.verify().ok
+
+
+def test_a_copy_that_is_not_whole_is_not_left_in_a_database(
+    store: MemoryStore, place: Path | str, postgres_server: Any, tmp_path: Path
+) -> None:
+    told(store).fork("bob", upto=2)
+    store.backup(tmp_path / "good")
+    damage(store, place)
+    url = postgres.new_store(postgres_server)
+    try:
+        with pytest.raises(StoreDamagedError, match="is not whole"):
+            store.backup(url)
+        with MemoryStore(tmp_path / "good") as good:
+            good.backup(url)
+        with MemoryStore(url) as copy:
+            assert copy.sessions() == ["alice", "bob"] and copy.verify() == ([], [])
+    finally:
+        postgres.drop(url)
 
 
 def test_what_is_promised_of_erasing_can_be_asked(store: MemoryStore, place: Path | str) -> None:

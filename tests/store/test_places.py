@@ -39,6 +39,32 @@ def test_an_address(url: str, libpq: str, said: str | None) -> None:
     assert "pw" not in address.shown and said in (None, address.shown) and address.shown == shown(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "u:secret%zz@h/db",
+        "u:p[w]secret@h/db",
+        "u:sec#ret@h/db",
+        "u:sec/ret@h/db",
+        "u:sec?ret@h/db",
+        "u:sec?a=ret@h/db",
+        "u:sec@ret@h/db",
+        "u:secret",
+        "h/db?foo=secret",
+        "h/db?secret",
+        "h/db?password=%ffsecret",
+    ],
+)
+def test_an_address_that_cannot_be_read_is_not_shown(url: str) -> None:
+    with pytest.raises(InputError, match="percent-encode") as caught:
+        MemoryStore(f"postgresql://{url}")
+    assert "sec" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_a_password_is_sent_as_it_is_written() -> None:
+    assert Address.of("postgresql://h/db?password=a+b").url == "postgresql://h/db?password=a%2Bb"
+
+
 @pytest.mark.parametrize("schema", ["", "Big", "a-b", 'a"; DROP', "pg_mine", "x" * 64, "a,b"])
 def test_a_schema_has_a_plain_name(schema: str) -> None:
     with pytest.raises(InputError, match="cannot be a schema's name"):

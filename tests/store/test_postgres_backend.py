@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import crash_worker
 import postgres
@@ -20,7 +21,7 @@ from hmt_memory import MemoryStore
 from hmt_memory.errors import StoreError
 from hmt_memory.store.backend import Backend, Capability
 from hmt_memory.store.open import open_backend
-from hmt_memory.store.postgres.transaction import PostgresTransaction
+from hmt_memory.store.postgres.transaction import CONTENT, PostgresTransaction
 
 MODEL = crash_worker.MODEL
 
@@ -84,6 +85,29 @@ def test_index_files_of_what_another_machine_has_erased_are_deleted(
     assert not index_files(tmp_path / "caches")
 
 
+def test_index_files_of_what_is_being_erased_are_deleted_at_the_latest_by_the_next_opening(
+    postgres_url: str, tmp_path: Path, elsewhere: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker opens the store while another has begun to forget, and not ended it."""
+    ids, real = told(postgres_url, "quinces " * 9, "word " * 20), PostgresTransaction.begin_erasure
+    with elsewhere(), MemoryStore(postgres_url) as other, ThreadPoolExecutor(1) as threads:
+        session, opening = other.session("alice"), []
+
+        def begun(db: PostgresTransaction) -> int:
+            erasure = real(db)
+            if not opening:
+                monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
+                opening.append(threads.submit(MemoryStore, postgres_url))
+                wait(opening, timeout=1)  # it waits for the writer, or sees what is there still
+            return erasure
+
+        monkeypatch.setattr(PostgresTransaction, "begin_erasure", begun)
+        session.forget(ids[:1])
+        opening[0].result(10).close()
+    MemoryStore(postgres_url).close()
+    assert opening and not index_files(tmp_path / "caches")
+
+
 def test_index_files_of_what_stays_are_kept(postgres_url: str, tmp_path: Path, elsewhere: Callable[[], Any]) -> None:
     told(postgres_url, "quinces " * 9, "word " * 20)
     with elsewhere(), MemoryStore(postgres_url) as other:
@@ -123,6 +147,21 @@ def test_a_role_sees_its_own_schema_only(postgres_server: Any, postgres_url: str
     finally:
         postgres.run(postgres_url, f"DROP OWNED BY {role} CASCADE")
         postgres.run(postgres_url, f"DROP ROLE {role}")
+
+
+def test_writers_of_a_role_with_another_isolation_see_each_other(postgres_url: str) -> None:
+    address, _, schema = postgres_url.partition("&schema=")
+    isolation = quote(r"-c default_transaction_isolation=repeatable\ read")
+    with MemoryStore(f"{address}&options={isolation}&schema={schema}", timeout=20) as store:
+
+        def work(number: int) -> None:
+            session = store.session(f"s{number}", MODEL)
+            for turn in range(3):
+                session.add(user(f"{turn}"))
+
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(work, range(6)))
+        assert store.verify() == ([], [])
 
 
 def test_a_schema_of_something_else_is_refused(postgres_url: str) -> None:
@@ -169,6 +208,10 @@ def test_a_server_that_forgets_what_it_acknowledged_is_a_problem(
     assert backend.problems() == ["database: fsync is off, so a crash of the server loses what was acknowledged"]
 
 
-def test_deleted_content_is_cleaned_up_however_little_it_is(postgres_url: str, backend: Backend) -> None:
-    options = postgres.run(postgres_url, "SELECT reloptions FROM pg_class WHERE oid = 'payloads'::regclass")[0][0]
-    assert "autovacuum_vacuum_threshold=0" in options and "autovacuum_vacuum_scale_factor=0" in options
+def test_tables_of_content_ask_to_be_cleaned_up_after_every_deletion(postgres_url: str, backend: Backend) -> None:
+    tables = "oid = ANY(ARRAY[" + ", ".join(f"'{table}'::regclass" for table in CONTENT) + "])"
+    toast = "oid = (SELECT reltoastrelid FROM pg_class WHERE oid = 'payloads'::regclass)"
+    rows = postgres.run(postgres_url, f"SELECT reloptions FROM pg_class WHERE {tables} OR {toast}")
+    assert len(rows) == len(CONTENT) + 1
+    for (options,) in rows:
+        assert "autovacuum_vacuum_threshold=0" in options and "autovacuum_vacuum_scale_factor=0" in options

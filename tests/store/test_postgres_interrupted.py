@@ -22,6 +22,7 @@ import postgres_worker
 import psutil
 import psycopg
 import pytest
+from postgres import once
 from processes import journal_of, start
 from stored import FAST, memory_of, user
 from tiny import LONG
@@ -30,7 +31,6 @@ from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import (
     OutcomeUnknownError,
     SessionBusyError,
-    SessionNotFoundError,
     StoreError,
     StoreFullError,
     StoreInterruptedError,
@@ -47,20 +47,6 @@ MODEL = crash_worker.MODEL
 def store(postgres_url: str) -> Iterator[MemoryStore]:
     with MemoryStore(postgres_url, timeout=5) as opened:
         yield opened
-
-
-def once(patch: pytest.MonkeyPatch, owner: Any, name: str, work: Callable[[], Any], *, skip: int = 0) -> list[int]:
-    """Let `work` be done right before something is called, but for the first `skip` times. Returns what counts the calls."""
-    real, calls = getattr(owner, name), [0]
-
-    def first(*arguments: Any, **options: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == skip + 1:
-            work()
-        return real(*arguments, **options)
-
-    patch.setattr(owner, name, first)
-    return calls
 
 
 def texts(session: Session) -> list[str]:
@@ -300,7 +286,7 @@ class Server:
         self.server.ensure_postgres_running()
 
 
-@pytest.mark.skipif(not LONG, reason="takes a minute: HMT_LONG_TESTS")
+@pytest.mark.long
 def test_a_server_that_crashes_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
     server = Server()
@@ -380,17 +366,3 @@ def test_a_forked_process_leaves_its_parents_connections_alone(store: MemoryStor
     assert set(child) <= set(parent) and sorted(parent) == sorted(
         ["before", *(f"{who} {turn}" for who in ("parent", "child") for turn in range(5))]
     )
-
-
-def test_looking_goes_on_over_another_connection(
-    store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = store.session("alice", MODEL)
-    session.add(user("one " * 30))
-    for work in (session.messages, session.stats, store.sessions, lambda: session.recall("one"), lambda: store.session("bob")):
-        with monkeypatch.context() as patch:
-            calls = once(patch, PostgresTransaction, "one", lambda: postgres.cut(postgres_url))
-            once(patch, PostgresTransaction, "all", lambda: postgres.cut(postgres_url))
-            with contextlib.suppress(SessionNotFoundError):
-                work()
-            assert calls[0] > 0 or work == store.sessions

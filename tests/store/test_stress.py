@@ -28,7 +28,6 @@ MODEL = crash_worker.MODEL
 SLOTS = 4
 SEED = os.environ.get("HMT_STRESS_SEED", "1")
 SECONDS, PAUSE = (360.0, (1.0, 8.0)) if LONG else (8.0, (1.0, 2.5))
-LONG_ONLY = pytest.mark.skipif(not LONG, reason="takes minutes: HMT_LONG_TESTS")
 HUNG = 120.0  # seconds after which a process that was told to stop has hung
 TOKENS = token_pattern({char: crash_worker.TOKENIZER.convert_tokens_to_ids(char) for char in "~0123456789abcdef"})
 
@@ -234,7 +233,7 @@ def wait_for_erasures(store: MemoryStore) -> None:
             under_way |= {0} if db.fact("rewriting") else set()
 
 
-@pytest.mark.parametrize("place", ["folder", pytest.param("postgres", marks=LONG_ONLY)], indirect=True)
+@pytest.mark.parametrize("place", ["folder", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path, place: Path | str) -> None:
     """Any calls in any order by many at once, and kill -9 now and then; a server also ends connections."""
     siege, chance = Siege(tmp_path, place), random.Random(f"{SEED}-kills")

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,17 @@ def drop(url: str) -> None:
     cut(url)
     with psycopg.connect(address, autocommit=True, options="-c client_min_messages=warning") as db:
         db.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE".encode())
+
+
+def once(patch: pytest.MonkeyPatch, owner: Any, name: str, work: Callable[[], Any], *, skip: int = 0) -> list[int]:
+    """Let `work` be done right before something is called, but for the first `skip` times. Returns what counts the calls."""
+    real, calls = getattr(owner, name), [0]
+
+    def first(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == skip + 1:
+            work()
+        return real(*arguments, **options)
+
+    patch.setattr(owner, name, first)
+    return calls

@@ -19,7 +19,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from ...errors import InputError, SessionNotFoundError
-from .. import forgetting
 from ..guard import COOKIE, Caller, caller, from_here
 from ..memory import assistant_of, described, place
 from .drawing import bar, heat
@@ -251,7 +250,7 @@ async def fork(request: Request, name: str, known: Writer, memory: Memory) -> Re
 @looking.post("/look/delete/{name:path}")
 def delete(name: str, known: Writer, memory: Memory) -> Response:
     """Erase a session, and show those that are left."""
-    forgetting.delete(memory.store, known.own(name))
+    memory.store.delete(known.own(name))
     return RedirectResponse("/", 303)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlencode, urlsplit
 
 from ...errors import InputError
 
 SCHEMA = "hmt_memory"
 _NAME = re.compile("[a-z_][a-z0-9_]{0,62}")
-_SECRET = {"password", "sslpassword", "passfile", "sslkey"}
+_SECRET = {"password", "sslpassword", "passfile", "sslkey", "scram_client_key", "scram_server_key", "oauth_client_secret"}
 
 
 class Address(NamedTuple):
@@ -28,18 +28,50 @@ class Address(NamedTuple):
             InputError: it is no such URL.
         """
         try:
-            parts = urlsplit(url)
-            parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        except ValueError as error:
-            raise InputError(f"the address of the store cannot be read: {error}. Write postgresql://host/database.") from None
+            parts = _parts(url)
+            parameters = [_parameter(field) for field in parts.query.split("&") if field]
+            libpq = _joined(parts, parts.netloc, [(name, value) for name, value in parameters if name != "schema"])
+            _check(libpq)
+        except ValueError:  # none of these may be shown: what cannot be read may hold a password anywhere
+            raise InputError(
+                "the address of the store is none that PostgreSQL can read. Write postgresql://user@host/database with libpq's "
+                "own parameters, and percent-encode special characters in the user and the password."
+            ) from None
         schema = next((value for name, value in parameters if name == "schema"), SCHEMA)
         if not _NAME.fullmatch(schema) or schema.startswith("pg_"):
             raise InputError(f"{schema!r} cannot be a schema's name: use small letters, digits and _, such as schema={SCHEMA}.")
-        libpq = [(name, value) for name, value in parameters if name != "schema"]
         shown = [(name, value) for name, value in parameters if name not in _SECRET]
         user, at, host = parts.netloc.rpartition("@")
         place = f"{user.partition(':')[0]}{at}{host}"
-        return cls(_joined(parts, parts.netloc, libpq), schema, _joined(parts, place, shown))
+        return cls(libpq, schema, _joined(parts, place, shown))
+
+
+def _parts(url: str) -> SplitResult:
+    """Split a URL. A password that is not percent-encoded would move its end elsewhere."""
+    parts = urlsplit(url)
+    if "#" in url or parts.netloc.count("@") > 1 or "@" in parts.path + parts.query:
+        raise ValueError
+    return parts
+
+
+def _parameter(field: str) -> tuple[str, str]:
+    name, value = field.split("=", 1)
+    return unquote(name, errors="strict"), unquote(value, errors="strict")  # "+" stands for itself
+
+
+def _check(url: str) -> None:
+    """Raise ValueError unless libpq reads a URL; without the driver, only what is evident is checked."""
+    try:
+        from psycopg import Error
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError:
+        return
+    try:
+        ports = str(conninfo_to_dict(url).get("port") or "")
+    except Error:
+        raise ValueError from None
+    if not re.fullmatch("[0-9,]*", ports):  # a password without a host
+        raise ValueError
 
 
 def _joined(parts: SplitResult, place: str, parameters: list[tuple[str, str]]) -> str:

@@ -14,12 +14,19 @@ from .transaction import PostgresTransaction
 _SEEN = "erasures"  # the file that holds the number of the last erasure which the others were compared with
 
 
-def drop_outdated(folder: Path, db: PostgresTransaction) -> None:
-    """Delete the files that hold anything else than the record does, if anything was erased since the last time."""
-    seen, last = folder / _SEEN, str(db.last_erasure())
+def is_current(folder: Path, db: PostgresTransaction) -> bool:
+    """Return whether nothing was erased since `drop_outdated`."""
     with contextlib.suppress(OSError):
-        if seen.read_text(encoding="ascii") == last:
-            return
+        return (folder / _SEEN).read_text(encoding="ascii") == str(db.last_erasure())
+    return False
+
+
+def drop_outdated(folder: Path, db: PostgresTransaction) -> None:
+    """Delete the files that hold anything else than the record does.
+
+    Nobody may write meanwhile: the number of an erasure is seen before its transaction has ended, and the rows are still there.
+    """
+    seen, last = folder / _SEEN, str(db.last_erasure())
     for path in folder.iterdir():
         if path != seen and _is_outdated(path, db):
             path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,9 +24,14 @@ from .address import Address
 from .errors import as_ours, lost
 
 MOST, _MOST_IDLE = 32, 8  # connections of one process
+# How many there are at most once a thread has taken its first, its second, its third: so some thread can always go on.
+_ROOM = (MOST - 8, MOST - 4, MOST)
+_QUEUE_SECONDS = 60.0  # how long threads of this process wait for one another
 _STANDBY = psycopg.errors.FeatureNotSupported  # what a server says that has become one
 # Either side notices after 25 s that the other's machine has died; a worker's locks are free then.
 _SETTINGS = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=25000"
+# Whoever has waited for the writers' lock sees what was written meanwhile, whatever isolation a role is set up with.
+_ISOLATION = r"-c default_transaction_isolation=read\ committed"
 _USUAL = {
     "application_name": "hmt-memory",
     "client_encoding": "utf8",
@@ -44,6 +50,7 @@ class Connection(psycopg.Connection[Any]):
         super().__init__(*arguments, **options)
         self.name, self.commits, self.pid = secrets.token_hex(12), 0, os.getpid()
         self.ids: list[int] = []
+        self.thread = 0  # that uses it
 
 
 class Connections:
@@ -63,7 +70,8 @@ class Connections:
         self._options = self._with_settings()
         self._idle: list[Connection] = []
         self._inherited: list[Connection] = []  # a parent process's, which it goes on using
-        self._free, self._pid, self._closed = threading.Semaphore(MOST), os.getpid(), False
+        self._pid, self._closed = os.getpid(), False
+        self._given_back, self._used = threading.Condition(), Counter[int]()  # connections of each thread
         weakref.finalize(self, _close, self._idle)
         with self.translated():
             self._idle.append(self._connect())
@@ -72,7 +80,7 @@ class Connections:
         given = psycopg.conninfo.conninfo_to_dict(self.address.url)
         path = f"-c search_path={self.address.schema}"
         read_only = "-c default_transaction_read_only=on" if self.read_only else ""
-        options = f"{given.get('options') or ''} {path} {_SETTINGS} {read_only}".strip()
+        options = f"{given.get('options') or ''} {path} {_SETTINGS} {_ISOLATION} {read_only}".strip()
         return {**_USUAL, "connect_timeout": max(2, round(self.timeout)), **given, "options": options, "autocommit": True}
 
     def _connect(self) -> Connection:
@@ -90,7 +98,7 @@ class Connections:
     def _begin_anew(self) -> None:
         """Leave the parent process's connections alone, if this is a forked one."""
         if self._pid != os.getpid():
-            self._pid, self._free = os.getpid(), threading.Semaphore(MOST)
+            self._pid, self._given_back, self._used = os.getpid(), threading.Condition(), Counter()
             self._inherited += self._idle
             self._idle.clear()
 
@@ -99,28 +107,51 @@ class Connections:
         if self._closed:
             raise StoreError("the store is closed. Open it again: MemoryStore(url).")
         self._begin_anew()
-        if not self._free.acquire(timeout=self.timeout):
-            raise SessionBusyError(f"all {MOST} connections to {self.address.shown} are in use. Try again.")
+        thread = self._queue()
         try:
-            return self._idle.pop()
-        except IndexError:
-            pass
-        try:
-            return self._connect()
+            connection = self._from_pool() or self._connect()
         except BaseException:
-            self._free.release()
+            self._leave(thread)
             raise
+        connection.thread = thread
+        return connection
+
+    def _from_pool(self) -> Connection | None:
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        return None
+
+    def _queue(self) -> int:
+        """Wait until this thread may take one more connection. Returns the thread's number."""
+        thread = threading.get_ident()
+        with self._given_back:
+            room = _ROOM[min(self._used[thread], len(_ROOM) - 1)]
+            if not self._given_back.wait_for(lambda: self._used.total() < room, max(self.timeout, _QUEUE_SECONDS)):
+                raise SessionBusyError(
+                    f"other threads of this process keep its {MOST} connections to {self.address.shown}. Try again, or let "
+                    "fewer threads work at once."
+                )
+            self._used[thread] += 1
+        return thread
+
+    def _leave(self, thread: int) -> None:
+        """Let the threads that wait know of a connection fewer."""
+        with self._given_back:
+            self._used -= Counter([thread])
+            self._given_back.notify_all()
 
     def _give(self, connection: Connection) -> None:
         """Give a connection back, outside of any transaction."""
         if connection.pid != os.getpid():
             return  # it is another process's
-        self._free.release()
-        roll_back(connection)
-        if self._closed or len(self._idle) >= _MOST_IDLE or not is_idle(connection):
-            connection.close()
-        else:
-            self._idle.append(connection)
+        try:
+            roll_back(connection)
+            if self._closed or len(self._idle) >= _MOST_IDLE or not is_idle(connection):
+                connection.close()
+            else:
+                self._idle.append(connection)
+        finally:
+            self._leave(connection.thread)
 
     @contextlib.contextmanager
     def begun(self, statements: str) -> Iterator[Connection]:
@@ -147,7 +178,7 @@ class Connections:
         except BaseException as error:
             gone = connection is None or lost(connection) or isinstance(error, _STANDBY)
             if connection is not None:
-                if gone:
+                if gone or may_hold(error):
                     connection.close()
                 self._give(connection)
             if not isinstance(error, psycopg.Error):
@@ -172,6 +203,11 @@ def _close(connections: list[Connection]) -> None:
     while connections:
         if (connection := connections.pop()).pid == os.getpid():
             connection.close()
+
+
+def may_hold(error: BaseException) -> bool:
+    """Return whether a connection on which a lock was asked for may hold it, in spite of an error: rolling back keeps locks."""
+    return not isinstance(error, psycopg.errors.LockNotAvailable)
 
 
 def is_idle(connection: Connection) -> bool:

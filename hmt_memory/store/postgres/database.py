@@ -24,8 +24,8 @@ from ..backend import Capability
 from ..sql import copying, migrations
 from ..transaction import Transaction
 from .address import Address
-from .caches import drop_outdated
-from .connections import Connection, Connections, roll_back
+from .caches import drop_outdated, is_current
+from .connections import Connection, Connections, may_hold, roll_back
 from .errors import lost
 from .transaction import CONTENT, PostgresTransaction
 
@@ -69,16 +69,20 @@ class Database(Connections):
             self._migrate()
             with self.reading() as db:
                 self.cache = caches / db.identity()
-                if not read_only:
-                    self._make_cache(db)
+            if not read_only:
+                self._make_cache()
         except BaseException:
             self.close()
             raise
 
-    def _make_cache(self, db: PostgresTransaction) -> None:
+    def _make_cache(self) -> None:
         try:
             self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            drop_outdated(self.cache, db)
+            with self.reading() as db:
+                current = is_current(self.cache, db)
+            if not current:
+                with self.exclusive(), self.reading() as db:
+                    drop_outdated(self.cache, db)
         except OSError as error:
             raise StoreError(f"{self.cache} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
         with self.begun(f"DELETE FROM commits WHERE at < now() - interval '{_FORGET_AFTER}'"):
@@ -157,7 +161,9 @@ class Database(Connections):
         with self.translated(held.connection):
             try:
                 held.connection.execute(begin.encode(), prepare=False)
-            except psycopg.Error:
+            except BaseException as error:
+                if may_hold(error):
+                    held.connection.close()
                 roll_back(held.connection)
                 raise
         yield held.connection

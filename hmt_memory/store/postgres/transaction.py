@@ -88,14 +88,14 @@ class PostgresTransaction(SqlTransaction):
             statements = re.sub(pattern, own, statements)
         self._db.execute(statements.encode(), prepare=False)
 
-    def continue_ids(self, table: str, of: str) -> None:
-        """Let the ids of a new table go on where those of an older one ended."""
-        (ids,) = self.one("SELECT pg_get_serial_sequence(?, 'id')", (of,))
-        self.execute(f"SELECT setval(pg_get_serial_sequence(?, 'id'), last_value, is_called) FROM {ids}", (table,))
+    def last_id(self, table: str) -> int:
+        """Return the last id that a table has given, to a row that may be gone; 0: none."""
+        (ids,) = self.one("SELECT pg_get_serial_sequence(?, 'id')", (table,))
+        return int(self.one(f"SELECT last_value - (NOT is_called)::int FROM {ids}")[0])
 
-    def number_on(self, table: str) -> None:
-        """Let the ids of a table whose rows brought their own go on behind them."""
-        self.execute(f"SELECT setval(pg_get_serial_sequence(?, 'id'), max(id)) FROM {table} HAVING max(id) > 0", (table,))
+    def continue_ids(self, table: str, after: int) -> None:
+        """Let the ids of a table whose rows brought their own go on."""
+        self.execute("SELECT setval(pg_get_serial_sequence(?, 'id'), ?::bigint + 1, false)", (table, after))
 
     def version(self) -> int:
         """Return how many steps the schema has been through; 0: there is none, or it is blank.
@@ -138,8 +138,7 @@ class PostgresTransaction(SqlTransaction):
 
     def last_erasure(self) -> int:
         """Return the number of the latest erasure that was begun."""
-        (ids,) = self.one("SELECT pg_get_serial_sequence('erasures', 'id')")
-        return int(self.one(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {ids}")[0])
+        return self.last_id("erasures")
 
     def identity(self) -> str:
         """Return the name that no other store has."""

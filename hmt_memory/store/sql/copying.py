@@ -48,7 +48,7 @@ class Store(Protocol):
 
 
 def copy(source: SqlTransaction, target: SqlTransaction) -> None:
-    """Copy all rows of a store into an empty one, ids included.
+    """Copy all rows of a store into an empty one, ids included. An id whose row is gone is not given again there, either.
 
     Args:
         source: a view of the store.
@@ -64,4 +64,10 @@ def copy(source: SqlTransaction, target: SqlTransaction) -> None:
         while block := list(islice(rows, _AT_ONCE)):
             target.each(f"INSERT INTO {table} VALUES ({', '.join('?' * len(block[0]))})", block)
     for table in _WITH_IDS:
-        target.number_on(table)
+        target.continue_ids(table, after=source.last_id(table))
+
+
+def clear(target: SqlTransaction) -> None:
+    """Delete all rows of a store."""
+    for table in reversed(_TABLES):
+        target.execute(f"DELETE FROM {table}")

@@ -225,7 +225,7 @@ def _move_content(db: SqlTransaction) -> None:
             values = copy(db, row)
             values = (*values, crc_of(*values[1:]))
             db.execute(f"INSERT INTO new_{table} VALUES ({', '.join('?' * len(values))})", values)
-    db.continue_ids("new_collections", of="collections")
+    db.continue_ids("new_collections", after=db.last_id("collections"))
     for table in _MOVED:
         db.execute(f"DROP TABLE {table}")
         db.execute(f"ALTER TABLE new_{table} RENAME TO {table}")

@@ -51,17 +51,17 @@ class Statements:
         """Run statements that define tables, written for SQLite."""
         raise NotImplementedError
 
-    def continue_ids(self, table: str, of: str) -> None:
-        """Let the ids of a new table go on where those of an older one ended.
-
-        Args:
-            table: the new table.
-            of: the older one.
-        """
+    def last_id(self, table: str) -> int:
+        """Return the last id that a table has given, to a row that may be gone; 0: none."""
         raise NotImplementedError
 
-    def number_on(self, table: str) -> None:
-        """Let the ids of a table whose rows brought their own go on behind them."""
+    def continue_ids(self, table: str, after: int) -> None:
+        """Let the ids of a table whose rows brought their own go on.
+
+        Args:
+            table: its name.
+            after: the last id that was given.
+        """
         raise NotImplementedError
 
     def version(self) -> int:

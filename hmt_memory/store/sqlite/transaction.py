@@ -56,14 +56,15 @@ class SqliteTransaction(SqlTransaction):
             if statement.strip():
                 self._db.execute(statement)
 
-    def continue_ids(self, table: str, of: str) -> None:
-        """Let the ids of a new table go on where those of an older one ended."""
-        (last,) = self.one("SELECT max(seq) FROM sqlite_sequence WHERE name = ?", (of,))
-        self.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
-        self.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, last or 0))
+    def last_id(self, table: str) -> int:
+        """Return the last id that a table has given, to a row that may be gone; 0: none."""
+        given = f"SELECT seq FROM sqlite_sequence WHERE name = ? UNION ALL SELECT max(id) FROM {table}"
+        return int(self.one(f"SELECT coalesce(max(seq), 0) FROM ({given})", (table,))[0])
 
-    def number_on(self, table: str) -> None:
-        """Do nothing: SQLite counts on from the largest id that a table has had."""
+    def continue_ids(self, table: str, after: int) -> None:
+        """Let the ids of a table whose rows brought their own go on. Those without AUTOINCREMENT go on from the largest."""
+        self.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+        self.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, after))
 
     def version(self) -> int:
         """Return how many steps the schema has been through; 0: the file is blank.
