@@ -1,8 +1,9 @@
 # Everything sets itself up in .venv on a machine with Python 3.10+, pip and make. A second run starts in seconds.
 PYTHON ?= python3
 BIN := .venv/bin
-# Of all that is installed little is imported, so modules are compiled when they are.
+# Of all that is installed little is imported, so modules are compiled when they are, and kept wherever Python is told otherwise.
 INSTALL := $(BIN)/pip install --quiet --no-compile
+export PYTHONDONTWRITEBYTECODE =
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000

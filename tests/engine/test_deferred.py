@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def saved(folder: Path, family: str = "llama") -> Path:
-    tiny_causal_lm(family).save_pretrained(folder)
+    tiny_causal_lm(family, layers=1).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
@@ -53,7 +53,7 @@ def with_lora(folder: Path) -> Path:
     """Save a checkpoint with a LoRA adapter that changes much."""
     from peft import LoraConfig, get_peft_model
 
-    causal_lm = get_peft_model(tiny_causal_lm(), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    causal_lm = get_peft_model(tiny_causal_lm(layers=1), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     with torch.no_grad():
         for name, value in causal_lm.named_parameters():
             if "lora_B" in name:
@@ -70,7 +70,7 @@ def test_the_second_time_a_model_is_the_same_without_its_weights(folder: Path, t
         folder = saved(tmp_path / "other", kind)
     elif kind == "shards":
         (folder / "model.safetensors").unlink()
-        tiny_causal_lm().save_pretrained(folder, max_shard_size="20KB")
+        tiny_causal_lm(layers=1).save_pretrained(folder, max_shard_size="20KB")
         assert len(list(folder.glob("*.safetensors"))) > 1
     first = loaded(folder, **options)
     assert type(first.backbone) is Backbone
@@ -162,7 +162,7 @@ def test_what_was_kept_counts_for_the_same_files_only(folder: Path, tmp_path: Pa
 def test_weights_that_have_changed_meanwhile_are_not_taken(folder: Path) -> None:
     loaded(folder)
     backbone = deferred(folder)
-    tiny_causal_lm(seed=1).save_pretrained(folder)
+    tiny_causal_lm(seed=1, layers=1).save_pretrained(folder)
     with pytest.raises(BackboneError, match="changed since it was loaded"):
         list(backbone.parameters())
     shutil.rmtree(folder)
@@ -219,7 +219,7 @@ def test_what_is_loaded_in_eval_mode_goes_back_to_training(folder: Path) -> None
 
 
 def test_a_checkpoint_of_another_backbone_is_refused_all_the_same(folder: Path, tmp_path: Path) -> None:
-    other = HMTModel.wrap(tiny_causal_lm(seed=1), byte_tokenizer(), SMALL)
+    other = HMTModel.wrap(tiny_causal_lm(seed=1, layers=1), byte_tokenizer(), SMALL)
     other.save_pretrained(tmp_path / "adapter")
     loaded(folder)
     deferred(folder)
