@@ -83,10 +83,10 @@ def smollm2() -> HMTModel:
     return HMTModel.from_pretrained("smollm2-135m-instruct")
 
 
-def _save_tiny_model(folder: Path, template: str | None) -> Path:
+def _save_tiny_model(folder: Path, template: str | None, layers: int = 1) -> Path:
     byte_tokenizer(template).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=300, max_position_embeddings=4096, eos_token_id=256, bos_token_id=257, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -102,6 +102,12 @@ def _save_trained(model: str, folder: Path) -> str:
 def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a model with a chat template."""
     return str(_save_tiny_model(tmp_path_factory.mktemp("chatty"), TEMPLATE))
+
+
+@pytest.fixture(scope="session")
+def layered(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of one that has two layers."""
+    return str(_save_tiny_model(tmp_path_factory.mktemp("layered"), TEMPLATE, layers=2))
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ def test_files_of_exercises_are_read_and_their_mistakes_named(tmp_path: Path) ->
             from_file(path)
 
 
-def test_lora_of_early_layers_stays_as_it_is(chatty: str, tmp_path: Path) -> None:
+def test_lora_of_early_layers_stays_as_it_is(layered: str, tmp_path: Path) -> None:
     """And exercises are reported and learned from, and whether they abstain: without, the other layers end elsewhere."""
     text = tmp_path / "text.txt"
     text.write_text("".join(random.Random(0).choice("abcdefgh .") for _ in range(3000)))
@@ -148,7 +148,7 @@ def test_lora_of_early_layers_stays_as_it_is(chatty: str, tmp_path: Path) -> Non
         recipe = Recipe(
             stages=(stage,), config=HMTConfig(segment_length=64), lora_rank=2, lora_from_layer=1, learning_rate=1e-2
         )
-        model = prepare(chatty, recipe, dtype="float32", device="cpu")
+        model = prepare(layered, recipe, dtype="float32", device="cpu")
         before = {name: value.clone() for name, value in model.backbone.adapter_parameters()}
         reports = list(
             Trainer(model, recipe, open_sources([str(text)], model.backbone.encode), tmp_path / str(len(ends))).run()
