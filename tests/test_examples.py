@@ -22,7 +22,7 @@ PRINTED = {  # in this order: what is told and recalled, not the words that the 
 
 
 WITH_A_SERVER = ("langgraph_postgres",)
-ON_THE_DEFAULT_MODEL = ("langchain_chain", "llama_index_agent")  # the latter needs one that ends what it writes
+ON_THE_DEFAULT_MODEL = ("llama_index_agent",)  # it needs one that ends what it writes
 
 
 @pytest.mark.real
