@@ -142,8 +142,7 @@ class StoredSession(Collection):
 
     def set_metadata(self, metadata: Mapping[str, str]) -> None:
         """Note something about the session, instead of what was noted before. A fork does not take it over."""
-        with self._database.writing() as db:
-            self._set(db, metadata=dict(metadata))
+        self._database.write(lambda db: self._set(db, metadata=dict(metadata)))
 
     def held(self, message_ids: Iterable[int]) -> list[int]:
         """Return those of some ids that messages of this session have."""
@@ -252,17 +251,23 @@ class StoredSession(Collection):
             SessionNotFoundError: there is no such corpus.
             ModelMismatchError: another model read it.
         """
-        with self._database.writing() as db:
+
+        def work(db: Transaction) -> None:
             attached = [self._store.find(db, "corpus", name) for name in corpora]
             for corpus in attached if self._model is not None else ():
                 check_made_by(db, corpus, self._made_by)
             self._set(db, corpora=sorted({*self._row(db).settings.get("corpora", []), *(corpus.id for corpus in attached)}))
 
+        self._database.write(work)
+
     def detach(self, *corpora: str) -> None:
         """Let this session no longer recall from corpora."""
-        with self._database.writing() as db:
+
+        def work(db: Transaction) -> None:
             gone = {self._store.find(db, "corpus", name).id for name in corpora}
             self._set(db, corpora=[number for number in self._row(db).settings.get("corpora", []) if number not in gone])
+
+        self._database.write(work)
 
     def set_retention(self, *, messages: int | None = None, age: timedelta | None = None) -> None:
         """Keep at most so many messages, and none older than `age`; None: no limit. The rest is forgotten, now and from now on.

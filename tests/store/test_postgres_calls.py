@@ -74,6 +74,21 @@ def limited(store: MemoryStore) -> Callable[[], object]:
     return lambda: session.set_retention(messages=3)
 
 
+def test_small_changes_are_made_again(store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = store.session("alice", MODEL)
+    store.corpus("papers", MODEL)
+    for change in (
+        lambda: session.attach("papers"),
+        lambda: session.set_metadata({"a": "b"}),
+        lambda: session.detach("papers"),
+    ):
+        with monkeypatch.context() as patch:
+            calls = once(patch, PostgresTransaction, "update_collection", lambda: postgres.cut(postgres_url))
+            change()
+            assert calls[0] == 2
+    assert session.metadata() == {"a": "b"} and session.stats()["corpora"] == []
+
+
 @pytest.mark.parametrize("step", ["storing", "reading"])
 @pytest.mark.parametrize("made", [rebuilt, rebuilt_corpus, added, removed, limited])
 def test_what_is_stored_is_not_said_to_be_lost_when_a_connection_is(
