@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import psycopg
 
 from ...errors import OutcomeUnknownError, SessionBusyError, StoreError, StoreInterruptedError
 from ..backend import Capability
+from ..per_thread import PerThread
 from ..sql import copying, migrations
 from ..transaction import Transaction
 from .address import Address
@@ -64,7 +63,7 @@ class Database(Connections):
     ) -> None:
         super().__init__(Address.of(url), timeout=timeout, read_only=read_only)
         self.place, self._embedded = self.address.shown, embedded
-        self._views, self._held = threading.local(), threading.local()
+        self._view, self._held = PerThread[PostgresTransaction](), PerThread[_Held]()
         try:
             self._migrate()
             with self.reading() as db:
@@ -107,16 +106,16 @@ class Database(Connections):
 
         Fetch what is needed and leave: an open view keeps erased rows in the server's pages.
         """
-        if (open_view := self._view()) is not None:
+        if (open_view := self._view.get()) is not None:
             yield open_view
             return
         with self.begun(_READ) as connection, self.translated(connection):
             view = PostgresTransaction(connection)
-            self._views.open = (os.getpid(), view)
+            self._view.set(view)
             try:
                 yield view
             finally:
-                self._views.open = (0, None)
+                self._view.set(None)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[PostgresTransaction]:
@@ -153,7 +152,7 @@ class Database(Connections):
     @contextlib.contextmanager
     def _of_this_thread(self, begin: str) -> Iterator[Connection]:
         """Begin a transaction on the connection of this thread's locks, or on any."""
-        held = self._locks()
+        held = self._held.get()
         if held is None:
             with self.begun(begin) as connection:
                 yield connection
@@ -232,7 +231,7 @@ class Database(Connections):
             try:
                 return work()
             except StoreInterruptedError:
-                if self._locks() is not None or self._view() is not None or time.monotonic() > deadline:
+                if self._held.get() is not None or self._view.get() is not None or time.monotonic() > deadline:
                     raise
                 time.sleep(_POLL_SECONDS)
 
@@ -260,31 +259,22 @@ class Database(Connections):
 
     @contextlib.contextmanager
     def _locked(self, name: str, wait: float) -> Iterator[None]:
-        held = self._locks()
+        held = self._held.get()
         if held is not None and name in held.names:
             raise SessionBusyError("this thread holds the lock already.")
         key = self._key(name)
         take = f"BEGIN; SET LOCAL lock_timeout = {_milliseconds(wait)}; SELECT pg_advisory_lock({key}); COMMIT"
         with self._of_this_thread(take) as connection:
-            mine = self._held.locks = held or _Held(connection)
+            mine = held or _Held(connection, [])
             mine.names.append(name)
+            self._held.set(mine)
             try:
                 yield
             finally:
                 mine.names.remove(name)
                 if not mine.names:
-                    self._held.locks = None
+                    self._held.set(None)
                 _unlock(connection, key)
-
-    def _view(self) -> PostgresTransaction | None:
-        """Return the view that this thread has open."""
-        pid, view = getattr(self._views, "open", (0, None))
-        return view if pid == os.getpid() else None
-
-    def _locks(self) -> _Held | None:
-        """Return the locks that this thread holds."""
-        held: _Held | None = getattr(self._held, "locks", None)
-        return held if held is not None and held.pid == os.getpid() else None
 
     def _key(self, name: str) -> int:
         digest = hashlib.blake2b(f"hmt-memory {self.address.schema} {name}".encode(), digest_size=8).digest()
@@ -334,11 +324,11 @@ class Database(Connections):
         return problems + ([f"database: {damaged} pages do not fit their checksums"] if damaged else [])
 
 
-class _Held:
+class _Held(NamedTuple):
     """The locks of one thread, and the connection that they belong to."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection, self.names, self.pid = connection, list[str](), os.getpid()
+    connection: Connection
+    names: list[str]
 
 
 def _milliseconds(seconds: float) -> int:

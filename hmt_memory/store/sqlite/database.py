@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from ...errors import SessionBusyError, StoreError, StoreFullError
 from ...files import open_for_owner
 from ..backend import Capability
+from ..per_thread import PerThread
 from ..sql import migrations
 from ..transaction import Transaction
 from . import files
@@ -55,7 +56,7 @@ class Database(Connections):
         super().__init__(folder, timeout=timeout, read_only=read_only)
         self.place, self.cache = str(folder), folder / "indexes"
         self._write_mutex = threading.Lock()
-        self._views = threading.local()
+        self._view = PerThread[SqliteTransaction]()
         self._migrate()
         if not read_only:
             self._drop_unused_locks()
@@ -81,18 +82,17 @@ class Database(Connections):
 
         Fetch what is needed and leave: an open view keeps the WAL growing.
         """
-        pid, view = getattr(self._views, "open", (0, None))
-        if view is not None and pid == os.getpid():
-            yield view
+        if (open_view := self._view.get()) is not None:
+            yield open_view
             return
         with self.connection() as db, self.translated():
             db.execute("BEGIN")
             view = SqliteTransaction(db)
-            self._views.open = (os.getpid(), view)
+            self._view.set(view)
             try:
                 yield view
             finally:
-                self._views.open = (0, None)
+                self._view.set(None)
                 _roll_back(db)
 
     @contextlib.contextmanager
