@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import httpx
 from serving import Server
 
+_CUT = "ASGI callable returned without completing response."  # what uvicorn says of a stream when the server is told to end
 _CANARY = re.compile(r"~(\w+)-[0-9a-f]{12}~")
 _BUSY = (409, 429, 503)
 _LONGEST = 24  # messages of a session, after which it is deleted
@@ -112,7 +113,7 @@ def _failed(line: str) -> bool:
         about = json.loads(line)
     except ValueError:
         return line.startswith(("Traceback", "Fatal"))
-    return about["level"] in ("error", "critical") or "exception" in about
+    return (about["level"] in ("error", "critical") and about["message"] != _CUT) or "exception" in about
 
 
 class Client:

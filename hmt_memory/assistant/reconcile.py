@@ -61,7 +61,7 @@ def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode
     common = _common(log, messages)
     if common == len(log) or mode == "full":
         return Plan(common, common)
-    if known := _continued(log, messages):
+    if known := _continued(log, messages, common):
         return Plan(len(log), known)
     common = _same_talk(log[:common], messages)
     sure = common >= 2 or (common == 1 and _same_ids(log[:1], messages))
@@ -75,13 +75,16 @@ def _common(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
     return next((number for number, (stored, passed) in pairs if stored.print != passed.print), min(len(log), len(messages)))
 
 
-def _continued(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
+def _continued(log: Sequence[Entry], messages: Sequence[Entry], common: int) -> int:
     """Return how many messages go up to the log's last message, if that is among them; earlier ones may have been trimmed.
 
     A match that stands alone, not behind the message before it, counts if it has the same id, or if it is an answer and the log
-    holds everything before it too: many answers are alike.
+    holds everything before it too: many answers are alike. None counts among the messages that log and call have in common from
+    their beginning, unless they are the log's last ones as well: there it is an earlier message, in its own place.
     """
     for number in range(len(messages) - 1, -1, -1):
+        if number < common and not _ends_with(log, messages[: number + 1]):
+            continue
         if log[-1].print == messages[number].print:
             behind = len(log) > 1 and number > 0 and log[-2].print == messages[number - 1].print
             if behind or _same_ids(log[-1:], messages[number:]):
@@ -91,6 +94,10 @@ def _continued(log: Sequence[Entry], messages: Sequence[Entry]) -> int:
             }:
                 return number + 1
     return 0
+
+
+def _ends_with(log: Sequence[Entry], messages: Sequence[Entry]) -> bool:
+    return [stored.print for stored in log[-len(messages) :]] == [passed.print for passed in messages]
 
 
 def _same_talk(common: Sequence[Entry], messages: Sequence[Entry]) -> int:

@@ -33,6 +33,11 @@ def conversation(text: str, ids: str = "") -> list[Entry]:
         ("AbCdEf", "AdEfG", Plan(6, 4)),  # the first and the last turns
         ("CdEf", "AbCdEfG", Plan(4, 6)),  # the session has forgotten the beginning
         ("AbEf", "AbCdEfG", Plan(4, 6)),  # or something in the middle
+        ("AbCd", "AbX", Plan(2, 2)),
+        ("AbCbDeFb", "AbCbDeX", Plan(6, 6)),  # edited behind an answer in the same words as the last
+        ("AbCbDb", "AbCbX", Plan(4, 4)),
+        ("AbCdEfCd", "AbCdX", Plan(4, 4)),  # and a turn in the same words
+        ("AbCdAb", "AbX", Plan(6, 2)),  # a trimmed window, or an edited turn: nothing is lost
         ("Ab", "CbD", Plan(2, 0)),  # another turn that was answered in the same words
         ("Ab", "A", Plan(2, 0)),  # the same said once more
         ("AbAb", "A", Plan(4, 0)),
