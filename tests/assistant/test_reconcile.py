@@ -109,3 +109,17 @@ def test_afterwards_the_session_ends_with_the_messages_or_holds_them_all(log: st
     assert after.endswith(messages[-1:])
     if mode != "auto":
         assert after.endswith(messages)
+
+
+@given(st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from("xy")), min_size=2, max_size=6), st.data())
+def test_an_edited_turn_replaces_what_followed_whatever_else_was_said_in_the_same_words(
+    said: list[tuple[str, str]], data: st.DataObject
+) -> None:
+    """Unless what stands before it ends as the session does: then it may be a window of its last turns."""
+    log = "".join(asked + answered for asked, answered in said)
+    before = log[: 2 * data.draw(st.integers(1, len(said) - 1))]
+    plan = reconcile(conversation(log), conversation(before + "X"))
+    if any(log.endswith(before[:length]) for length in range(1, len(before) + 1)):
+        assert plan.keep in (len(before), len(log))
+    else:
+        assert plan == Plan(len(before), len(before))
