@@ -297,7 +297,8 @@ print("typed:", input())
 def in_terminal(code: str, typed: bytes, *, end: int | None = None) -> tuple[str, bool]:
     """Run `code` in a terminal of its own, type when it has begun, or send it a signal: what is shown, and the echo after."""
     main, keyboard = pty.openpty()
-    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"  # a job behind a shell ignores it
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    code = f"import signal; {heard}\n{code}"  # a job behind a shell ignores the one, and one under nohup the other
     ran = subprocess.Popen([sys.executable, "-c", code], stdin=keyboard, stdout=keyboard, stderr=keyboard)
     shown, deadline = b"", time.monotonic() + 30
     while time.monotonic() < deadline:
