@@ -1,7 +1,8 @@
 # Everything sets itself up in .venv on a machine with Python 3.10+, pip and make. A second run starts in seconds.
 PYTHON ?= python3
 BIN := .venv/bin
-# Of all that is installed little is imported, so modules are compiled when they are, and kept wherever Python is told otherwise.
+# Of all that is installed little is imported, so modules are compiled when they are. What is compiled is kept, also where the
+# environment says otherwise: every process would compile torch anew.
 INSTALL := $(BIN)/pip install --quiet --no-compile
 export PYTHONDONTWRITEBYTECODE =
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
