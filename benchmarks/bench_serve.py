@@ -68,7 +68,7 @@ def mixed(minutes: float, clients: int, tokens: int, model: str | None) -> int:
         secrets = {tenant: kept.make(tenant) for tenant in TENANTS}
         with Server(store, name, "--log-format", "json", *(() if model else _PLAIN)) as server:
             findings, lives, callers = load(server, secrets, minutes, clients=clients, length=tokens)
-        errors = failures((Path(folder) / "server.log").read_text())
+        errors = failures((Path(folder) / "server.log").read_text(), clients)
     print(f"{clients} clients of {len(TENANTS)} tenants for {minutes} minutes; the server ran {len(lives)} times:")
     print("\n".join(f"    {life}" for life in lives))
     print("calls: " + ", ".join(f"{count} {what}" for what, count in sorted(findings.done.items())))

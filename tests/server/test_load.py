@@ -107,6 +107,12 @@ def test_what_the_server_writes_of_failures_is_found(load: ModuleType) -> None:
     assert load.failures("\n".join([*lines, *others])) == [*lines[2:], others[1]]
 
 
+def test_streams_that_are_cut_at_a_restart_are_no_failure_and_more_of_them_are(load: ModuleType) -> None:
+    cut = Formatter(LogFormat.json).format(logging.makeLogRecord({"levelname": "ERROR", "msg": load._CUT}))
+    assert load.failures("\n".join([cut] * 4), clients=2) == []
+    assert load.failures("\n".join([cut] * 5), clients=2) == [cut] * 5
+
+
 def test_a_client_stops_when_it_is_over(client: Any) -> None:
     over = threading.Event()
     over.set()
