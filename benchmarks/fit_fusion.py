@@ -3,8 +3,9 @@
     python benchmarks/fit_fusion.py DATA --adapter ADAPTER
 
 Conversations tell made-up facts between other talk (DATA/persona), some of them twice; each fact is asked for in two ways, and
-what was not told is asked for too. Prints the logistic regression that `hmt_memory.retrieval.passages.FUSED` holds, how often
-the passage that answers comes first, and what thresholds would note. Nothing of an evaluation is looked at.
+what was not told is asked for too. Prints the logistic regression that `hmt_memory.retrieval.passages.FUSED` holds (what stands
+around a passage keeps its weight: here that is talk of other things), how often the passage that answers comes first, and what
+thresholds would note. Nothing of an evaluation is looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class Ranked(NamedTuple):
     asked: Asked
     texts: list[str]
     features: np.ndarray  # [n, 4] words, meaning, segment, asks
+    given: np.ndarray  # [n] the logit of what is not fitted
 
 
 def conversation(chats: Sequence[Sequence[str]], chance: random.Random) -> tuple[list[dict[str, str]], list[Asked]]:
@@ -87,11 +89,13 @@ def ranked(model: HMTModel, shard: Shard, asked: Asked, *, most: int = 60) -> Ra
         [one.evidence.words, max(0.0, one.evidence.meaning), one.evidence.segment, one.cited.text.rstrip().endswith("?")]
         for one in found
     ]
-    return Ranked(asked, [one.cited.text for one in found], np.array(rows, np.float64).reshape(-1, 4))
+    given = passages.FUSED.around * np.array([one.evidence.around for one in found])
+    return Ranked(asked, [one.cited.text for one in found], np.array(rows, np.float64).reshape(-1, 4), given)
 
 
 def fit(rows: Sequence[Ranked]) -> np.ndarray:
     """Return weights of the four features, and the bias."""
+    given = torch.tensor(np.concatenate([row.given for row in rows]), dtype=torch.float64)
     features = torch.tensor(np.concatenate([row.features for row in rows]), dtype=torch.float64)
     labels = torch.tensor([text in row.asked.answers for row in rows for text in row.texts], dtype=torch.float64)
     weights = torch.zeros(5, dtype=torch.float64, requires_grad=True)
@@ -100,7 +104,8 @@ def fit(rows: Sequence[Ranked]) -> np.ndarray:
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         value = (
-            binary_cross_entropy_with_logits(features @ weights[:4] + weights[4], labels) + 1e-4 * weights[:4].square().sum()
+            binary_cross_entropy_with_logits(features @ weights[:4] + weights[4] + given, labels)
+            + 1e-4 * weights[:4].square().sum()
         )
         value.backward()
         return value
@@ -112,16 +117,16 @@ def fit(rows: Sequence[Ranked]) -> np.ndarray:
 def report(rows: Sequence[Ranked], weights: np.ndarray) -> None:
     """Print how well the weights rank, and what thresholds note."""
     told = [row for row in rows if row.asked.right]
-    likely = {id(row): 1 / (1 + np.exp(-(row.features @ weights[:4] + weights[4]))) for row in rows}
-    kinds: Mapping[str, np.ndarray] = {
-        "words alone": np.array([1.0, 0, 0, 0]),
-        "meaning alone": np.array([0, 1.0, 0, 0]),
-        "fused": weights[:4],
+    likely = {id(row): 1 / (1 + np.exp(-(row.features @ weights[:4] + weights[4] + row.given))) for row in rows}
+    kinds: Mapping[str, Callable[[Ranked], np.ndarray]] = {
+        "words alone": lambda row: row.features[:, 0],
+        "meaning alone": lambda row: row.features[:, 1],
+        "fused": lambda row: likely[id(row)],
     }
     for name, kind in kinds.items():
         places = []
         for row in told:
-            order = [row.texts[number] for number in np.argsort(-(row.features @ kind), kind="stable")]
+            order = [row.texts[number] for number in np.argsort(-kind(row), kind="stable")]
             places.append(order.index(row.asked.right) if row.asked.right in order else len(order) + 99)
         first, five = (np.mean(np.array(places) < few) for few in (1, 5))
         print(f"{name:14} right passage first {first:.3f}, in the first five {five:.3f}")

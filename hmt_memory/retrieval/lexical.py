@@ -89,11 +89,16 @@ def text_scores(texts: Sequence[str], worth: Mapping[str, float]) -> NDArray[np.
         texts: messages or sentences.
         worth: of each word of the query, as `rarities` returns it.
     """
-    counted = [Counter(terms(text)) for text in texts]
-    usual = max(1.0, float(np.mean([sum(count.values()) for count in counted]))) if counted else 1.0
-    values = np.zeros(len(texts))
-    for number, count in enumerate(counted):
-        weight = _K1 * (1 - _B + _B * sum(count.values()) / usual)
+    return counted_scores([Counter(terms(text)) for text in texts], worth)
+
+
+def counted_scores(counted: Sequence[Mapping[str, int]], worth: Mapping[str, float]) -> NDArray[np.float64]:
+    """Score texts likewise, by how often each of their words stands in them."""
+    lengths = [sum(count.values()) for count in counted]
+    usual = max(1.0, float(np.mean(lengths))) if lengths else 1.0
+    values = np.zeros(len(counted))
+    for number, (count, length) in enumerate(zip(counted, lengths, strict=True)):
+        weight = _K1 * (1 - _B + _B * length / usual)
         values[number] = sum(
             worth[word] * min(1.0, often * (_K1 + 1) / (often + weight)) for word, often in count.items() if word in worth
         )

@@ -6,6 +6,7 @@ Segments are the unit of reading and of recall; what people are shown is whole. 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ _SEGMENT_SHARE = 0.25  # weight of a passage's best segment beside its own words
 _QUESTION = 0.5  # what a passage that asks counts for itself
 _ANSWER = 0.9  # share of the score of a passage that asks, which the next one gets
 _NEIGHBOUR = 0.25  # share of a sentence's score that the next one and the one before get
+_AROUND = 2  # messages before a message, and after it, among which the question's words are looked for, too
 _ASKS = ("?", "\N{FULLWIDTH QUESTION MARK}", "\N{ARABIC QUESTION MARK}")
 
 
@@ -50,6 +52,7 @@ class Evidence(NamedTuple):
     words: float = 0.0  # share of the question's words, by what they are worth, its own or lent
     meaning: float = 0.0  # inner product of its key by meaning, or of the question it answers, and the question's
     segment: float = 0.0  # square root of its segment's weight, as a share of the heaviest one's
+    around: float = 0.0  # share of the question's words, in the message and those beside it; of a sentence, its own
 
 
 class Fusion(NamedTuple):
@@ -58,11 +61,17 @@ class Fusion(NamedTuple):
     words: float
     meaning: float
     segment: float
+    around: float
     asks: float
     bias: float
 
     def likelihood(
-        self, words: NDArray[np.float64], meaning: NDArray[np.float64], segment: NDArray[np.float64], asks: NDArray[np.bool_]
+        self,
+        words: NDArray[np.float64],
+        meaning: NDArray[np.float64],
+        segment: NDArray[np.float64],
+        around: NDArray[np.float64],
+        asks: NDArray[np.bool_],
     ) -> NDArray[np.float64]:
         """Return the probability of each passage.
 
@@ -70,14 +79,18 @@ class Fusion(NamedTuple):
             words: [n] shares of the question's words.
             meaning: [n] inner products, none below 0.
             segment: [n] shares of the heaviest segment.
+            around: [n] shares of the question's words that stand there or beside it.
             asks: [n] whether it is itself a question.
         """
-        logits = self.words * words + self.meaning * meaning + self.segment * segment + self.asks * asks + self.bias
+        logits = self.words * words + self.meaning * meaning + self.segment * segment + self.around * around
+        logits = logits + self.asks * asks + self.bias
         likely: NDArray[np.float64] = 1 / (1 + np.exp(-logits))
         return likely
 
 
-FUSED = Fusion(1.1, 9.4, 1.6, -0.5, -7.9)  # fitted to made-up facts of training: benchmarks/fit_fusion.py
+# Fitted to made-up facts of training (benchmarks/fit_fusion.py), but `around`: those stand between talk of other things, so
+# its weight was chosen on LoCoMo (docs/log.md).
+FUSED = Fusion(words=1.1, meaning=9.4, segment=1.6, around=2.0, asks=-0.5, bias=-7.9)
 
 
 class Scored(NamedTuple):
@@ -181,7 +194,8 @@ def scored(passages: Sequence[Found], question: str, worth: Mapping[str, float])
     if not rows:
         return []
     total = sum(worth.values())
-    words = lexical.text_scores([row.cited.text for row in rows], worth) / total if total else np.zeros(len(rows))
+    counted = [Counter(lexical.terms(row.cited.text)) for row in rows] if total else []
+    words = lexical.counted_scores(counted, worth) / total if total else np.zeros(len(rows))
     near = words * [_QUESTION if _asks(row.cited) else 1.0 for row in rows]
     nearness = np.array([row.meaning for row in rows])
     for number, (one, other) in enumerate(itertools.pairwise(rows)):
@@ -192,18 +206,19 @@ def scored(passages: Sequence[Found], question: str, worth: Mapping[str, float])
             nearness[number + 1] = max(nearness[number + 1], after * nearness[number])
     heaviest = max(row.weight for row in rows) or 1.0
     segments = np.sqrt([row.weight / heaviest for row in rows])
-    likely = None
+    likely, around = None, np.zeros(len(rows))
     scores = near + _SEGMENT_SHARE * segments
     if any(row.meaning for row in rows):
         asks = np.array([_asks(row.cited) for row in rows])
-        scores = likely = FUSED.likelihood(near, np.maximum(nearness, 0), segments, asks)
+        around = _around(rows, counted, worth) / total if total else around
+        scores = likely = FUSED.likelihood(near, np.maximum(nearness, 0), segments, around, asks)
     ranking = [
         Scored(
             row.place,
             row.cited,
             float(scores[number]),
             bool(near[number]) or not total,
-            Evidence(float(near[number]), float(nearness[number]), float(segments[number])),
+            Evidence(float(near[number]), float(nearness[number]), float(segments[number]), float(around[number])),
             None if likely is None else float(likely[number]),
         )
         for number, row in enumerate(rows)
@@ -216,6 +231,25 @@ class _Row(NamedTuple):
     cited: Citation
     weight: float
     meaning: float
+
+
+def _around(rows: Sequence[_Row], counted: Sequence[Counter[str]], worth: Mapping[str, float]) -> NDArray[np.float64]:
+    """Score messages, each together with those beside it, by a question's words; sentences of documents alone."""
+    follows = [
+        one.cited.source == other.cited.source
+        and bool(one.cited.messages)
+        and one.cited.token_span[1] == other.cited.token_span[0]
+        for one, other in itertools.pairwise(rows)
+    ]
+    joined = []
+    for number in range(len(rows)):
+        first = last = number
+        while first > max(0, number - _AROUND) and follows[first - 1]:
+            first -= 1
+        while last < min(len(rows) - 1, number + _AROUND) and follows[last]:
+            last += 1
+        joined.append(sum(counted[first : last + 1], Counter[str]()))
+    return lexical.counted_scores(joined, worth)
 
 
 def _parts(cited: Citation) -> list[Citation]:

@@ -54,6 +54,7 @@ class Weighed:
     words: float  # share of the question's words, by what they are worth
     meaning: float  # inner product of its key by meaning and the question's
     recall: float  # square root of its segment's share of recall and words, as a share of the heaviest one's
+    around: float  # share of the question's words, in the message and those beside it
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def _weighed(one: Scored, noted: RecalledSegments) -> Weighed:
         words=one.evidence.words,
         meaning=one.evidence.meaning,
         recall=one.evidence.segment,
+        around=one.evidence.around,
     )
 
 

@@ -151,12 +151,35 @@ def test_an_answer_is_as_near_as_the_question_it_answers() -> None:
     assert by_text["Nice."].evidence.meaning == 0.3
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.booleans())
-def test_more_evidence_never_makes_a_passage_less_likely(words: float, meaning: float, segment: float, asks: bool) -> None:
-    rows = np.array([[words, meaning, segment], [words + 0.1, meaning, segment], [words, meaning + 0.1, segment]])
-    less, by_words, by_meaning = FUSED.likelihood(*rows.T, np.array([asks] * 3))
-    assert 0 <= less < by_words < 1 and less < by_meaning < 1
-    assert FUSED.likelihood(*rows.T, np.array([True] * 3))[0] <= less
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.booleans())
+def test_more_evidence_never_makes_a_passage_less_likely(evidence: list[float], asks: bool) -> None:
+    rows = np.array([evidence] * 5) + 0.1 * np.eye(5, 4, -1)
+    less, *more = FUSED.likelihood(*rows.T, np.array([asks] * 5))
+    assert 0 <= less < 1 and all(less < likely < 1 for likely in more)
+    assert FUSED.likelihood(*rows.T, np.array([True] * 5))[0] <= less
+
+
+def test_what_stands_beside_the_words_of_a_question_is_likelier_than_the_same_elsewhere() -> None:
+    order = near_by_meaning(
+        "When does the regatta in Ostend begin?",
+        ("The regatta in Ostend is the next thing.", 0.3),
+        ("At ten, they said.", 0.3, "assistant"),
+        ("Fine.", 0.3),
+        *[("Something else.", 0.3)] * 3,
+        ("At nine, they said.", 0.3),
+        ("Fine, then.", 0.3),
+    )
+    likely = {one.cited.text: one for one in order}
+    assert likely["At ten, they said."].score > likely["At nine, they said."].score
+    assert likely["At ten, they said."].evidence.around > 0 == likely["At nine, they said."].evidence.around
+
+
+def test_sentences_of_a_document_do_not_stand_for_those_beside_them() -> None:
+    texts = ("The regatta in Ostend is next.", "Water is wet.")
+    cited = [said(number, text)._replace(messages=(), document=7) for number, text in enumerate(texts)]
+    worth = dict.fromkeys(lexical.distinct_terms("The regatta in Ostend?"), 1.0)
+    order = scored([Found((0, one.segment), one, 1.0, 0.3) for one in cited], "The regatta in Ostend?", worth)
+    assert [one.evidence.around == 0 for one in order] == [False, True]
 
 
 def test_without_keys_words_and_segments_decide_as_before() -> None:
