@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+import os
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -110,7 +113,7 @@ def train(
     if trainer.step:
         screen.note(f"Resumed at step {trainer.step} of {recipe.steps}.")
     screen.note(f"{trainer.trainable:,} parameters learn, in {recipe.steps} steps.")
-    last = _show(trainer, screen)
+    last = _show(trainer, screen, alone=accelerator is None)
     if accelerator is None or accelerator.is_main_process:
         with contextlib.suppress(MissingDependencyError):
             plot_run(folder)
@@ -121,26 +124,68 @@ def train(
 
 
 def _accelerator(device: str) -> Any:
-    """Join the processes that `accelerate launch` started, one for each device; None where this is the only process."""
-    import os
+    """Join the processes that `accelerate launch` or `torchrun` started, one for each device; None where there is only this.
 
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    Raises:
+        MissingDependencyError: accelerate is not installed.
+        ConfigError: the processes do not find each other.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count < 2:
         return None
     try:
         from accelerate import Accelerator
+        from accelerate.utils import is_torch_xla_available
     except ImportError as error:
         raise MissingDependencyError("several devices need accelerate. Run: pip install 'hmt-memory[train]'") from error
-    return Accelerator(cpu=device == "cpu")
+    import torch
+
+    accelerator = Accelerator(cpu=device == "cpu" or not (torch.accelerator.is_available() or is_torch_xla_available()))
+    if accelerator.num_processes != count:
+        raise ConfigError(f"{count} processes were started, and {accelerator.num_processes} found each other. Check --device.")
+    return accelerator
 
 
-def _show(trainer: Trainer, screen: Screen) -> StepReport | None:
+def _show(trainer: Trainer, screen: Screen, *, alone: bool) -> StepReport | None:
     last = None
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
-    with Progress(*columns, console=screen.notes, transient=True) as progress:
+    with _stopping(trainer, screen, alone=alone), Progress(*columns, console=screen.notes, transient=True) as progress:
         task = progress.add_task("training", total=trainer.recipe.steps, completed=trainer.step, shown="")
         for last in trainer.run():
             progress.update(task, completed=last.step, shown=_line(last, trainer.recipe))
     return last
+
+
+@contextlib.contextmanager
+def _stopping(trainer: Trainer, screen: Screen, *, alone: bool) -> Iterator[None]:
+    """Let Ctrl-C, or whoever ends this process, end the run with a checkpoint.
+
+    Args:
+        trainer: is stopped after its step.
+        screen: says so.
+        alone: whether there is no launcher, which sends such signals again: then the second one ends the process at once.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        trainer.stop()
+        if len(received) == 1:
+            again = " Ctrl-C again stops at once." if alone else ""
+            screen.note(f"Stopping after this step.{again}")
+        elif alone:
+            raise KeyboardInterrupt
+
+    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if trainer.step < trainer.recipe.steps:
+        screen.note(f"Stopped after step {trainer.step} of {trainer.recipe.steps}. The same command goes on from there.")
+        raise typer.Exit(128 + received[0] if received else 0)
 
 
 def _line(report: StepReport, recipe: Recipe) -> str:
