@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -88,15 +87,15 @@ def train(
     """
     from ..engine.compiled import compile_blocks
     from ..train import Trainer, open_sources, prepare
+    from ..train.devices import join
     from ..train.exercises import Exercises, from_file
     from ..train.plot import plot_run
 
-    accelerator = _accelerator(device)
+    accelerator = join(device)
     if accelerator is not None and not accelerator.is_main_process:
         screen = Screen(Console(quiet=True), StringIO())  # one of them speaks
     with screen.notes.status(f"loading {model} and the training text"):
-        place = str(accelerator.device) if accelerator else device
-        loaded = prepare(model, recipe, start=start, dtype=dtype, device=place)
+        loaded = prepare(model, recipe, start=start, dtype=dtype, device=device, accelerator=accelerator)
         if compiled:
             compile_blocks(loaded.backbone)
         documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
@@ -121,29 +120,6 @@ def train(
         shown = "" if last.perplexity is None else f", perplexity {last.perplexity:.2f} on the last step"
         screen.note(f"{last.tokens:,} tokens in {timedelta(seconds=round(last.seconds))}{shown}.")
     screen.out.write(f"{folder / 'adapter'}\n")
-
-
-def _accelerator(device: str) -> Any:
-    """Join the processes that `accelerate launch` or `torchrun` started, one for each device; None where there is only this.
-
-    Raises:
-        MissingDependencyError: accelerate is not installed.
-        ConfigError: the processes do not find each other.
-    """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count < 2:
-        return None
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import is_torch_xla_available
-    except ImportError as error:
-        raise MissingDependencyError("several devices need accelerate. Run: pip install 'hmt-memory[train]'") from error
-    import torch
-
-    accelerator = Accelerator(cpu=device == "cpu" or not (torch.accelerator.is_available() or is_torch_xla_available()))
-    if accelerator.num_processes != count:
-        raise ConfigError(f"{count} processes were started, and {accelerator.num_processes} found each other. Check --device.")
-    return accelerator
 
 
 def _show(trainer: Trainer, screen: Screen, *, alone: bool) -> StepReport | None:

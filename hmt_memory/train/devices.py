@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..errors import ProcessLostError
+from ..errors import ConfigError, MissingDependencyError, ProcessLostError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -92,6 +93,42 @@ class Devices:
                     "same command again: it goes on from the last checkpoint."
                 ) from error
             raise
+
+
+def join(device: str) -> Accelerator | None:
+    """Join the processes that `accelerate launch` or `torchrun` started, one for each device; None where there is only this.
+
+    Raises:
+        MissingDependencyError: accelerate is not installed.
+        ConfigError: the processes do not find each other.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count < 2:
+        return None
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingDependencyError("several devices need accelerate. Run: pip install 'hmt-memory[train]'") from error
+    accelerator = Accelerator(cpu=device == "cpu" or (device == "auto" and not torch.accelerator.is_available()))
+    if accelerator.num_processes != count:
+        raise ConfigError(f"{count} processes were started, and {accelerator.num_processes} found each other. Check --device.")
+    return accelerator
+
+
+def sharding() -> dict[str, Any] | None:
+    """Return the options of `shard_blocks` that accelerate's configuration has; None where it does not ask for FSDP.
+
+    Raises:
+        ConfigError: it asks for the first version of FSDP.
+    """
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
+        return None
+    from accelerate import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin()  # reads what `accelerate launch` was told, on a CPU as well
+    if plugin.fsdp_version != 2:
+        raise ConfigError("only FSDP2 is supported. Set fsdp_version: 2 in accelerate's configuration.")
+    return {"reshard_after_forward": plugin.reshard_after_forward, "offload_policy": plugin.cpu_offload}
 
 
 def _parts(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -97,7 +97,7 @@ class Trainer:
         self.model, self.recipe, self.documents, self.folder = model, recipe, documents, Path(folder)
         self._exercises = exercises or Exercises()
         self._transcript = Transcript(model.backbone)
-        self._devices, self._stopping = Devices(accelerator), False
+        self._devices, self._stopping = Devices(accelerator, in_step=model.backbone.sharded), False
         self._trained = _groups(model, recipe)
         self._fixed = {name: value for name, value in model.memory_parameters().items() if not value.requires_grad}
         if not self._checkpoints() and start is None:
