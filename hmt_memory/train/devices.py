@@ -89,8 +89,8 @@ class Devices:
         except RuntimeError as error:
             if self.count > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
                 raise ProcessLostError(
-                    "another process of this run has ended, so this one ends too; what that one says comes first. Start the "
-                    "same command again: it goes on from the last checkpoint."
+                    "another process of this run has ended; its own message says why. Start the same command again: it goes on "
+                    "from the last checkpoint."
                 ) from error
             raise
 

@@ -134,6 +134,7 @@ class Trainer:
             if self.step % self.recipe.checkpoint_every == 0 or self.step == last or stopped:
                 self._checkpoint()
             yield report
+        self._stopping = False
         self.model.eval()
         if self.step == self.recipe.steps:
             self._finish()
