@@ -70,3 +70,7 @@ class ModelMismatchError(HMTError, ValueError):
 
 class MissingDependencyError(HMTError, ImportError):
     """An optional package that this call needs and that is not installed."""
+
+
+class ProcessLostError(HMTError, ConnectionError):
+    """A run on several devices of which another process has ended."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -85,15 +87,15 @@ def train(
     """
     from ..engine.compiled import compile_blocks
     from ..train import Trainer, open_sources, prepare
+    from ..train.devices import join
     from ..train.exercises import Exercises, from_file
     from ..train.plot import plot_run
 
-    accelerator = _accelerator(device)
+    accelerator = join(device)
     if accelerator is not None and not accelerator.is_main_process:
         screen = Screen(Console(quiet=True), StringIO())  # one of them speaks
     with screen.notes.status(f"loading {model} and the training text"):
-        place = str(accelerator.device) if accelerator else device
-        loaded = prepare(model, recipe, start=start, dtype=dtype, device=place)
+        loaded = prepare(model, recipe, start=start, dtype=dtype, device=device, accelerator=accelerator)
         if compiled:
             compile_blocks(loaded.backbone)
         documents = open_sources(sources, loaded.backbone.encode, seed=recipe.seed)
@@ -110,7 +112,7 @@ def train(
     if trainer.step:
         screen.note(f"Resumed at step {trainer.step} of {recipe.steps}.")
     screen.note(f"{trainer.trainable:,} parameters learn, in {recipe.steps} steps.")
-    last = _show(trainer, screen)
+    last = _show(trainer, screen, alone=accelerator is None)
     if accelerator is None or accelerator.is_main_process:
         with contextlib.suppress(MissingDependencyError):
             plot_run(folder)
@@ -120,27 +122,46 @@ def train(
     screen.out.write(f"{folder / 'adapter'}\n")
 
 
-def _accelerator(device: str) -> Any:
-    """Join the processes that `accelerate launch` started, one for each device; None where this is the only process."""
-    import os
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise MissingDependencyError("several devices need accelerate. Run: pip install 'hmt-memory[train]'") from error
-    return Accelerator(cpu=device == "cpu")
-
-
-def _show(trainer: Trainer, screen: Screen) -> StepReport | None:
+def _show(trainer: Trainer, screen: Screen, *, alone: bool) -> StepReport | None:
     last = None
     columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"))
-    with Progress(*columns, console=screen.notes, transient=True) as progress:
+    with _stopping(trainer, screen, alone=alone), Progress(*columns, console=screen.notes, transient=True) as progress:
         task = progress.add_task("training", total=trainer.recipe.steps, completed=trainer.step, shown="")
         for last in trainer.run():
             progress.update(task, completed=last.step, shown=_line(last, trainer.recipe))
     return last
+
+
+@contextlib.contextmanager
+def _stopping(trainer: Trainer, screen: Screen, *, alone: bool) -> Iterator[None]:
+    """Let Ctrl-C, or whoever ends this process, end the run with a checkpoint.
+
+    Args:
+        trainer: is stopped after its step.
+        screen: says so.
+        alone: whether there is no launcher, which sends such signals again: then the second one ends the process at once.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        received.append(number)
+        trainer.stop()
+        if len(received) == 1:
+            again = " Ctrl-C again stops at once." if alone else ""
+            screen.note(f"Stopping after this step.{again}")
+        elif alone:
+            raise KeyboardInterrupt
+
+    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if trainer.step < trainer.recipe.steps:
+        screen.note(f"Stopped after step {trainer.step} of {trainer.recipe.steps}. The same command goes on from there.")
+        raise typer.Exit(128 + received[0] if received else 0)
 
 
 def _line(report: StepReport, recipe: Recipe) -> str:

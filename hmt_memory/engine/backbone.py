@@ -41,11 +41,12 @@ class Backbone(TextCodec, nn.Module):
     """
 
     batching: Any = None  # a `Batching`, which takes the steps of several answers together
+    sharded = False  # whether its blocks lie in parts on several devices
 
     def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
         super().__init__()
         self.merged: Merged | None = None  # a LoRA adapter that is merged into the weights
-        self._before_merging: str | None = None
+        self.kept_digest: str | None = None  # of weights that were merged or divided since
         plain: Any = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
         self.name = name or str(getattr(plain, "name_or_path", "") or "unnamed")
         config = getattr(plain, "config", None)
@@ -270,7 +271,7 @@ class Backbone(TextCodec, nn.Module):
         digest = self._digest()
         self.merged = merge(self.causal_lm, folder)
         if self.merged is not None:
-            self._before_merging = digest
+            self.kept_digest = digest
         return self.merged is not None
 
     def _digest(self) -> str | None:
@@ -278,8 +279,8 @@ class Backbone(TextCodec, nn.Module):
 
         RWKV rescales its weights when it turns from training to eval mode, so there only the embeddings count.
         """
-        if self.merged is not None:
-            return self._before_merging
+        if self.merged is not None or self.sharded:
+            return self.kept_digest
         if self.dtype not in (torch.float32, torch.bfloat16):
             return None
         embeddings = getattr(self.embedding, "original_module", self.embedding).weight

@@ -72,7 +72,7 @@ class DeferredBackbone(Backbone):
         nn.Module.__init__(self)
         self._known, self._load, self._loading = known, load, threading.RLock()
         self.name, self.tokenizer, self.config = name, tokenizer, SimpleNamespace(**known.config)
-        self.merged, self._before_merging = merged, known.digest
+        self.merged, self.kept_digest = merged, known.digest
         module = nn.Embedding.from_pretrained(embedding)  # type: ignore[no-untyped-call]
         self._embedding = (module,)  # in a tuple, so that it is no part of the model
         self.cache_argument = known.cache_argument

@@ -16,6 +16,7 @@ from ..engine.abstaining import OPENINGS
 from ..engine.branches import branched
 from ..engine.modes import eval_mode
 from ..engine.unroll import unroll
+from .devices import Devices
 from .losses import TokenLosses, Weights, token_losses
 
 if TYPE_CHECKING:
@@ -33,9 +34,15 @@ class Written(NamedTuple):
 
 
 def backward_answers(
-    model: MemoryCell, views: Sequence[Written], before: Sequence[Tensor], *, weight: float, abstaining: float = 0.0
+    model: MemoryCell,
+    views: Sequence[Written],
+    before: Sequence[Tensor],
+    *,
+    weight: float,
+    abstaining: float = 0.0,
+    devices: Devices | None = None,
 ) -> float:
-    """Back-propagate the cross-entropy a token of the answers in several views. Returns it.
+    """Back-propagate the cross-entropy a token of the answers in several views. Returns this process's part of it.
 
     Args:
         model: the model that learns.
@@ -43,15 +50,16 @@ def backward_answers(
         before: texts that P remembers in every other view, in turns; in the others all is visible, and nothing is recalled.
         weight: the factor of the loss.
         abstaining: the factor of another one: the cross-entropy, an answer, of whether it abstains.
+        devices: share the views out; None: this process learns from all.
     """
     prompts = _prompts(model, [view.branches[0][0] for view in views], before)
     wanted = sum(len(answer) for view in views for _, answer in view.branches)
     answers = sum(len(view.branches) for view in views)
     total = 0.0
-    for prompt, view in zip(prompts, views, strict=True):
+    for (prompt, view), counts in (devices or Devices()).share(list(zip(prompts, views, strict=True))):
         losses, decision = answer_losses(model, prompt, view)
-        (weight * losses.total / wanted + abstaining * decision / answers).backward()  # type: ignore[no-untyped-call]
-        total += float(losses.next_token.detach())
+        (counts * (weight * losses.total / wanted + abstaining * decision / answers)).backward()  # type: ignore[no-untyped-call]
+        total += counts * float(losses.next_token.detach())
     return total / wanted
 
 

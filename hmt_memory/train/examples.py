@@ -25,3 +25,7 @@ class Example:
     def __post_init__(self) -> None:
         if self.ids.shape != self.labels.shape or self.ids.dim() != 1:
             raise ValueError(f"ids {tuple(self.ids.shape)} and labels {tuple(self.labels.shape)} must be one row each")
+
+    def silent(self) -> Example:
+        """Return the same row with nothing to learn from."""
+        return Example(self.ids, torch.full_like(self.labels, IGNORED), self.before)

@@ -7,7 +7,7 @@ which is stepped and then rounded into it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,15 +42,18 @@ class MasterAdamW:
         for name in (name for name in self._live if name.startswith(prefixes)):
             self._master[name].data.copy_(self._live[name])
 
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients that exist, to be summed over devices."""
-        return [value.grad for value in self._live.values() if value.grad is not None]
+    def step(self, factor: float, total: Callable[[Sequence[Tensor]], None] | None = None) -> float:
+        """Take one step and clear the gradients. Returns their norm before clipping.
 
-    def step(self, factor: float) -> float:
-        """Take one step at `factor` times the rates and clear the gradients. Returns their norm before clipping."""
+        Args:
+            factor: of the learning rates.
+            total: adds to the gradients of parameters, in fp32, what other devices have.
+        """
         for name, value in self._live.items():
             self._master[name].grad = None if value.grad is None else value.grad.float()
             value.grad = None
+        if total is not None:
+            total(list(self._master.values()))
         for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         learning = [[self._master[name] for name in names if self._master[name].grad is not None] for names in self._clipped]

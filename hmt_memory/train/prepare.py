@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..engine import weights
 from ..engine.backbone import Backbone
 from ..engine.checkpoint import without_advice
+from ..engine.sharded import shard_blocks
 from ..errors import ConfigError, MissingDependencyError
 from ..model import HMTModel
+from .devices import sharding
 from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def prepare(
-    name: str, recipe: Recipe, *, start: str | Path | None = None, dtype: str = "auto", device: str = "auto"
+    name: str,
+    recipe: Recipe,
+    *,
+    start: str | Path | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    accelerator: Accelerator | None = None,
 ) -> HMTModel:
     """Load a backbone ready to be trained by a recipe: LoRA around it, or its own weights unfrozen.
 
@@ -26,11 +37,25 @@ def prepare(
         start: an adapter to go on from; it must have the recipe's configuration.
         dtype: the precision of the weights; `auto`: what suits the device.
         device: where the weights go; `auto`: a GPU if there is one.
+        accelerator: for several devices: it knows this process's device, and whether each holds a part of the backbone (FSDP).
 
     Raises:
         MissingDependencyError: LoRA needs peft.
-        ConfigError: the backbone has none of `lora_targets`, or `start` has another configuration or no LoRA to go on with.
+        ConfigError: the backbone has none of `lora_targets`, `start` has another configuration or no LoRA to go on with, or the
+            backbone is to be divided and to learn.
     """
+    if accelerator is None:
+        return _prepared(name, recipe, start, dtype=dtype, device=device)
+    options = sharding()
+    if options is None:
+        return _prepared(name, recipe, start, dtype=dtype, device=str(accelerator.device))
+    precision = weights.auto_dtype(accelerator.device) if dtype == "auto" else dtype
+    model = _prepared(name, recipe, start, dtype=precision, device="cpu")
+    shard_blocks(model, accelerator.device, **options)
+    return model
+
+
+def _prepared(name: str, recipe: Recipe, start: str | Path | None, *, dtype: str | torch.dtype, device: str) -> HMTModel:
     if start is not None:
         return _from_adapter(name, recipe, Path(start), dtype=dtype, device=device)
     causal_lm, tokenizer = weights.load(name, dtype=dtype, device=device)

@@ -24,13 +24,13 @@ class Stage:
     segments: int  # unrolled, back-propagated through all of them
     before: int = 0  # segments read first, without gradient: memory from further back at little cost
     mode: Mode = "hmt"  # rmt: no recall, P_n = M_{n-1}, as S1 has it; plain: the equally trained sliding window
-    batch: int = 2  # rows a device and micro-batch
+    batch: int = 2  # rows a micro-batch; a step has `accumulate` times as many, shared out among devices
     tasks: Mapping[str, float] = field(default_factory=lambda: {"text": 1.0})  # shares of text, recitation, cloze, questions
     next_token: float = 1.0  # weight of the cross-entropy of the next token
     distillation: float = 0.0  # weight of KL(the backbone that sees `teacher_tokens` more || the model)
     recall: float = 0.0  # weight of the recall loss where evidence is known
     view_tokens: int = 0  # length of two more rows, each whole behind P as an answer sees text; 0: no such rows
-    exercises: int = 0  # exercises in answering from notes, a device and step
+    exercises: int = 0  # exercises in answering from notes, a step
     answers: float = 1.0  # weight of the cross-entropy of their answers, a token
     abstaining: float = 0.0  # weight of the cross-entropy of whether they abstain, an answer
 
@@ -73,7 +73,7 @@ class Recipe:
     floor: float = 0.05
     warmup: int = 0
     clip: float = 1.0  # largest norm of the gradient; W_q and W_k are clipped apart where they have their own rate
-    accumulate: int = 1  # micro-batches a step
+    accumulate: int = 1  # micro-batches a step, of all devices
     teacher_tokens: int = 512  # tokens that the teacher sees verbatim before a segment, at least
     activations: Activations = "keep"
     checkpoint_every: int = 50

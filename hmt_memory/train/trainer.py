@@ -23,6 +23,7 @@ from ..errors import CheckpointError, ConfigError
 from ..files import replacing
 from ..model import HMTModel
 from .answering import backward_answers
+from .devices import Devices
 from .examples import IGNORED, Example
 from .exercises import Exercises
 from .losses import Weights
@@ -96,13 +97,12 @@ class Trainer:
         self.model, self.recipe, self.documents, self.folder = model, recipe, documents, Path(folder)
         self._exercises = exercises or Exercises()
         self._transcript = Transcript(model.backbone)
-        self._accelerator = accelerator
-        self._rank: int = accelerator.process_index if accelerator else 0
-        self._world: int = accelerator.num_processes if accelerator else 1
+        self._devices, self._stopping = Devices(accelerator, in_step=model.backbone.sharded), False
         self._trained = _groups(model, recipe)
         self._fixed = {name: value for name, value in model.memory_parameters().items() if not value.requires_grad}
         if not self._checkpoints() and start is None:
             model.calibrate(self._sample())
+        self._devices.agree([*model.memory_parameters().values(), *dict(model.backbone.adapter_parameters()).values()])
         self._optimizer = MasterAdamW(self._trained, weight_decay=recipe.weight_decay, clip=recipe.clip)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self._begin(
@@ -118,20 +118,30 @@ class Trainer:
         """Train to the end, or to step `until`; yield a report after each step.
 
         A checkpoint is written every `checkpoint_every` steps and at the last step.
+
+        Raises:
+            ProcessLostError: another process of the run has ended.
         """
         last = min(self.recipe.steps, until or self.recipe.steps)
         started, tokens = time.monotonic(), self.tokens
         self.model.train()
-        while self.step < last:
+        stopped = False
+        while self.step < last and not stopped:
             begun = time.monotonic()
-            report = self._one_step(begun - started, tokens)
+            with self._devices.together():
+                report, stopped = self._one_step(begun - started, tokens)
             self._log(report)
-            if self.step % self.recipe.checkpoint_every == 0 or self.step == last:
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == last or stopped:
                 self._checkpoint()
             yield report
+        self._stopping = False
         self.model.eval()
         if self.step == self.recipe.steps:
             self._finish()
+
+    def stop(self) -> None:
+        """End the run after the step at work, with a checkpoint; on several devices, all of them."""
+        self._stopping = True
 
     def _sample(self) -> list[torch.Tensor]:
         """Draw segments of the training text, to measure what memory embeddings are like before the first step."""
@@ -141,42 +151,43 @@ class Trainer:
             draw({"text": 1.0}, pool, f"{self.recipe.seed}/sample/{number}", shape, encode).ids for number in range(_SAMPLE)
         ]
 
-    def _one_step(self, elapsed: float, tokens_before: int) -> StepReport:
+    def _one_step(self, elapsed: float, tokens_before: int) -> tuple[StepReport, bool]:
+        """Take a step. Returns its report, and whether the run is to stop."""
         begun = time.monotonic()
         number, stage = self.recipe.stage_at(self.step)
         if stage.mode == "hmt" and self.recipe.recall_questions and not self.model.is_trained:
             self._fit_recall()
         model = self.model.with_config(mode=stage.mode)
-        torch.manual_seed(_seed(self.recipe.seed, self.step, self._rank))
-        batches = self._batches(stage)
-        rows = [row for batch in batches for row in batch]
-        predictions, asked = self._sum([sum(map(_predictions, rows)), sum(map(_asked, rows))])
+        torch.manual_seed(_seed(self.recipe.seed, self.step, self._devices.number))
+        rows = self._rows(stage)
+        predictions, asked = sum(map(_predictions, rows)), sum(map(_asked, rows))
+        mine = [row if counts else row.silent() for row, counts in self._devices.share(rows)]
+        batches = [mine[start : start + stage.batch] for start in range(0, len(mine), stage.batch)]
         losses = [self._backward(model, stage, batch, predictions, asked) for batch in batches]
         self._backward_views(model, stage)
-        answers = self._backward_exercises(model, stage)
-        for gradient in self._optimizer.gradients() if self._world > 1 else ():
-            gradient.copy_(self._accelerator.reduce(gradient, reduction="sum"))  # type: ignore[union-attr]
+        answered = self._backward_exercises(model, stage)
         factor = self.recipe.rate_factor(self.step)
-        norm = self._optimizer.step(factor)
-        sums = self._sum(
+        norm = self._optimizer.step(factor, self._devices.sum_gradients)
+        sums = self._devices.sum(
             [
                 sum(getattr(part, name) for part in losses)
                 for name in ("next_token", "distillation", "recalls", "recalled", "tokens")
             ]
-            + [sum(float(part.recall_total.detach()) for part in losses), sum(len(row.ids) for row in rows)]
+            + [sum(float(part.recall_total.detach()) for part in losses), answered or 0.0, self._stopping]
         )
-        next_token, distillation, recalls, recalled, counted, recall_sum, read = sums
-        self.step, self.tokens = self.step + 1, self.tokens + int(read)
+        next_token, distillation, recalls, recalled, counted, recall_sum, answers, stopping = sums
+        read = sum(len(row.ids) for row in rows)
+        self.step, self.tokens = self.step + 1, self.tokens + read
         seconds = time.monotonic() - begun
         self.seconds += seconds
         entropy = next_token / counted if counted else None
-        return StepReport(
+        report = StepReport(
             step=self.step,
             stage=number + 1,
             loss=(stage.next_token * next_token + stage.distillation * distillation) / max(counted, 1)
             + stage.recall * recall_sum / max(asked, 1),
             next_token=entropy,
-            answers=answers,
+            answers=None if answered is None else answers,
             perplexity=None if entropy is None else math.exp(min(entropy, 50)),
             distillation=distillation / counted if stage.distillation and counted else None,
             recall=recalled / recalls if recalls else None,
@@ -186,24 +197,24 @@ class Trainer:
             gradient_norm=norm,
             seconds=self.seconds,
         )
+        return report, stopping > 0
 
     def _fit_recall(self) -> None:
         pool, encode = self.documents.at(self.step), self.model.backbone.encode
         fitted = fit_recall(self.model, pool, questions=self.recipe.recall_questions, seed=self.recipe.seed, encode=encode)
-        if self._writes:
+        self._devices.agree(self.model.memory_parameters().values())
+        if self._devices.is_main:
             _write(self.folder / RECALL_FILE, json.dumps(fitted._asdict()))
         self._optimizer.adopt("recall.", "memory_input.")
 
-    def _batches(self, stage: Stage) -> list[list[Example]]:
-        """Return the rows of this step and device: the run's rows, dealt out in turn."""
+    def _rows(self, stage: Stage) -> list[Example]:
+        """Return the rows of this step, of all devices."""
         shape = Shape(self.model.config.segment_length, stage.segments, stage.before)
-        pool = self.documents.at(self.step)
-        per_device = self.recipe.accumulate * stage.batch
-        rows = [
-            draw(stage.tasks, pool, f"{self.recipe.seed}/{self.step}/{number}", shape, self.model.backbone.encode)
-            for number in range(self._rank * per_device, (self._rank + 1) * per_device)
+        pool, encode = self.documents.at(self.step), self.model.backbone.encode
+        return [
+            draw(stage.tasks, pool, f"{self.recipe.seed}/{self.step}/{number}", shape, encode)
+            for number in range(self.recipe.accumulate * stage.batch)
         ]
-        return [rows[start : start + stage.batch] for start in range(0, per_device, stage.batch)]
 
     def _backward(self, model: HMTModel, stage: Stage, batch: list[Example], predictions: float, asked: float) -> Losses:
         losses = unrolled_losses(
@@ -212,6 +223,7 @@ class Trainer:
             Weights(stage.next_token, stage.distillation),
             activations=self.recipe.activations,
             teacher_tokens=self.recipe.teacher_tokens,
+            in_step=self._devices.in_step,
         )
         total = losses.token_total / max(predictions, 1) + stage.recall * losses.recall_total / max(asked, 1)
         if total.requires_grad:
@@ -224,34 +236,33 @@ class Trainer:
         length = model.config.segment_length
         shape = Shape(length, max(1, stage.view_tokens // length), max(1, stage.before))
         pool, encode = self.documents.at(self.step), model.backbone.encode
-        seeds = (f"{self.recipe.seed}/{self.step}/{self._rank}/view/{number}" for number in range(_VIEWS))
-        rows = [draw({"text": 1.0}, pool, seed, shape, encode) for seed in seeds]
-        total = view_losses(model, rows, Weights(stage.next_token, stage.distillation)).token_total
+        rows = [draw({"text": 1.0}, pool, f"{self._drawn}/view/{number}", shape, encode) for number in range(_VIEWS)]
+        mine = [row if counts else row.silent() for row, counts in self._devices.share(rows)]
+        if not mine:
+            return
+        total = view_losses(model, mine, Weights(stage.next_token, stage.distillation)).token_total
         if total.requires_grad:
-            (total / sum(map(_predictions, rows)) / self._world).backward()
+            (total / sum(map(_predictions, rows))).backward()
 
     def _backward_exercises(self, model: HMTModel, stage: Stage) -> float | None:
-        """Learn from the exercises of this step and device. Returns their cross-entropy a token, None without any."""
+        """Learn from this device's share of the exercises.
+
+        Returns what it adds to their cross-entropy a token; None without any.
+        """
         if not stage.exercises:
             return None
-        seed, pool, encode = f"{self.recipe.seed}/{self.step}/{self._rank}", self.documents.at(self.step), model.backbone.encode
-        drawn = [self._exercises.draw(f"{seed}/exercise/{number}") for number in range(stage.exercises)]
-        shape = Shape(model.config.segment_length, _SEGMENTS_BEFORE)
-        before = [draw({"text": 1.0}, pool, f"{seed}/before/{number}", shape, encode).ids for number in range(_TEXTS_BEFORE)]
+        pool, encode = self.documents.at(self.step), model.backbone.encode
+        drawn = [self._exercises.draw(f"{self._drawn}/exercise/{number}") for number in range(stage.exercises)]
+        shape, seed = Shape(model.config.segment_length, _SEGMENTS_BEFORE), f"{self._drawn}/before"
+        before = [draw({"text": 1.0}, pool, f"{seed}/{number}", shape, encode).ids for number in range(_TEXTS_BEFORE)]
         views = [each.tokens(self._transcript) for each in drawn]
-        weights = {"weight": stage.answers / self._world, "abstaining": stage.abstaining / self._world}
-        return backward_answers(model, views, before, **weights)
-
-    def _sum(self, values: Sequence[float]) -> list[float]:
-        """Sum numbers over all devices."""
-        if self._accelerator is None or self._world == 1:
-            return [float(value) for value in values]
-        held = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
-        return [float(value) for value in self._accelerator.reduce(held, reduction="sum")]
+        weights = {"weight": stage.answers, "abstaining": stage.abstaining}
+        return backward_answers(model, views, before, **weights, devices=self._devices)
 
     @property
-    def _writes(self) -> bool:
-        return self._rank == 0
+    def _drawn(self) -> str:
+        """The beginning of the seeds of what a step draws besides its rows."""
+        return f"{self.recipe.seed}/{self.step}/0"
 
     def _begin(self, content: dict[str, Any]) -> None:
         path, text = self.folder / RECIPE_FILE, json.dumps(content, indent=2)
@@ -259,17 +270,19 @@ class Trainer:
             if json.loads(path.read_text()) != json.loads(text):
                 raise ConfigError(f"{self.folder} holds a run of another recipe, model or data. Name another folder.")
             self._resume()
-        elif self._writes:
+        elif self._devices.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             _write(path, text)
+        if self._devices.sum([self.step])[0] != self.step * self._devices.count:
+            raise CheckpointError(f"the processes of this run see different checkpoints. Put {self.folder} where all see it.")
 
     def _log(self, report: StepReport) -> None:
-        if self._writes:
+        if self._devices.is_main:
             with (self.folder / LOG_FILE).open("a") as file:
                 file.write(json.dumps(asdict(report)) + "\n")
 
     def _checkpoint(self) -> None:
-        if not self._writes:
+        if not self._devices.is_main:
             return
         from safetensors.torch import save_file
 
@@ -308,11 +321,11 @@ class Trainer:
                     f"the checkpoint {checkpoints[-1]} is damaged: {error}. Remove it to resume from the one before."
                 ) from error
             self.step, self.tokens, self.seconds = progress["step"], progress["tokens"], progress["seconds"]
-        if self._writes:
+        if self._devices.is_main:
             _truncate_log(self.folder / LOG_FILE, self.step)
 
     def _finish(self) -> None:
-        if not self._writes:
+        if not self._devices.is_main:
             return
         if self.recipe.lora_rank == 0:
             self.model.backbone.save(self.folder / BACKBONE)

@@ -47,6 +47,7 @@ def unrolled_losses(
     *,
     activations: Activations = "keep",
     teacher_tokens: int = 0,
+    in_step: bool = False,
 ) -> Losses:
     """Compute the losses of a batch; gradients flow through every segment's memory.
 
@@ -58,6 +59,7 @@ def unrolled_losses(
             of one more forward pass; `offload` keeps them on the CPU, as the authors do.
         teacher_tokens: with `weights.distillation`, how many tokens before a segment the teacher sees verbatim, at least.
             The teacher is the backbone itself, without its adapter.
+        in_step: whether to pass through the model as often as for any other batch of as many rows and segments, wanted or not.
 
     Raises:
         InputError: the text before an example is not whole segments.
@@ -70,7 +72,7 @@ def unrolled_losses(
             states, _ = unroll(model, states, [example.before[start:] for example in examples], keep_hidden=False)
         if any(len(state.open_ids) for state in states):
             raise InputError("the text before an example must be whole segments. Cut it at a multiple of segment_length.")
-    steps = _TrainingSteps(model, examples, weights, activations, teacher_tokens)
+    steps = _TrainingSteps(model, examples, weights, activations, teacher_tokens, in_step=in_step)
     unroll(model, states, [example.ids for example in examples], keep_hidden=False, final=True, steps=steps)
     return steps.losses()
 
@@ -126,13 +128,15 @@ class _TrainingSteps(Steps):
         weights: Weights,
         activations: Activations,
         teacher_tokens: int,
+        *,
+        in_step: bool,
     ) -> None:
         super().__init__(model)
         length = model.config.segment_length
         # A summary costs half a segment: summarizing two segments of each row takes no more room than reading one.
         self.summary_tokens = 2 * len(examples) * ((model.config.summary_length or length) + 2)
         self._examples, self._weights = examples, weights
-        self._saved = _SAVED[activations]
+        self._saved, self._in_step = _SAVED[activations], in_step
         self._teacher = teacher_tokens if weights.distillation and model.backbone.has_adapter else 0
         self._targets = [_shifted(example.labels).split(length) for example in examples]
         device = model.backbone.device
@@ -151,7 +155,7 @@ class _TrainingSteps(Steps):
         prompt = self._recalled(turn)
         step: Step = self._saved(self.model.augment, prompt, turn.tails, turn.segments)
         targets = [self._targets[row][turn.number].to(prompt.device) for row in turn.rows]
-        if any(bool((target != IGNORED).any()) for target in targets):
+        if self._in_step or any(bool((target != IGNORED).any()) for target in targets):
             teacher = self._teach(turn) if self._teacher else None
             losses = token_losses(self.model.backbone.head, torch.cat(step.hidden), torch.cat(targets), self._weights, teacher)
             self._tokens.append(losses.total)
