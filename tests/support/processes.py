@@ -20,7 +20,8 @@ _ENVIRONMENT = threading.Lock()  # held by whoever changes it for a moment
 
 def start(work: Callable[..., None], *arguments: Any) -> Any:
     process = SERVER.Process(target=work, args=arguments, daemon=True)
-    with _ENVIRONMENT, mock.patch.dict(os.environ, PYTHONPATH=str(SUPPORT)):  # where the server finds what to preload
+    path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])  # where the server finds what to preload
+    with _ENVIRONMENT, mock.patch.dict(os.environ, PYTHONPATH=path):
         process.start()
     return process
 
