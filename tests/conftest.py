@@ -1,4 +1,4 @@
-"""What is settled before a test is collected. Whatever takes long to import stands in `fixtures`: who hands out tests needs none."""
+"""What is settled before a test is collected. Whatever takes long to import stands in `shared_fixtures`: who hands out tests needs none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", memory)
     if config.getoption("dist", "no") == "no":
         gc.disable()  # until everything is imported, of which nothing goes again
-        config.pluginmanager.import_plugin("fixtures")
+        config.pluginmanager.import_plugin("shared_fixtures")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import postgres
+import processes
 import pytest
 import torch
 import transformers
@@ -22,6 +23,7 @@ from hmt_memory.sessions import default_reader
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 THREADS = max(1, torch.get_num_threads() // WORKERS)  # the cores are shared out among the workers
+torch.set_num_threads(1)  # a pool of threads would not survive a fork
 os.environ["OMP_NUM_THREADS"] = str(THREADS)  # for the processes that tests start
 TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}</s>\n{% endfor %}"
@@ -48,6 +50,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    if not session.config.option.collectonly:
+        processes.begin()
 
 
 @pytest.fixture(autouse=True)
