@@ -1,4 +1,7 @@
-"""What is settled before a test is collected. Whatever takes long to import stands in `shared_fixtures`: who hands out tests needs none."""
+"""What is settled before a test is collected.
+
+Whatever takes long to import stands in `shared_fixtures`: the process that hands out tests needs none of it.
+"""
 
 from __future__ import annotations
 

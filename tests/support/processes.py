@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from multiprocessing import forkserver, util
 from pathlib import Path
@@ -40,6 +41,9 @@ def _fork(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
             if os.path.exists(f"/proc/self/fd/{number}"):
                 os.dup2(nowhere, number)  # not closed, so that no other file takes its number
         sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+        warnings.resetwarnings()
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # as where Python starts
+            warnings.simplefilter("ignore", kind)
         exec(arguments[-1])
     finally:
         os._exit(0)
