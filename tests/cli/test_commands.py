@@ -46,9 +46,11 @@ for command in json.loads(sys.argv[1]):
 """
 
 
-def outcome(*commands: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def outcome(
+    *commands: list[str], code: str = RUN, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """What commands print in one process, each followed by a line with its exit code and what heavy packages are loaded."""
-    call, given = [sys.executable, "-c", RUN, json.dumps(commands)], {**os.environ, **(environment or {})}
+    call, given = [sys.executable, "-c", code, json.dumps(commands)], {**os.environ, **(environment or {})}
     return subprocess.run(call, capture_output=True, text=True, timeout=90, env=given)
 
 
@@ -260,23 +262,35 @@ def test_answers_take_a_system_prompt_and_a_penalty(
 # --- the shell and the keyboard ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("hmt sessions show a", "alice"),
-        ("hmt chat --session b", "bob"),
-        ("hmt corpora show b", "book"),
-        ("hmt ask --corpus b", "book"),
-        ("hmt chat --model s", "smollm2-135m-instruct"),
-        ("hmt sessions show x", ""),
-        ("hmt sessions show --store /nowhere a", ""),
-    ],
-)
-def test_the_shell_completes_names(typed: str, offered: str, store: Path) -> None:
-    words = {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
-    environment = {"_HMT_COMPLETE": "complete_bash", **words}
-    ran = outcome([], environment=environment)
-    assert ran.stdout.split() == offered.split() and "torch" not in ran.stderr and "Traceback" not in ran.stderr
+# Asks, as the shell does, for what words may end with. Each answer follows a line of its own.
+COMPLETE = f"""
+import json, os, sys
+from hmt_memory.cli import main
+os.environ['_HMT_COMPLETE'] = 'complete_bash'
+for words in json.loads(sys.argv[1]):
+    os.environ.update(COMP_WORDS=' '.join(words), COMP_CWORD=str(len(words) - 1))
+    print('asked')
+    try:
+        main([])
+    except SystemExit as stop:
+        print('code', stop.code, *(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)
+"""
+COMPLETED = {
+    "hmt sessions show a": "alice",
+    "hmt chat --session b": "bob",
+    "hmt corpora show b": "book",
+    "hmt ask --corpus b": "book",
+    "hmt chat --model s": "smollm2-135m-instruct",
+    "hmt sessions show x": "",
+    "hmt sessions show --store /nowhere a": "",
+}
+
+
+def test_the_shell_completes_names(store: Path) -> None:
+    ran = outcome(*(words.split() for words in COMPLETED), code=COMPLETE)
+    offered = [names.strip() for names in ran.stdout.split("asked\n")[1:]]
+    assert dict(zip(COMPLETED, offered, strict=True)) == COMPLETED
+    assert "torch" not in ran.stderr and "Traceback" not in ran.stderr
 
 
 SLOW = """

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import counting_tokens, same
-from tiny import CHATML, FAMILIES, NO_SYSTEM, SMALL, byte_tokenizer, random_ids, tiny_causal_lm, tiny_model
+from tiny import CHATML, FAMILIES, KINDS, NO_SYSTEM, SMALL, byte_tokenizer, else_long, random_ids, tiny_causal_lm, tiny_model
 
 from hmt_memory import HMTModel, HMTState, ViewConfig
 from hmt_memory.chat.transcript import Transcript
@@ -52,7 +52,7 @@ class Script:
 # --- any length, and memory equals reading ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", else_long(FAMILIES, *KINDS))
 def test_long_answers_close_segments_and_equal_reading(family: str) -> None:
     model = tiny_model(family)
     prompt, length = random_ids(37), SMALL.segment_length
@@ -63,7 +63,7 @@ def test_long_answers_close_segments_and_equal_reading(family: str) -> None:
     assert same(answer.state, model.read([*prompt.tolist(), *answer.ids]))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", else_long(FAMILIES, *KINDS))
 def test_the_cache_gives_what_a_view_without_cache_gives(family: str) -> None:
     """Greedy tokens one by one, each from a freshly assembled view with P of the answer's start, equal cached ones."""
     model = tiny_model(family)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from measuring import close, counting_tokens, same
-from tiny import FAMILIES, SMALL, VOCAB, random_ids, tiny_model
+from tiny import FAMILIES, KINDS, SMALL, VOCAB, else_long, random_ids, tiny_model
 
 from hmt_memory import HMTModel
 from hmt_memory.engine.reader import read_in_chunks
@@ -34,7 +34,7 @@ def test_any_chunks_give_the_same_memory(sizes: list[int]) -> None:
     assert same(MODEL.read(LONG[at:], state), WHOLE)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", else_long(FAMILIES, *KINDS))
 def test_token_by_token_equals_at_once(family: str) -> None:
     model, ids = tiny_model(family), random_ids(70)
     state = None
@@ -131,7 +131,7 @@ def test_text_without_a_tokenizer_says_so() -> None:
 # --- batches and padding ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", else_long(FAMILIES, *KINDS))
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_is_invisible(family: str, side: str) -> None:
     model = tiny_model(family)
@@ -187,7 +187,7 @@ def test_loss_is_the_next_tokens_cross_entropy() -> None:
     assert out.loss is not None and close(out.loss, expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", else_long(FAMILIES, *KINDS))
 @pytest.mark.parametrize("memory_input", ["paper", "mapped", "centred"])
 def test_gradients_reach_every_trainable_parameter_and_no_other(family: str, memory_input: Any) -> None:
     model = tiny_model(family, replace(SMALL, memory_input=memory_input, memory_tokens=2))

@@ -176,13 +176,13 @@ def test_an_answer_that_outlives_its_store_ends(tmp_path: Path) -> None:
 def test_an_answer_that_outlives_the_main_thread_is_whole(tmp_path: Path) -> None:
     """Threads that end after it are joined when no more work may begin behind anything."""
     code = (
-        "import sys, threading, time; from stored import DECODING, user; from test_behind import MODEL, MemoryStore\n"
+        "import sys, threading, time; from crash_worker import MODEL, MemoryStore; from stored import DECODING, user\n"
         "session = MemoryStore(sys.argv[1], background=True).session('alice', MODEL)\n"
         "def late():\n"
         "    threading.main_thread().join(); time.sleep(0.3)\n"
         "    print(session.reply(user('hello'), **DECODING).finish().message_ids)\n"
         "threading.Thread(target=late).start()"
     )
-    path = f"import sys; sys.path[:0] = [{str(SUPPORT)!r}, {str(Path(__file__).parent)!r}]\n"
+    path = f"import sys; sys.path[:0] = [{str(SUPPORT)!r}]\n"
     done = subprocess.run([sys.executable, "-c", path + code, str(tmp_path)], capture_output=True, text=True, timeout=120)
     assert done.stdout == "[1, 2]\n" and "Traceback" not in done.stderr, done.stderr

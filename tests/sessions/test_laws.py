@@ -19,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from places import fast_folder
 from stored import DECODING, memory_of, tokens_of
 from tiny import LONG, REMEMBERING, byte_tokenizer, light_model
 
@@ -64,7 +65,7 @@ class Sessions(RuleBasedStateMachine):
     @initialize()
     def open(self) -> None:
         torch.set_num_threads(1)
-        self.folder = tempfile.mkdtemp()
+        self.folder = tempfile.mkdtemp(dir=fast_folder())
         self.store = MemoryStore(self.folder, clock=lambda: 0.0)
         self.held: dict[str, list[Held]] = {}
         self.batches = 0
@@ -174,7 +175,7 @@ class Sessions(RuleBasedStateMachine):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def equals_a_fresh_one(self, session: Session, held: list[Held]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
             store, other = fresh(held, folder)
             assert tokens_of(session) == tokens_of(other)
             np.testing.assert_allclose(memory_of(session), memory_of(other), atol=2e-3)

@@ -24,6 +24,7 @@ from hmt_memory.store.rows import crc_of
 from hmt_memory.store.sql import migrations
 from hmt_memory.store.sqlite.transaction import APPLICATION_ID, SqliteTransaction
 
+pytestmark = pytest.mark.disk
 EMBEDDINGS = "SELECT data FROM segments JOIN payloads ON id = memory"
 
 

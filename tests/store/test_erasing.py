@@ -360,6 +360,7 @@ def everything_said(store: MemoryStore) -> str:
     return "\n".join([*messages, *(document.text for document in store.corpus("papers").documents())])
 
 
+@pytest.mark.disk
 @pytest.mark.parametrize("erase", [forget, delete, edit, replace])
 def test_a_crash_at_any_transaction_of_an_erasure_is_made_good_on_opening(tmp_path: Path, erase: Any) -> None:
     """At each in turn, until there are no more: the record is as before or as after, and the next opening ends the erasure."""

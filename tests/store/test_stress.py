@@ -27,6 +27,7 @@ from hmt_memory import MemoryStore
 MODEL = crash_worker.MODEL
 SLOTS = 4
 SEED = os.environ.get("HMT_STRESS_SEED", "1")
+pytestmark = pytest.mark.disk
 SECONDS, PAUSE = (360.0, (1.0, 8.0)) if LONG else (8.0, (1.0, 2.5))
 HUNG = 120.0  # seconds after which a process that was told to stop has hung
 TOKENS = token_pattern({char: crash_worker.TOKENIZER.convert_tokens_to_ids(char) for char in "~0123456789abcdef"})

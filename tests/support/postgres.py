@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from filelock import FileLock
+from places import fast_folder
 
 _numbers = itertools.count()
 
@@ -44,12 +44,6 @@ def start(shared: Path) -> Any:
             if not place.exists():
                 place.write_text(tempfile.mkdtemp(prefix="hmt-postgres-", dir=fast_folder()))
             return servers.get_server(place.read_text(), cleanup_mode="delete")
-
-
-def fast_folder() -> str | None:
-    """Return a folder in memory, if it has room for a server's files; None: where temporary files usually are."""
-    memory = Path("/dev/shm")
-    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > 2 << 30 else None
 
 
 def new_store(server: Any) -> str:

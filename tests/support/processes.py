@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,9 +21,38 @@ SERVER.set_forkserver_preload(["warm", "crash_worker"])
 _ENVIRONMENT = threading.Lock()  # held by whoever changes it for a moment
 
 
+def begin() -> None:
+    """Start the server as a fork of this process, which has imported everything and runs no thread that computes yet."""
+    if sys.platform != "linux":
+        return  # it is started when a process is first asked for, and imports what it has to preload
+    SERVER.set_forkserver_preload([])
+    sys.__stdout__.flush()  # type: ignore[union-attr]
+    with mock.patch.object(util, "spawnv_passfds", _fork):
+        forkserver.ensure_running()
+
+
+def _fork(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
+    """Do in a fork what Python is to be started for; return the fork's id."""
+    if child := os.fork():
+        return child
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, nowhere, *passed}:
+            if os.path.exists(f"/proc/self/fd/{number}"):
+                os.dup2(nowhere, number)  # not closed, so that no other file takes its number
+        sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+        warnings.resetwarnings()
+        for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):  # as where Python starts
+            warnings.simplefilter("ignore", kind)
+        exec(arguments[-1])
+    finally:
+        os._exit(0)
+
+
 def start(work: Callable[..., None], *arguments: Any) -> Any:
     process = SERVER.Process(target=work, args=arguments, daemon=True)
-    with _ENVIRONMENT, mock.patch.dict(os.environ, PYTHONPATH=str(SUPPORT)):  # where the server finds what to preload
+    path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])  # where it finds what to preload
+    with _ENVIRONMENT, mock.patch.dict(os.environ, PYTHONPATH=path):
         process.start()
     return process
 

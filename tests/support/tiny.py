@@ -67,6 +67,7 @@ FAMILIES = [
     "cohere",
     "granite",
 ]
+KINDS = ("llama", "gemma3", "opt-projected", "gpt2", "mamba", "rwkv")  # of places, windows, widths and states
 
 
 def tiny_causal_lm(family: str = "llama", seed: int = 0, layers: int = 2) -> Any:
