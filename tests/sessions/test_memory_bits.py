@@ -62,9 +62,7 @@ def test_memories_take_half_the_room_and_differ_a_little(session: Session, store
         assert are_packed(session) and not are_packed(usual)
         one, two = memory_of(session), memory_of(usual)
         assert 0.995 < one @ two / np.linalg.norm(one) / np.linalg.norm(two) < 1
-        sizes = [
-            each.database.read(lambda db: db.one("SELECT sum(memory_size) FROM segments")[0]) for each in (store, other)
-        ]
+        sizes = [each.database.read(lambda db: db.one("SELECT sum(memory_size) FROM segments")[0]) for each in (store, other)]
         rows = segments(session)
         assert sizes[1] == sum(len(row.memory + (row.keys or b"")) for row in rows)
         assert sizes[0] == sizes[1] // 2 + sum(-(-len(data) // 64) for row in rows for data in (row.memory, row.keys or b""))

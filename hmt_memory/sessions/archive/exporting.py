@@ -105,7 +105,7 @@ def _keyed(model: ModelRow | None) -> bool:
 
 def _version(row: CollectionRow, model: ModelRow | None) -> int:
     """Return the first version of the format that has a place for everything: older programs read it."""
-    if row.memory_bits != 16:
+    if row.memory_bits != 16 or (model is not None and "quantization" in model.parts["backbone"]):
         return 3
     return 2 if _keyed(model) else 1
 

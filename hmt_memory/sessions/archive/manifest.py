@@ -110,7 +110,7 @@ class Manifest:
             updated_at=time(content["updated_at"], "updated_at"),
             next_id=whole(content["next_id"], 1, layout.LARGEST_ID, "next_id"),
             retention=_retention(content["retention"]),
-            model=None if content["model"] is None else _model(content["model"]),
+            model=None if content["model"] is None else _model(content["model"], version),
             messages=whole(content["messages"], 0, layout.MOST_BYTES, "the number of messages"),
             tokens=whole(content["tokens"], 0, layout.MOST_BYTES, "the number of tokens"),
             segments=whole(content["segments"], 0, layout.MOST_BYTES, "the number of segments"),
@@ -169,14 +169,14 @@ def _files(value: Any, version: int) -> dict[str, Stated]:
     return files
 
 
-def _model(value: Any) -> Model:
+def _model(value: Any, version: int) -> Model:
     """Read what `fingerprint` writes, and nothing else: later code may rely on every field."""
     record(value, ("digest", "parts"), "its model")
     parts = value["parts"]
     check(isinstance(parts, dict) and isinstance(parts.get("backbone"), dict), "the parts of its model are no object")
     nameless = parts["backbone"].get("weights_digest") is None  # without a digest of the weights the precision is a part
     record(parts, (*_PARTS, "dtype") if nameless else _PARTS, "the parts of its model")
-    _backbone(parts["backbone"])
+    _backbone(parts["backbone"], version)
     for name in ("tokenizer", "memory", "adapter"):
         if parts[name] is not None:
             _hex(parts[name], 16, f"the {name} of its model")
@@ -191,8 +191,11 @@ def _model(value: Any) -> Model:
     return made
 
 
-def _backbone(value: Any) -> None:
-    record(value, _BACKBONE, "the backbone of its model")
+def _backbone(value: Any, version: int) -> None:
+    quantized = version >= 3 and "quantization" in value
+    record(value, (*_BACKBONE, "quantization") if quantized else _BACKBONE, "the backbone of its model")
+    if quantized:
+        _text(value["quantization"], 100, "the quantisation of its model")
     _text(value["name"], _LONGEST_NAME, "the name of its model")
     _text(value["model_type"], 200, "the type of its model")
     whole(value["hidden_size"], 1, 1 << 20, "the width of its model")
