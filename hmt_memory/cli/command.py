@@ -46,7 +46,7 @@ def hmt(
     context.ensure_object(dict)["debug"] = debug
 
 
-def doctor(model: options.Model = DEFAULT_MODEL, as_json: options.Json = False) -> None:
+def doctor(model: options.Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
     """Check what is installed and whether the default model can run; and what the weights of another model are."""
     from . import doctor as diagnosis
 

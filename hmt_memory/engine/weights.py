@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", 
     options["dtype"] = auto_dtype(place) if dtype == "auto" else named_dtype(dtype)
     with quiet(), contextlib.nullcontext() if options["trust_remote_code"] else trust.nothing_asked():
         folder = local_folder(name)
-        load_model = _from_hub if folder is None else _from_transformers
+        load_model: Callable[..., tuple[Any, Any]] = _from_hub if folder is None else _from_transformers
         model, tokenizer = load_model(folder or name, place=place, **options)
     placed = "device_map" in options or getattr(model, "is_quantized", False)
     return (model if placed else model.to(place)).eval(), tokenizer
