@@ -272,11 +272,8 @@ class Backbone(TextCodec, nn.Module):
         }
 
     def merge_lora(self, folder: Path) -> bool:
-        """Merge the LoRA adapter in `folder` into the weights. Returns False, with nothing changed, if that takes PEFT.
-
-        Quantised weights would lose it in their rounding.
-        """
-        if self.quantization is not None:
+        """Merge the LoRA adapter in `folder` into the weights. Returns False, with nothing changed, if that takes PEFT."""
+        if self.quantization is not None:  # whose rounding would lose it
             return False
         digest = self._digest()
         self.merged = merge(self.causal_lm, folder)

@@ -61,9 +61,8 @@ class Storage:
         view_bytes: memory for keys and values of what the sessions' views begin with, kept between answers.
         background: whether what an answer adds to a session is read into its memory by another thread, so that the call which
             answers does not wait for it; the next call that needs it does. Sessions with limits read at once.
-        memory_bits: bits of a number in the memories of sessions and corpora that are made or rebuilt here: 16, or 8, which
-            halves their room on disk and changes them a little; others keep theirs. None: as $HMT_MEMORY_BITS says, else 16,
-            and what is rebuilt keeps its own.
+        memory_bits: bits of a number in memories of sessions and corpora that are made or rebuilt here: 16, or 8, which halves
+            their room on disk. None: as $HMT_MEMORY_BITS says, else 16; what is rebuilt then keeps its own.
 
     Raises:
         StoreError: the folder cannot be used, or a newer version wrote it.
@@ -245,8 +244,7 @@ class Storage:
 
     def in_memory_bits(self, row: CollectionRow) -> CollectionRow:
         """Return the row of a session or corpus, nothing of which is read yet, with the bits that its memories are to have."""
-        bits = row.memory_bits if self._memory_bits is None else self._memory_bits
-        return replace(row, settings={**row.settings, MEMORY_BITS: bits})
+        return replace(row, settings={**row.settings, MEMORY_BITS: self._memory_bits or row.memory_bits})
 
     def _take_up(self) -> None:
         """Go on with what a crash has left; if that is impossible now, the next erasure or opening tries again."""
