@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-real test-other test-lowest test-kernels coverage lint docs bench gpu adapter clean
+.PHONY: demo test test-real test-other test-lowest test-kernels test-quantized coverage lint docs bench gpu adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -51,6 +51,15 @@ test-kernels: $(TRITON)/ready
 
 $(TRITON)/ready: .venv/ready
 	$(INSTALL) --no-deps --upgrade --target $(TRITON) --constraint constraints.txt triton
+	touch $@
+
+# Those of quantised backbones. Their libraries lie apart, because transformers and PEFT import them wherever they find them.
+QUANTIZED := $(CURDIR)/.venv/quantized
+test-quantized: $(QUANTIZED)/ready
+	PYTHONPATH=$(QUANTIZED) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/engine/test_quantized.py
+
+$(QUANTIZED)/ready: .venv/ready
+	$(INSTALL) --no-deps --upgrade --target $(QUANTIZED) --constraint constraints.txt bitsandbytes torchao
 	touch $@
 
 # The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.

@@ -14,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from .._version import __version__
+from ..config import DEFAULT_MODEL
 from ..errors import HMTError
 from . import benching, corpora, evaluation, options, serving, sessions, stores, talking, tools, training
 
@@ -45,11 +46,11 @@ def hmt(
     context.ensure_object(dict)["debug"] = debug
 
 
-def doctor(as_json: options.Json = False) -> None:
-    """Check what is installed and whether the default model can run."""
+def doctor(model: options.Name = DEFAULT_MODEL, as_json: options.Json = False) -> None:
+    """Check what is installed and whether the default model can run; and what the weights of another model are."""
     from . import doctor as diagnosis
 
-    findings = diagnosis.examine()
+    findings = diagnosis.examine(model)
     (diagnosis.print_json if as_json else diagnosis.print_table)(findings)
     raise typer.Exit(0 if findings.ok else 1)
 

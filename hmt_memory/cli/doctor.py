@@ -21,7 +21,7 @@ from rich.text import Text
 
 from .._version import __version__
 from ..config import DEFAULT_MODEL, Engine
-from ..engine import places
+from ..engine import outline, places, quantized
 from ..errors import HMTError
 from ..store.open import SQLITE, default_store, shown
 
@@ -48,6 +48,7 @@ _ADVICE = {
 _NEEDED = ("torch", "transformers")
 _IMPORTED = ("torch", "transformers", "faiss")  # have to load; of others, some of which take seconds, the version is looked up
 _ROUNDING = 1e-3  # what kernels in fp32 may be off
+_READ_BY = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "gptq": "gptqmodel", "awq": "gptqmodel"}  # quantised weights
 _MODEL_FILES = ("config.json", "model.safetensors")
 
 
@@ -87,12 +88,21 @@ class DefaultModel:
 
 
 @dataclass(frozen=True)
+class ChosenModel:
+    """Another model that is named: what its weights are, and what they still need."""
+
+    name: str
+    weights: str
+
+
+@dataclass(frozen=True)
 class Findings:
     """Everything `hmt doctor` shows. `problems` keep the default model from running; there are none when `ok`."""
 
     packages: tuple[Package, ...]
     hardware: Hardware | None
     model: DefaultModel | None
+    chosen: ChosenModel | None  # None: the default model is
     sessions: str  # folder where sessions are kept
     problems: tuple[str, ...]
 
@@ -102,8 +112,12 @@ class Findings:
         return not self.problems
 
 
-def examine() -> Findings:
-    """Examine this installation; takes the time of importing torch and transformers."""
+def examine(chosen: str = DEFAULT_MODEL) -> Findings:
+    """Examine this installation; takes the time of importing torch and transformers.
+
+    Raises:
+        ModelNotFoundError: nothing has the name of the chosen model.
+    """
     packages = {name: _package(name, advice) for name, advice in _ADVICE.items()}
     problems = [f"{name}: {packages[name].advice}" for name in _NEEDED if packages[name].version is None]
     has_torch = packages["torch"].version is not None
@@ -114,7 +128,8 @@ def examine() -> Findings:
     if hardware is not None and hardware.advice:
         problems.append(hardware.advice)
     here = (Package("hmt-memory", __version__), Package("python", platform.python_version()), Package("sqlite", SQLITE))
-    return Findings((*here, *packages.values()), hardware, model, shown(default_store()), tuple(problems))
+    other = None if chosen.lower() in places.BUNDLED else ChosenModel(chosen, _weights(chosen))
+    return Findings((*here, *packages.values()), hardware, model, other, shown(default_store()), tuple(problems))
 
 
 def print_json(findings: Findings) -> None:
@@ -154,6 +169,8 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
             ("default model", f"{model.name}: {model.file or 'not installed'}"),
             ("converted to", f"{model.cache} ({converted})" if model.cache else "-"),
         ]
+    if (chosen := findings.chosen) is not None:
+        rows += [("model", f"{chosen.name}: {chosen.weights}")]
     return [*rows, ("sessions in", findings.sessions)]
 
 
@@ -255,6 +272,17 @@ def _default_model() -> DefaultModel:
         return DefaultModel(DEFAULT_MODEL, None, None, 0, str(error))
     cache = places.converted_folder(file)
     return DefaultModel(DEFAULT_MODEL, str(file), str(cache), _size(cache), _cache_advice(cache))
+
+
+def _weights(name: str) -> str:
+    """Say what the weights of a model are, by its configuration alone."""
+    said = outline.quantization(name)
+    if said is None:
+        return "its weights are not quantised, as far as this machine knows"
+    kind = quantized.kind_of(said)
+    needed = [name for name in ("accelerate", _READ_BY.get(kind.split()[0])) if name and _package(name, "").version is None]
+    lacking = f"; they need {' and '.join(needed)}: pip install {' '.join(needed)}" if needed else ""
+    return f"quantised weights ({kind}), which torch computes{lacking}"
 
 
 def _cache_advice(cache: Path) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackboneError
+from . import quantized
 from .adapter import Merged, merge
 from .modes import eval_mode, learning_kept
 from .probe import probe
@@ -42,6 +43,7 @@ class Backbone(TextCodec, nn.Module):
 
     batching: Any = None  # a `Batching`, which takes the steps of several answers together
     sharded = False  # whether its blocks lie in parts on several devices
+    quantization: str | None = None  # what its weights are, as "bitsandbytes nf4"; None: they are not quantised
 
     def __init__(self, causal_lm: Any, tokenizer: Any = None, *, name: str | None = None) -> None:
         super().__init__()
@@ -53,6 +55,7 @@ class Backbone(TextCodec, nn.Module):
         if config is None or not hasattr(plain, "get_input_embeddings"):
             raise BackboneError(f"{type(causal_lm).__name__} is not a Hugging Face model. Pass a causal language model.")
         self.causal_lm: Any = causal_lm
+        self.quantization = quantized.kind(plain)
         if any(config.is_prompt_learning for config in self._peft_configs()):
             raise BackboneError(
                 f"{self.name} has a prompt-learning adapter, whose virtual tokens have no place in a segment. Use LoRA, or "
@@ -247,7 +250,8 @@ class Backbone(TextCodec, nn.Module):
 
     def _project(self, hidden: Tensor) -> Tensor:
         project = self._plain[0].get_output_embeddings()
-        return project(hidden.to(project.weight.dtype))
+        weight = getattr(project, "weight", self.embedding.weight)  # packed weights have another name, or hold codes
+        return project(hidden.to(weight.dtype if weight.is_floating_point() else self.dtype))
 
     @torch.no_grad()
     def embedding_sample(self) -> Tensor:
@@ -257,6 +261,7 @@ class Backbone(TextCodec, nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint records of its backbone: architecture and a digest of its weights, adapters left out."""
+        quantization = {} if self.quantization is None else {"quantization": self.quantization}
         return {
             "name": self.name,
             "model_type": str(self.config.model_type),
@@ -264,10 +269,13 @@ class Backbone(TextCodec, nn.Module):
             "num_hidden_layers": int(self.config.num_hidden_layers),
             "vocab_size": self.vocab_size,
             "weights_digest": self._digest(),
+            **quantization,
         }
 
     def merge_lora(self, folder: Path) -> bool:
         """Merge the LoRA adapter in `folder` into the weights. Returns False, with nothing changed, if that takes PEFT."""
+        if self.quantization is not None:  # whose rounding would lose it
+            return False
         digest = self._digest()
         self.merged = merge(self.causal_lm, folder)
         if self.merged is not None:
@@ -277,17 +285,19 @@ class Backbone(TextCodec, nn.Module):
     def _digest(self) -> str | None:
         """Compute a digest of 64 values of every weight, rounded to bf16: the same for fp32 and bf16, None in other precisions.
 
+        Of quantised weights it is the codes' and the scales', in any precision that they compute in.
+
         RWKV rescales its weights when it turns from training to eval mode, so there only the embeddings count.
         """
         if self.merged is not None or self.sharded:
             return self.kept_digest
+        if self.quantization is not None:
+            return _digest_of(quantized.numbers(self.causal_lm, leave_out=self._of_adapter))
         if self.dtype not in (torch.float32, torch.bfloat16):
             return None
         embeddings = getattr(self.embedding, "original_module", self.embedding).weight
         weights = [value for name, value in self.causal_lm.named_parameters() if not self._of_adapter(name)]
-        chosen = [embeddings] if self.config.model_type == "rwkv" else weights
-        values = [value.detach().flatten()[:: max(1, value.numel() // 64)][:64].to(torch.bfloat16) for value in chosen]
-        return hashlib.sha256(torch.cat(values).cpu().view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+        return _digest_of([embeddings] if self.config.model_type == "rwkv" else weights)
 
     def save(self, folder: str | Path) -> None:
         """Write the whole backbone and its tokenizer as a Hugging Face model folder."""
@@ -323,6 +333,16 @@ class Backbone(TextCodec, nn.Module):
         return list(getattr(self.causal_lm, "peft_config", {}).values())
 
 
+def _digest_of(weights: Iterable[Tensor]) -> str:
+    samples = [value.detach().flatten()[:: max(1, value.numel() // 64)][:64] for value in weights]
+    floats = [sample.to(torch.bfloat16).view(torch.int16) for sample in samples if sample.is_floating_point()]
+    codes = [sample.to(torch.int32) for sample in samples if not sample.is_floating_point()]
+    digest = hashlib.sha256()
+    for values in filter(None, (floats, codes)):
+        digest.update(torch.cat(values).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 @contextmanager
 def _without_peft(causal_lm: Any) -> Iterator[None]:
     with learning_kept(causal_lm), causal_lm.disable_adapter():  # it lets all of an adapter learn when it comes back
@@ -333,6 +353,11 @@ def _openvino(backbone: Backbone, bits: int) -> OpenVinoEngine:
     from .openvino import OpenVinoEngine
     from .traced import TracedBody, shapes
 
+    if backbone.quantization is not None:
+        raise BackboneError(
+            f"OpenVINO makes 8-bit weights itself, from weights that are not quantised; those of {backbone.name} are quantised "
+            f"({backbone.quantization}). Load the model that they were made from, or with engine='torch'."
+        )
     if backbone.device.type != "cpu" or backbone.dtype != torch.float32 or backbone.has_adapter:
         raise BackboneError(
             f"OpenVINO runs a backbone in fp32 on a CPU, with its adapter merged; {backbone.name} is in {backbone.dtype} on "

@@ -314,7 +314,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_backbone(folder: Path, stored: Mapping[str, Any], actual: Mapping[str, Any]) -> None:
-    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", "weights_digest"):
+    """Raise CheckpointError for another backbone. One that is quantised otherwise has other numbers and is no other one."""
+    alike = stored.get("quantization") == actual.get("quantization")
+    for key in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size", *(["weights_digest"] if alike else [])):
         if stored.get(key) != actual[key] and None not in (stored.get(key), actual[key]):
             raise CheckpointError(
                 f"{folder} was made for {stored.get('name')}: its {key} is {stored.get(key)}, that of {actual['name']} is "

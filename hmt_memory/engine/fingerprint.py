@@ -29,8 +29,10 @@ class Fingerprint(NamedTuple):
 
     def __str__(self) -> str:
         config = self.parts["config"]
-        name = self.parts["backbone"]["name"]
-        return f"{name} (segment_length={config['segment_length']}, mode={config['mode']}, fingerprint {self.digest[:12]})"
+        name, quantization = self.parts["backbone"]["name"], self.parts["backbone"].get("quantization")
+        weights = "" if quantization is None else f"{quantization}, "
+        sizes = f"segment_length={config['segment_length']}, mode={config['mode']}"
+        return f"{name} ({weights}{sizes}, fingerprint {self.digest[:12]})"
 
 
 def fingerprint(model: MemoryCell) -> Fingerprint:

@@ -110,15 +110,29 @@ def _differences(chosen: Sources, stored: Mapping[str, Any]) -> Iterator[str]:
         yield f"its memory was trained otherwise ({digest}, not {stored['memory']})"
 
 
+def quantization(name: str) -> dict[str, Any] | None:
+    """Return what a model's own configuration says of its quantised weights; None: it is not on this machine, or says nothing.
+
+    Raises:
+        ModelNotFoundError: nothing has that name.
+    """
+    said = _configuration(name).get("quantization_config")
+    return said if isinstance(said, dict) else None
+
+
 def _backbone(name: str) -> dict[str, Any]:
     """Return what the configuration of the backbone's weights says, if it is on this machine in plain words."""
+    config = _configuration(name)
+    return {} if "text_config" in config else {key: config[key] for key in _BACKBONE if config.get(key) is not None}
+
+
+def _configuration(name: str) -> dict[str, Any]:
     folder = _folder(name)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    plain = isinstance(config, dict) and "text_config" not in config
-    return {key: config[key] for key in _BACKBONE if config.get(key) is not None} if plain else {}
+    return config if isinstance(config, dict) else {}
 
 
 def _folder(name: str) -> Path | None:

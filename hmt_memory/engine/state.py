@@ -23,6 +23,7 @@ class HMTState:
     tokens: int = 0  # tokens read so far: n * L + t
     held: int = 0  # h: the number of segments in `memory`
     keys: tuple[Tensor, ...] = ()  # [n, d_key] float16, keys by meaning of the latest segments that were read here
+    memory_bits: int = 16  # 8: memory and keys are rounded as they are made, to what is stored in 8 bits (`mxint8`)
 
     @classmethod
     def empty(cls, *, hidden_size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> HMTState:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .cell import MemoryCell, Step
+from .rounding import rounded
 from .state import HMTState
 
 # Summaries do not depend on memory, so many segments are summarized in one batch of about this many tokens.
@@ -59,7 +60,7 @@ def unroll(
 ) -> tuple[list[HMTState], list[Tensor]]:
     """Compute Eq. 1-5 over every segment of B streams.
 
-    Memory is kept in the precision of each state.
+    Memory is kept in the precision of each state, and rounded to 8 bits where the state says so.
 
     Args:
         model: the cell.
@@ -103,9 +104,9 @@ def unroll(
             if keep_hidden:
                 hidden[row].append(step.hidden[place])
             if ends[row] or len(cuts[row][index]) == length:
-                made[row].append(step.memory[place].to(memories[row].dtype))
+                made[row].append(_kept(step.memory[place], states[row]).to(memories[row].dtype))
                 if model.keys is not None and step.hidden:  # steps of training give none
-                    keys[row].append(model.keys_of(cuts[row][index], step.hidden[place]))
+                    keys[row].append(_kept(model.keys_of(cuts[row][index], step.hidden[place]), states[row]))
                 windows[row] = torch.cat([windows[row], made[row][-1][None]])[-model.config.recall_window :]
                 tails[row] = _last(cuts[row][index], model.config.sensory_length)
     grown = [replace(state, keys=(*state.keys, *new)) if new else state for state, new in zip(states, keys, strict=True)]
@@ -163,7 +164,12 @@ def _advance(model: MemoryCell, state: HMTState, memory: Tensor, made: list[Tens
         tokens=state.tokens + new,
         held=len(grown),
         keys=state.keys,
+        memory_bits=state.memory_bits,
     )
+
+
+def _kept(made: Tensor, state: HMTState) -> Tensor:
+    return rounded(made) if state.memory_bits == 8 else made
 
 
 def _last(ids: Tensor, count: int) -> Tensor:

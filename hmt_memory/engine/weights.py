@@ -13,14 +13,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import BackboneError, ConfigError, HMTError, ModelNotFoundError
+from ..errors import BackboneError, ConfigError, HMTError, MissingDependencyError, ModelNotFoundError
 from . import places, trust
+from .quantized import kind_of
 
 DTYPES = ("float32", "bfloat16", "float16")  # the values of $HMT_DTYPE
 _STALE_SECONDS = 24 * 3600
@@ -49,8 +50,10 @@ def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", 
     options["dtype"] = auto_dtype(place) if dtype == "auto" else named_dtype(dtype)
     with quiet(), contextlib.nullcontext() if options["trust_remote_code"] else trust.nothing_asked():
         folder = local_folder(name)
-        model, tokenizer = _from_hub(name, **options) if folder is None else _from_transformers(folder, **options)
-    return (model if "device_map" in options else model.to(place)).eval(), tokenizer
+        load_model: Callable[..., tuple[Any, Any]] = _from_hub if folder is None else _from_transformers
+        model, tokenizer = load_model(folder or name, place=place, **options)
+    placed = "device_map" in options or getattr(model, "is_quantized", False)
+    return (model if placed else model.to(place)).eval(), tokenizer
 
 
 def local_folder(name: str) -> Path | None:
@@ -136,18 +139,18 @@ def _sweep(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _from_hub(name: str, **options: Any) -> tuple[Any, Any]:
+def _from_hub(name: str, *, place: torch.device, **options: Any) -> tuple[Any, Any]:
     """Load the local copy of a hub id as a folder: transformers asks the network about an id even when it has the files."""
     where = {key: options[key] for key in ("revision", "cache_dir") if key in options}
     folder = places.hub_folder(name, **where)
     if folder is not None:
         with contextlib.suppress(ModelNotFoundError):  # only part of it is there
-            return _from_transformers(folder, **options)
+            return _from_transformers(folder, place=place, **options)
     places.check_hub(name, **{key: options[key] for key in ("revision", "token") if key in options})
-    return _from_transformers(name, **options)
+    return _from_transformers(name, place=place, **options)
 
 
-def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
+def _from_transformers(source: str | Path, *, place: torch.device, **options: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
     where = {key: options[key] for key in _SOURCE_OPTIONS if key in options}
@@ -155,6 +158,8 @@ def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
     if getattr(config, "is_encoder_decoder", False):
         raise BackboneError(f"{source} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
     _check_files(source, config, **options)
+    if (wanted := options.get("quantization_config", getattr(config, "quantization_config", None))) is not None:
+        return _quantized(source, kind_of(wanted), **{"device_map": {"": place}, **options}), load_tokenizer(source, **where)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, **options)
     except ValueError as error:
@@ -164,6 +169,25 @@ def _from_transformers(source: str | Path, **options: Any) -> tuple[Any, Any]:
         otherwise = ModelNotFoundError(f"the weights of {source} are incomplete or damaged: {error}. Get them again.")
         raise _refusal(source, error) or otherwise from error
     return model, load_tokenizer(source, **where)
+
+
+def _quantized(source: str | Path, kind: str, **options: Any) -> Any:
+    """Load quantised weights, or quantise them on the way: both put each weight in its place at once."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the weights of {source} ({kind}) take a package that is not installed: {error}. Install it, and accelerate, "
+            "or name a model that is not quantised."
+        ) from error
+    except Exception as error:  # of a library's kernels, of a GPU that is missing, of a damaged file
+        otherwise = BackboneError(
+            f"the weights of {source} ({kind}) do not load here: {error}. Install what it asks for, or name a model that "
+            "is not quantised."
+        )
+        raise _refusal(source, error) or otherwise from error
 
 
 def _load_config(source: str | Path, **where: Any) -> Any:

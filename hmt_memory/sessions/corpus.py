@@ -189,9 +189,9 @@ class Corpus(StoredCorpus):
         segments = CHUNK_SEGMENTS if len(documents) == 1 else CHUNK_SEGMENTS // 4
         befores, texts, digests = [], [], []
         with self._database.reading() as db:
-            self._own_row(db)  # raises if the corpus was deleted
+            bits = self._own_row(db).memory_bits
             for parts in documents:
-                before = load_state(db, parts, model)
+                before = load_state(db, parts, model, bits)
                 start = before.tokens - len(before.open_ids)
                 befores.append(replace(before, open_ids=before.open_ids[:0], tokens=start))
                 stop = start + segments * model.config.segment_length

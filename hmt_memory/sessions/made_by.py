@@ -33,7 +33,11 @@ def check_made_by(db: Transaction, row: CollectionRow, fingerprint: Fingerprint)
     stored = made_by(db, row)
     if stored is not None and stored.digest != fingerprint.digest:
         command = rebuild_command(row.kind, row.name, model=str(fingerprint.parts["backbone"]["name"]))
-        raise mismatch(row.kind, row.name, f"was made by {stored}, not by {fingerprint}", f"rebuild(model), or {command}")
+        what = f"was made by {stored}, not by {fingerprint}"
+        before, now = (made.parts["backbone"].get("quantization") or "not quantised" for made in (stored, fingerprint))
+        if before != now:
+            what += f" (its weights were {before}, these are {now})"
+        raise mismatch(row.kind, row.name, what, f"rebuild(model), or {command}")
 
 
 def mismatch(kind: str, name: str, what: str, command: str) -> ModelMismatchError:

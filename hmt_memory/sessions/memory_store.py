@@ -35,7 +35,7 @@ class MemoryStore(Storage):
 
     Several processes may use a folder at once, on one machine, and a database server on many; several threads may use one
     object. Its arguments are those of
-    `Storage`: folder, and by keyword index, timeout, clock, read_only, index_bytes, view_bytes and background.
+    `Storage`: folder, and by keyword index, timeout, clock, read_only, index_bytes, view_bytes, background and memory_bits.
     """
 
     def __repr__(self) -> str:
@@ -98,6 +98,8 @@ class MemoryStore(Storage):
             check_new(db, kind, name)
             stream = lineage.add_stream(db) if kind == "session" else None
             row = db.add_collection(kind, name, stream=stream, now=self.now())
+            if (wanted := self.in_memory_bits(row)).memory_bits != row.memory_bits:
+                row = db.update_collection(wanted)
         return row
 
     def named(self, kind: str, number: int) -> str | None:

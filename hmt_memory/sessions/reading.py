@@ -29,13 +29,14 @@ TOGETHER = 8  # streams that are read in one batch, a quarter of a chunk of each
 Progress = Callable[[int, int], None]  # tokens read, tokens to read
 
 
-def load_state(db: Transaction, parts: Lineage, model: HMTModel) -> HMTState:
+def load_state(db: Transaction, parts: Lineage, model: HMTModel, memory_bits: int) -> HMTState:
     """Load the state of a stored stream up to where it has been read; its open tokens too, if no full segment is unread.
 
     Args:
         db: the transaction to read rows in.
         parts: the stream with its ancestors.
         model: its sizes say what the state holds.
+        memory_bits: of a number in the memories that are read on, 8 or 16.
 
     Raises:
         StoreDamagedError: segments do not fit their tokens or the model.
@@ -60,7 +61,8 @@ def load_state(db: Transaction, parts: Lineage, model: HMTModel) -> HMTState:
     except ValueError as error:
         raise StoreDamagedError("segments are of another width than the model's. Rebuild the session or corpus.") from error
     kept = torch.zeros(shape, dtype=torch.float16) if memory is None else torch.from_numpy(memory.copy())
-    return HMTState(kept.to(model.backbone.device), recent, unread, closed, read_to + len(unread), len(rows))
+    kept, tokens = kept.to(model.backbone.device), read_to + len(unread)
+    return HMTState(kept, recent, unread, closed, tokens, len(rows), memory_bits=memory_bits)
 
 
 def read_on(model: HMTModel, ids: Tensor, state: HMTState) -> Iterator[HMTState]:
@@ -125,5 +127,5 @@ def segment_rows(model: HMTModel, before: HMTState, after: HMTState, digest: byt
         data = vectors.numpy().astype("<f2").tobytes()
         span = (number * length, min((number + 1) * length, end))
         digest = chain(digest, span, data, found_by)
-        rows.append(SegmentRow(number, span, data, found_by, digest))
+        rows.append(SegmentRow(number, span, data, found_by, digest, after.memory_bits))
     return rows

@@ -131,14 +131,14 @@ class SessionMemory(StoredSession):
             row = self._own_row(db)
             if known is None or known.row != row:
                 parts = lineage.of(db, row)
-                known = Snapshot(row, parts, load_state(db, parts, model))
+                known = Snapshot(row, parts, load_state(db, parts, model, row.memory_bits))
         self._cache = known
         return known
 
     def _seen_by(self, snapshot: Snapshot, model: HMTModel) -> Snapshot:
         """Load the snapshot's state with as many recent tokens as the model's view has room for."""
         with self._unless_rewritten(snapshot), self._database.reading() as db:
-            return replace(snapshot, state=load_state(db, snapshot.parts, model))
+            return replace(snapshot, state=load_state(db, snapshot.parts, model, snapshot.row.memory_bits))
 
     def _before(self, snapshot: Snapshot, message: int, model: HMTModel | None = None) -> Snapshot:
         """Return the session as it was before a message; its row is the present one."""
@@ -146,7 +146,7 @@ class SessionMemory(StoredSession):
         count, tokens = self._place(snapshot, message)
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             parts = lineage.until(snapshot.parts, count, tokens, tokens // model.config.segment_length)
-            return Snapshot(snapshot.row, parts, load_state(db, parts, model))
+            return Snapshot(snapshot.row, parts, load_state(db, parts, model, snapshot.row.memory_bits))
 
     def _place(self, snapshot: Snapshot, message: int) -> tuple[int, int]:
         """Return how many messages, and how many tokens, come before a message."""

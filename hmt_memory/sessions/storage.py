@@ -12,11 +12,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import SessionBusyError, StoreDamagedError, StoreError, StoreInterruptedError
+from ..errors import ConfigError, SessionBusyError, StoreDamagedError, StoreError, StoreInterruptedError
 from ..retrieval import lexical
 from ..retrieval.sources import Indexes
 from ..store import rewriting, sweeping
@@ -26,7 +27,7 @@ from ..store.index.base import DEFAULT
 from ..store.index.vectors import KeyIndex, MemoryIndex
 from ..store.index.words import WordIndex
 from ..store.open import open_backend, place_of
-from ..store.rows import CollectionRow
+from ..store.rows import MEMORY_BITS, CollectionRow
 from ..store.shelf import Shelf, shelf_of
 from .behind import Behind
 from .names import find
@@ -60,6 +61,8 @@ class Storage:
         view_bytes: memory for keys and values of what the sessions' views begin with, kept between answers.
         background: whether what an answer adds to a session is read into its memory by another thread, so that the call which
             answers does not wait for it; the next call that needs it does. Sessions with limits read at once.
+        memory_bits: bits of a number in memories of sessions and corpora that are made or rebuilt here: 16, or 8, which halves
+            their room on disk. None: as $HMT_MEMORY_BITS says, else 16; what is rebuilt then keeps its own.
 
     Raises:
         StoreError: the folder cannot be used, or a newer version wrote it.
@@ -77,7 +80,9 @@ class Storage:
         index_bytes: int = 256 << 20,
         view_bytes: int = 256 << 20,
         background: bool = False,
+        memory_bits: int | None = None,
     ) -> None:
+        self._memory_bits = _known_bits(memory_bits)
         self.folder = place_of(folder)
         self.now = clock
         self._factory, self._index_bytes = index, index_bytes
@@ -237,6 +242,10 @@ class Storage:
         with self._alone():
             return self._reading.setdefault((os.getpid(), collection), threading.Lock())
 
+    def in_memory_bits(self, row: CollectionRow) -> CollectionRow:
+        """Return the row of a session or corpus, nothing of which is read yet, with the bits that its memories are to have."""
+        return replace(row, settings={**row.settings, MEMORY_BITS: self._memory_bits or row.memory_bits})
+
     def _take_up(self) -> None:
         """Go on with what a crash has left; if that is impossible now, the next erasure or opening tries again."""
         try:
@@ -345,6 +354,18 @@ class _Unended(NamedTuple):
 
 
 _REWRITING = "rewriting"  # the fact that rows were dropped: the database must be rewritten before anything is erased
+
+
+def _known_bits(bits: int | None) -> int | None:
+    """Return the chosen bits of a number in memories; None: nobody chose.
+
+    Raises:
+        ConfigError: there are no memories of so many bits.
+    """
+    chosen = os.environ.get("HMT_MEMORY_BITS") or None if bits is None else str(bits)
+    if chosen not in (None, "8", "16"):
+        raise ConfigError(f"memories of {chosen} bits are not known. Set memory_bits, or HMT_MEMORY_BITS, to 8 or 16.")
+    return None if chosen is None else int(chosen)
 
 
 def directions_of(model: HMTModel) -> NDArray[np.float32]:

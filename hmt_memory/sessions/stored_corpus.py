@@ -71,6 +71,7 @@ class StoredCorpus(Collection):
                 "created_at": utc(row.created_at).isoformat(timespec="seconds"),
                 "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
                 "model": None if (reader := made_by(db, row)) is None else str(reader),
+                "memory_bits": row.memory_bits,
             }
 
     def remove(self, document_ids: Sequence[int]) -> None:
@@ -114,7 +115,8 @@ class StoredCorpus(Collection):
                     lineage.append_messages(db, stream, [], tokens)
                     db.add_document(row.id, document._replace(stream=stream))
                 number = db.add_model(made_by.digest, made_by.parts)
-                row = db.update_collection(replace(row, model=number, epoch=row.epoch + 1))
+                row = self._store.in_memory_bits(replace(row, model=number, epoch=row.epoch + 1))
+                row = db.update_collection(row)
                 self._store.drop_index(row.id)
             self._store.finish_erasing(erasure)
             corpus = self._store.corpus_of(row, model)

@@ -99,6 +99,7 @@ class StoredSession(Collection):
             "updated_at": utc(row.updated_at).isoformat(timespec="seconds"),
             "model": None if (reader := made_by(db, row)) is None else str(reader),
             "corpora": [corpus.name for corpus in corpora if corpus is not None],
+            "memory_bits": row.memory_bits,
             "retention": row.settings.get("retention", {}),
         }
 
@@ -237,7 +238,7 @@ class StoredSession(Collection):
                 row = self._row(db)
             archive.settle(self._database, row, model)
             transcript, made_by = Transcript(model.backbone), fingerprint(model)
-            moved = rewriting.move(self._database, self._id, transcript, made_by, settle=self._without_index)
+            moved = rewriting.move(self._database, self._id, transcript, made_by, settle=self._read_anew)
             self._finish(moved.erasure)
             session: StoredSession = self._store.session_of(moved.row, model)
             with self._done_already():
@@ -297,6 +298,9 @@ class StoredSession(Collection):
         """Delete the index of a session that is about to change, in the transaction that changes it."""
         self._store.drop_index(row.id)
         return row
+
+    def _read_anew(self, row: CollectionRow) -> CollectionRow:
+        return self._store.in_memory_bits(self._without_index(row))
 
     def _set(self, db: Transaction, **settings: Any) -> CollectionRow:
         row = self._row(db)

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import StoreDamagedError
 
+MEMORY_BITS = "memory_bits"  # the setting of a session or corpus
+
 
 class ModelRow(NamedTuple):
     """A model that made memories."""
@@ -38,6 +40,11 @@ class CollectionRow:
     created_at: float
     updated_at: float
     settings: Mapping[str, Any]
+
+    @property
+    def memory_bits(self) -> int:
+        """The bits of a number in its memories, 8 or 16."""
+        return int(self.settings.get(MEMORY_BITS, 16))
 
 
 class StreamRow(NamedTuple):
@@ -106,9 +113,10 @@ class SegmentRow(NamedTuple):
 
     seq: int
     tokens: tuple[int, int]
-    memory: bytes
+    memory: bytes  # float16, little-endian, like the keys
     keys: bytes | None
     digest: bytes
+    bits: int = 16  # of a number where it is stored; 8 have to hold them exactly
 
 
 class DocumentRow(NamedTuple):

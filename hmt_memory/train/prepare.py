@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..engine import weights
+from ..engine import quantized, weights
 from ..engine.backbone import Backbone
 from ..engine.checkpoint import without_advice
 from ..engine.sharded import shard_blocks
@@ -41,8 +41,8 @@ def prepare(
 
     Raises:
         MissingDependencyError: LoRA needs peft.
-        ConfigError: the backbone has none of `lora_targets`, `start` has another configuration or no LoRA to go on with, or the
-            backbone is to be divided and to learn.
+        ConfigError: the backbone has none of `lora_targets`, is quantised and has no LoRA to learn, or is to be divided and to
+            learn; or `start` has another configuration or no LoRA to go on with.
     """
     if accelerator is None:
         return _prepared(name, recipe, start, dtype=dtype, device=device)
@@ -59,6 +59,7 @@ def _prepared(name: str, recipe: Recipe, start: str | Path | None, *, dtype: str
     if start is not None:
         return _from_adapter(name, recipe, Path(start), dtype=dtype, device=device)
     causal_lm, tokenizer = weights.load(name, dtype=dtype, device=device)
+    _check_learns(quantized.kind(causal_lm), name, recipe)
     causal_lm.requires_grad_(recipe.lora_rank == 0)
     if recipe.lora_rank:
         causal_lm = _with_lora(causal_lm, recipe)
@@ -80,10 +81,18 @@ def _from_adapter(name: str, recipe: Recipe, start: Path, **options: Any) -> HMT
         raise ConfigError(f"{start} has another {', '.join(differ)} than the recipe. Train it with its own configuration.")
     if bool(recipe.lora_rank) != model.backbone.has_adapter:
         raise ConfigError(f"{start} {'has no LoRA' if recipe.lora_rank else 'has LoRA'}, unlike the recipe. Change lora_rank.")
+    _check_learns(model.backbone.quantization, name, recipe)
     for parameter_name, value in model.backbone.causal_lm.named_parameters():
         value.requires_grad_("lora_" in parameter_name or not recipe.lora_rank)
     _freeze_early_layers(model.backbone.causal_lm, recipe)
     return model
+
+
+def _check_learns(kind: str | None, name: str, recipe: Recipe) -> None:
+    if kind is not None and not recipe.lora_rank:
+        raise ConfigError(
+            f"the weights of {name} are quantised ({kind}) and cannot learn. Train LoRA around them: lora_rank=8."
+        )
 
 
 def _freeze_early_layers(causal_lm: Any, recipe: Recipe) -> None:

@@ -342,7 +342,7 @@ def test_other_files_and_other_versions(store: MemoryStore, exported: Path, tmp_
     with pytest.raises(StoreDamagedError, match="it is no file"):
         store.import_session(tmp_path)
     with pytest.raises(StoreError, match="Upgrade hmt-memory"):
-        store.import_session(pack(tmp_path / "new", parts_of(exported), version=3), name="again")
+        store.import_session(pack(tmp_path / "new", parts_of(exported), version=4), name="again")
     with pytest.raises(StoreError, match="cannot be written"):
         store.session("alice").export(tmp_path / "no" / "such" / "folder")
 

@@ -272,7 +272,7 @@ def test_another_file_is_no_store(tmp_path: Path) -> None:
 def test_a_newer_store_and_another_programs_are_left_alone(tmp_path: Path) -> None:
     with MemoryStore(tmp_path / "newer") as store, store.database.writing() as db:
         db.execute("PRAGMA user_version = 99")
-    with pytest.raises(StoreError, match=r"schema 99, this version knows 2\). Upgrade"):
+    with pytest.raises(StoreError, match=r"schema 99, this version knows 3\). Upgrade"):
         MemoryStore(tmp_path / "newer")
     (tmp_path / "foreign").mkdir()
     other = sqlite3.connect(tmp_path / "foreign" / "memory.db")

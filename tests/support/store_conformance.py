@@ -40,13 +40,13 @@ def talk(db: Transaction, stream: int, numbers: range, length: int = 5) -> None:
 
 
 def close_segments(db: Transaction, parts: Lineage) -> None:
-    """Close every full segment, each with an embedding made of its number."""
+    """Close every full segment, each with an embedding made of its number; every other one is stored in 8 bits."""
     first = lineage.segment_count(db, parts)
     digest, rows = lineage.digest_at(db, parts, first), []
     for at in range(first, lineage.size(parts)[1] // L):
-        span, data = (at * L, at * L + L), np.full(4, at, "<f2").tobytes()
+        span, data = (at * L, at * L + L), np.full(4, at % 100, "<f2").tobytes()
         digest = chain(digest, span, data, None)
-        rows.append(SegmentRow(at, span, data, None, digest))
+        rows.append(SegmentRow(at, span, data, None, digest, bits=16 if at % 2 else 8))
     lineage.append_segments(db, parts, rows)
 
 
@@ -108,8 +108,9 @@ class RecordStoreConformance:
             assert db.find_collection("corpus", "alice é") is None and db.collection(10**6) is None
             (first, *_) = lineage.messages(db, lineage.of(db, row), 0, 1)
             assert first == message(1, 0, 5) and isinstance(first.created_at, float) and isinstance(first.pinned, bool)
-            (segment, *_) = lineage.segments(db, lineage.of(db, row), 0, 1)
-            assert isinstance(segment.memory, bytes) and segment.keys is None
+            for at, segment in enumerate(lineage.segments(db, lineage.of(db, row), 0, 2)):
+                assert (segment.memory, segment.keys) == (np.full(4, at, "<f2").tobytes(), None)
+                assert isinstance(segment.memory, bytes) and segment.bits == (16 if at % 2 else 8)
             model = db.model(row.model or 0)
             assert (model.digest, model.parts) == ("digest", MODEL)
 

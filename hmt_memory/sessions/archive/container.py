@@ -20,7 +20,7 @@ from .layout import Unfit, check
 from .manifest import Manifest, Stated
 
 BLOCK_BYTES = 1 << 16
-_FILES = {len(names) + 1: (layout.MANIFEST, *names) for names in layout.CONTENT.values()}  # by how many there are
+_FILES = {len(names) + 1: (layout.MANIFEST, *names) for names in (layout.UNKEYED, layout.KEYED)}  # by how many there are
 _HEADER, _ENTRY = 30, 46  # least bytes of a file's header and of its entry in the directory
 _MOST_DIRECTORY_BYTES = 1 << 13
 _END, _LOCATOR, _END_64 = (

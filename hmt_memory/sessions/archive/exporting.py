@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _MESSAGES, _TOKENS, _SEGMENTS = 32, 1 << 16, 64  # rows fetched at once
 _TIME = (1980, 1, 1, 0, 0, 0)  # always the same, so that the same session gives the same file
+_WORTH_IT = 0.8  # share of a file's bytes that are left when it is deflated: more are stored as they are
 _LARGE = 1 << 30  # bytes from which on a file in a ZIP may need 64-bit sizes
 
 Content = Mapping[str, Callable[[], Iterator[bytes]]]  # the content of each file, readable as often as needed
@@ -95,12 +96,18 @@ def _content(db: Transaction, parts: Lineage, model: ModelRow | None) -> Content
             yield b"".join(len(row.keys or b"").to_bytes(layout.KEYS_SIZE_BYTES, "little") + (row.keys or b"") for row in rows)
 
     every = {layout.MESSAGES: lines, layout.TOKENS: ids, layout.MEMORY: memory, layout.KEYS: keys}
-    return {name: every[name] for name in layout.CONTENT[_version(model)]}
+    return {name: every[name] for name in (layout.KEYED if _keyed(model) else layout.UNKEYED)}
 
 
-def _version(model: ModelRow | None) -> int:
-    """Return the version of the format: the first has no place for keys by meaning, and older programs read it."""
-    return 2 if model is not None and model.parts["config"].get("key_dim") else 1
+def _keyed(model: ModelRow | None) -> bool:
+    return model is not None and bool(model.parts["config"].get("key_dim"))
+
+
+def _version(row: CollectionRow, model: ModelRow | None) -> int:
+    """Return the first version of the format that has a place for everything: older programs read it."""
+    if row.memory_bits != 16 or (model is not None and "quantization" in model.parts["backbone"]):
+        return 3
+    return 2 if _keyed(model) else 1
 
 
 def _measured(blocks: Iterator[bytes]) -> _Measured:
@@ -119,12 +126,13 @@ def _manifest(
     count, tokens = lineage.size(parts)
     return {
         "format": layout.FORMAT,
-        "version": _version(model),
+        "version": (version := _version(row, model)),
         "written_by": f"hmt-memory {__version__}",
         "name": row.name,
         "created_at": row.created_at,
         "updated_at": row.updated_at,
         "next_id": row.next_id,
+        **({} if version < 3 else {"memory_bits": row.memory_bits}),
         "retention": row.settings.get("retention", {}),
         "model": None if model is None else _model(model),
         "messages": count,
@@ -146,7 +154,7 @@ def _write(file: IO[bytes], manifest: bytes, content: Content, measured: Mapping
         for name, blocks in content.items():
             size, _, packed = measured[name]
             info = zipfile.ZipInfo(name, _TIME)
-            deflate = name not in (layout.MEMORY, layout.KEYS) and fair(packed, size)
+            deflate = packed < _WORTH_IT * size and fair(packed, size)
             info.compress_type = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
             with archive.open(info, "w", force_zip64=size > _LARGE) as member:
                 for block in blocks():

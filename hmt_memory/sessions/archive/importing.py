@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...engine.mxint8 import held
 from ...store import lineage
-from ...store.rows import CollectionRow, MessageRow, SegmentRow, chain
+from ...store.rows import MEMORY_BITS, CollectionRow, MessageRow, SegmentRow, chain
 from ..names import check_new, normal
 from . import layout
 from .agreement import UNVERIFIED
@@ -67,13 +68,16 @@ def _check(archive: Archive) -> None:
         for block in part.blocks():
             known = model is not None and int(np.frombuffer(block, "<u4").max()) < model.vocabulary
             check(known, "it holds tokens that its model does not know")
+    bits, segments = archive.manifest.memory_bits, archive.manifest.segments
+    if model is None:
+        return
     with archive.part(layout.MEMORY) as part:
-        for block in part.blocks():
-            check(bool(np.isfinite(np.frombuffer(block, "<f2")).all()), "a memory embedding is not finite")
-    if model is not None and layout.KEYS in archive.manifest.files:
+        for _ in range(segments):
+            _memory(part, model, bits)
+    if layout.KEYS in archive.manifest.files:
         with archive.part(layout.KEYS) as part:
-            for _ in range(archive.manifest.segments):
-                _keys(part, model)
+            for _ in range(segments):
+                _keys(part, model, bits)
 
 
 def _copy(db: Transaction, archive: Archive, name: str) -> CollectionRow:
@@ -91,7 +95,8 @@ def _copy(db: Transaction, archive: Archive, name: str) -> CollectionRow:
 
 def _settings(manifest: Manifest) -> dict[str, Any]:
     unverified = {UNVERIFIED: True} if manifest.tokens else {}
-    return {"retention": dict(manifest.retention), **unverified}
+    bits = {} if manifest.memory_bits == 16 else {MEMORY_BITS: manifest.memory_bits}
+    return {"retention": dict(manifest.retention), **unverified, **bits}
 
 
 def _copy_messages(db: Transaction, archive: Archive, stream: int) -> None:
@@ -115,25 +120,35 @@ def _batches(messages: Iterable[tuple[MessageRow, int]]) -> Iterator[list[Messag
 
 
 def _copy_memory(db: Transaction, archive: Archive, stream: int, model: Model) -> None:
-    parts, size, digest = lineage.of_stream(db, stream), model.segment_bytes, b""
-    together = max(1, BLOCK_BYTES // max(size, lineage.TOKENS_PER_ROW))
+    parts, digest, bits = lineage.of_stream(db, stream), b"", archive.manifest.memory_bits
+    together = max(1, BLOCK_BYTES // max(model.segment_bytes, lineage.TOKENS_PER_ROW))
     with archive.part(layout.MEMORY) as part, ExitStack() as stack:
         keyed = stack.enter_context(archive.part(layout.KEYS)) if layout.KEYS in archive.manifest.files else None
         for first in range(0, archive.manifest.segments, together):
             numbers = range(first, min(first + together, archive.manifest.segments))
             rows = []
             for number in numbers:
-                span, memory = (number * model.segment_length, (number + 1) * model.segment_length), part.read(size)
-                keys = None if keyed is None else _keys(keyed, model)
+                span, memory = (number * model.segment_length, (number + 1) * model.segment_length), _memory(part, model, bits)
+                keys = None if keyed is None else _keys(keyed, model, bits)
                 digest = chain(digest, span, memory, keys)
-                rows.append(SegmentRow(number, span, memory, keys, digest))
+                rows.append(SegmentRow(number, span, memory, keys, digest, bits))
             lineage.append_segments(db, parts, rows)
 
 
-def _keys(part: Part, model: Model) -> bytes:
+def _memory(part: Part, model: Model, bits: int) -> bytes:
+    """Read the memory of the next segment."""
+    return _held(part.read(model.segment_bytes), bits, "a memory embedding")
+
+
+def _keys(part: Part, model: Model, bits: int) -> bytes:
     """Read the keys by meaning of the next segment."""
     size = int.from_bytes(part.read(layout.KEYS_SIZE_BYTES), "little")
     check(size <= layout.MOST_SEGMENT_BYTES and size % model.key_bytes == 0, "the keys of a segment are of another size")
-    keys = part.read(size)
-    check(bool(np.isfinite(np.frombuffer(keys, "<f2")).all()), "a key is not finite")
-    return keys
+    return _held(part.read(size), bits, "a key")
+
+
+def _held(vectors: bytes, bits: int, what: str) -> bytes:
+    """Return float16 vectors that can be stored."""
+    check(bool(np.isfinite(np.frombuffer(vectors, "<f2")).all()), f"{what} is not finite")
+    check(bits != 8 or held(vectors), f"{what} is finer than 8 bits")
+    return vectors

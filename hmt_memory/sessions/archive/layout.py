@@ -11,7 +11,9 @@ from typing import Any
 
 FORMAT = "hmt-session"
 MANIFEST, MESSAGES, TOKENS, MEMORY, KEYS = "manifest.json", "messages.jsonl", "tokens.u32", "memory.f16", "keys.bin"
-CONTENT = {1: (MESSAGES, TOKENS, MEMORY), 2: (MESSAGES, TOKENS, MEMORY, KEYS)}  # the files beside the manifest, by version
+UNKEYED = (MESSAGES, TOKENS, MEMORY)  # the files beside the manifest
+KEYED = (*UNKEYED, KEYS)
+CONTENT = {1: (UNKEYED,), 2: (KEYED,), 3: (UNKEYED, KEYED)}  # those of each version
 
 KEYS_SIZE_BYTES = 4  # in front of the keys of a segment, little-endian
 MOST_BYTES = 1 << 33  # largest file, unpacked: a year of talk is a thousandth of it

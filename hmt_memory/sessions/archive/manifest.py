@@ -84,6 +84,7 @@ class Manifest:
     messages: int
     tokens: int
     segments: int
+    memory_bits: int
     files: Mapping[str, Stated]
 
     @classmethod
@@ -102,17 +103,18 @@ class Manifest:
                 f"the exported session is of version {str(version)[:20]!r} of its format, and this program reads "
                 f"{max(layout.CONTENT)}. Upgrade hmt-memory."
             )
-        record(content, _KEYS, "the manifest")
+        record(content, _KEYS if version < 3 else (*_KEYS, "memory_bits"), "the manifest")
         made = cls(
             name=_text(content["name"], _LONGEST_NAME, "the name of the session"),
             created_at=time(content["created_at"], "created_at"),
             updated_at=time(content["updated_at"], "updated_at"),
             next_id=whole(content["next_id"], 1, layout.LARGEST_ID, "next_id"),
             retention=_retention(content["retention"]),
-            model=None if content["model"] is None else _model(content["model"]),
+            model=None if content["model"] is None else _model(content["model"], version),
             messages=whole(content["messages"], 0, layout.MOST_BYTES, "the number of messages"),
             tokens=whole(content["tokens"], 0, layout.MOST_BYTES, "the number of tokens"),
             segments=whole(content["segments"], 0, layout.MOST_BYTES, "the number of segments"),
+            memory_bits=_memory_bits(content.get("memory_bits", 16)),
             files=_files(content["files"], version),
         )
         made._check_counts()
@@ -137,6 +139,11 @@ def time(value: Any, what: str) -> float:
     return float(value)
 
 
+def _memory_bits(value: Any) -> int:
+    check(type(value) is int and value in (8, 16), "the bits of its memories are not 8 or 16")
+    return int(value)
+
+
 def _retention(value: Any) -> dict[str, float]:
     check(isinstance(value, dict) and set(value) <= {"messages", "seconds"}, "its retention is no object of limits")
     limits: dict[str, float] = {}
@@ -152,7 +159,9 @@ def _retention(value: Any) -> dict[str, float]:
 
 def _files(value: Any, version: int) -> dict[str, Stated]:
     files = {}
-    for name, stated in record(value, layout.CONTENT[version], "the list of files").items():
+    kinds = layout.CONTENT[version]
+    names = kinds[-1] if isinstance(value, dict) and layout.KEYS in value else kinds[0]
+    for name, stated in record(value, names, "the list of files").items():
         record(stated, ("bytes", "sha256"), f"what it says of {name}")
         size = whole(stated["bytes"], 0, 1 << 63, f"the size of {name}")
         check(size <= layout.MOST_BYTES, f"{name} is over {layout.MOST_BYTES >> 30} GiB, the most that it may be", _SHORTEN)
@@ -160,14 +169,14 @@ def _files(value: Any, version: int) -> dict[str, Stated]:
     return files
 
 
-def _model(value: Any) -> Model:
+def _model(value: Any, version: int) -> Model:
     """Read what `fingerprint` writes, and nothing else: later code may rely on every field."""
     record(value, ("digest", "parts"), "its model")
     parts = value["parts"]
     check(isinstance(parts, dict) and isinstance(parts.get("backbone"), dict), "the parts of its model are no object")
     nameless = parts["backbone"].get("weights_digest") is None  # without a digest of the weights the precision is a part
     record(parts, (*_PARTS, "dtype") if nameless else _PARTS, "the parts of its model")
-    _backbone(parts["backbone"])
+    _backbone(parts["backbone"], version)
     for name in ("tokenizer", "memory", "adapter"):
         if parts[name] is not None:
             _hex(parts[name], 16, f"the {name} of its model")
@@ -182,8 +191,11 @@ def _model(value: Any) -> Model:
     return made
 
 
-def _backbone(value: Any) -> None:
-    record(value, _BACKBONE, "the backbone of its model")
+def _backbone(value: Any, version: int) -> None:
+    quantized = version >= 3 and "quantization" in value
+    record(value, (*_BACKBONE, "quantization") if quantized else _BACKBONE, "the backbone of its model")
+    if quantized:
+        _text(value["quantization"], 100, "the quantisation of its model")
     _text(value["name"], _LONGEST_NAME, "the name of its model")
     _text(value["model_type"], 200, "the type of its model")
     whole(value["hidden_size"], 1, 1 << 20, "the width of its model")

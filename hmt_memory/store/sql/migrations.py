@@ -210,6 +210,10 @@ CREATE INDEX messages_by_token ON messages (stream, token_start);
 CREATE INDEX messages_by_id ON messages (stream, id);
 CREATE INDEX messages_pinned ON messages (stream, seq) WHERE pinned = 1;
 """
+# Memories in 8 bits. What wrote the second schema would misread them.
+_THIRD = """
+ALTER TABLE segments ADD COLUMN bits INTEGER;  -- of a number in memory and keys; 8: packed by engine/mxint8.py; NULL: 16
+"""
 _MOVED = ("segments", "tokens", "messages", "documents", "collections")
 
 
@@ -231,6 +235,10 @@ def _move_content(db: SqlTransaction) -> None:
         db.execute(f"ALTER TABLE new_{table} RENAME TO {table}")
     db.execute("DELETE FROM facts WHERE name = 'wipe'")
     db.script(_SECOND_INDEXES)
+
+
+def _add_bits(db: SqlTransaction) -> None:
+    db.script(_THIRD)
 
 
 def _segment(db: SqlTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
@@ -264,7 +272,7 @@ def _collection(db: SqlTransaction, row: Sequence[Any]) -> tuple[Any, ...]:
     return (number, kind, name_key(name), *db.put(name.encode()), *rest)
 
 
-STEPS: tuple[Callable[[SqlTransaction], None], ...] = (_create, _move_content)
+STEPS: tuple[Callable[[SqlTransaction], None], ...] = (_create, _move_content, _add_bits)
 
 
 def pending(db: SqlTransaction) -> int:

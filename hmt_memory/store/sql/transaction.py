@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..rows import Kept, MessageRow, Payload, SegmentRow, TokenRow, as_json, checked, content, crc_of
+from ...engine.mxint8 import pack, unpack
+from ..rows import Kept, MessageRow, Payload, SegmentRow, TokenRow, as_json, checked, content, crc_of, damaged
 from .catalogue import Catalogue
 
 _SPANS = "token_start, token_stop, content_start, content_stop"
@@ -20,7 +21,7 @@ _TOKEN_ROW = (
     "SELECT start, ids, ids_size, ids_check, crc FROM tokens WHERE stream = ? AND start >= ? AND start < ? ORDER BY start"
 )
 _SEGMENT = (
-    "seq, token_start, token_stop, memory, memory_size, memory_check, keys_size, digest, crc, data"
+    "seq, token_start, token_stop, memory, memory_size, memory_check, keys_size, digest, bits, crc, data"
     " FROM segments s JOIN payloads p ON p.id = memory"
 )
 _PINNED_AT_ONCE, _SEGMENTS_AT_ONCE = 16, 1024
@@ -119,10 +120,13 @@ class SqlTransaction(Catalogue):
 
     def add_segment(self, stream: int, segment: SegmentRow) -> None:
         """Add a closed segment at its place."""
-        memory = self.put(segment.memory + (segment.keys or b""))
-        keys = None if segment.keys is None else len(segment.keys)
-        values = (segment.seq, *segment.tokens, *memory, keys, segment.digest)
-        self.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (stream, *values, crc_of(*values)))
+        memory, keys, bits = segment.memory, segment.keys, None if segment.bits == 16 else segment.bits
+        if bits is not None:
+            memory, keys = pack(memory), None if keys is None else pack(keys)
+        size = None if keys is None else len(keys)
+        values = (segment.seq, *segment.tokens, *self.put(memory + (keys or b"")), size, segment.digest)
+        insert = f"INSERT INTO segments VALUES ({', '.join('?' * 11)})"
+        self.execute(insert, (stream, *values, _segment_crc(values, bits), bits))
 
     def segments(self, stream: int, start: int, stop: int) -> Iterator[SegmentRow]:
         """Yield a stream's own segments [start, stop), in order; fetch them before the transaction ends."""
@@ -148,9 +152,19 @@ def _message(row: Sequence[Any]) -> MessageRow:
 
 
 def _segment(row: Sequence[Any], stream: int) -> SegmentRow:
-    *rest, data = row
+    *values, bits, crc, data = row
     what = f"segment {row[0]} of stream {stream}"
-    seq, start, stop, _, size, check, keys_size, digest = checked(what, rest)
+    if _segment_crc(values, bits) != crc:
+        raise damaged(what)
+    seq, start, stop, _, size, check, keys_size, digest = values
     held = content(what, data, size, check)
     split = size - (keys_size or 0)
-    return SegmentRow(seq, (start, stop), held[:split], None if keys_size is None else held[split:], digest)
+    memory, keys = held[:split], None if keys_size is None else held[split:]
+    if bits is None:
+        return SegmentRow(seq, (start, stop), memory, keys, digest)
+    return SegmentRow(seq, (start, stop), unpack(memory), None if keys is None else unpack(keys), digest, bits)
+
+
+def _segment_crc(values: Sequence[Any], bits: int | None) -> int:
+    """Compute the crc32 of a segment's row; one of 16 bits has the same as before rows said their bits."""
+    return crc_of(*values) if bits is None else crc_of(*values, bits)
