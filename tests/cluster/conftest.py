@@ -1,0 +1,33 @@
+"""Fixtures: a Ray cluster of two nodes on this machine."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("ray") is None:
+    collect_ignore_glob = ["test_ray_*.py"]
+
+_OBJECTS = 100_000_000  # bytes of the store of each node
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes, to whose first this process is connected."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 4, "object_store_memory": _OBJECTS, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    try:
+        cluster.add_node(num_cpus=4, object_store_memory=_OBJECTS)
+        ray.init(address=cluster.address)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
