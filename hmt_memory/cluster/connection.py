@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..errors import MissingDependencyError
+from ..errors import InputError, MissingDependencyError
 
 _NO_STATISTICS = "RAY_USAGE_STATS_ENABLED"
 
@@ -26,3 +26,17 @@ def connect() -> Any:
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=True)
     return ray
+
+
+def check_place(ray: Any, place: str) -> None:
+    """Refuse a store in a folder where workers may run on several machines.
+
+    Raises:
+        InputError: it is one.
+    """
+    machines = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
+    if "://" not in place and len(machines) > 1:
+        raise InputError(
+            f"the store is the folder {place}, which serves one machine, and the cluster has {len(machines)}. "
+            "Use a database for all of them: --store postgresql://host/database"
+        )

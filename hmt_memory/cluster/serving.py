@@ -13,7 +13,6 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..assistant import Assistant
@@ -21,7 +20,7 @@ from ..errors import InputError
 from ..server import logs, tracing
 from ..server.app import create_app
 from .asgi import Sent, answered
-from .connection import connect
+from .connection import check_place, connect
 
 if TYPE_CHECKING:
     from ..server.settings import Settings
@@ -167,7 +166,7 @@ def serve(
     from ray import serve as ray_serve
 
     scale = scale or Scale()
-    _check_place(ray, assistant.folder)
+    check_place(ray, assistant.folder)
     ray_serve.start(http_options={"host": host, "port": port}, logging_config=_QUIET)
     one_replica = ray_serve.deployment(Replica, name=_REPLICAS).options(
         **_size(scale, settings),
@@ -180,7 +179,11 @@ def serve(
     )
     at_once = 2 * scale.most * (settings.answers + settings.looking) + settings.waiting
     front = ray_serve.deployment(ray_serve.ingress(_front_of(settings, tokens))(), name="Front").options(
-        num_replicas=1, ray_actor_options={"num_cpus": 0}, max_ongoing_requests=at_once, graceful_shutdown_timeout_s=_LAST_WORDS
+        num_replicas=sum(node["Alive"] for node in ray.nodes()),
+        max_replicas_per_node=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=at_once,
+        graceful_shutdown_timeout_s=_LAST_WORDS,
     )
     application = front.bind(one_replica.bind(assistant, settings, tokens, form))
     ray_serve.run(application, name=APPLICATION, logging_config=_QUIET)
@@ -232,17 +235,3 @@ def _front_of(settings: Settings, tokens: Tokens | None) -> Any:
         return front(answering, measured, settings, tokens)
 
     return make
-
-
-def _check_place(ray: Any, place: str) -> None:
-    """Refuse a folder where replicas may run on several machines.
-
-    Raises:
-        InputError: it is one.
-    """
-    machines = {node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]}
-    if "://" not in place and len(machines) > 1:
-        raise InputError(
-            f"the store is the folder {Path(place)}, which serves one machine, and the cluster has {len(machines)}. "
-            "Use a database for all of them: --store postgresql://host/database"
-        )
