@@ -220,17 +220,20 @@ class Corpus(StoredCorpus):
         total = sum(left.values())
         while batch := sorted((number for number, tokens in left.items() if tokens), key=lambda number: -left[number]):
             batch = batch[:TOGETHER]
-            for number, read in zip(batch, self._read_chunk(model, {each: parts[each] for each in batch}), strict=True):
-                left[number] = left[number] - read if read else 0  # 0: somebody else has read it
+            read = self._read_chunk(model, {number: parts[number] for number in batch})
+            left |= {
+                number: left[number] - read[number] if read.get(number) else 0 for number in batch
+            }  # 0: others have read it
             if progress is not None:
                 progress(total - sum(left.values()), total)
 
-    def _read_chunk(self, model: HMTModel, documents: Mapping[int, Lineage]) -> list[int]:
-        """Read and store the next segments of some documents. Returns how many tokens were read of each."""
+    def _read_chunk(self, model: HMTModel, documents: Mapping[int, Lineage]) -> dict[int, int]:
+        """Read and store the next segments of some documents. Returns how many tokens were read of those still there."""
         segments = CHUNK_SEGMENTS if len(documents) == 1 else CHUNK_SEGMENTS // 4
         befores, texts, digests = [], [], []
         with self._database.reading() as db:
-            self._own_row(db)  # raises if the corpus was deleted
+            row = self._own_row(db)
+            documents = {number: parts for number, parts in documents.items() if _holds(db, row, number, parts)}
             for parts in documents.values():
                 before = load_state(db, parts, model)
                 start = before.tokens - len(before.open_ids)
@@ -240,6 +243,8 @@ class Corpus(StoredCorpus):
                 digests.append(lineage.digest_at(db, parts, before.segments))
         ends = [lineage.size(parts)[1] for parts in documents.values()]
         final = [state.tokens + len(ids) == end for state, ids, end in zip(befores, texts, ends, strict=True)]
+        if not documents:
+            return {}
         afters = read_together(model, texts, befores, final=final)
         with self._database.writing() as db:
             row = self._own_row(db)
@@ -247,7 +252,7 @@ class Corpus(StoredCorpus):
                 if _holds(db, row, number, parts) and lineage.segment_count(db, parts) == before.segments:
                     lineage.append_segments(db, parts, segment_rows(model, before, after, digest))
             db.update_collection(row)
-        return [len(ids) for ids in texts]
+        return {number: len(ids) for number, ids in zip(documents, texts, strict=True)}
 
     def _sources(self, others: Sequence[Corpus]) -> Sources[Any]:
         """Read the unread documents of this corpus and others; return the corpora as sources, each once."""

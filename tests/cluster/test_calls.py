@@ -59,7 +59,9 @@ def test_other_calls_are_told_apart() -> None:
     assert key(CHAT, {"messages": []}, idempotency_key="once") == "key:once"
 
 
-@pytest.mark.parametrize("body", [{}, [], {"metadata": 1}, {"metadata": {"session_id": 1}}, {"previous_response_id": "nothing"}])
+@pytest.mark.parametrize(
+    "body", [{}, [], {"metadata": 1}, {"metadata": {"session_id": 1}}, {"previous_response_id": "nothing"}]
+)
 def test_what_names_nothing_may_go_anywhere(body: Any) -> None:
     assert key(CHAT, body) is None
     assert key(RESPONSES, body) is None
