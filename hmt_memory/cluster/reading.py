@@ -64,7 +64,7 @@ class RayEngine:
             _Worker,
             fn_constructor_args=(place, name, [ray.put(model)]),
             batch_size=None,
-            compute=ActorPoolStrategy(min_size=1, max_size=most),
+            compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
             num_cpus=self.cpus,
             num_gpus=self.gpus,
         )

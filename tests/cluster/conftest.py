@@ -22,10 +22,11 @@ def cluster() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 4, "object_store_memory": _OBJECTS, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    node: dict[str, Any] = {"num_cpus": 4, "object_store_memory": _OBJECTS}
+    nice = {"worker_niceness": 0}  # else nothing comes of them on a busy machine
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False, "_system_config": nice})
     try:
-        cluster.add_node(num_cpus=4, object_store_memory=_OBJECTS)
+        cluster.add_node(**node)
         ray.init(address=cluster.address)
         yield cluster
     finally:
