@@ -2,8 +2,8 @@
 
     python benchmarks/bench_ray.py [--answers 48] [--clients 8] [--tokens 32] [--rounds 2] [--segments 100000]
 
-Replicas have one core each and answer with a random model of six layers; sessions are spread. Recall is checked against one index
-before it is timed. Ratios are taken in turns in one run.
+Replicas have one core each and answer with a random model of six layers, in sessions of their own. What shards recall
+is compared with one index before it is timed. Ratios are taken in turns in one run.
 """
 
 from __future__ import annotations

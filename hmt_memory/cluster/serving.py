@@ -67,10 +67,11 @@ class Scale:
         >>> Scale.of("1-4")
         Scale(least=1, most=4, cpus=1.0, gpus=0.0)
         """
-        least, _, most = replicas.partition("-")
-        if not least.isdecimal() or not (most or least).isdecimal():
+        least, dash, most = replicas.partition("-")
+        most = most if dash else least
+        if not least.isdecimal() or not most.isdecimal():
             raise InputError(f"{replicas!r} is no number of replicas: give a number, or two such as 1-4.")
-        return cls(int(least), int(most or least), cpus, gpus)
+        return cls(int(least), int(most), cpus, gpus)
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,8 +19,10 @@ from starlette.routing import Route
 
 from hmt_memory.cluster.affinity import key_of
 from hmt_memory.cluster.asgi import Sent, answered, received
+from hmt_memory.cluster.connection import connect
 from hmt_memory.cluster.measuring import merged
-from hmt_memory.errors import InputError
+from hmt_memory.cluster.serving import Scale
+from hmt_memory.errors import InputError, MissingDependencyError
 from hmt_memory.server.items import Stem
 from hmt_memory.server.metrics import Metrics
 
@@ -119,6 +123,19 @@ async def test_what_an_application_fails_with_is_raised() -> None:
     with pytest.raises(InputError):
         async for _ in answered(failing, Sent({"type": "http"}, b"")):
             pass
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"hmt-memory\[ray\]"):
+        connect()
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+@pytest.mark.parametrize("replicas", ["0", "3-2", "two", "1-", "-1", ""])
+def test_impossible_numbers_of_replicas_are_refused(replicas: str) -> None:
+    with pytest.raises(InputError, match="replicas"):
+        Scale.of(replicas)
 
 
 def test_metrics_of_replicas_are_added_up() -> None:
