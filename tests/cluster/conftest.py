@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-if importlib.util.find_spec("ray") is None:
-    collect_ignore_glob = ["test_ray_*.py"]
 
 _OBJECTS = 100_000_000  # bytes of the store of each node
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import time
@@ -17,6 +18,9 @@ from hmt_memory import Corpus, HMTModel, MemoryStore
 from hmt_memory.cluster.reading import RayEngine
 from hmt_memory.errors import InputError
 from hmt_memory.retrieval import ranking
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("Ray is not installed: make test-ray", allow_module_level=True)
 
 pytestmark = pytest.mark.enable_socket
 DOCUMENTS = {f"book {number}": f"Book {number} of roses. " * 60 for number in range(24)}

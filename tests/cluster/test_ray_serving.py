@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import signal
 import socket
@@ -19,6 +20,9 @@ from hmt_memory import Assistant
 from hmt_memory.cluster import serving
 from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("Ray is not installed: make test-ray", allow_module_level=True)
 
 pytestmark = pytest.mark.enable_socket
 CHAT = "/v1/chat/completions"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from hmt_memory import Corpus, HMTModel, MemoryStore
 from hmt_memory.cluster.shards import ShardedCorpus, sharded
 from hmt_memory.errors import InputError
 from hmt_memory.retrieval.ranking import query_of
+
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("Ray is not installed: make test-ray", allow_module_level=True)
 
 pytestmark = pytest.mark.enable_socket
 QUESTIONS = ["who grows roses in July?", "the harbour", "zebra"]
