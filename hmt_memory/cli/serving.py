@@ -100,12 +100,14 @@ def serve(
     opening = threading.Thread(target=_open, args=(here,), daemon=True)
     if ray:
         scale = replicated.Scale.of(replicas or "1", cpus=replica_cpus, gpus=replica_gpus)
+        told = replicated.told_to_stop()
         with screen.notes.status("starting the replicas"):
             replicated.serve(assistant, settings, tokens=required, scale=scale, host=host, port=port, form=log_format)
         screen.note(said)
         if show:
             opening.start()
-        replicated.wait()
+        told.wait()
+        replicated.stop()
         return
     if show:
         opening.start()

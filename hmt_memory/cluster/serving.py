@@ -199,13 +199,13 @@ def stop() -> None:
         ray_serve.shutdown()
 
 
-def wait() -> None:
-    """Wait until this process is told to stop, and stop the replicas."""
+def told_to_stop() -> threading.Event:
+    """Return what is set when this process is told to stop, from now on: Ray, which is connected to first, would end it at once."""
+    connect()
     told = threading.Event()
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda *_: told.set())
-    told.wait()
-    stop()
+    return told
 
 
 def _size(scale: Scale, settings: Settings) -> dict[str, Any]:
