@@ -49,7 +49,9 @@ def main() -> None:
     default = HMTModel.from_pretrained(DEFAULT_MODEL)
     with tempfile.TemporaryDirectory() as folder:
         name = written(Path(folder) / "model", default)
-        model = HMTModel.from_pretrained(name, config=HMTConfig(segment_length=16, sensory_length=4), dtype="float32", device="cpu")
+        model = HMTModel.from_pretrained(
+            name, config=HMTConfig(segment_length=16, sensory_length=4), dtype="float32", device="cpu"
+        )
         print(machine(model))
         if options.answers:
             replicas(Path(folder) / "answers", name, options.answers, options.clients, options.tokens, options.rounds)

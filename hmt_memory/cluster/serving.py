@@ -200,7 +200,7 @@ def stop() -> None:
 
 
 def told_to_stop() -> threading.Event:
-    """Return what is set when this process is told to stop, from now on: Ray, which is connected to first, would end it at once."""
+    """Connect, and return what is set when this process is told to stop; Ray's own handlers would end it at once."""
     connect()
     told = threading.Event()
     for kind in (signal.SIGINT, signal.SIGTERM):
