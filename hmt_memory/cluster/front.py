@@ -7,8 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -77,6 +75,9 @@ class _Front:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a call on, and its answer back."""
+        from ray.exceptions import RayError, RayTaskError
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+
         call = await received(scope, receive)
         if call is None:
             return
