@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-real test-other test-lowest test-kernels test-quantized coverage lint docs bench gpu adapter clean
+.PHONY: demo test test-real test-other test-lowest test-kernels test-quantized test-ray coverage lint docs bench gpu adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -60,6 +60,15 @@ test-quantized: $(QUANTIZED)/ready
 
 $(QUANTIZED)/ready: .venv/ready
 	$(INSTALL) --no-deps --upgrade --target $(QUANTIZED) --constraint constraints.txt bitsandbytes torchao
+	touch $@
+
+# Those of many workers, on a Ray cluster of two nodes. Ray lies apart, because it brings much that nothing else needs.
+RAY := $(CURDIR)/.venv/ray
+test-ray: $(RAY)/ready
+	PYTHONPATH=$(RAY) RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest -n 0 tests/cluster
+
+$(RAY)/ready: .venv/ready
+	$(INSTALL) --upgrade --target $(RAY) --constraint constraints.txt 'ray[serve,data]'
 	touch $@
 
 # The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.

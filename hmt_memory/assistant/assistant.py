@@ -335,10 +335,15 @@ class Assistant:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._weights.given or self._reader.given:
             raise TypeError("an Assistant around a model object cannot be pickled: build it with the model's name instead.")
-        return Assistant.shared, (self.settings, self.folder)
+        return _shared, (self.settings, self.folder)
 
     def __repr__(self) -> str:
         return f"Assistant({self.name!r}, store={shown(self.folder)!r})"
+
+
+def _shared(settings: ModelSettings, folder: str) -> Assistant:
+    """Return a pickled assistant: cloudpickle would take the class method apart."""
+    return Assistant.shared(settings, folder)
 
 
 def _is_hidden(passage: RecalledSegment, visible: Container[str]) -> bool:

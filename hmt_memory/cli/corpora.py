@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import SessionNotFoundError
+from ..errors import InputError, SessionNotFoundError
 from . import options
 from .documents import open_documents
 from .models import ModelChoice
@@ -19,6 +19,7 @@ from .stores import open_store, print_stats, stats_of
 from .terminal import Screen, printable
 
 if TYPE_CHECKING:
+    from ..cluster.reading import RayEngine
     from ..sessions.corpus import Corpus
     from ..sessions.stored_corpus import Document as StoredDocument
     from .documents import Document
@@ -37,6 +38,10 @@ def read(
         ),
     ],
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Text, PDF, Word or HTML; - is standard input.")],
+    ray: Annotated[bool, typer.Option("--ray", help="Read by workers on a Ray cluster, which share the store.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="With --ray: at most so many; else one for each CPU.", show_default=False)
+    ] = None,
     store: options.Store = None,
     model: options.Name = DEFAULT_MODEL,
     adapter: options.Adapter = None,
@@ -46,22 +51,44 @@ def read(
 ) -> None:
     """Read documents once, to ask about them at any time; a file that was read before is replaced if it has changed."""
     screen = Screen.standard()
+    if workers is not None and not ray:
+        raise InputError("--workers says how many read on a Ray cluster: give it with --ray.")
+    engine = _on_ray(workers, device) if ray else None
     documents = open_documents(files, screen)
     with open_store(store, create=True) as opened:
         known = [opened.corpus(corpus)] if opened.has("corpus", corpus) else []
         loaded = ModelChoice(model, adapter, dtype.value, device, opened.place).load(screen, *known)
-        done(*_added(opened.corpus(corpus, loaded), documents, screen), screen, as_json=as_json)
+        done(*_added(opened.corpus(corpus, loaded), documents, screen, engine), screen, as_json=as_json)
 
 
-def _added(corpus: Corpus, documents: Sequence[Document], screen: Screen) -> tuple[str, dict[str, Any]]:
-    """Read documents into a corpus, each in place of an earlier one of its name. Returns a sentence and the counts."""
+def _on_ray(workers: int | None, device: str) -> RayEngine:
+    """Return what reads on a Ray cluster; on GPUs, if the model does."""
+    from ..cluster.reading import RayEngine
+
+    return RayEngine(workers, gpus=float(device.startswith("cuda")))
+
+
+def _added(
+    corpus: Corpus, documents: Sequence[Document], screen: Screen, engine: RayEngine | None
+) -> tuple[str, dict[str, Any]]:
+    """Read documents into a corpus, each in place of an earlier one of its name.
+
+    Args:
+        corpus: takes them.
+        documents: their names and texts.
+        screen: shows the progress.
+        engine: reads them; None: this process does.
+
+    Returns:
+        A sentence and the counts.
+    """
     known = {document.name: document for document in corpus.documents()}
     named = {os.path.normpath(document.name): document.text for document in documents}
     fresh = {name: text for name, text in named.items() if name not in known or known[name].text != text}
     replaced = [known[name].id for name in fresh if name in known]
     same = len(named) - len(fresh)
     with progress_of(screen) as progress:
-        ids = corpus.add_documents(fresh.items(), replace_named=True, progress=progress)
+        ids = corpus.add_documents(fresh.items(), replace_named=True, progress=progress, engine=engine)
     stats = corpus.stats()
     parts = [f"{counted(len(ids), 'document')} read"]
     parts += [f"{len(replaced)} of them in place of older ones"] * bool(replaced) + [f"{same} unchanged"] * bool(same)

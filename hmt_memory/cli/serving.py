@@ -42,6 +42,12 @@ def serve(
         LogFormat, typer.Option(help="Form of the lines on standard error; with json, one for each call.")
     ] = LogFormat.text,
     show: Annotated[bool, typer.Option("--open", help="Open the page that shows what is remembered.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Answer on a Ray cluster, by replicas that share the store.")] = False,
+    replicas: Annotated[
+        str | None, typer.Option(help="With --ray: how many, as 2, or 1-4 by need; one if not given.", show_default=False)
+    ] = None,
+    replica_cpus: Annotated[float, typer.Option(min=0, help="With --ray: CPUs that each replica takes.")] = 1.0,
+    replica_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs that each replica takes.")] = 0.0,
     store: options.Store = None,
     model: options.Name = DEFAULT_MODEL,
     reader: options.Reader = None,
@@ -56,6 +62,7 @@ def serve(
     try:
         import uvicorn
 
+        from ..cluster import serving as replicated
         from ..server import tracing
         from ..server.app import create_app
     except ImportError as error:
@@ -81,15 +88,31 @@ def serve(
         screen.note(f"The token {token!r}, which is shown this once: {secret}")
     elif read_only or of is not None:
         raise InputError("--read-only and --of are about a new token: name it with --token.")
+    if replicas is not None and not ray:
+        raise InputError("--replicas says how many answer on a Ray cluster: give it with --ray.")
     # A page of another site that leads a browser here by a name of its own has no token to show.
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
     assistant = Assistant(model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device)
-    app = create_app(assistant, Settings(hosts=hosts, answers=answers), tokens=tokens if len(tokens) else None)
+    settings, required = Settings(hosts=hosts, answers=answers), tokens if len(tokens) else None
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    screen.note(f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered.")
+    said = f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered."
+    here = address if host not in _ANY else f"http://127.0.0.1:{port}"
+    opening = threading.Thread(target=_open, args=(here,), daemon=True)
+    if ray:
+        scale = replicated.Scale.of(replicas or "1", cpus=replica_cpus, gpus=replica_gpus)
+        told = replicated.told_to_stop()
+        with screen.notes.status("starting the replicas"):
+            replicated.serve(assistant, settings, tokens=required, scale=scale, host=host, port=port, form=log_format)
+        screen.note(said)
+        if show:
+            opening.start()
+        told.wait()
+        replicated.stop()
+        return
     if show:
-        here = address if host not in _ANY else f"http://127.0.0.1:{port}"
-        threading.Thread(target=_open, args=(here,), daemon=True).start()
+        opening.start()
+    app = create_app(assistant, settings, tokens=required)
+    screen.note(said)
     uvicorn.run(app, host=host, port=port, log_level="warning", log_config=logs.settings(log_format), server_header=False)
 
 

@@ -59,7 +59,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     app.add_exception_handler(HTTPException, failures.of_http)
     app.state.tokens, app.state.assistant, app.state.failure = tokens, assistant, failure
     app.state.looking = Gate(settings.looking, settings.waiting)
-    app.state.settings = settings
+    app.state.settings, app.state.metrics = settings, metrics
     app.state.door = door = Door(settings, metrics)
     since = int(time.time())
     tools = Mounted(assistant, app.state.looking)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .settings import Settings
 
 _LOOKS = 0.1  # seconds between looks whether a client is still there
-_END = "[DONE]"  # of a stream
+END = "[DONE]"  # of a stream
 
 
 class Door:
@@ -135,7 +135,7 @@ class Door:
                     finished()
         except Exception as error:
             yield written.failure(failures.of_stream(error))
-        yield _END
+        yield END
 
 
 def _begun(call: Call[Any], noted: Callable[[Pieces[Any]], object]) -> tuple[Written[Any], object]:
@@ -180,7 +180,7 @@ async def _again(call: Call[Any], whole: dict[str, Any]) -> AsyncIterator[Event]
     """Yield the events of an answer that was given before."""
     for event in call.again(whole):
         yield event
-    yield _END
+    yield END
 
 
 def _streamed(events: AsyncIterator[Event], background: BackgroundTask | None = None) -> Response:

@@ -32,6 +32,18 @@ _ENDINGS = ("messages", "recall", "fork", "corpora", "export", "import", "verify
 _BEFORE_AN_ID = "items"  # what the last part of a route with an id stands behind
 
 
+def named_in(address: str) -> str:
+    """Return the name of a session or corpus that the rest of an address begins with.
+
+    >>> named_in("trips/2026/messages"), named_in("alice/items/msg_1"), named_in("alice")
+    ('trips/2026', 'alice', 'alice')
+    """
+    *before, last = address.split("/")
+    if before and last in _ENDINGS:
+        return "/".join(before)
+    return "/".join(before[:-1]) if len(before) > 1 and before[-1] == _BEFORE_AN_ID else address
+
+
 @dataclass(frozen=True)
 class Caller:
     """Whoever calls: the name space of the sessions that are seen, and whether they may be changed."""

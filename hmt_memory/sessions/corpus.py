@@ -7,7 +7,7 @@ left it unread, the next call reads it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from ..store import lineage
 from ..store.rows import CollectionRow, DocumentRow, Lineage, as_array
 from .answer import Answer, Request, Wanted
 from .answering import answering
+from .engines import engine_named
 from .reading import CHUNK_SEGMENTS, TOGETHER, Progress, load_state, read_together, segment_rows
 from .stored_corpus import StoredCorpus
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ..store.transaction import Transaction
     from .answering import Answerer, ChatAnswerer
     from .chat_model import ChatModel
+    from .engines import Engine
     from .storage import Storage
 
 
@@ -47,6 +49,7 @@ class Corpus(StoredCorpus):
         replace_named: bool = False,
         replacing: Sequence[int] = (),
         progress: Progress | None = None,
+        engine: Engine | str | None = None,
     ) -> list[int]:
         """Add documents and read them into memory. They are on disk when it returns.
 
@@ -55,19 +58,26 @@ class Corpus(StoredCorpus):
             replace_named: whether they replace documents with the same names, which are erased.
             replacing: ids of documents that they replace; unknown ids are ignored.
             progress: called with the tokens read so far and the tokens to read.
+            engine: reads in other processes: "ray", or a `cluster.reading.RayEngine` with other settings. What an earlier call
+                has left unread is read as well.
 
         Returns:
             The documents' ids, for `remove`.
 
         Raises:
-            InputError: a document has no text.
+            InputError: a document has no text, or no engine has that name.
+            MissingDependencyError: the engine is not installed.
             SessionBusyError: another process is reading into this corpus.
             StoreError: the disk is full or failing. Nothing is stored then.
         """
         model = self._needs_model()
         bodies = [_body(document) for document in documents]
         ids = [as_array(model.backbone.encode(body["text"], literal=True)) for body in bodies]
+        reading = engine_named(engine) if isinstance(engine, str) else engine
         if not bodies:
+            if reading is not None:
+                with self._reading():
+                    self._read_elsewhere(reading, progress)
             return []
 
         def added(db: Transaction) -> tuple[CollectionRow, int | None]:
@@ -82,11 +92,14 @@ class Corpus(StoredCorpus):
             db.update_collection(replace(row, model=number, next_id=row.next_id + len(bodies), updated_at=now))
             return row, erasure
 
-        row = self._database.again(lambda: self._changed(added, progress))
+        row = self._database.again(lambda: self._changed(added, progress, reading))
         return [row.next_id + offset for offset in range(len(bodies))]
 
     def _changed(
-        self, work: Callable[[Transaction], tuple[CollectionRow, int | None]], progress: Progress | None
+        self,
+        work: Callable[[Transaction], tuple[CollectionRow, int | None]],
+        progress: Progress | None,
+        engine: Engine | None,
     ) -> CollectionRow:
         """Do work that adds documents and begins an erasure, and what follows from both. Returns the row before."""
         with self._reading():
@@ -94,6 +107,8 @@ class Corpus(StoredCorpus):
             with self._stored_already():
                 self._store.finish_erasing(erasure)
             with self._stored_already():
+                if engine is not None:
+                    self._read_elsewhere(engine, progress)
                 self._read_pending(progress)
         return row
 
@@ -169,44 +184,75 @@ class Corpus(StoredCorpus):
         generation = other.generate(shown, system=system, notes=memory.notes(), added=len(shown.batch.ids))
         return Answer(generation, memory)
 
-    def _read_pending(self, progress: Progress | None = None) -> None:
-        """Read documents that are stored but not read yet, each to its end; those that are left longest are read together."""
+    def _read_elsewhere(self, engine: Engine, progress: Progress | None) -> None:
+        """Let an engine read what is stored but not read yet. Nobody else reads into this corpus meanwhile."""
+        with self._database.reading() as db:
+            left = self._unread(db)
+        if left:
+            engine.read(str(self._store.folder), self.name, self._needs_model(), left, progress)
+
+    def read_documents(self, document_ids: Sequence[int]) -> None:
+        """Read documents that are stored but not read yet, as far as nobody else has; for whoever works for `add_documents`.
+
+        What others read or erase meanwhile is neither read twice nor stored again.
+        """
+        wanted = frozenset(document_ids)
+        self._database.again(lambda: self._read_pending(only=wanted))
+
+    def _unread(self, db: Transaction) -> dict[int, int]:
+        """Count the tokens of each document that are not read yet."""
+        shelf, length = self._store.shelf(self._own_row(db)), self._needs_model().config.segment_length
+        left = (lineage.size(volume.parts)[1] - volume.segments * length for volume in shelf.volumes)
+        return {document: tokens for document, tokens in zip(shelf.documents, left, strict=True) if tokens > 0}
+
+    def _read_pending(self, progress: Progress | None = None, *, only: Container[int] | None = None) -> None:
+        """Read documents that are stored but not read yet, each to its end; those that are left longest are read together.
+
+        Args:
+            progress: called with the tokens read so far and the tokens to read.
+            only: ids of documents to read; None: all.
+        """
         model = self._needs_model()
         with self._database.reading() as db:
-            volumes = self._store.shelf(self._own_row(db)).volumes
-        length = model.config.segment_length
-        left = [max(0, lineage.size(volume.parts)[1] - volume.segments * length) for volume in volumes]
-        total = sum(left)
-        while batch := sorted((number for number, tokens in enumerate(left) if tokens), key=lambda number: -left[number]):
+            shelf = self._store.shelf(self._own_row(db))
+            left = {number: tokens for number, tokens in self._unread(db).items() if only is None or number in only}
+        parts = {number: volume.parts for number, volume in zip(shelf.documents, shelf.volumes, strict=True)}
+        total = sum(left.values())
+        while batch := sorted((number for number, tokens in left.items() if tokens), key=lambda number: -left[number]):
             batch = batch[:TOGETHER]
-            for number, read in zip(batch, self._read_chunk(model, [volumes[number].parts for number in batch]), strict=True):
-                left[number] = left[number] - read if read else 0  # 0: somebody else has read it
+            read = self._read_chunk(model, {number: parts[number] for number in batch})
+            left |= {
+                number: left[number] - read[number] if read.get(number) else 0 for number in batch
+            }  # 0: others have read it
             if progress is not None:
-                progress(total - sum(left), total)
+                progress(total - sum(left.values()), total)
 
-    def _read_chunk(self, model: HMTModel, documents: Sequence[Lineage]) -> list[int]:
-        """Read and store the next segments of some documents. Returns how many tokens were read of each."""
+    def _read_chunk(self, model: HMTModel, documents: Mapping[int, Lineage]) -> dict[int, int]:
+        """Read and store the next segments of some documents. Returns how many tokens were read of those still there."""
         segments = CHUNK_SEGMENTS if len(documents) == 1 else CHUNK_SEGMENTS // 4
         befores, texts, digests = [], [], []
         with self._database.reading() as db:
-            bits = self._own_row(db).memory_bits
-            for parts in documents:
-                before = load_state(db, parts, model, bits)
+            row = self._own_row(db)
+            documents = {number: parts for number, parts in documents.items() if _holds(db, row, number, parts)}
+            for parts in documents.values():
+                before = load_state(db, parts, model, row.memory_bits)
                 start = before.tokens - len(before.open_ids)
                 befores.append(replace(before, open_ids=before.open_ids[:0], tokens=start))
                 stop = start + segments * model.config.segment_length
                 texts.append(torch.from_numpy(lineage.tokens(db, parts, start, stop)))
                 digests.append(lineage.digest_at(db, parts, before.segments))
-        ends = [lineage.size(parts)[1] for parts in documents]
+        ends = [lineage.size(parts)[1] for parts in documents.values()]
         final = [state.tokens + len(ids) == end for state, ids, end in zip(befores, texts, ends, strict=True)]
+        if not documents:
+            return {}
         afters = read_together(model, texts, befores, final=final)
         with self._database.writing() as db:
             row = self._own_row(db)
-            for parts, before, after, digest in zip(documents, befores, afters, digests, strict=True):
-                if lineage.segment_count(db, parts) == before.segments:
+            for (number, parts), before, after, digest in zip(documents.items(), befores, afters, digests, strict=True):
+                if _holds(db, row, number, parts) and lineage.segment_count(db, parts) == before.segments:
                     lineage.append_segments(db, parts, segment_rows(model, before, after, digest))
             db.update_collection(row)
-        return [len(ids) for ids in texts]
+        return {number: len(ids) for number, ids in zip(documents, texts, strict=True)}
 
     def _sources(self, others: Sequence[Corpus]) -> Sources[Any]:
         """Read the unread documents of this corpus and others; return the corpora as sources, each once."""
@@ -234,6 +280,12 @@ def corpus_shard(store: Storage, row: CollectionRow, model: HMTModel, made_by: s
     shard = CorpusShard(store.database, indexes, store.shelf(row), row.name, model.backbone.decode)
     shard.end_ids = model.backbone.end_ids
     return shard
+
+
+def _holds(db: Transaction, row: CollectionRow, document: int, parts: Lineage) -> bool:
+    """Return whether a document is still there, and was not read anew."""
+    known = db.find_document(row.id, document)
+    return known is not None and known.stream == parts[-1].stream
 
 
 def _body(document: Any) -> dict[str, Any]:

@@ -18,23 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, SessionBusyError, StoreDamagedError, StoreError, StoreInterruptedError
-from ..retrieval import lexical
 from ..retrieval.sources import Indexes
 from ..store import rewriting, sweeping
 from ..store.backend import Capability
 from ..store.index import derived
 from ..store.index.base import DEFAULT
-from ..store.index.vectors import KeyIndex, MemoryIndex
-from ..store.index.words import WordIndex
 from ..store.open import open_backend, place_of
 from ..store.rows import MEMORY_BITS, CollectionRow
 from ..store.shelf import Shelf, shelf_of
 from .behind import Behind
+from .indexing import Shape, new_indexes, shape_of
 from .names import find
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
     from ..engine.view_cache import ViewCache
@@ -166,21 +162,17 @@ class Storage:
         with self._alone():
             opened = self._indexes.get(row.id)
             if opened is None:
-                memory, vocabulary, keys = self.index_paths(row.id)
-                dim = model.config.key_dim
-                width, slots = model.backbone.hidden_size, model.recalled_slots
-                others = model.slots - slots
-                searched: dict[str, Any] = {"factory": self._factory, "made_by": made_by, "directions": directions_of(model)}
-                opened = self._indexes[row.id] = Indexes(
-                    MemoryIndex(memory, width=width, slots=slots, others=others, **searched),
-                    WordIndex(vocabulary, decode=model.backbone.decode, terms=lexical.terms, made_by=made_by),
-                    KeyIndex(keys, width=dim, factory=self._factory, made_by=made_by) if dim else None,
-                )
+                shape = self.shape(model, made_by)
+                opened = self._indexes[row.id] = new_indexes(self.index_paths(row.id), shape, model.backbone.decode)
             self._indexes.move_to_end(row.id)
             least = self._over_the_bound(row.id)
         for collection, unused in least:
             self._save_index(collection, unused)
         return opened
+
+    def shape(self, model: HMTModel, made_by: str) -> Shape:
+        """Return the shape of the indexes of what a model has read; `made_by` is its digest."""
+        return shape_of(model, made_by, self._factory)
 
     def _over_the_bound(self, used: int) -> list[tuple[int, Indexes]]:
         """Close the least recently used indexes until the others fit into `index_bytes`; the one in use stays."""
@@ -366,9 +358,3 @@ def _known_bits(bits: int | None) -> int | None:
     if chosen not in (None, "8", "16"):
         raise ConfigError(f"memories of {chosen} bits are not known. Set memory_bits, or HMT_MEMORY_BITS, to 8 or 16.")
     return None if chosen is None else int(chosen)
-
-
-def directions_of(model: HMTModel) -> NDArray[np.float32]:
-    """Return the directions [d_h, d] that a model's folded queries lie in: those of its key projection."""
-    directions: NDArray[np.float32] = model.recall.key.weight.detach().float().cpu().numpy()
-    return directions

@@ -12,8 +12,9 @@ import pytest
 from stored import FAST, bytes_in, memory_of, user
 from tiny import PlainText
 
-from hmt_memory import MemoryStore, Session
+from hmt_memory import Corpus, MemoryStore, Session
 from hmt_memory.errors import SessionBusyError, SessionNotFoundError
+from hmt_memory.sessions import corpus as corpora
 from hmt_memory.sessions import verify
 from hmt_memory.store import lineage, rewriting
 from hmt_memory.store.sqlite.transaction import SqliteTransaction
@@ -178,6 +179,21 @@ def test_a_corpus_deleted_while_it_is_read_is_said_to_be(
     beforehand(monkeypatch, corpus, "_read_chunk", lambda: other.delete_corpus("papers"))
     with pytest.raises(SessionNotFoundError, match="was deleted"):
         corpus.add_documents(["a text " * 40])
+
+
+def test_a_document_erased_while_a_worker_reads_it_is_not_stored_again(
+    store: MemoryStore, other: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = store.corpus("papers", MODEL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Corpus, "_read_pending", lambda *_, **__: None)
+        erased, kept = corpus.add_documents(["a secret " * 40, "a text " * 40])
+    beforehand(monkeypatch, corpora, "read_together", lambda: other.corpus("papers").remove([erased]))
+    corpus.read_documents([erased, kept])
+    with store.database.reading() as db:
+        (segments,) = db.execute("SELECT count(*) FROM segments").fetchone()
+    assert segments == corpus.stats()["segments"] == -(-len("a text " * 40) // 16)
+    assert store.verify() == ([], [])
 
 
 def test_a_session_deleted_while_its_rest_moves_is_said_to_be(

@@ -30,6 +30,24 @@ class Hits(NamedTuple):
     ceiling: float  # no memory embedding of a segment left out scores higher; -inf where none is left out
 
 
+class Bound(NamedTuple):
+    """What is known of the memory embeddings that a search leaves out."""
+
+    longest: float  # norm of the longest one that it holds
+    rounding: float  # as of the search
+    exact: bool  # whether it finds the best ones
+
+    def ceiling(self, query: NDArray[np.float32], lowest: float) -> float:
+        """Return what no embedding left out scores higher than.
+
+        Args:
+            query: [d], folded.
+            lowest: the lowest score of those that were found.
+        """
+        largest = float(np.linalg.norm(query)) * self.longest
+        return min((lowest if self.exact else float("inf")) + self.rounding * largest, largest * (1 + self.rounding))
+
+
 class KeyHit(NamedTuple):
     """A key that a question was compared with."""
 
@@ -182,6 +200,11 @@ class MemoryIndex(_Vectors):
         super()._clear()
         self._largest = 0.0  # norm of the longest memory embedding
 
+    @property
+    def bound(self) -> Bound:
+        """What is known of the embeddings that it leaves out."""
+        return Bound(self._largest, self._search.rounding, self._search.exact)
+
     def describe(self) -> dict[str, Any]:
         """Describe the search: backend, number of vectors, whether it is exact."""
         known = {"backend": self._search.name, "segments": self.count, "keys": len(self._owners), "exact": self._search.exact}
@@ -214,9 +237,7 @@ class MemoryIndex(_Vectors):
             positions = owners[np.argsort(first)]
             ceiling = float("-inf")
             if len(positions) < shelf.total:
-                lowest = float(scores.min()) if self._search.exact else float("inf")
-                largest = float(np.linalg.norm(query)) * self._largest
-                ceiling = min(lowest + self._search.rounding * largest, largest * (1 + self._search.rounding))
+                ceiling = self.bound.ceiling(query, float(scores.min()))
             return Hits(positions, self._memory(db, shelf, positions), ceiling)
 
     def _memory(self, db: Transaction, shelf: Shelf, positions: NDArray[np.int64]) -> Halves:

@@ -1,0 +1,238 @@
+"""Replicas of the server on Ray Serve, behind a front that keeps a session's calls on one of them.
+
+A replica is the server of one process: `create_app` around an `Assistant`. All share the store, whose locks make it safe that
+another one takes over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging.config
+import os
+import signal
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..assistant import Assistant
+from ..errors import InputError
+from ..server import logs, tracing
+from ..server.app import create_app
+from .asgi import Sent, answered
+from .connection import check_place, connect
+
+if TYPE_CHECKING:
+    from ..server.settings import Settings
+    from ..server.tokens import Tokens
+
+APPLICATION = "hmt-memory"
+_REPLICAS = "Replica"  # the name of their deployment
+_RING = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_LAST_WORDS = 60.0  # seconds that answers may still take when a replica is stopped
+_QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # addresses of calls say what is searched for
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How many replicas there are, and what each takes.
+
+    Args:
+        least: replicas at least.
+        most: replicas at most; the more calls wait, the more there are.
+        cpus: of a replica.
+        gpus: of a replica.
+
+    Raises:
+        InputError: there are none, or more at least than at most.
+    """
+
+    least: int = 1
+    most: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    @classmethod
+    def of(cls, replicas: str, *, cpus: float = 1.0, gpus: float = 0.0) -> Scale:
+        """Return the scale of a number, or of two.
+
+        Args:
+            replicas: such as "2" or "1-4".
+            cpus: of a replica.
+            gpus: of a replica.
+
+        Raises:
+            InputError: it is neither.
+
+        >>> Scale.of("1-4")
+        Scale(least=1, most=4, cpus=1.0, gpus=0.0)
+        """
+        least, dash, most = replicas.partition("-")
+        most = most if dash else least
+        if not least.isdecimal() or not most.isdecimal():
+            raise InputError(f"{replicas!r} is no number of replicas: give a number, or two such as 1-4.")
+        return cls(int(least), int(most), cpus, gpus)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise InputError(f"{self.least} to {self.most} replicas cannot be: give a number from 1, or two such as 1-4.")
+
+
+class Replica:
+    """A server without a port.
+
+    Args:
+        assistant: answers.
+        settings: what is allowed.
+        tokens: one of which every caller has to show; None: nobody needs one.
+        form: of the lines it writes to its log.
+    """
+
+    def __init__(self, assistant: Assistant, settings: Settings, tokens: Tokens | None, form: logs.LogFormat) -> None:
+        logging.config.dictConfig(logs.settings(form))
+        tracing.start()
+        self._assistant = assistant
+        self._app = create_app(assistant, settings, tokens=tokens)
+        self._begun: asyncio.Future[None] | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+        assert assistant.model and assistant.reader  # loads both: nobody is sent here before
+
+    async def answer(self, call: Sent) -> AsyncGenerator[list[Any], None]:
+        """Answer a call; yield what ASGI sends, as soon as it is there."""
+        await self._alive()
+        async for messages in answered(self._app, call):
+            yield messages
+
+    async def metrics(self) -> bytes:
+        """Return what is counted here."""
+        text: bytes = self._app.state.metrics.text()
+        return text
+
+    def process(self) -> int:
+        """Return the number of this process."""
+        return os.getpid()
+
+    async def _alive(self) -> None:
+        """Begin the life of the application, once; it ends in the task that it began in."""
+        if self._begun is None:
+            self._begun = asyncio.get_running_loop().create_future()
+            self._life = asyncio.ensure_future(self._live(self._begun))
+        await asyncio.shield(self._begun)
+
+    async def _live(self, begun: asyncio.Future[None]) -> None:
+        try:
+            async with self._app.router.lifespan_context(self._app):
+                begun.set_result(None)
+                await self._stopping.wait()
+        except Exception as error:
+            if begun.done():
+                raise
+            begun.set_exception(error)
+
+    async def __del__(self) -> None:
+        """End the life of the application, when all is answered. Ray Serve awaits it."""
+        self._stopping.set()
+        if self._life is not None:
+            await asyncio.wait({self._life})
+        self._assistant.store.close()
+
+
+def serve(
+    assistant: Assistant,
+    settings: Settings,
+    *,
+    tokens: Tokens | None = None,
+    scale: Scale | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8399,
+    form: logs.LogFormat = logs.LogFormat.text,
+) -> None:
+    """Start replicas on the cluster, and a front at an address; return when they answer.
+
+    Args:
+        assistant: of names, not of model objects: each replica loads its own.
+        settings: what is allowed, on each replica.
+        tokens: one of which every caller has to show; None: nobody needs one.
+        scale: how many replicas there are.
+        host: to listen at, on each machine of the cluster.
+        port: to listen at.
+        form: of the lines that replicas write to their logs.
+
+    Raises:
+        MissingDependencyError: the extra `ray` is not installed.
+        InputError: the store is a folder and the cluster has several machines.
+    """
+    ray = connect()
+    from ray import serve as ray_serve
+
+    scale = scale or Scale()
+    check_place(ray, assistant.folder)
+    ray_serve.start(http_options={"host": host, "port": port}, logging_config=_QUIET)
+    one_replica = ray_serve.deployment(Replica, name=_REPLICAS).options(
+        **_size(scale, settings),
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        max_ongoing_requests=settings.answers + settings.looking,
+        max_queued_requests=settings.waiting,
+        request_router_config={"request_router_class": _RING},
+        graceful_shutdown_timeout_s=_LAST_WORDS,
+        health_check_period_s=2.0,
+    )
+    at_once = 2 * scale.most * (settings.answers + settings.looking) + settings.waiting
+    front = ray_serve.deployment(ray_serve.ingress(_front_of(settings, tokens))(), name="Front").options(
+        num_replicas=sum(node["Alive"] for node in ray.nodes()),
+        max_replicas_per_node=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=at_once,
+        graceful_shutdown_timeout_s=_LAST_WORDS,
+    )
+    application = front.bind(one_replica.bind(assistant, settings, tokens, form))
+    ray_serve.run(application, name=APPLICATION, logging_config=_QUIET)
+
+
+def stop() -> None:
+    """Stop the replicas when they have answered what they are answering, and Ray Serve if nothing else runs on it."""
+    from ray import serve as ray_serve
+
+    ray_serve.delete(APPLICATION)
+    if not ray_serve.status().applications:
+        ray_serve.shutdown()
+
+
+def told_to_stop() -> threading.Event:
+    """Connect, and return what is set when this process is told to stop; Ray's own handlers would end it at once."""
+    connect()
+    told = threading.Event()
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, lambda *_: told.set())
+    return told
+
+
+def _size(scale: Scale, settings: Settings) -> dict[str, Any]:
+    if scale.least == scale.most:
+        return {"num_replicas": scale.least}
+    range_ = {"min_replicas": scale.least, "max_replicas": scale.most, "target_ongoing_requests": settings.answers}
+    return {"autoscaling_config": range_}
+
+
+def _front_of(settings: Settings, tokens: Tokens | None) -> Any:
+    """Return a function that makes the front in the process that it runs in."""
+
+    def make() -> Any:
+        from ray import serve as ray_serve
+
+        from .front import front
+
+        replicas = ray_serve.get_deployment_handle(_REPLICAS, app_name=APPLICATION)
+
+        def answering(key: str, call: Sent) -> AsyncIterator[list[Any]]:
+            answers: AsyncIterator[list[Any]] = replicas.options(stream=True, session_id=key).answer.remote(call)
+            return answers
+
+        async def measured() -> list[bytes]:
+            counted: list[bytes] = await replicas.broadcast("metrics").results_async()
+            return counted
+
+        return front(answering, measured, settings, tokens)
+
+    return make
