@@ -21,6 +21,7 @@ from .engine.backbone import Backbone
 from .engine.batching import Batching
 from .engine.cell import MemoryCell
 from .engine.decoding import Decoding, DecodingOptions
+from .engine.export import export
 from .engine.generate import Generation, generate
 from .engine.modes import eval_mode
 from .engine.reader import read, token_ids
@@ -117,6 +118,14 @@ class HMTModel(MemoryCell):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the memory parameters, the configuration and a PEFT adapter if the backbone has one; never its weights."""
         checkpoint.save(self, Path(folder))
+
+    def save_merged(self, folder: str | Path) -> None:
+        """Write the backbone with its adapter merged, as a Hugging Face model folder: for vLLM, and `with_writer`.
+
+        Raises:
+            BackboneError: the folder holds something already or cannot be written, or the adapter cannot be merged.
+        """
+        export(self.backbone, Path(folder))
 
     def forward(
         self,

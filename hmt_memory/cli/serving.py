@@ -43,8 +43,9 @@ def serve(
     ] = LogFormat.text,
     show: Annotated[bool, typer.Option("--open", help="Open the page that shows what is remembered.")] = False,
     store: options.Store = None,
-    model: options.Name = DEFAULT_MODEL,
+    model: options.Answering = DEFAULT_MODEL,
     reader: options.Reader = None,
+    vllm: options.VLLM = None,
     adapter: options.Adapter = None,
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
@@ -83,7 +84,7 @@ def serve(
         raise InputError("--read-only and --of are about a new token: name it with --token.")
     # A page of another site that leads a browser here by a name of its own has no token to show.
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
-    assistant = Assistant(model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device)
+    assistant = Assistant(model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device, vllm=vllm)
     app = create_app(assistant, Settings(hosts=hosts, answers=answers), tokens=tokens if len(tokens) else None)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     screen.note(f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered.")

@@ -6,6 +6,7 @@ like any other text; between, a key-value cache grows.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -122,7 +123,8 @@ def generate(
         raise InputError("stop strings need text, and this model was wrapped without a tokenizer. Wrap it with one.")
     view, start, added = _opened(model, ids, state, pinned, notes, recollection, turns)
     generation = Generation(iter(()), len(added))
-    generation._pieces = _in_eval_mode(model, _pieces(generation, view, decoding, start, added, prefill))
+    # It must not keep itself alive: as soon as it is left, a writer elsewhere has to stop.
+    generation._pieces = _in_eval_mode(model, _pieces(weakref.proxy(generation), view, decoding, start, added, prefill))
     return generation
 
 

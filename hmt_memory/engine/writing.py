@@ -1,6 +1,6 @@
 """Whatever chooses the tokens of an answer, one by one, behind a view: the backbone itself, or a `Writer` with its weights.
 
-A writer is given input embeddings, so that memory reaches it as it reaches the backbone. Knows token ids; no text and no stream.
+A writer is given input embeddings, so that memory reaches it as it reaches the backbone. Knows token ids; no text, no stream.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AnswererError, BackboneError
-from .abstaining import OPENINGS, abstention
+from .abstaining import OPENINGS, Abstention, abstention
 from .chances import noted
 from .decoding import Decoding, Sampler
 from .modes import eval_mode
@@ -115,7 +115,7 @@ class _Own:
         self._backbone, self._decoding, self._prefill, self.threshold = backbone, decoding, prefill, threshold
         self._sampler = Sampler(decoding)
         self._step = backbone.advance if (batching := backbone.batching) is None else batching.advance  # the same to the end
-        self._unlikely = None  # what the answer must not begin with
+        self._unlikely: Abstention | None = None  # what the answer must not begin with
 
     def begin(self, before: Tensor, behind: Tensor, said: Sequence[int], room: int) -> int:
         self._hidden, self._cache, known = self._prefill(self._backbone, before, behind)
@@ -133,13 +133,12 @@ class _Own:
         self._fresh = False
         logits = backbone.head(self._hidden)[0]
         logprobs = None if decoding.logprobs is None else logits.float().log_softmax(dim=-1)
-        for token in self._unlikely.forbidden(said) if self._unlikely else ():
-            logits[token] = float("-inf")
+        for forbidden in self._unlikely.forbidden(said) if self._unlikely else ():
+            logits[forbidden] = float("-inf")
         if len(said) < decoding.min_new_tokens:
             logits[list(backbone.end_ids)] = float("-inf")
         token = self._sampler(torch.cat([shown, torch.tensor(said, dtype=torch.long)]), logits)
         return Choice(token, None if logprobs is None else noted(logprobs, token, decoding.logprobs or 0))
-
 
     def close(self) -> None:
         return
