@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..engine.decoding import Decoding
 from ..engine.writing import Choice
-from ..errors import AnswererError, MissingDependencyError
+from ..errors import AnswererError, InputError, MissingDependencyError
 from .embeddings import check_room, checked
 
 if TYPE_CHECKING:
@@ -83,7 +83,22 @@ class VLLMEngine:
         """
         given = checked(embeddings, self._width)
         check_room(len(given), most, self._limit)
-        sampling = self._vllm.SamplingParams(
+        try:
+            sampling = self._sampling(decoding, end_ids, most, least)
+        except ValueError as error:
+            raise InputError(f"vLLM refuses the call: {error}") from error
+        written: queue.SimpleQueue[Choice | BaseException | None] = queue.SimpleQueue()
+        work = asyncio.run_coroutine_threadsafe(self._pump(given, sampling, written), self._loop)
+        try:
+            while (choice := written.get()) is not None:
+                if isinstance(choice, BaseException):
+                    raise AnswererError(f"vLLM breaks off: {choice}. Its log says more.") from choice
+                yield choice
+        finally:
+            work.cancel()
+
+    def _sampling(self, decoding: Decoding, end_ids: Collection[int], most: int, least: int) -> Any:
+        return self._vllm.SamplingParams(
             max_tokens=most,
             min_tokens=least,
             temperature=decoding.temperature,
@@ -97,15 +112,6 @@ class VLLMEngine:
             detokenize=False,
             output_kind=self._vllm.sampling_params.RequestOutputKind.DELTA,
         )
-        written: queue.SimpleQueue[Choice | BaseException | None] = queue.SimpleQueue()
-        work = asyncio.run_coroutine_threadsafe(self._pump(given, sampling, written), self._loop)
-        try:
-            while (choice := written.get()) is not None:
-                if isinstance(choice, BaseException):
-                    raise AnswererError(f"vLLM breaks off: {choice}. Its log says more.") from choice
-                yield choice
-        finally:
-            work.cancel()
 
     async def _pump(self, embeddings: Tensor, sampling: Any, written: queue.SimpleQueue[Any]) -> None:
         """Put what the engine writes into a queue; cancelled, the engine stops."""
@@ -130,6 +136,7 @@ class VLLMEngine:
         self._stop()
 
     def _stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(_without_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -137,3 +144,11 @@ class VLLMEngine:
 
 async def _started(vllm: Any, arguments: Any) -> Any:
     return vllm.AsyncLLMEngine.from_engine_args(arguments)  # inside the loop that it works in
+
+
+async def _without_others() -> None:
+    """Cancel what else the loop does, and wait for it."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)

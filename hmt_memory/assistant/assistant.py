@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from ..chat.message import Messages, validated
 from ..chat.transcript import Transcript
-from ..engine.places import is_address
 from ..errors import InputError
-from ..sessions.default_reader import makers, reads_itself
 from ..store.open import default_store, shown
+from .choosing import Choosing
 from .loading import ModelSettings, loading
 from .namespace import Namespace
 from .opened import OpenSessions
@@ -42,7 +40,7 @@ _assistants: WeakValueDictionary[tuple[ModelSettings, str], Assistant] = WeakVal
 _sharing = threading.Lock()
 
 
-class Assistant:
+class Assistant(Choosing):
     """A model and a store that answer conversations.
 
     Safe to use from several threads; a copy is the object itself, a pickle holds its settings.
@@ -124,29 +122,6 @@ class Assistant:
     def reader(self) -> HMTModel:
         """The model that reads and remembers, loaded when first asked for: `model`, or another one."""
         return self.model if self._reader is self._weights else self._reader.model
-
-    def _reading(self, kind: str, *names: str) -> HMTModel:
-        """Return the model that reads a session or corpora: the reader, unless `model` has read them before there was one."""
-        itself = self._by_default and reads_itself(self.settings.model, makers(self.store, kind, names))
-        return self.model if itself else self.reader
-
-    @cached_property
-    def _server(self) -> ChatModel:
-        """The chat model behind the address that the model is."""
-        from ..answerers import ChatServer
-
-        return ChatServer(self.settings.model)
-
-    @property
-    def only_answers(self) -> bool:
-        """True if the model is behind an address: it answers messages, and does nothing else."""
-        return is_address(self.settings.model)
-
-    def _answerer(self, reader: HMTModel | None) -> HMTModel | ChatModel | None:
-        """Return the model that answers, where another one reads."""
-        if self.only_answers:
-            return self._server
-        return None if self._reader is self._weights or reader is self.model else self.model
 
     @property
     def store(self) -> MemoryStore:

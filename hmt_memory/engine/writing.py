@@ -156,13 +156,14 @@ class _Elsewhere:
         if self._own_now:
             return self._own.begin(before, behind, said, room)
         self._view, decoding = (before, behind, said, room), self._decoding
+        most = min(room, decoding.max_new_tokens - len(said))
         seed = None if decoding.seed is None else decoding.seed + len(said)
         self._tokens = self._writer.write(
             torch.cat([before, behind]),
             replace(decoding, seed=seed),
             end_ids=self._backbone.end_ids,
-            most=min(room, decoding.max_new_tokens - len(said)),
-            least=max(0, decoding.min_new_tokens - len(said)),
+            most=most,
+            least=min(most, max(0, decoding.min_new_tokens - len(said))),
         )
         return 0
 

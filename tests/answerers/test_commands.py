@@ -85,9 +85,7 @@ def test_exported_weights_write_what_the_model_writes(
     merged = HMTModel.from_pretrained(str(folder), dtype="float32", device="cpu", engine="torch")
     app = recording_vllm(merged)
     http = TestClient(app, base_url="http://testserver")
-    monkeypatch.setattr(
-        "hmt_memory.answerers.vllm_server.VLLMServer", lambda address: VLLMServer(address, http_client=http)
-    )
+    monkeypatch.setattr("hmt_memory.answerers.vllm_server.VLLMServer", lambda address: VLLMServer(address, http_client=http))
     own = ("--model", chatty, "--reader", "same", "--dtype", "float32", "--device", "cpu", "--max-tokens", "8")
     assert ask(chatty, store, *own) == 0
     plain = capsys.readouterr().out

@@ -73,10 +73,10 @@ def address(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = ["--model", str(folder), "--served-model-name", "merged", "--host", "127.0.0.1", "--port", str(port)]
+    given = [str(folder), "--served-model-name", "merged", "--host", "127.0.0.1", "--port", str(port)]
     given += ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--enable-prompt-embeds"]
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen([sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given], env=environment)
+    server = subprocess.Popen([sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *given], env=environment)
     url, direct = f"http://127.0.0.1:{port}", urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         for _ in range(_STARTS):
@@ -159,7 +159,9 @@ def test_a_server_answers_as_the_backbone_does(model: HMTModel, address: str, tm
 def test_a_server_answers_from_notes(model: HMTModel, address: str, tmp_path: Path) -> None:
     with MemoryStore(tmp_path / "store") as store:
         session = store.session("notes", model)
-        reply = session.reply({"role": "user", "content": "Hi."}, answerer=ChatServer(address), max_new_tokens=5, temperature=0.0)
+        reply = session.reply(
+            {"role": "user", "content": "Hi."}, answerer=ChatServer(address), max_new_tokens=5, temperature=0.0
+        )
         assert reply.finish().finish_reason in ("length", "stop") and reply.usage.completion_tokens <= 5
         with pytest.raises(InputError, match="refuses"):
             session.reply({"role": "user", "content": "Hi. " * 200}, answerer=ChatServer(address)).finish()

@@ -28,9 +28,7 @@ class Here:
     def width(self) -> int:
         return self.model.backbone.hidden_size
 
-    def write(
-        self, embeddings: Tensor, decoding: Decoding, *, end_ids: Any, most: int, least: int = 0
-    ) -> Generator[Choice]:
+    def write(self, embeddings: Tensor, decoding: Decoding, *, end_ids: Any, most: int, least: int = 0) -> Generator[Choice]:
         self.views.append(embeddings)
         self.asked.append((decoding, most, least))
         try:
@@ -40,9 +38,7 @@ class Here:
             raise
 
 
-def written(
-    model: HMTModel, embeddings: Tensor, decoding: Decoding, end_ids: Any, most: int, least: int
-) -> Generator[Choice]:
+def written(model: HMTModel, embeddings: Tensor, decoding: Decoding, end_ids: Any, most: int, least: int) -> Generator[Choice]:
     backbone, sampler, said = model.backbone, Sampler(decoding), []  # type: ignore[var-annotated]
     with torch.no_grad():
         hidden, cache = backbone.advance(embeddings[None])
@@ -74,6 +70,10 @@ def recording_vllm(model: HMTModel, *, card: dict[str, Any] | None = None, cut: 
         body = await request.json()
         app.state.calls.append(body)
         sent = torch.load(io.BytesIO(base64.b64decode(body["prompt_embeds"])), weights_only=True)
+        if body["min_tokens"] > body["max_tokens"]:
+            return JSONResponse(
+                {"error": {"message": "min_tokens must be less than or equal to max_tokens.", "code": 400}}, 400
+            )
         if sent.shape[1] != model.backbone.hidden_size:
             return JSONResponse({"error": {"message": "hidden_size does not match.", "code": 400}}, 400)
         asked = Decoding(
@@ -86,9 +86,14 @@ def recording_vllm(model: HMTModel, *, card: dict[str, Any] | None = None, cut: 
                 if number == cut:
                     return
                 named = {f"token_id:{key}": value for key, value in (logprobs or {}).items()}
-                told = logprobs and {"tokens": [f"token_id:{token}"], "token_logprobs": [logprobs[token]], "top_logprobs": [named]}
+                told = logprobs and {
+                    "tokens": [f"token_id:{token}"],
+                    "token_logprobs": [logprobs[token]],
+                    "top_logprobs": [named],
+                }
                 choice = {"index": 0, "text": "", "token_ids": [token], "logprobs": told, "finish_reason": None}
-                yield f"data: {json.dumps({'id': '1', 'object': 'text_completion', 'model': 'merged', 'choices': [choice]})}\n\n"
+                told = {"id": "1", "object": "text_completion", "model": "merged", "choices": [choice]}
+                yield f"data: {json.dumps(told)}\n\n"
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")
