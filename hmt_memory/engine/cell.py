@@ -23,7 +23,6 @@ from .memory_input import MemoryInput, noise
 from .recall import Recall
 from .state import HMTState
 from .stretches import stretches
-from .writing import compare
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -93,24 +92,6 @@ class MemoryCell(nn.Module):
         """
         twin = copy.copy(self)
         twin.view = view.resolve(self.config, hidden_size=self.backbone.hidden_size, positions=self.backbone.positions)
-        return twin
-
-    def with_writer(self, writer: Writer | None) -> Self:
-        """Share the parameters with a model whose answers a `Writer` writes, such as `hmt_memory.answerers.VLLMServer`.
-
-        Reading and recall stay here. Some tokens are written at once, to compare.
-
-        Args:
-            writer: a model with the backbone's weights; None: the backbone writes.
-
-        Raises:
-            BackboneError: it computes something else than the backbone.
-            AnswererError: it does not answer.
-        """
-        if writer is not None:
-            compare(self.backbone, writer)
-        twin = copy.copy(self)
-        twin.writer = writer
         return twin
 
     def summarize(self, segments: Sequence[Tensor]) -> Tensor:
