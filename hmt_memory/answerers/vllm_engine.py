@@ -133,6 +133,7 @@ class VLLMEngine:
         if self._loop.is_closed():
             return
         self._engine.shutdown()
+        self._engine = None  # whatever it does at the end of its life it does now
         self._stop()
 
     def _stop(self) -> None:

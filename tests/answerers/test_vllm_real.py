@@ -73,10 +73,10 @@ def address(folder: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = [str(folder), "--served-model-name", "merged", "--host", "127.0.0.1", "--port", str(port)]
+    given = ["--model", str(folder), "--served-model-name", "merged", "--host", "127.0.0.1", "--port", str(port)]
     given += ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--enable-prompt-embeds"]
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen([sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *given], env=environment)
+    server = subprocess.Popen([sys.executable, "-m", "vllm.entrypoints.openai.api_server", *given], env=environment)
     url, direct = f"http://127.0.0.1:{port}", urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         for _ in range(_STARTS):
