@@ -175,6 +175,7 @@ class _Elsewhere:
             raise AnswererError("the answer ended before its end. Ask again; if it happens again, look at the server's log.")
         if not said and choice.token in self._openings:
             self._own_now = True
+            self._tokens.close()
             self._own.begin(*self._view)
             return self._own.choose(shown, said)
         return choice

@@ -81,7 +81,9 @@ def test_what_only_the_backbone_can_do_it_does(model: HMTModel, monkeypatch: pyt
     monkeypatch.setattr(model.backbone.__class__, "encode", lambda self, text, **_: [token, 40, 41])
     own = model.generate(random_ids(5), max_new_tokens=6, abstain_from=0.99).finish()
     weighed = elsewhere.generate(random_ids(5), max_new_tokens=6, abstain_from=0.99).finish()
-    assert weighed.ids == own.ids and len(here.views) == before + 1, "it is asked, and its abstention is weighed here"
+    assert here.closed == 1 and weighed.ids == own.ids and len(here.views) == before + 1, (
+        "it is asked, and its abstention is weighed here"
+    )
 
 
 class Ends(Here):
