@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-real test-other test-lowest test-kernels test-quantized test-ray coverage lint docs bench gpu adapter clean
+.PHONY: demo test test-real test-other test-lowest test-kernels test-quantized test-ray test-vllm coverage lint docs bench gpu adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -69,6 +69,15 @@ test-ray: $(RAY)/ready
 
 $(RAY)/ready: .venv/ready
 	$(INSTALL) --upgrade --target $(RAY) --constraint constraints.txt 'ray[serve,data]'
+	touch $@
+
+# Those of answers by vLLM itself, on a CPU. It lies apart, because it needs older versions of what others use.
+VLLM := $(CURDIR)/.venv/vllm
+test-vllm: $(VLLM)/ready
+	PYTHONPATH=$(VLLM) VLLM_CPU_KVCACHE_SPACE=1 $(BIN)/python -m pytest -n 0 tests/answerers/test_vllm_real.py
+
+$(VLLM)/ready: .venv/ready constraints-vllm.txt
+	$(INSTALL) --no-deps --upgrade --target $(VLLM) --requirement constraints-vllm.txt
 	touch $@
 
 # The tests with the share of lines and branches that they run; the least that is allowed stands in pyproject.toml.

@@ -68,6 +68,10 @@ class ModelMismatchError(HMTError, ValueError):
     """A memory made by another model: its embeddings mean nothing to this one."""
 
 
+class AnswererError(HMTError, ConnectionError):
+    """A model behind an address that cannot be reached, lets nobody in, or breaks off."""
+
+
 class MissingDependencyError(HMTError, ImportError):
     """An optional package that this call needs and that is not installed."""
 

@@ -5,6 +5,7 @@ A facade: the work is done in `engine/` and `chat/`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from .engine.backbone import Backbone
 from .engine.batching import Batching
 from .engine.cell import MemoryCell
 from .engine.decoding import Decoding, DecodingOptions
+from .engine.export import export
 from .engine.generate import Generation, generate
 from .engine.modes import eval_mode
 from .engine.reader import read, token_ids
@@ -28,6 +30,7 @@ from .engine.state import HMTState
 from .engine.unroll import unroll
 from .engine.view import Recollection
 from .engine.view_cache import Prefill, read_whole
+from .engine.writing import Writer, compare
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -117,6 +120,14 @@ class HMTModel(MemoryCell):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the memory parameters, the configuration and a PEFT adapter if the backbone has one; never its weights."""
         checkpoint.save(self, Path(folder))
+
+    def save_merged(self, folder: str | Path) -> None:
+        """Write the backbone with its adapter merged, as a Hugging Face model folder: for vLLM, and `with_writer`.
+
+        Raises:
+            BackboneError: the folder holds something already or cannot be written, or the adapter cannot be merged.
+        """
+        export(self.backbone, Path(folder))
 
     def forward(
         self,
@@ -215,6 +226,24 @@ class HMTModel(MemoryCell):
             decoding=chosen,
             prefill=prefill,
         )
+
+    def with_writer(self, writer: Writer | None) -> Self:
+        """Share the parameters with a model whose answers a `Writer` writes, such as `hmt_memory.answerers.VLLMServer`.
+
+        Reading and recall stay here. Some tokens are written at once, to compare.
+
+        Args:
+            writer: a model with the backbone's weights; None: the backbone writes.
+
+        Raises:
+            BackboneError: it computes something else than the backbone.
+            AnswererError: it does not answer.
+        """
+        if writer is not None:
+            compare(self.backbone, writer)
+        twin = copy.copy(self)
+        twin.writer = writer
+        return twin
 
     def generate_batch(
         self, prompts: Sequence[Any], states: Sequence[HMTState | None] | None = None, **options: Any

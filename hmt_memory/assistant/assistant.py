@@ -15,8 +15,8 @@ from weakref import WeakValueDictionary
 from ..chat.message import Messages, validated
 from ..chat.transcript import Transcript
 from ..errors import InputError
-from ..sessions.default_reader import makers, reads_itself
 from ..store.open import default_store, shown
+from .choosing import Choosing
 from .loading import ModelSettings, loading
 from .namespace import Namespace
 from .opened import OpenSessions
@@ -40,13 +40,14 @@ _assistants: WeakValueDictionary[tuple[ModelSettings, str], Assistant] = WeakVal
 _sharing = threading.Lock()
 
 
-class Assistant:
+class Assistant(Choosing):
     """A model and a store that answer conversations.
 
     Safe to use from several threads; a copy is the object itself, a pickle holds its settings.
 
     Args:
-        model: a name, as for `HMTModel.from_pretrained`, or a model.
+        model: a name, as for `HMTModel.from_pretrained`, or a model; or the address of a server of OpenAI's API, which answers
+            from notes (`answerers.ChatServer`), while `adapter` and the like are the reader's.
         adapter: as there, like the next three.
         store: folder or database URL of the sessions, or an open `MemoryStore`; opened when a session is first named. None:
             where the `hmt` command keeps them ($HMT_STORE, else the user's data folder).
@@ -56,6 +57,10 @@ class Assistant:
         reader: another model, which reads and remembers, and which `adapter` then belongs to; `model` answers from notes. A
             name or a model; "same": `model` does both. None: `model` does both if its memory is trained, or if it is a model
             that is loaded already; for others the bundled model reads what they have not read before.
+        vllm: address of a vLLM server with the weights of `model`, which writes its answers (`answerers.VLLMServer`).
+
+    Raises:
+        InputError: they do not go together.
     """
 
     def __init__(
@@ -68,11 +73,12 @@ class Assistant:
         device: str = "auto",
         config: str | None = None,
         reader: str | HMTModel | None = None,
+        vllm: str | None = None,
     ) -> None:
         self._store = None if store is None or isinstance(store, (str, Path)) else store
         place = default_store() if store is None else store if self._store is None else self._store.folder
         self.folder = str(place)  # of the store
-        chosen = loading(model, reader, adapter=adapter, dtype=dtype, device=device, config=config)
+        chosen = loading(model, reader, adapter=adapter, dtype=dtype, device=device, config=config, vllm=vllm)
         self.settings = chosen.settings  # those that the models are loaded by
         self._weights, self._reader, self._by_default = chosen.model, chosen.reader, chosen.by_default
         self._namespace = Namespace()
@@ -106,7 +112,7 @@ class Assistant:
 
     @property
     def model(self) -> HMTModel:
-        """The model, loaded when first asked for.
+        """The model, loaded when first asked for; the one that reads, if the model is behind an address.
 
         Raises the errors of `HMTModel.from_pretrained`.
         """
@@ -116,15 +122,6 @@ class Assistant:
     def reader(self) -> HMTModel:
         """The model that reads and remembers, loaded when first asked for: `model`, or another one."""
         return self.model if self._reader is self._weights else self._reader.model
-
-    def _reading(self, kind: str, *names: str) -> HMTModel:
-        """Return the model that reads a session or corpora: the reader, unless `model` has read them before there was one."""
-        itself = self._by_default and reads_itself(self.settings.model, makers(self.store, kind, names))
-        return self.model if itself else self.reader
-
-    def _answerer(self, reader: HMTModel | None) -> HMTModel | None:
-        """Return the model that answers, where another one reads."""
-        return None if self._reader is self._weights or reader is self.model else self.model
 
     @property
     def store(self) -> MemoryStore:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..engine.reader import token_ids
-from ..errors import BudgetError, ConfigError
+from ..errors import BudgetError, ConfigError, InputError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -26,9 +26,11 @@ def continued(assistant: Assistant, text: str, **options: Unpack[DecodingOptions
         **options: fields of `Decoding`.
 
     Raises:
-        InputError: the text is empty, or an option is out of range.
+        InputError: the text is empty, the model is behind an address, or an option is out of range.
         BudgetError: it is too long for a model that does not read for itself.
     """
+    if assistant.only_answers:
+        raise InputError(f"{assistant.name} is given messages, no raw text. Send a conversation, or continue the text there.")
     model = assistant.model
     ids = token_ids(model, text, literal=False)
     options.setdefault("abstain_from", 0.0)  # a text is no question

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from ..config import DEFAULT_MODEL, HMTConfig
 from ..engine import places
+from ..errors import InputError
 from ..sessions.default_reader import SAME, default_reader
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class ModelSettings:
     dtype: str = "auto"
     device: str = "auto"
     config: str | None = None  # sizes of an untrained model, as JSON
+    vllm: str | None = None  # address of a vLLM server with the weights of `model`, which writes its answers
     reader: str | None = None  # reads and remembers, while `model` answers from notes; "same": `model` itself; None: as is best
 
 
@@ -63,10 +65,17 @@ class Weights:
 
                 chosen = self.settings
                 config = None if chosen.config is None else HMTConfig.from_dict(json.loads(chosen.config))
-                self._model = HMTModel.from_pretrained(
+                model = HMTModel.from_pretrained(
                     chosen.model, adapter=chosen.adapter, config=config, dtype=chosen.dtype, device=chosen.device
                 )
+                self._model = model if chosen.vllm is None else _written_by(chosen.vllm, model)
             return self._model
+
+
+def _written_by(address: str, model: HMTModel) -> HMTModel:
+    from ..answerers import VLLMServer
+
+    return model.with_writer(VLLMServer(address))
 
 
 # Weights in use are shared; this mapping keeps none alive.
@@ -101,6 +110,7 @@ def loading(
     dtype: str = "auto",
     device: str = "auto",
     config: str | None = None,
+    vllm: str | None = None,
 ) -> Loading:
     """Return the weights of a model and of its reader, not loaded yet.
 
@@ -111,13 +121,22 @@ def loading(
         dtype: of both.
         device: of both.
         config: of an untrained model, as JSON.
+        vllm: address of a vLLM server that writes the answers of `model`.
+
+    Raises:
+        InputError: `model` is the address of a server, and something is wanted of it that only a model here does; or it is a
+            model, and `vllm` is given.
     """
+    if isinstance(model, str) and places.is_address(model):
+        return _behind(model, reader, adapter, dtype, device, config, vllm)
+    if vllm is not None and not isinstance(model, str):
+        raise InputError("vllm= is about a model by name. Pass model.with_writer(VLLMServer(address)) instead.")
     named = reader if reader is None or isinstance(reader, str) else reader.backbone.name
     given = None if adapter is None else str(adapter)
     usual = default_reader(model, adapter, config) if reader is None and isinstance(model, str) else None
     other = None if reader == SAME else usual if reader is None else reader
     if isinstance(model, str):
-        settings = ModelSettings(model, given, dtype, device, config, named)
+        settings = ModelSettings(model, given, dtype, device, config, vllm, named)
         own = shared_weights(settings if other is None else replace(settings, adapter=None))
     else:
         settings = ModelSettings(model.backbone.name, reader=named)
@@ -127,3 +146,25 @@ def loading(
     if isinstance(other, str):
         return Loading(settings, own, shared_weights(ModelSettings(other, given, dtype, device)), usual is not None)
     return Loading(settings, own, Weights(ModelSettings(other.backbone.name), other), False)
+
+
+def _behind(
+    address: str,
+    reader: str | HMTModel | None,
+    adapter: str | Path | None,
+    dtype: str,
+    device: str,
+    config: str | None,
+    vllm: str | None,
+) -> Loading:
+    """Return the weights of what reads for a model behind an address; there are no others."""
+    if reader == SAME or vllm is not None:
+        raise InputError(f"{address} only answers, from notes. Name a model that runs here, or leave out reader= and vllm=.")
+    given = None if adapter is None else str(adapter)
+    if reader is None or isinstance(reader, str):
+        reading = shared_weights(ModelSettings(reader or DEFAULT_MODEL, given, dtype, device, config))
+        named = reader
+    else:
+        reading, named = Weights(ModelSettings(reader.backbone.name), reader), reader.backbone.name
+    settings = ModelSettings(address, given, dtype, device, config, reader=named)
+    return Loading(settings, reading, reading, False)

@@ -16,7 +16,7 @@ from typer.main import get_command
 from .._version import __version__
 from ..config import DEFAULT_MODEL
 from ..errors import HMTError
-from . import benching, corpora, evaluation, options, serving, sessions, stores, talking, tools, training
+from . import benching, corpora, evaluation, exporting, options, serving, sessions, stores, talking, tools, training
 
 app = typer.Typer(
     name="hmt",
@@ -71,6 +71,9 @@ app.command(
     no_args_is_help=True,
     epilog="Example: hmt train books/ notes.jsonl --recipe paper-lora --out run; the same command resumes.",
 )(training.train)
+app.command(no_args_is_help=True, epilog="Example: hmt export merged; then vllm serve merged --enable-prompt-embeds")(
+    exporting.export
+)
 app.add_typer(evaluation.app, name="eval")
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..config import DEFAULT_MODEL
 from ..engine import outline, places
 from ..engine.fingerprint import fingerprint
+from ..errors import InputError
 from ..sessions.default_reader import SAME, default_reader, reads_itself
 from ..sessions.made_by import mismatch, rebuild_command
 from ..store.open import default_store, shown
@@ -79,13 +81,47 @@ def reader_of(model: str, adapter: Path | None, reader: str | None, screen: Scre
         ModelNotFoundError: nothing has the name of the model that answers.
     """
     if reader is not None:
+        if reader == SAME and places.is_address(model):
+            raise InputError(f"{model} only answers. Name another --reader, or leave it out.")
         return model if reader == SAME else reader
+    if places.is_address(model):
+        return DEFAULT_MODEL
     usual = default_reader(model, adapter)
     if usual is None or reads_itself(model, [by for reading in readings if (by := reading.made_by()) is not None]):
         return model
     places.check(model)
     screen.note(f"{model} has no trained memory: {usual} reads for it. With --reader {SAME} it reads itself.")
     return usual
+
+
+def answering(
+    model: str, loaded: HMTModel, screen: Screen, *, reads: bool, vllm: str | None, dtype: str, device: str
+) -> tuple[HMTModel, dict[str, Any]]:
+    """Return the model that reads, as it answers, and the options of calls by which another one answers.
+
+    Args:
+        model: the name of the model that answers.
+        loaded: the model that reads.
+        screen: where the status goes.
+        reads: whether they are the same.
+        vllm: address of a vLLM server that writes the answers.
+        dtype: of the model that answers.
+        device: of it.
+
+    Raises:
+        InputError: the model is behind an address, and `vllm` is given.
+    """
+    from ..answerers import ChatServer, VLLMServer
+
+    if places.is_address(model):
+        if vllm is not None:
+            raise InputError(f"--vllm needs the weights of --model, and {model} is an address. Leave one of them out.")
+        return loaded, {"answerer": ChatServer(model)}
+    writer = None if vllm is None else VLLMServer(vllm)
+    if reads:
+        return loaded.with_writer(writer), {}
+    other = load_model(model, screen, dtype=dtype, device=device)
+    return loaded, {"answerer": other.with_writer(writer)}
 
 
 def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:

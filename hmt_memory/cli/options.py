@@ -74,6 +74,27 @@ Reader = Annotated[
         show_default=False,
     ),
 ]
+Answering = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="HMT_MODEL",
+        help="Bundled name, hub id, model folder or .gguf file; or a server of OpenAI's API that answers from notes: "
+        "http://host:port/v1, with #name where it has several models, or openai:name.",
+        autocompletion=model_names,
+    ),
+]
+VLLM = Annotated[
+    str | None,
+    typer.Option(
+        "--vllm",
+        metavar="ADDRESS",
+        help="A vLLM server, http://host:port/v1, that has the weights of --model (hmt export) and writes its answers; reading "
+        "stays here.",
+        show_default=False,
+    ),
+]
 Adapter = Annotated[
     Path | None, typer.Option(help="Folder with trained memory parameters; none: untrained.", show_default=False)
 ]

@@ -49,8 +49,9 @@ def serve(
     replica_cpus: Annotated[float, typer.Option(min=0, help="With --ray: CPUs that each replica takes.")] = 1.0,
     replica_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs that each replica takes.")] = 0.0,
     store: options.Store = None,
-    model: options.Name = DEFAULT_MODEL,
+    model: options.Answering = DEFAULT_MODEL,
     reader: options.Reader = None,
+    vllm: options.VLLM = None,
     adapter: options.Adapter = None,
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
@@ -92,7 +93,7 @@ def serve(
         raise InputError("--replicas says how many answer on a Ray cluster: give it with --ray.")
     # A page of another site that leads a browser here by a name of its own has no token to show.
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
-    assistant = Assistant(model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device)
+    assistant = Assistant(model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device, vllm=vllm)
     settings, required = Settings(hosts=hosts, answers=answers), tokens if len(tokens) else None
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     said = f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..engine.places import is_address
 from ..sessions.default_reader import SAME
 from . import asking, dialogue, models, options, terminal
 from .documents import open_documents
@@ -43,9 +44,10 @@ def ask(
     corpus: CorpusOption = None,
     system: options.System = None,
     store: options.Store = None,
-    model: options.Name = DEFAULT_MODEL,
+    model: options.Answering = DEFAULT_MODEL,
     adapter: options.Adapter = None,
     reader: options.Reader = None,
+    vllm: options.VLLM = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
@@ -64,15 +66,19 @@ def ask(
     documents = open_documents(files, screen)
     decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed) | {"system": system}
     if not corpus:
-        if reader not in (None, SAME):
-            raise typer.BadParameter("--reader needs a --corpus: read the files with hmt read --corpus, then ask.")
+        if reader not in (None, SAME) or is_address(model):
+            raise typer.BadParameter(
+                "--reader, and a server as --model, need a --corpus: read the files with hmt read --corpus, then ask."
+            )
         loaded = ModelChoice(model, adapter, dtype.value, device).load(screen)
+        loaded, _ = _answering(model, model, loaded, vllm, dtype, device, screen)
         return asking.ask(loaded, documents, text, screen, passages=passages, decoding=decoding)
     with open_store(store) as opened:
         known = [opened.corpus(name) for name in corpus]
         reader = models.reader_of(model, adapter, reader, screen, *known)
         loaded = ModelChoice(reader, adapter, dtype.value, device, opened.place).load(screen, *known)
-        decoding |= _answering(model, reader, dtype, device, screen)
+        loaded, other = _answering(model, reader, loaded, vllm, dtype, device, screen)
+        decoding |= other
         first, *others = (opened.corpus(name, loaded) for name in corpus)
         _ask_corpora(first, others, text, screen, model=loaded, passages=passages, decoding=decoding)
 
@@ -134,13 +140,21 @@ def chat(
     corpus: CorpusOption = None,
     system: options.System = None,
     store: options.Store = None,
-    model: options.Name = DEFAULT_MODEL,
+    model: options.Answering = DEFAULT_MODEL,
     adapter: options.Adapter = None,
     reader: options.Reader = None,
+    vllm: options.VLLM = None,
     max_tokens: options.MaxTokens = 256,
     temperature: options.Temperature = 0.0,
     top_p: options.TopP = 1.0,
-    repetition_penalty: options.Penalty = 1.1,  # small models repeat themselves otherwise
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Above 1 makes what was said already less likely; 1 is none. By default 1.1, and none where a server answers.",
+            show_default=False,
+        ),
+    ] = None,
     seed: options.Seed = None,
     dtype: options.Precision = Dtype.auto,
     device: options.Device = "auto",
@@ -150,28 +164,31 @@ def chat(
         raise typer.BadParameter("--corpus needs a --session to attach it to; hmt ask --corpus answers a single question.")
     screen = Screen.standard()
     terminal.check_text(system or "")
+    if repetition_penalty is None:
+        repetition_penalty = 1.0 if is_address(model) else 1.1  # small models repeat themselves otherwise
     decoding = _decoding(max_tokens, temperature, top_p, repetition_penalty, seed)
     if session is None:
         reader = models.reader_of(model, adapter, reader, screen)
         loaded = ModelChoice(reader, adapter, dtype.value, device).load(screen)
-        decoding |= _answering(model, reader, dtype, device, screen)
+        loaded, other = _answering(model, reader, loaded, vllm, dtype, device, screen)
+        decoding |= other
         dialogue.chat(loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
         return
     with open_store(store, create=True) as opened:
         known = _known(opened, session, corpus or [])
         reader = models.reader_of(model, adapter, reader, screen, *known)
         loaded = ModelChoice(reader, adapter, dtype.value, device, opened.place).load(screen, *known)
-        decoding |= _answering(model, reader, dtype, device, screen)
+        loaded, other = _answering(model, reader, loaded, vllm, dtype, device, screen)
+        decoding |= other
         kept = opened.session(session, loaded)
         kept.attach(*corpus or [])
         dialogue.resume(kept, loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
 
 
-def _answering(model: str, reader: str, dtype: Dtype, device: str, screen: Screen) -> dict[str, Any]:
-    """Load the model that answers where another one reads, as an option of the calls that answer."""
-    if reader == model:
-        return {}
-    return {"answerer": models.load_model(model, screen, dtype=dtype.value, device=device)}
+def _answering(
+    model: str, reader: str, loaded: HMTModel, vllm: str | None, dtype: Dtype, device: str, screen: Screen
+) -> tuple[HMTModel, dict[str, Any]]:
+    return models.answering(model, loaded, screen, reads=reader == model, vllm=vllm, dtype=dtype.value, device=device)
 
 
 def _known(store: MemoryStore, session: str, corpora: Sequence[str]) -> list[Collection]:

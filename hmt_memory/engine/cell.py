@@ -27,6 +27,8 @@ from .stretches import stretches
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .writing import Writer
+
 
 class Step(NamedTuple):
     """The result of Eq. 4-5 for one segment of B rows."""
@@ -41,6 +43,8 @@ class MemoryCell(nn.Module):
     Trainable: `summary_prompt` T [1, d], `initial_memory` P_0 [m, d], `recall.query` and `recall.key` [d_h, d], and
     `memory_input.*` where that extension is on; all in fp32. The backbone keeps its own flags and precision.
     """
+
+    writer: Writer | None = None  # writes answers instead of the backbone
 
     def __init__(self, backbone: Backbone, config: HMTConfig) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ Knows a backbone.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,16 +28,28 @@ class TokenChance(NamedTuple):
     likeliest: list[Chance]
 
 
-def chance(backbone: Backbone, logprobs: Tensor, token: int, others: int) -> TokenChance:
-    """Note the log-probability of a token.
+def noted(logprobs: Tensor, token: int, others: int) -> dict[int, float]:
+    """Return the log-probabilities of a token and of the likeliest ones.
 
     Args:
-        backbone: knows its text.
         logprobs: [vocab] of its place.
         token: that was chosen.
         others: how many of the likeliest are noted, too.
     """
     best = logprobs.topk(min(others, len(logprobs)))
+    return dict(zip(best.indices.tolist(), best.values.tolist(), strict=True)) | {token: float(logprobs[token])}
+
+
+def chance(backbone: Backbone, logprobs: Mapping[int, float], token: int, others: int) -> TokenChance:
+    """Tell the log-probability of a token in text.
+
+    Args:
+        backbone: knows its text.
+        logprobs: of it, and at least of so many of the likeliest tokens in its place.
+        token: that was chosen.
+        others: how many of the likeliest are told, too.
+    """
+    best = sorted(logprobs.items(), key=lambda pair: -pair[1])[:others]
     before = backbone.encode("a", literal=True) if backbone.tokenizer is not None else []
 
     def of(number: int, logprob: float) -> Chance:
@@ -44,6 +57,4 @@ def chance(backbone: Backbone, logprobs: Tensor, token: int, others: int) -> Tok
         text = backbone.decode([*before, number])[len(backbone.decode(before)) :] if before else ""
         return Chance(text, logprob)
 
-    return TokenChance(
-        of(token, float(logprobs[token])), [of(*pair) for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-    )
+    return TokenChance(of(token, logprobs[token]), [of(*pair) for pair in best])

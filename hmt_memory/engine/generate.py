@@ -6,6 +6,7 @@ like any other text; between, a key-value cache grows.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,10 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .abstaining import abstention
 from .cell import MemoryCell
 from .chances import TokenChance, chance
-from .decoding import Decoding, Detokenizer, Sampler, StopStrings, align
+from .decoding import Decoding, Detokenizer, StopStrings, align
 from .modes import eval_mode
 from .reader import read, token_ids
 from .recall import segment_weights
@@ -26,6 +26,7 @@ from .state import HMTState
 from .turns import Turns
 from .view import Assembled, Recollection, View
 from .view_cache import Prefill, read_whole
+from .writing import source_of
 
 FinishReason = Literal["stop", "length"]
 
@@ -122,7 +123,8 @@ def generate(
         raise InputError("stop strings need text, and this model was wrapped without a tokenizer. Wrap it with one.")
     view, start, added = _opened(model, ids, state, pinned, notes, recollection, turns)
     generation = Generation(iter(()), len(added))
-    generation._pieces = _in_eval_mode(model, _pieces(generation, view, decoding, start, added, prefill))
+    # It must not keep itself alive: as soon as it is left, a writer elsewhere has to stop.
+    generation._pieces = _in_eval_mode(model, _pieces(weakref.proxy(generation), view, decoding, start, added, prefill))
     return generation
 
 
@@ -200,44 +202,35 @@ def _pieces(
 ) -> Iterator[str]:
     """Decode, give out text, and set the results on `generation` before the last piece."""
     model, backbone = view.model, view.model.backbone
-    sampler, stops = Sampler(decoding), StopStrings(decoding.stops)
+    stops, length = StopStrings(decoding.stops), model.config.segment_length
+    threshold = model.config.abstain_from if decoding.abstain_from is None else decoding.abstain_from
+    source = source_of(backbone, decoding, prefill, threshold=threshold or 0.0, writer=model.writer)
     state = read(model, prompt, start)
     marks = [(0, state)]  # states at segment ends, the first and the latest two: (tokens of the answer so far, state)
     shown = view.visible(state)
     before, behind = view.embed(state)
     generation.view_ids = view.ids(state).tolist()
-    hidden, cache, known = prefill(backbone, before, behind)
+    known = source.begin(before, behind, (), length - len(state.open_ids))
     generation.usage = Usage(len(prompt), 0, len(before) + len(behind), known)
-    step = backbone.advance if (batching := backbone.batching) is None else batching.advance  # the same to the end
     detokenizer = Detokenizer(backbone.decode)
     ids = generation.ids
-    logits = backbone.head(hidden)[0]
-    threshold = model.config.abstain_from if decoding.abstain_from is None else decoding.abstain_from
-    weighed = bool(threshold) and decoding.temperature == 0
-    unlikely = abstention(backbone, logits, cache, threshold or 0.0) if weighed else None
     while generation.finish_reason is None:
-        logits = backbone.head(hidden)[0]
-        logprobs = None if decoding.logprobs is None else logits.float().log_softmax(dim=-1)
-        for token in unlikely.forbidden(ids) if unlikely else ():
-            logits[token] = float("-inf")
-        if len(ids) < decoding.min_new_tokens:
-            logits[list(backbone.end_ids)] = float("-inf")
-        ids.append(sampler(torch.cat([shown, torch.tensor(ids, dtype=torch.long)]), logits))
-        ended = ids[-1] in backbone.end_ids  # an end token has no text, whatever its tokenizer says
+        token, logprobs = source.choose(shown, ids)
+        ids.append(token)
+        ended = token in backbone.end_ids  # an end token has no text, whatever its tokenizer says
         if logprobs is not None and not ended:
-            generation.chances.append(chance(backbone, logprobs, ids[-1], decoding.logprobs or 0))
-        piece = stops.push(detokenizer.push(ids[-1]) if backbone.tokenizer and not ended else "")
+            generation.chances.append(chance(backbone, logprobs, token, decoding.logprobs or 0))
+        piece = stops.push(detokenizer.push(token) if backbone.tokenizer and not ended else "")
         if stops.found is not None or ended:
             generation.finish_reason, generation.stop_string = "stop", stops.found
         elif len(ids) >= decoding.max_new_tokens:
             generation.finish_reason = "length"
-        elif len(state.open_ids) + len(ids) - marks[-1][0] == model.config.segment_length:
+        elif len(state.open_ids) + len(ids) - marks[-1][0] == length:
             state = read(model, ids[marks[-1][0] :], state)
             marks[1:] = [*marks[1:][-1:], (len(ids), state)]
-            hidden, cache, _ = prefill(backbone, *view.embed(state))
-        else:
-            hidden, cache = step(backbone.embed(torch.tensor([[ids[-1]]], device=backbone.device)), cache)
+            source.begin(*view.embed(state), ids, length)
         if generation.finish_reason is not None:
+            source.close()
             piece += _rest(detokenizer, stops, generation) if backbone.tokenizer else ""
             _close(generation, view, marks, generation.text + piece, len(prompt))
         if piece:

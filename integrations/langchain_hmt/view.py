@@ -10,6 +10,8 @@ from weakref import WeakValueDictionary
 from hmt_memory import Assistant
 from hmt_memory.assistant import Weights
 
+from .errors import HMTInvalidRequestError
+
 if TYPE_CHECKING:
     from hmt_memory import HMTModel, MemoryStore
 
@@ -66,6 +68,11 @@ def under(assistant: Assistant, changes: Mapping[str, Any]) -> Assistant:
     wanted = tuple(sorted(changes.items()))
     if not wanted:
         return base
+    if base.only_answers:
+        raise HMTInvalidRequestError(
+            f"{', '.join(name for name, _ in wanted)} cannot be set for {base.name}. Pass it as a LangChain chat model: "
+            "model=ChatOpenAI(base_url=...)."
+        )
     with _sharing:
         key = (id(base), wanted)  # the view holds its base, so no other object gets this id
         return _views.get(key) or _views.setdefault(key, ViewedAssistant(base, wanted))
