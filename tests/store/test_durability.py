@@ -252,7 +252,7 @@ def test_verify_follows_the_digests(tmp_path: Path, worker_model: HMTModel) -> N
         session.add({"role": "user", "content": "word " * 30})
         assert store.verify() == store.verify("talk") == ([], [])
         with store.database.writing() as db:
-            rows = [list(row[1:-1]) for row in db.execute("SELECT * FROM segments ORDER BY seq").fetchall()]
+            rows = [list(row[1:-2]) for row in db.execute("SELECT * FROM segments ORDER BY seq").fetchall()]
             changed = [*rows[2][:3], *rows[3][3:6], *rows[2][6:]]
             columns = "memory = ?, memory_size = ?, memory_check = ?, crc = ?"
             db.execute(f"UPDATE segments SET {columns} WHERE seq = 2", (*changed[3:6], crc_of(*changed)))

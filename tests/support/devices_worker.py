@@ -46,9 +46,7 @@ RECIPE = Recipe(
     learning_rate=1e-2,
     checkpoint_every=4,
 )
-
-
-projections._STEPS = 20  # tiny models need no more
+FEW_STEPS = 20  # of fitting recall; tiny models need no more
 
 
 def begin(model: str, data: Sequence[str], folder: Path, recipe: Recipe = RECIPE, accelerator: Any = None) -> Trainer:
@@ -80,6 +78,7 @@ def recorded(folder: Path, name: str) -> Iterator[None]:
 
 def main(model: str, folder: Path, data: Sequence[str]) -> None:
     torch.set_num_threads(1)
+    projections._STEPS = FEW_STEPS
     accelerator = join("cpu")
     assert accelerator is not None
     number = accelerator.process_index

@@ -8,14 +8,16 @@ import random
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 import torch
-from devices_worker import RECIPE, begin, recorded
+from devices_worker import FEW_STEPS, RECIPE, begin, recorded
 from places import SUPPORT
 from safetensors.torch import load_file
 from scripts import run_script
@@ -24,7 +26,7 @@ from hmt_memory.cli import main
 from hmt_memory.engine.compiled import compile_blocks
 from hmt_memory.engine.sharded import shard_blocks
 from hmt_memory.errors import BackboneError, CheckpointError, ConfigError
-from hmt_memory.train import prepare
+from hmt_memory.train import prepare, projections
 from hmt_memory.train.devices import Devices, sharding
 from hmt_memory.train.trainer import Trainer
 
@@ -39,6 +41,13 @@ def together(script: Path, *arguments: str) -> list[subprocess.CompletedProcess[
 
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(process, "01"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps() -> Iterator[None]:
+    """Fit recall in as many steps as the processes do."""
+    with mock.patch.object(projections, "_STEPS", FEW_STEPS):
+        yield
 
 
 class Runs(NamedTuple):
