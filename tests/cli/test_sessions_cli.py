@@ -271,7 +271,7 @@ def test_one_model_reads_and_another_answers(
         assert run("sessions", "show", "zoe", "--json") == 0
         assert len(printed(capsys)["messages"]) == 2 * (number + 1)
     assert run("ask", "--reader", plain, "--model", chatty, __file__, "What?") == 2
-    assert "--reader needs a --corpus" in capsys.readouterr().err
+    assert "need a --corpus" in capsys.readouterr().err
 
 
 def test_the_bundled_model_reads_for_one_that_is_not_trained(
