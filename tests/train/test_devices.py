@@ -174,6 +174,7 @@ def test_a_backbone_that_learns_is_not_divided(plain: str) -> None:
         compile_blocks(model.backbone)
 
 
+@pytest.mark.long  # it raises real signals in the process of the tests
 @pytest.mark.parametrize(("presses", "number"), [(1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_signal_ends_a_run_with_a_checkpoint_and_a_second_at_once(
     plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], presses: int, number: int
