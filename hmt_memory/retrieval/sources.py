@@ -174,7 +174,7 @@ class SessionShard(Shard):
         parts = self.shelf.volumes[volume].parts
         stored = lineage.size(parts)[1]
         rows = lineage.messages_in(db, parts, min(span[0], stored), min(span[1], stored))
-        rows += [row for row in self.draft.rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
+        rows += [row for row in self.draft.rows if _shares_tokens(row, span)]
 
         def ids(row: MessageRow, start: int, stop: int) -> Sequence[int]:
             drafted = row.tokens[0] >= stored
@@ -183,6 +183,11 @@ class SessionShard(Shard):
             )
 
         return rows, ids
+
+
+def _shares_tokens(row: MessageRow, span: tuple[int, int]) -> bool:
+    """Return whether a message has a part of tokens [start, stop); one without tokens, such as a pinned one, has none."""
+    return max(row.tokens[0], span[0]) < min(row.tokens[1], span[1])
 
 
 class StreamShard(Shard):
@@ -268,7 +273,7 @@ class StreamShard(Shard):
         span = (position * self._length, min((position + 1) * self._length, len(self._ids)))
         limit = self._until if before is None else min(before, self._until)
         if self._rows:
-            rows = [row for row in self._rows if row.tokens[0] < span[1] and row.tokens[1] > span[0]]
+            rows = [row for row in self._rows if _shares_tokens(row, span)]
             cited = of_messages(
                 rows, position, span, limit, lambda row, low, high: self._ids[low:high], self._decode, self.name
             )

@@ -190,7 +190,6 @@ class Sessions(RuleBasedStateMachine):
 
 
 Sessions.TestCase.settings = settings(
-    derandomize=not LONG,  # long runs look at other cases each time
     max_examples=400 if LONG else 10,
     stateful_step_count=30 if LONG else 12,
     deadline=None,

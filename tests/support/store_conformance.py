@@ -154,6 +154,18 @@ class RecordStoreConformance:
             assert lineage.positions(db, parts, [3, 9, 77]) == {3: 2, 9: 8}
             assert lineage.earliest(db, parts, 4) == 105.0 and lineage.earliest(db, parts, 9) == float("inf")
 
+    def test_a_message_without_tokens_stands_in_no_stretch_of_them(self, backend: Backend) -> None:
+        row = session(backend, "alice", 2)
+        with backend.writing() as db:
+            pinned = message(3, 10, 0, seq=2, pinned=True)
+            later = message(4, 10, 5, seq=3)
+            lineage.append_messages(db, row.stream or 0, [pinned, later], np.full(5, 4, np.uint32))
+        with backend.reading() as db:
+            parts = lineage.of(db, row)
+            assert [one.id for one in lineage.messages(db, parts)] == [1, 2, 3, 4]
+            for first in (0, 7, 10):
+                assert 3 not in [one.id for one in lineage.messages_in(db, parts, first, 15)]
+
     # --- transactions -------------------------------------------------------------------------------------------------
 
     def test_a_transaction_is_made_whole_or_not_at_all(self, backend: Backend) -> None:

@@ -45,11 +45,14 @@ class SqlTransaction(Catalogue):
         return [_message(row) for row in self.all(query, (stream, start, stop))]
 
     def messages_between(self, stream: int, tokens: tuple[int, int], before: int) -> list[MessageRow]:
-        """Return a stream's own messages before message `before` that tokens [low, high) belong to."""
+        """Return a stream's own messages before message `before` that tokens [low, high) belong to; of no tokens none does."""
         low, high = tokens
         query = "SELECT max(token_start) FROM messages WHERE stream = ? AND token_start <= ? AND seq < ?"
         (first,) = self.one(query, (stream, low, before))
-        query = f"SELECT {_MESSAGE} WHERE stream = ? AND token_start >= ? AND token_start < ? AND token_stop > ? AND seq < ?"
+        query = (
+            f"SELECT {_MESSAGE} WHERE stream = ? AND token_start >= ? AND token_start < ? AND token_stop > ?"
+            " AND token_stop > token_start AND seq < ?"
+        )
         values = (stream, low if first is None else first, high, low, before)
         return [_message(row) for row in self.all(f"{query} ORDER BY seq", values)]
 
