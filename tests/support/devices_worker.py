@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from places import ROOT
 from safetensors.torch import save_file
 from tiny import SMALL
 
+from hmt_memory.cli import main as command
 from hmt_memory.errors import ProcessLostError
 from hmt_memory.train import Recipe, Stage, Trainer, open_sources, prepare, projections, trainer
 from hmt_memory.train.devices import Devices, join
@@ -92,6 +94,20 @@ def main(model: str, folder: Path, data: Sequence[str]) -> None:
         assert [report.step for report in begin(model, data, folder / "joined", accelerator=accelerator).run()] == [3, 4]
     divide(model, folder, data, accelerator)
     leave(begin(model, data, folder / "left", accelerator=accelerator), number)
+
+
+def signalled(given: Sequence[str], presses: int, number: int, said: Path) -> None:
+    """Train by the command, told in the first step to stop; what it says goes to a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored in processes of the background
+    drawn = Trainer._rows
+
+    def rows(self: Trainer, stage: Any) -> Any:
+        for _ in range(presses):
+            signal.raise_signal(number)
+        return drawn(self, stage)
+
+    with said.open("w") as stream, redirect_stderr(stream), mock.patch.object(Trainer, "_rows", rows):
+        command(["train", *given])
 
 
 def divide(model: str, folder: Path, data: Sequence[str], accelerator: Any) -> None:

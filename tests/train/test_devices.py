@@ -17,18 +17,17 @@ from unittest import mock
 
 import pytest
 import torch
-from devices_worker import FEW_STEPS, RECIPE, begin, recorded
+from devices_worker import FEW_STEPS, RECIPE, begin, recorded, signalled
 from places import SUPPORT
+from processes import start
 from safetensors.torch import load_file
 from scripts import run_script
 
-from hmt_memory.cli import main
 from hmt_memory.engine.compiled import compile_blocks
 from hmt_memory.engine.sharded import shard_blocks
 from hmt_memory.errors import BackboneError, CheckpointError, ConfigError
 from hmt_memory.train import prepare, projections
 from hmt_memory.train.devices import Devices, sharding
-from hmt_memory.train.trainer import Trainer
 
 
 def together(script: Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
@@ -174,27 +173,19 @@ def test_a_backbone_that_learns_is_not_divided(plain: str) -> None:
         compile_blocks(model.backbone)
 
 
-@pytest.mark.long  # it raises real signals in the process of the tests
 @pytest.mark.parametrize(("presses", "number"), [(1, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_a_signal_ends_a_run_with_a_checkpoint_and_a_second_at_once(
-    plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], presses: int, number: int
+    plain: str, tmp_path: Path, presses: int, number: int
 ) -> None:
-    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
     (tmp_path / "a.txt").write_text("some text to read " * 100)
     recipe = replace(RECIPE, stages=(replace(RECIPE.stages[0], steps=3),), recall_questions=0)
     (tmp_path / "recipe.json").write_text(recipe.to_json())
-
-    def rows(self: Trainer, stage: Any) -> Any:
-        for _ in range(presses):
-            signal.raise_signal(number)
-        return drawn(self, stage)
-
-    drawn = Trainer._rows
-    monkeypatch.setattr(Trainer, "_rows", rows)
     given = ["--recipe", str(tmp_path / "recipe.json"), "--out", str(tmp_path / "run"), "--model", plain, "--device", "cpu"]
-    with pytest.raises(SystemExit) as ended:
-        main(["train", str(tmp_path / "a.txt"), *given, "--dtype", "float32"])
-    assert ended.value.code == 128 + number
-    said, kept = capsys.readouterr().err, [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
+    process = start(
+        signalled, [str(tmp_path / "a.txt"), *given, "--dtype", "float32"], presses, int(number), tmp_path / "said.txt"
+    )
+    process.join(100)
+    assert process.exitcode == 128 + number
+    said, kept = (tmp_path / "said.txt").read_text(), [path.name for path in (tmp_path / "run").glob("checkpoints/*")]
     assert "Stopping after this step." in said
     assert ("Stopped after step 1 of 3" in said) == (presses == 1) and kept == ["step-000001"] * (presses == 1)
