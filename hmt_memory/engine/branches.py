@@ -1,9 +1,9 @@
-"""Several continuations of one beginning, none of which sees another, with their gradient: in one pass where that can be."""
+"""Several continuations of a beginning, none of which sees another, with their gradient: in one pass where that can be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,8 +18,15 @@ _ALIKE, _ALIKE_HALF = 1e-3, 0.05  # the largest relative differences that roundi
 _known: WeakKeyDictionary[Backbone, bool] = WeakKeyDictionary()  # which take a mask
 
 
-def branched(backbone: Backbone, beginning: Tensor, branches: Sequence[Tensor]) -> list[Tensor]:
-    """Compute the hidden states B x [t_b, d] of branches B x [t_b, d], each behind the same beginning [n, d].
+class Branching(NamedTuple):
+    """A beginning, and what goes on behind it in several ways."""
+
+    beginning: Tensor  # [n, d]
+    branches: Sequence[Tensor]  # B x [t_b, d]
+
+
+def branched(backbone: Backbone, rows: Sequence[Branching]) -> list[list[Tensor]]:
+    """Compute the hidden states B x [t_b, d] of each row's branches, each behind its beginning.
 
     Raises:
         BackboneError: the family takes no such mask, and has a cache that cannot be repeated.
@@ -27,8 +34,8 @@ def branched(backbone: Backbone, beginning: Tensor, branches: Sequence[Tensor]) 
     if backbone not in _known:
         _known[backbone] = _masks(backbone)
     if _known[backbone]:
-        return _in_one(backbone, beginning, branches)
-    return behind(backbone, backbone.extend(beginning[None])[1], branches)
+        return _in_one(backbone, rows)
+    return [behind(backbone, backbone.extend(row.beginning[None])[1], row.branches) for row in rows]
 
 
 def behind(backbone: Backbone, cache: Any, branches: Sequence[Tensor]) -> list[Tensor]:
@@ -42,19 +49,24 @@ def behind(backbone: Backbone, cache: Any, branches: Sequence[Tensor]) -> list[T
     return [row[: len(branch)] for row, branch in zip(hidden, branches, strict=True)]
 
 
-def _in_one(backbone: Backbone, beginning: Tensor, branches: Sequence[Tensor]) -> list[Tensor]:
-    """Compute all in one row: nothing is padded, and the beginning is not repeated."""
-    lengths = [len(branch) for branch in branches]
-    start, total = len(beginning), len(beginning) + sum(lengths)
-    seen = torch.ones(total, total, dtype=torch.bool, device=beginning.device).tril()
-    positions = torch.arange(total, device=beginning.device)
-    first = start
-    for length in lengths:
-        seen[first : first + length, start:first] = False
-        positions[first : first + length] -= first - start
-        first += length
-    hidden = backbone.masked(torch.cat([beginning, *branches])[None], seen[None], positions[None])[0]
-    return list(torch.split(hidden[start:], lengths))
+def _in_one(backbone: Backbone, rows: Sequence[Branching]) -> list[list[Tensor]]:
+    """Compute all in one pass: no beginning is repeated, and rows are padded at their ends, where nothing looks."""
+    flat = [torch.cat([row.beginning, *row.branches]) for row in rows]
+    most = max(map(len, flat))
+    seen = torch.ones(most, most, dtype=torch.bool, device=flat[0].device).tril().repeat(len(rows), 1, 1)
+    positions = torch.arange(most, device=flat[0].device).repeat(len(rows), 1)
+    for number, (beginning, branches) in enumerate(rows):
+        first = start = len(beginning)
+        for branch in branches:
+            last = first + len(branch)
+            seen[number, first:last, start:first] = False
+            positions[number, first:last] -= first - start
+            first = last
+    hidden = backbone.masked(pad_sequence(flat, batch_first=True), seen, positions)
+    return [
+        list(torch.split(states[len(beginning) : len(ids)], list(map(len, branches))))
+        for states, ids, (beginning, branches) in zip(hidden, flat, rows, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -66,8 +78,8 @@ def _masks(backbone: Backbone) -> bool:
     beginning, branches = sample[:3], [sample[3:5], sample[4:7]]
     with eval_mode(backbone):
         try:
-            alone = [_in_one(backbone, beginning, [branch])[0] for branch in branches]
-            together = _in_one(backbone, beginning, branches)
+            alone = [_in_one(backbone, [Branching(beginning, [branch])])[0][0] for branch in branches]
+            together = _in_one(backbone, [Branching(beginning, branches)])[0]
         except Exception:  # whatever a model's code raises that takes no mask of this form
             return False
     expected = torch.cat(alone).float()

@@ -1,11 +1,11 @@
 """Losses of answers from notes: a view is read once, and its questions are branches behind it, which do not see each other.
 
-Knows a backbone and the token ids of exercises; P comes from the caller.
+On a GPU several views are read together. Knows a backbone and the token ids of exercises; P comes from the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..engine.abstaining import OPENINGS
-from ..engine.branches import branched
+from ..engine.branches import Branching, branched
 from ..engine.modes import eval_mode
 from ..engine.unroll import unroll
 from .devices import Devices
@@ -22,6 +22,7 @@ from .losses import TokenLosses, Weights, token_losses
 if TYPE_CHECKING:
     from ..engine.cell import MemoryCell
 
+TOGETHER = 4096  # positions that are read together on a GPU, with their padding; on a CPU one view at a time is as fast
 Branch = tuple[Sequence[int], Sequence[int]]  # token ids up to the answer, and those of the answer with what closes it
 
 
@@ -56,11 +57,39 @@ def backward_answers(
     wanted = sum(len(answer) for view in views for _, answer in view.branches)
     answers = sum(len(view.branches) for view in views)
     total = 0.0
-    for (prompt, view), counts in (devices or Devices()).share(list(zip(prompts, views, strict=True))):
-        losses, decision = answer_losses(model, prompt, view)
+    devices = devices or Devices()
+    alone = devices.in_step or model.backbone.device.type == "cpu"
+    for group, counts in _groups(devices.share(list(zip(prompts, views, strict=True))), 0 if alone else TOGETHER):
+        losses, decision = answer_losses(model, group)
         (counts * (weight * losses.total / wanted + abstaining * decision / answers)).backward()  # type: ignore[no-untyped-call]
         total += counts * float(losses.next_token.detach())
     return total / wanted
+
+
+Asked = tuple[Tensor, Written]  # P, without gradient: [m + r, d], or [m, d] where nothing is recalled; and a view behind it
+
+
+def _groups(shared: Sequence[tuple[Asked, bool]], most: int) -> Iterator[tuple[list[Asked], bool]]:
+    """Yield views that are read together, the shortest first, and whether they count.
+
+    Args:
+        shared: views, each with whether it counts.
+        most: positions of a group, unless one view alone has more.
+    """
+    group: list[Asked] = []
+    counted = True
+    for _, (pair, counts) in sorted(enumerate(shared), key=lambda item: (item[1][1], _length(item[1][0]), item[0])):
+        if group and (counts != counted or (len(group) + 1) * _length(pair) > most):
+            yield group, counted
+            group = []
+        group, counted = [*group, pair], counts
+    if group:
+        yield group, counted
+
+
+def _length(pair: Asked) -> int:
+    prompt, view = pair
+    return len(prompt) + len(view.before) + len(view.notes) + sum(len(asked) + len(answer) for asked, answer in view.branches)
 
 
 @torch.no_grad()
@@ -81,26 +110,29 @@ class AnswerLosses(NamedTuple):
     abstaining: Tensor  # cross-entropy of whether each answer abstains, summed over those whose first token tells
 
 
-def answer_losses(model: MemoryCell, prompt: Tensor, view: Written) -> AnswerLosses:
-    """Compute the losses of the answers to several questions about one view.
+def answer_losses(model: MemoryCell, views: Sequence[Asked]) -> AnswerLosses:
+    """Compute the losses of the answers to several questions about each of some views.
 
     Args:
         model: the model that learns.
-        prompt: [m + r, d] P, or [m, d] where nothing is recalled; without gradient.
-        view: with what is asked.
+        views: with what is asked, each behind its P.
     """
     backbone = model.backbone
 
     def embed(ids: Sequence[int]) -> Tensor:
         return backbone.embed(torch.tensor(list(ids), dtype=torch.long, device=backbone.device))
 
-    carried, recalled = model.placed(prompt)
-    beginning = torch.cat([carried, embed(view.before), recalled, embed(view.notes)])
-    rows = branched(backbone, beginning, [embed([*asked, *answer[:-1]]) for asked, answer in view.branches])
-    hidden = [row[len(asked) - 1 :] for row, (asked, _) in zip(rows, view.branches, strict=True)]
-    targets = torch.tensor([token for _, answer in view.branches for token in answer], device=backbone.device)
+    rows = []
+    for prompt, view in views:
+        carried, recalled = model.placed(prompt)
+        beginning = torch.cat([carried, embed(view.before), recalled, embed(view.notes)])
+        rows.append(Branching(beginning, [embed([*asked, *answer[:-1]]) for asked, answer in view.branches]))
+    branches = [branch for _, view in views for branch in view.branches]
+    found = [states for row in branched(backbone, rows) for states in row]
+    hidden = [states[len(asked) - 1 :] for states, (asked, _) in zip(found, branches, strict=True)]
+    targets = torch.tensor([token for _, answer in branches for token in answer], device=backbone.device)
     losses = token_losses(backbone.head, torch.cat(hidden), targets, Weights())
-    return AnswerLosses(losses, _abstaining(model, [row[0] for row in hidden], [answer for _, answer in view.branches]))
+    return AnswerLosses(losses, _abstaining(model, [row[0] for row in hidden], [answer for _, answer in branches]))
 
 
 def _abstaining(model: MemoryCell, hidden: Sequence[Tensor], answers: Sequence[Sequence[int]]) -> Tensor:

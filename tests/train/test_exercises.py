@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import byte_tokenizer, tiny_model
+from tiny import byte_tokenizer, random_ids, tiny_model
 from torch.nn.functional import cross_entropy
 
 from hmt_memory import HMTConfig
 from hmt_memory.chat.transcript import Transcript
 from hmt_memory.errors import InputError
 from hmt_memory.retrieval.notes import HEADING, Note
-from hmt_memory.train import Recipe, Stage, Trainer, open_sources, prepare, relations
-from hmt_memory.train.answering import answer_losses
+from hmt_memory.train import Recipe, Stage, Trainer, answering, open_sources, prepare, relations
+from hmt_memory.train.answering import answer_losses, backward_answers
 from hmt_memory.train.exercises import _THANKS, UNKNOWN, Exercise, Exercises, Facts, from_file
 
 MODEL = tiny_model(tokenizer=byte_tokenizer())
@@ -91,7 +91,7 @@ def test_an_exercise_is_written_as_the_view_has_it() -> None:
 def test_branches_cost_what_each_question_alone_costs_and_do_not_see_each_other(notes: Sequence[Note]) -> None:
     view = replace(EXERCISE, notes=notes).tokens(Transcript(MODEL.backbone))
     prompt = MODEL.prompt([None], [MODEL.initial_memory[None][:0]])[0].detach()
-    losses, _ = answer_losses(MODEL, prompt, view)
+    losses, _ = answer_losses(MODEL, [(prompt, view)])
     expected = torch.zeros(())
     branches, embed = view.branches, MODEL.backbone.embed
     carried, recalled = MODEL.placed(prompt)
@@ -105,13 +105,33 @@ def test_branches_cost_what_each_question_alone_costs_and_do_not_see_each_other(
     assert losses.tokens == sum(len(answer) for _, answer in branches)
 
 
+def test_views_read_together_cost_what_they_cost_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(tokenizer=byte_tokenizer())
+    views = [Exercises().draw(f"{number}").tokens(Transcript(model.backbone)) for number in range(7)]
+    read, divide = answering.answer_losses, answering._groups
+
+    def learned(most: int) -> tuple[list[int], torch.Tensor, float]:
+        sizes: list[int] = []
+        monkeypatch.setattr(answering, "answer_losses", lambda model, group: (sizes.append(len(group)), read(model, group))[1])
+        monkeypatch.setattr(answering, "_groups", lambda shared, _: divide(shared, most))
+        embedding = model.backbone.embedding.weight.requires_grad_()
+        embedding.grad = None
+        loss = backward_answers(model, views, [random_ids(8)], weight=1.0, abstaining=0.5)
+        assert embedding.grad is not None
+        return sizes, embedding.grad, loss
+
+    (ones, lone, loss), (sizes, together, same) = learned(0), learned(4000)
+    assert ones == [1] * 7 and len(sizes) < 7 and sum(sizes) == 7
+    assert (together - lone).norm() <= 1e-4 * lone.norm() and loss == pytest.approx(same, rel=1e-5)
+
+
 def test_abstaining_costs_by_the_token_that_it_begins_with() -> None:
     """Answers that begin alike and do not abstain tell nothing of it."""
     begins = MODEL.backbone.encode(UNKNOWN[0])[0]
     asked = [("Who?", "Rex."), ("Where?", UNKNOWN[0]), ("What are you?", "I am a dog."), ("When?", UNKNOWN[1])]
     view = replace(EXERCISE, asked=asked).tokens(Transcript(MODEL.backbone))
     prompt = MODEL.prompt([None], [MODEL.initial_memory[None][:0]])[0].detach()
-    _, loss = answer_losses(MODEL, prompt, view)
+    _, loss = answer_losses(MODEL, [(prompt, view)])
     carried, recalled = MODEL.placed(prompt)
     expected = torch.zeros(())
     for (question, _), abstains in zip(view.branches, (False, True, None, True), strict=True):
