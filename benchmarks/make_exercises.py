@@ -2,7 +2,7 @@
 
     python benchmarks/make_exercises.py DATA --general ANSWERS.jsonl --out exercises.jsonl
 
-DATA is a folder with fairytaleqa/train, qa/ (Natural Questions, XQuAD) and sgd/, in the form they are published in. ANSWERS
+DATA is a folder with fairytaleqa/train, qa/ (Natural Questions, XQuAD, QED) and sgd/, as they are published. ANSWERS
 holds general questions with the answers that the model itself gives to them (rows of "prompt" and "answer"): it is to go on
 answering so.
 """
@@ -133,7 +133,7 @@ def _sentence(answer: str) -> str:
 
 
 def encyclopedia(folder: Path, chance: random.Random) -> Iterator[Row]:
-    """Yield exercises about passages of encyclopedias, two or three passages in one view."""
+    """Yield exercises about passages of encyclopedias, up to three in one view, half of them asked for what another says."""
     items: list[tuple[str, str, list[tuple[str, str]]]] = []
     with gzip.open(folder / "nq-open-oracle.jsonl.gz", "rt", encoding="utf-8") as file:
         for line in file:
@@ -145,6 +145,12 @@ def encyclopedia(folder: Path, chance: random.Random) -> Iterator[Row]:
         for paragraph in block["paragraphs"]:
             asked = [(question["question"], question["answers"][0]["text"]) for question in paragraph["qas"]]
             items.append((block.get("title", "Encyclopedia").replace("_", " "), paragraph["context"], asked))
+    for line in (folder / "qed-dev.jsonlines").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        asked = [
+            (_question(row["question_text"]), _plain(spans[0]["string"])) for spans in row["original_nq_answers"][-1:] if spans
+        ]
+        items.append((row["title_text"], _plain(row["paragraph_text"]), asked))
     chance.shuffle(items)
     while len(items) > 3:
         group, items = items[: chance.choice((1, 2, 2, 3))], items[3:]
@@ -155,8 +161,17 @@ def encyclopedia(folder: Path, chance: random.Random) -> Iterator[Row]:
                 continue
             notes.append({"text": passage, "origin": title})
             asked += [(question, _sentence(answer)) for question, answer in questions if answer in passage][:3]
+        if notes and items and chance.random() < 0.5:
+            asked = [*asked[:4], (chance.choice(items)[2][0][0], chance.choice(_UNKNOWN))]
+            chance.shuffle(asked)
         if notes:
             yield {"notes": notes, "asked": asked[:5]}
+
+
+def _plain(text: str) -> str:
+    """Join what was split into tokens, as prose is written."""
+    text = re.sub(r" ([.,;:!?%)\]]|'s\b|'\w{1,2}\b)", r"\1", re.sub(r"([(\[$£]) ", r"\1", text))
+    return text.replace("`` ", "“").replace(" ''", "”").replace(" - ", "-")
 
 
 def _question(text: str) -> str:
@@ -213,6 +228,7 @@ def main() -> None:
     parser.add_argument("--general", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--times", type=float, default=1, help="how many times as many of each kind, as far as there are")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     kinds = {
@@ -222,7 +238,9 @@ def main() -> None:
     }
     kinds["general"] = list(general(options.general, chance, [row["notes"][:2] for rows in kinds.values() for row in rows]))
     shares = {"tales": 700, "encyclopedia": 600, "dialogues": 350, "general": 700}
-    rows = [row for name, many in kinds.items() for row in chance.sample(many, min(len(many), shares[name]))]
+    rows = [
+        row for name, many in kinds.items() for row in chance.sample(many, min(len(many), round(options.times * shares[name])))
+    ]
     chance.shuffle(rows)
     options.out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(", ".join(f"{len(many)} {name}" for name, many in kinds.items()), f"-> {len(rows)} exercises")
