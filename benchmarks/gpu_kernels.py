@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +29,7 @@ GOAL = 0.48  # ms for one query in 1,000,000 x 576 of bf16
 ROOF = 3e12  # bytes a second that an H100's memory gives to a good kernel
 SEGMENT = 4  # memories of a segment that may be recalled, in the default model
 ROUNDS, QUERIES, SEGMENTS = 20, 16, 16
+COMPILING = 6  # processes
 _COPIED = 1 << 30  # bytes; emptying the caches writes as many
 Matrix = np.ndarray[Any, Any]
 
@@ -156,28 +160,48 @@ def kernels(job: Job, record: Record) -> None:
 def errors(fast: Any, job: Job) -> Iterator[list[Any]]:
     """Yield dtype, width, queries, the errors of output, weights, lse and gradients, and what is allowed, in millionths.
 
+    On a GPU each case is compiled in a process of its own, some at a time.
+
     Args:
         fast: the kernels.
         job: says where, and how large.
     """
+    cases = list(product(DTYPES, (20,) if job.small else (64, 576, 4096), (2, 17)))
+    if job.device == "cpu":
+        yield from (errors_of(fast, job, *case) for case in cases)
+        return
+    with ProcessPoolExecutor(COMPILING, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(_compiled_errors, [job] * len(cases), *zip(*cases, strict=True))
+
+
+def _compiled_errors(job: Job, dtype: torch.dtype, width: int, queries: int) -> list[Any]:
+    return errors_of(implementation(job.device)[1], job, dtype, width, queries)
+
+
+def errors_of(fast: Any, job: Job, dtype: torch.dtype, width: int, queries: int) -> list[Any]:
+    """Return a row of `errors`.
+
+    Args:
+        fast: the kernels.
+        job: says where, and how large.
+        dtype: of the memory.
+        width: of a memory.
+        queries: above 2 they share one memory; else each has its own.
+    """
     made = torch.Generator().manual_seed(0)
-    count = 37 if job.small else 1000
-    for dtype in DTYPES:
-        step = 1e-5 if dtype == torch.float32 else 2e-3
-        allowed = step + max(step, torch.finfo(dtype).eps)
-        for width in (20,) if job.small else (64, 576, 4096):
-            for queries in (2, 17):
-                together = queries > 2  # one memory for all; else each has its own
-                shape = (count, width) if together else (queries, count, width)
-                memory = torch.randn(*shape, generator=made).to(job.device, dtype)
-                query = (2 * torch.randn(queries, width, generator=made) / width**0.5).to(job.device)
-                mask = torch.rand(shape[:-1], generator=made) > 1 / 3
-                mask[..., -1] = True
-                mask = mask.to(job.device)
-                ours = gradients(fast.recall_shared if together else fast.recall, query, memory, mask)
-                theirs = gradients(shared_naively if together else naive.recall, query, memory.float(), mask)
-                far = [float((a - b).abs().max() / max(1.0, b.abs().max())) for a, b in zip(ours, theirs, strict=True)]
-                yield [str(dtype)[6:], width, queries, *(1e6 * share for share in (*far, allowed))]
+    step = 1e-5 if dtype == torch.float32 else 2e-3
+    allowed = step + max(step, torch.finfo(dtype).eps)
+    together, count = queries > 2, 37 if job.small else 1000
+    shape = (count, width) if together else (queries, count, width)
+    memory = torch.randn(*shape, generator=made).to(job.device, dtype)
+    query = (2 * torch.randn(queries, width, generator=made) / width**0.5).to(job.device)
+    mask = torch.rand(shape[:-1], generator=made) > 1 / 3
+    mask[..., -1] = True
+    mask = mask.to(job.device)
+    ours = gradients(fast.recall_shared if together else fast.recall, query, memory, mask)
+    theirs = gradients(shared_naively if together else naive.recall, query, memory.float(), mask)
+    far = [float((a - b).abs().max() / max(1.0, b.abs().max())) for a, b in zip(ours, theirs, strict=True)]
+    return [str(dtype)[6:], width, queries, *(1e6 * share for share in (*far, allowed))]
 
 
 def gradients(call: Callable[..., Any], query: Tensor, memory: Tensor, mask: Tensor) -> list[Tensor]:

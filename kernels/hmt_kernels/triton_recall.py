@@ -25,7 +25,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 4096  # tested up to here
 DOT_QUERIES = 16  # tensor cores multiply blocks of 16 and more
 DOT_WIDTH = 512  # columns of 16 queries that leave registers for the rest
-PROGRAMS = 4  # a processor, so that some load while others compute
+PROGRAMS = 8  # a processor, so that some load while others compute
 FEWEST_ROWS = 64  # in a split: less costs more in merging than it gains
 _empty = torch.empty  # a name of its own, for tests to poison
 
@@ -200,10 +200,10 @@ class _Attend(torch.autograd.Function):
         scores = _buffer(memory, plan.groups, plan.queries, plan.rows)
         output, lse = _buffer(memory, *query.shape), _buffer(memory, plan.groups, plan.queries)
         _sweep(kernels.attend, plan, (query32, memory, mask, scores, partial, highest, mass))
-        block_d = min(128, triton.next_power_of_2(plan.width))
+        block_d = min(64, triton.next_power_of_2(plan.width))
         grid = (plan.lines, triton.cdiv(plan.width, block_d))
         sizes = (plan.lines, plan.width, plan.splits)
-        _start(kernels.merge, grid, partial, highest, mass, output, lse, *sizes, block_s=16, block_d=block_d)
+        _start(kernels.merge, grid, partial, highest, mass, output, lse, *sizes, block_s=64, block_d=block_d)
         weights = torch.exp(scores - lse[..., None])
         ctx.save_for_backward(query, memory, mask, output, weights)
         ctx.mark_non_differentiable(scores)
@@ -316,7 +316,8 @@ def _tuned(name: str, block_q: int, block_d: int, size: int) -> Any:
         size: the magnitude of a split, so that a short memory does not choose for a long one.
     """
     if block_q == 1:
-        tiles = [(max(1, elements // block_d), warps) for elements, warps in ((4096, 4), (8192, 4), (8192, 8), (16384, 8))]
+        sizes = ((2048, 1), (4096, 2), (4096, 4), (8192, 2), (8192, 4), (16384, 8))
+        tiles = [(max(1, elements // block_d), warps) for elements, warps in sizes]
     else:
         tiles = [(16, 4), (16, 8), (32, 8)]
     configs = [triton.Config({"block_n": rows}, num_warps=warps, num_stages=2) for rows, warps in tiles]

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from filelock import FileLock
 from places import fast_folder
@@ -54,6 +53,8 @@ def new_store(server: Any) -> str:
 
 def run(url: str, statement: str) -> list[Any]:
     """Run a statement in a store's schema behind its back. Returns the rows."""
+    import psycopg
+
     address, _, schema = url.partition("&schema=")
     with psycopg.connect(address, autocommit=True, options=f"-c search_path={schema}") as db:
         cursor = db.execute(statement.encode())
@@ -71,6 +72,8 @@ def cut(url: str, most: int = 1000) -> None:
 
 def drop(url: str) -> None:
     """Delete a store."""
+    import psycopg
+
     address, _, schema = url.partition("&schema=")
     cut(url)
     with psycopg.connect(address, autocommit=True, options="-c client_min_messages=warning") as db:
