@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
 
 
 HISTORIES = (1000, 10_000, 100_000)
-FULL, ON_CPU = Sizes(16_384, 32, 10_000, HISTORIES, 64, 3), Sizes(2048, 8, 2000, HISTORIES, 16, 2)
+FULL, ON_CPU = Sizes(16_384, 32, 10_000, HISTORIES, 32, 2), Sizes(2048, 8, 2000, HISTORIES, 16, 2)
 ENGINE = "the engine, all visible"
 SMALL = Sizes(100, 3, 100, (100, 300), 4, 1)
 PROMPTS, SMALL_PROMPTS = (1000, 4000, 8000), (50,)  # tokens that plain transformers sees
@@ -75,30 +75,45 @@ def reading(job: Job, record: Record) -> None:
     sizes = SMALL if job.small else FULL
     model = load(job, job.device)
     record.settings |= {"model": Path(model.backbone.name).name, "dtype": str(model.backbone.dtype)[6:]}
-    prompts = SMALL_PROMPTS if job.small else PROMPTS
+    found: dict[str, dict[str, Any]] = {}
+    devices = list(dict.fromkeys((job.device, "cpu")))
+    _as_users_meet_it(record, model, sizes, found, devices)
+    if job.device == "cuda":
+        most = torch.cuda.max_memory_allocated() / 2**20
+        record.notes.append(f"memory of the device that torch held at most: {most:.0f} MiB")
     columns = ["prompt, tokens", "who", "first token, s", "writing, tokens/s", "tokens alike"]
     rows: list[list[Any]] = []
-    for prompt in prompts:
+    for prompt in SMALL_PROMPTS if job.small else PROMPTS:
         rows += beside(model, english(model, prompt), sizes)
         record.table("one prompt, greedily, with the same weights and a KV cache", columns, rows)
     if not any(row[4] for row in rows if row[1] == ENGINE):
         raise AssertionError("the engine writes other tokens than transformers")
     record.notes.append(f"tokens alike: how many of {sizes.written}, from the first on, are those of transformers")
-    found: dict[str, dict[str, Any]] = {}
-    devices = list(dict.fromkeys((job.device, "cpu")))
-    for device in devices:
-        if device != job.device:
-            model, sizes = load(job, device), ON_CPU
-            record.settings["on the CPU"] = f"{str(model.backbone.dtype)[6:]}, {model.backbone.engine}"
-        record.notes.append(f"on {device}: {sizes._asdict()}")
-        for what, value, unit in measured(model, sizes):
-            found.setdefault(what, {"unit": unit})[device] = value
-            rows = [[name, *(row.get(place) for place in devices), row["unit"]] for name, row in found.items()]
-            record.table("as users meet it", ["what", *devices, "unit"], rows)
-        if device == "cuda":
-            most = torch.cuda.max_memory_allocated() / 2**20
-            record.notes.append(f"memory of the device that torch held at most: {most:.0f} MiB")
+    if job.device != "cpu":
+        model = load(job, "cpu")
+        record.settings["on the CPU"] = f"{str(model.backbone.dtype)[6:]}, {model.backbone.engine}"
+        _as_users_meet_it(record, model, ON_CPU, found, devices)
     record.end("done")
+
+
+def _as_users_meet_it(
+    record: Record, model: HMTModel, sizes: Sizes, found: dict[str, dict[str, Any]], devices: list[str]
+) -> None:
+    """Measure on the device of a model, and write the table of all devices.
+
+    Args:
+        record: takes the table.
+        model: reads and answers.
+        sizes: how much.
+        found: what was measured, by device; grows.
+        devices: the columns.
+    """
+    here = model.backbone.device.type
+    record.notes.append(f"on {here}: {sizes._asdict()}")
+    for what, value, unit in measured(model, sizes):
+        found.setdefault(what, {"unit": unit})[here] = value
+        rows = [[name, *(row.get(place) for place in devices), row["unit"]] for name, row in found.items()]
+        record.table("as users meet it", ["what", *devices, "unit"], rows)
 
 
 @torch.no_grad()
