@@ -9,16 +9,20 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-real test-other test-lowest test-kernels test-quantized test-ray test-vllm coverage lint docs bench gpu adapter clean
+.PHONY: demo test test-all test-real test-other test-lowest test-kernels test-quantized test-ray test-vllm coverage lint docs bench gpu adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
 	$(BIN)/python examples/read_and_ask.py
 	$(BIN)/python examples/remember.py
 
+# All tests but those that take seconds each: they kill processes, drive a browser, or wait for the default model.
 # WORKERS: how many processes share the tests; 0 runs them in one, in order.
 WORKERS ?= auto
 test: .venv/ready
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+test-all: .venv/ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Those on the real model alone, or those of TESTS; HMT_DTYPE=float32 or bfloat16 chooses the precision.

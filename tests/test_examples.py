@@ -25,6 +25,7 @@ WITH_A_SERVER = ("langgraph_postgres",)
 ON_THE_DEFAULT_MODEL = ("llama_index_agent",)  # it needs one that ends what it writes
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("name", ON_THE_DEFAULT_MODEL)
 def test_an_example_runs_on_the_default_model(name: str) -> None:

@@ -239,6 +239,7 @@ def test_an_index_is_searched_and_grown(on_gpu: bool, dry: Dry, monkeypatch: pyt
         assert rows[0][5] == 4 * width * 4, "what is new is uploaded, and nothing else"
 
 
+@pytest.mark.slow
 def test_reading_is_measured_beside_transformers(dry: Dry) -> None:
     record = dry("reading")
     assert record["state"] == "done", record
@@ -248,6 +249,7 @@ def test_reading_is_measured_beside_transformers(dry: Dry) -> None:
     assert all(row[1] > 0 for row in met["rows"])
 
 
+@pytest.mark.slow
 def test_training_is_stopped_goes_on_and_is_measured(dry: Dry, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process; the command is ended in its first sitting."""
     asked: list[list[str]] = []

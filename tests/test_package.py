@@ -59,6 +59,7 @@ def test_importing_is_light() -> None:
     assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
+@pytest.mark.slow
 def test_the_engine_never_imports_a_framework_or_faiss() -> None:
     code = (
         "import sys; from hmt_memory import HMTModel; import hmt_memory.sessions.memory_store, hmt_memory.engine.checkpoint;"
@@ -121,6 +122,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path / "site"
 
 
+@pytest.mark.slow
 def test_the_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
     top = {path.name for path in wheel.iterdir()}
     information = f"hmt_memory-{hmt_memory.__version__}.dist-info"

@@ -84,6 +84,7 @@ def test_a_session_is_the_conversation_that_transformers_would_have(tmp_path: Pa
         assert "".join(reply) == expected
 
 
+@pytest.mark.slow
 def test_a_hidden_fact_is_brought_back(smollm2: HMTModel, tmp_path: Path) -> None:
     model = smollm2.with_config(recent_tokens=128, replay_tokens=160)
     with MemoryStore(tmp_path) as store:

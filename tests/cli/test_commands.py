@@ -72,6 +72,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_runs_no_model_loads_none(store: Path, tmp_path: Path) -> None:
     split = [[str(tmp_path / part) if part in ("FILE", "COPY") else part for part in command.split()] for command in LIGHT]
     codes = [line for line in outcome(*split).stderr.splitlines() if line.startswith("code ")]

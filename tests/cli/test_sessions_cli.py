@@ -111,6 +111,7 @@ def test_recall_cites(talked: Path, chatty: str, capsys: pytest.CaptureFixture[s
     assert found["segments"][0]["messages"][0] in (1, 2, 3, 4) and found["segments"][0]["source"] == "alice"
 
 
+@pytest.mark.slow
 def test_fork_forget_export_import_and_delete(talked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = said(talked)
     assert run("sessions", "fork", "alice", "bob", "--upto", "2", "--json") == 0
@@ -196,6 +197,7 @@ def test_another_model_is_refused_and_rebuilding_helps(
     assert run("chat", "-s", "alice", "--model", other, *FAST) == 0 and len(said(talked)) == 6
 
 
+@pytest.mark.slow
 def test_documents_are_read_once_and_asked_at_any_time(
     store: Path,
     chatty: str,
@@ -274,6 +276,7 @@ def test_one_model_reads_and_another_answers(
     assert "need a --corpus" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_bundled_model_reads_for_one_that_is_not_trained(
     store: Path, chatty: str, bundled: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def test_the_guide_to_postgresql_runs_there(
     assert printed.startswith("postgresql://") and "My sister Ida grows roses." in printed and printed.endswith("True False\n")
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.usefixtures("workplace")
 def test_the_readmes_python_runs_on_the_default_model() -> None:

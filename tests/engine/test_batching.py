@@ -275,6 +275,7 @@ def test_answers_to_several_prompts_say_what_they_say_alone(model: HMTModel) -> 
     assert model.generate("once more", max_new_tokens=30).finish().ids == whole
 
 
+@pytest.mark.slow
 def test_sessions_that_are_asked_at_once_answer_and_store_what_they_do_alone(chatty: str, tmp_path: Path) -> None:
     model = HMTModel.from_pretrained(chatty, config=SMALL, dtype="float32", engine="torch")
     told = [f"My number is {number}." for number in range(5)]

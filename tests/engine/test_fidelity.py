@@ -71,6 +71,7 @@ def test_memory_really_matters_in_these_models() -> None:
     assert relative_error(recent, whole) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_model_equals_the_naive_loop() -> None:
     config = HMTConfig(segment_length=64, sensory_length=8)

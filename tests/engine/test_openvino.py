@@ -191,6 +191,7 @@ def test_a_place_that_cannot_be_written_is_named(cache: Path) -> None:
         backbone().use_openvino()
 
 
+@pytest.mark.slow
 def test_nothing_is_reported_to_anybody(cache: Path) -> None:
     """OpenVINO counts who imports it, unless it is told otherwise."""
     code = (

@@ -130,6 +130,7 @@ def test_a_caller_may_trust_a_folder(kind: Callable[[Path], None], folder: Path,
     assert mark.exists() and model.read("Some text, and more of it.").tokens == 26
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ["y\nhello\n", "y\n" * 50], ids=["once", "always"])
 def test_a_chat_does_not_take_what_is_typed_for_leave(typed: str, folder: Path, mark: Path, tmp_path: Path) -> None:
     own_tokenizer(folder)

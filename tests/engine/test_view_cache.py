@@ -157,6 +157,7 @@ def turn(session: Any, text: str, **options: Any) -> str:
     return "".join(reply)
 
 
+@pytest.mark.slow
 @settings(max_examples=60 if LONG else 3, deadline=None)
 @given(texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=14).map(" ".join), min_size=3, max_size=7))
 def test_a_session_answers_the_same_with_and_without_what_was_kept(

@@ -99,6 +99,7 @@ def test_what_counts_as_right_and_as_abstaining(answer: str, right: bool, abstai
     assert not unknown.says_it and unknown.abstains == (re.search("know|told|information", answer) is not None)
 
 
+@pytest.mark.slow
 def test_a_run_asks_in_another_process_what_the_first_has_told(chatty: str) -> None:
     said: list[str] = []
     plan = Plan(conversations=2, facts=3, changed=1, unknown=1, talk=0)

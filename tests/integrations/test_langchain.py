@@ -243,6 +243,7 @@ def test_weights_are_loaded_once_whatever_the_calls(tmp_path: Path, monkeypatch:
     assert len(loaded) == 1
 
 
+@pytest.mark.slow
 def test_importing_and_constructing_load_no_torch() -> None:
     code = "import sys, langchain_hmt as h; h.HMTChatModel(); h.HMTRetriever(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-W", "error::DeprecationWarning", "-c", code], check=True)

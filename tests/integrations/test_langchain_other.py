@@ -220,6 +220,7 @@ def test_what_cannot_be_is_refused(chat: HMTChatModel, hosted: Hosted) -> None:
         HMTChatModel(model=hosted, reader="same").invoke("Hi")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_reader_is_named_shared_and_loaded_late(hosted: Hosted, plain: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"model": hosted, "reader": plain, "store": str(tmp_path), "dtype": "float32", "device": "cpu"}
     chat = HMTChatModel(**given)

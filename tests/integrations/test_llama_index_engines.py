@@ -617,6 +617,7 @@ async def test_a_block_asks_whose_messages_they_are_and_leaves_pictures_out(assi
     assert len(assistant.session("alice").messages()) == 2
 
 
+@pytest.mark.slow
 async def test_memory_around_a_model_that_is_not_ours(assistant: Assistant) -> None:
     memory = HMTMemory(engine=assistant, session_id="alice", token_limit=400)
     engine = SimpleChatEngine.from_defaults(llm=MockLLM(), memory=memory)

@@ -172,6 +172,7 @@ def test_an_llm_without_tools(tmp_path: Path) -> None:
         mock.chat_with_tools([FunctionTool.from_defaults(add)], "1 + 2?")
 
 
+@pytest.mark.slow
 def test_what_it_is_and_what_cannot_be(llm: HMTLLM, hosted: Hosted, plain: str, tmp_path: Path) -> None:
     assert llm.metadata.context_window == 9000 and llm.metadata.model_name == "hosted-7b"
     wide = HMTLLM(model=hosted, context_window=5000)  # type: ignore[arg-type]

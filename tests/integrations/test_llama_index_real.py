@@ -75,6 +75,7 @@ async def test_all_endpoints_say_the_same(llm: HMTLLM) -> None:
     assert pickled.to_dict()["store"] == llm.store and pickled.model_name == "smollm2-135m-instruct"
 
 
+@pytest.mark.slow
 def test_a_session_remembers_across_objects(llm: HMTLLM, smollm2: HMTModel) -> None:
     told = llm.chat([user("The door code of the office is 4071.")], session_id="alice").message.content
     again = HMTLLM(engine=Assistant(smollm2, store=llm.store), max_tokens=12, session_id="alice")

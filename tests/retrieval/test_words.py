@@ -118,6 +118,7 @@ def test_a_session_s_words_never_depend_on_another(store: MemoryStore) -> None:
     assert all(one.source == "alice" for one in alice.recall("red cup", 9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("selection", ["words", "fused"])
 def test_a_fact_comes_back_by_its_words(store: MemoryStore, selection: Any) -> None:
     untrained = HMTModel.wrap(MODEL.backbone.causal_lm, TOKENIZER, replace(REMEMBERING, selection=selection)).eval()

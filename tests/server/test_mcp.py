@@ -170,6 +170,7 @@ async def test_without_tokens_pages_of_other_sites_are_refused(assistant: Assist
         assert (await http.post("/mcp/notes", json=LIST, headers=JSON | {"Host": "evil.example"})).status_code == 400
 
 
+@pytest.mark.slow
 async def test_an_agent_starts_the_command_and_what_it_adds_is_on_disk(chatty: str, tmp_path: Path) -> None:
     command = [
         "-c",

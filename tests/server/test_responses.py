@@ -76,6 +76,7 @@ def test_tokens_that_were_read_before_are_counted(client: OpenAI, saying: Any) -
     assert known[0] == 0 < known[1] <= len(saying.latest.view_ids)
 
 
+@pytest.mark.slow
 def test_ids_survive_a_restart(saying: Any) -> None:
     first = say(client_of(saying), "I am Ann.", instructions="Be brief.", metadata={"a": "b"}, tools=[LOOK])
     saying.store.close()

@@ -48,6 +48,7 @@ def test_it_listens_to_this_machine_alone_and_needs_no_token_then(
     assert local.get("/v1/models").status_code == 200 and elsewhere.get("/v1/models").status_code == 400
 
 
+@pytest.mark.slow
 def test_another_address_needs_a_token_which_is_printed_once(served: list[dict[str, Any]], tmp_path: Path, chatty: str) -> None:
     given = ("--store", str(tmp_path), "--model", chatty, "--host", "0.0.0.0", "--port", "9000")
     done = run(*given, "--log-format", "json")

@@ -277,6 +277,7 @@ def test_whatever_a_fingerprint_is_made_of_is_accepted(
     assert store.import_session(path, name="again").stats()["model"] == str(made_by)
 
 
+@pytest.mark.slow
 def test_any_damage_is_noticed(store: MemoryStore, exported: Path, tmp_path: Path) -> None:
     content, chance = exported.read_bytes(), random.Random(0)
     path = tmp_path / "damaged"

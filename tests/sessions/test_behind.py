@@ -173,6 +173,7 @@ def test_an_answer_that_outlives_its_store_ends(tmp_path: Path) -> None:
         assert len(again.session("alice").messages()) == 2
 
 
+@pytest.mark.slow
 def test_an_answer_that_outlives_the_main_thread_is_whole(tmp_path: Path) -> None:
     """Threads that end after it are joined when no more work may begin behind anything."""
     code = (

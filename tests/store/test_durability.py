@@ -43,6 +43,7 @@ def worker_model() -> HMTModel:
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, worker_model: HMTModel) -> None:
     """One store, killed again and again: after each kill it holds what was acknowledged, and at most what was under way."""
     folder, chance = tmp_path / "store", random.Random(5)
@@ -342,6 +343,7 @@ def test_a_second_writer_waits_briefly_and_readers_not_at_all(tmp_path: Path, wo
         assert [message.content for message in session.messages()] == ["first", "third"]
 
 
+@pytest.mark.slow
 def test_two_writers_and_two_readers_of_one_session(tmp_path: Path, worker_model: HMTModel) -> None:
     folder = str(tmp_path / "store")
     MemoryStore(folder).session("shared", worker_model)
@@ -376,6 +378,7 @@ def test_a_process_may_fork_with_a_store_open(tmp_path: Path) -> None:
         assert [text for text in said if text.startswith(who)] == [f"{who} {turn}" for turn in range(5)]
 
 
+@pytest.mark.slow
 def test_sixteen_threads_over_fifty_sessions_keep_them_apart(tmp_path: Path, worker_model: HMTModel) -> None:
     errors: list[BaseException] = []
     with MemoryStore(tmp_path, timeout=60) as store:

@@ -53,6 +53,7 @@ def log_bytes(store: MemoryStore) -> int:
 # --- in no file -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_copy_of_content_is_left_where_it_does_not_stand(store: MemoryStore) -> None:
     """Random writing and erasing: in the pages of the content, every byte that belongs to no row is zero."""
     chance = random.Random(3)
@@ -91,6 +92,7 @@ def test_rows_that_move_do_leave_copies(tmp_path: Path) -> None:
     assert Pages(tmp_path / "moving.db").stray_bytes(root) > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20 if LONG else 2))
 def test_secrets_of_many_sessions_are_gone_when_forgetting_returns(store: MemoryStore, seed: int) -> None:
     """Any order of adding, asking, editing, forking, forgetting, renaming and deleting; every file is searched."""
@@ -303,6 +305,7 @@ def test_a_reader_that_stays_is_named_and_others_write_meanwhile(store: MemorySt
     assert bytes_in(store.folder, b"a secret") == []
 
 
+@pytest.mark.slow
 def test_the_log_stays_small_under_readers_that_overlap(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 50_000)
     monkeypatch.setattr(database, "_LARGEST_LOG", 100_000)
@@ -318,6 +321,7 @@ def test_the_log_stays_small_under_readers_that_overlap(store: MemoryStore, monk
     assert largest < 1_000_000, "20 such messages write several times as much"
 
 
+@pytest.mark.slow
 def test_the_log_of_a_database_behind_a_link_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 50_000)
     monkeypatch.setattr(database, "_LARGEST_LOG", 100_000)
@@ -360,6 +364,7 @@ def everything_said(store: MemoryStore) -> str:
     return "\n".join([*messages, *(document.text for document in store.corpus("papers").documents())])
 
 
+@pytest.mark.slow
 @pytest.mark.disk
 @pytest.mark.parametrize("erase", [forget, delete, edit, replace])
 def test_a_crash_at_any_transaction_of_an_erasure_is_made_good_on_opening(tmp_path: Path, erase: Any) -> None:
@@ -521,6 +526,7 @@ def test_forgetting_costs_no_more_with_many_forks_of_others(store: MemoryStore) 
     assert store.verify() == ([], [])
 
 
+@pytest.mark.slow
 def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemoryStore) -> None:
     session, chance = store.session("alice", MODEL), random.Random(2)
     ids = [id for turn in range(30) for id in session.add(user(f"turn {turn} " * 4))]

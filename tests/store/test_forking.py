@@ -31,6 +31,7 @@ def test_what_a_fork_writes_is_kept_after_its_parent_has_closed_the_store(tmp_pa
     assert said == ["before", "said in the fork", "said beside it", "and again"]
 
 
+@pytest.mark.slow
 def test_forks_beside_threads_that_add_and_erase(tmp_path: Path) -> None:
     *statuses, (failed, problems, names) = journal_after(fork_worker.fork_beside_threads, tmp_path)
     assert statuses == [[0]] * fork_worker.FORKS and failed == [] and problems == []

@@ -234,6 +234,7 @@ def wait_for_erasures(store: MemoryStore) -> None:
             under_way |= {0} if db.fact("rewriting") else set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path, place: Path | str) -> None:
     """Any calls in any order by many at once, and kill -9 now and then; a server also ends connections."""

@@ -29,6 +29,8 @@ from hmt_memory.errors import BackboneError, CheckpointError, ConfigError
 from hmt_memory.train import prepare, projections
 from hmt_memory.train.devices import Devices, sharding
 
+pytestmark = pytest.mark.slow  # each starts processes that train
+
 
 def together(script: Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
     """Run a script in two processes that find each other."""

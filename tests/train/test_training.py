@@ -645,6 +645,7 @@ def test_a_run_trains_what_it_should_and_leaves_an_adapter_that_loads(plain: str
     torch.testing.assert_close(loaded.read(ids).memory, run.model.eval().read(ids).memory)
 
 
+@pytest.mark.slow
 def test_the_same_recipe_gives_the_same_weights_and_another_seed_does_not(plain: str, tmp_path: Path, data: list[str]) -> None:
     for name, seed in (("one", 0), ("two", 0), ("other", 1)):
         list(trainer(plain, replace(RECIPE, seed=seed), tmp_path / name, data).run())
