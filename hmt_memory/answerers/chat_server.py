@@ -51,6 +51,15 @@ class ChatServer:
         """The model's name, or the address where none was given."""
         return self._connection.name
 
+    def reach(self) -> None:
+        """Ask the server which model it serves, unless that was given.
+
+        Raises:
+            AnswererError: it cannot be reached.
+            InputError: it serves several.
+        """
+        self._connection.model  # noqa: B018
+
     def answer(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Iterator[str | Ending]:
         """Answer messages piece by piece, as `ChatModel` says.
 

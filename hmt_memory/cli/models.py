@@ -116,7 +116,9 @@ def answering(
     if places.is_address(model):
         if vllm is not None:
             raise InputError(f"--vllm needs the weights of --model, and {model} is an address. Leave one of them out.")
-        return loaded, {"answerer": ChatServer(model)}
+        server = ChatServer(model)
+        server.reach()  # before anything is stored for a conversation that cannot begin
+        return loaded, {"answerer": server}
     writer = None if vllm is None else VLLMServer(vllm)
     if reads:
         return loaded.with_writer(writer), {}

@@ -27,6 +27,10 @@ class Said:
     def __init__(self, address: str) -> None:
         self.name = address
 
+    def reach(self) -> None:
+        if "away" in self.name:
+            raise AnswererError(f"{self.name} cannot be reached.")
+
     def answer(self, messages: Any, **options: Any) -> Any:
         if "fail" in messages[-1]["content"]:
             raise AnswererError(f"{self.name} cannot be reached: secret. Start it.")
@@ -63,6 +67,16 @@ def test_a_command_takes_an_address_as_its_model(
     assert run("ask", __file__, "Which word?", "--model", "http://host/v1") == 2
     assert run("read", "--corpus", "book", __file__, "--model", "http://host/v1", "--store", str(store)) == 1
     assert "only answers. Name a model that runs here" in capsys.readouterr().err
+
+
+def test_a_server_that_is_away_leaves_no_session_behind(
+    chatty: str, said: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--reader", chatty, "--dtype", "float32", "--device", "cpu", "--session", "work")
+    assert run("chat", "--model", "http://away/v1", *given, "--store", str(tmp_path)) == 1
+    assert "cannot be reached" in capsys.readouterr().err
+    with MemoryStore(tmp_path) as opened:
+        assert not list(opened.sessions())
 
 
 def test_penalties_of_small_models_are_not_sent_to_others(
