@@ -196,22 +196,22 @@ def scored(passages: Sequence[Found], question: str, worth: Mapping[str, float])
     total = sum(worth.values())
     counted = [Counter(lexical.terms(row.cited.text)) for row in rows] if total else []
     words = lexical.counted_scores(counted, worth) / total if total else np.zeros(len(rows))
-    near = words * [_QUESTION if _asks(row.cited) else 1.0 for row in rows]
+    near = words * [_QUESTION if asks(row.cited) else 1.0 for row in rows]
     nearness = np.array([row.meaning for row in rows])
     for number, (one, other) in enumerate(itertools.pairwise(rows)):
         before, after = _lent(one.cited, other.cited)
         near[number] += before * words[number + 1]
         near[number + 1] += after * words[number]
-        if _asks(one.cited) and after:
+        if asks(one.cited) and after:
             nearness[number + 1] = max(nearness[number + 1], after * nearness[number])
     heaviest = max(row.weight for row in rows) or 1.0
     segments = np.sqrt([row.weight / heaviest for row in rows])
     likely, around = None, np.zeros(len(rows))
     scores = near + _SEGMENT_SHARE * segments
     if any(row.meaning for row in rows):
-        asks = np.array([_asks(row.cited) for row in rows])
+        asking = np.array([asks(row.cited) for row in rows])
         around = _around(rows, counted, worth) / total if total else around
-        scores = likely = FUSED.likelihood(near, np.maximum(nearness, 0), segments, around, asks)
+        scores = likely = FUSED.likelihood(near, np.maximum(nearness, 0), segments, around, asking)
     ranking = [
         Scored(
             row.place,
@@ -257,7 +257,8 @@ def _parts(cited: Citation) -> list[Citation]:
     return [cited] if cited.messages else [cited._replace(text=text) for text in sentences(cited.text)]
 
 
-def _asks(cited: Citation) -> bool:
+def asks(cited: Citation) -> bool:
+    """Return whether a message asks something."""
     return bool(cited.messages) and cited.text.rstrip().endswith(_ASKS)
 
 
@@ -266,5 +267,5 @@ def _lent(one: Citation, other: Citation) -> tuple[float, float]:
     if one.source != other.source or other.segment - one.segment > 1:
         return 0.0, 0.0
     if one.messages and one.messages != other.messages:
-        return 0.0, _ANSWER if _asks(one) and one.token_span[1] == other.token_span[0] else 0.0
+        return 0.0, _ANSWER if asks(one) and one.token_span[1] == other.token_span[0] else 0.0
     return _NEIGHBOUR, _NEIGHBOUR

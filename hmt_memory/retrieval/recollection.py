@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..engine.state import HMTState
+from .echoes import without_echoes
 from .notes import written
 from .passages import Scored, ranked
 from .ranking import Query, RecalledSegments, Sources, choose, key_of, nearest, nothing, preselect, query_of, segment
@@ -105,16 +106,18 @@ class ViewRecollection:
         return candidates.memory
 
     def _noted(self, passages: Sequence[Scored]) -> list[Scored]:
-        """Return the passages that bear on the question; of those that say the same, the latest."""
+        """Return the passages that bear on the question; of those that say the same, the latest, and no echoes."""
         fused = any(passage.likelihood is not None for passage in passages)
         floor, share = (_LEAST_LIKELY, _LEAST_LIKELY_OF_BEST) if fused else (_LEAST, _LEAST_OF_BEST)
         least = max([floor, *(share * passage.score for passage in passages[:1])])
         latest = {passage.cited.text: passage.place for passage in sorted(passages, key=lambda one: one.place)}
-        return [
-            passage
-            for passage in passages
-            if (fused or passage.shares_words) and passage.score >= least and passage.place == latest[passage.cited.text]
-        ]
+        return without_echoes(
+            [
+                passage
+                for passage in passages
+                if (fused or passage.shares_words) and passage.score >= least and passage.place == latest[passage.cited.text]
+            ]
+        )
 
     def _fitting(self, passages: Sequence[Scored], coverage: float) -> list[int]:
         """Take the best passages that fit; return the token ids of the notes."""
