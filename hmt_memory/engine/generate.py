@@ -154,8 +154,7 @@ def beginning(model: MemoryCell, ids: Tensor, *, state: HMTState, pinned: Tensor
         turns: where the turns of the stream begin.
     """
     view, start, added = _opened(model, ids, state, pinned, torch.zeros(0, dtype=torch.long), None, turns)
-    with torch.no_grad(), eval_mode(model):
-        before, _ = view.embed(read(model, added, start))
+    before, _ = view.embed(read(model, added, start))
     return before
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..chat.transcript import Batch
 from ..engine.generate import beginning
+from ..engine.modes import eval_mode
 from ..engine.state import HMTState
 from ..engine.turns import Turns
 from ..errors import InputError, SessionBusyError, StoreDamagedError
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from .storage import Storage
 
 _LATEST = 16  # latest messages, searched for the user's last one
-_SOMETHING = ({"role": "user", "content": "?"},)  # a question that nobody has asked yet
+_EXPECTED = ({"role": "user", "content": "What was it that I told you about this the other day?"},)  # of a usual length
 
 
 @dataclass(frozen=True)
@@ -138,18 +139,15 @@ class SessionMemory(StoredSession):
         """
         model = self._needs_model() if view is None else self._needs_model().with_view(view)
         self.keep_up()
-        asked = self._asked(_SOMETHING, None, model, looking=True)
+        asked = self._asked(_EXPECTED, None, model, looking=True)
         if model.writer is not None:  # which keeps its own
             return
         system = "\n\n".join(text for text in (asked.system, instructions) if text) or None
-        before = beginning(
-            model,
-            torch.tensor(asked.batch.ids, dtype=torch.long),
-            state=asked.snapshot.state,
-            pinned=torch.tensor(self._transcript.pinned(system, tools), dtype=torch.long),
-            turns=asked.turns,
-        )
-        self._store.view_cache.prepare(model.backbone, before, asked.snapshot.namespace)
+        ids = torch.tensor(asked.batch.ids, dtype=torch.long)
+        pinned = torch.tensor(self._transcript.pinned(system, tools), dtype=torch.long)
+        with torch.no_grad(), eval_mode(model):
+            before = beginning(model, ids, state=asked.snapshot.state, pinned=pinned, turns=asked.turns)
+            self._store.view_cache.prepare(model.backbone, before, asked.snapshot.namespace)
 
     def keep_up(self) -> None:
         """Read what was stored and not read yet, and bring this session's indexes and those of attached corpora up to date."""
