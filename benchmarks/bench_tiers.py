@@ -25,7 +25,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,19 +110,16 @@ def trace(sessions: int, visits: int) -> list[list[int]]:
 
 
 def turns_of(visits: list[list[int]]) -> Iterator[tuple[int, bool]]:
-    """Yield the session of each turn, two visits interleaved, and whether it is the first of its visit."""
-    waiting = list(reversed(visits))
-    under_way: list[list[int]] = []
-    while waiting or under_way:
-        while waiting and len(under_way) < 2:
-            under_way.append([-1, *waiting.pop()])
-        visit = under_way.pop(0)
-        opened = visit[0] == -1
-        number = visit[1] if opened else visit[0]
-        rest = visit[2:] if opened else visit[1:]
-        if rest:
-            under_way.append(rest)
-        yield number, opened
+    """Yield the session of each turn, two visits going on at a time, and whether it is the first of its visit."""
+    waiting = [iter([(number, not turn) for turn, number in enumerate(visit)]) for visit in visits]
+    going: list[Iterator[tuple[int, bool]]] = []
+    while waiting or going:
+        while waiting and len(going) < 2:
+            going.append(waiting.pop(0))
+        visit = going.pop(0)
+        if (turn := next(visit, None)) is not None:
+            yield turn
+            going.append(visit)
 
 
 def tier_of(store: MemoryStore, session: Session) -> str:
@@ -150,16 +146,16 @@ def run(model: HMTModel, place: str, sessions: int, visits: int, tiers: Tiers, a
         opened: dict[int, Session] = {}
         for number, first in turns_of(trace(sessions, visits)):
             session = opened.setdefault(number, store.session(f"session {number}", model))
-            tier = tier_of(store, session)
             if first and ahead == "hints":
                 store.behind.do("hint", session.prepare)
                 drained(store)
-            hits[tier] += 1
-            begun = time.perf_counter()
+            tier, begun = tier_of(store, session), time.perf_counter()
             reply = session.reply(_QUESTION, max_new_tokens=4, min_new_tokens=1)
             next(reply, None)
-            times["first" if first else "later"].append(time.perf_counter() - begun)
-            times[tier].append(times["first" if first else "later"][-1])
+            spent = time.perf_counter() - begun
+            for kind in (tier, "first" if first else "later"):
+                times[kind].append(spent)
+            hits.update([tier, "turns", *(["view"] if reply.usage.cached_tokens else [])])
             reply.finish()
             drained(store)
         assert store.hot.bytes <= tiers.hot_bytes, "more is kept than allowed"
@@ -214,9 +210,8 @@ def traced(model: HMTModel, kind: str, sessions: int, visits: int) -> None:
     print(
         f"\n{kind}: a trace of {visits} visits to {sessions} sessions of {sum(sizes):,} tokens; first token, ms, median / p90"
     )
-    print(
-        f"{'ahead':>9} {'hot':>5} {'warm':>5} {'cold':>5} {'first of a visit':>17} {'later':>15} {'hot':>13} {'warm':>13} {'cold':>13}"
-    )
+    heads = f"{'ahead':>9} {'hot':>5} {'warm':>5} {'cold':>5} {'view kept':>10} {'first of a visit':>17} {'later':>15}"
+    print(heads + f" {'hot':>13} {'warm':>13} {'cold':>13}")
     for ahead in ("nothing", "answers", "hints"):
         with new_place(kind) as place:
             with MemoryStore(place) as store:
@@ -229,13 +224,10 @@ def traced(model: HMTModel, kind: str, sessions: int, visits: int) -> None:
             whole = sum(sizes) // model.config.segment_length * segment
             tiers = Tiers(hot_bytes=whole // 4 + sessions // 4 * view, warm_bytes=whole // 2, fetch_ahead=ahead != "nothing")
             hits, times = run(model, place, sessions, visits, tiers, ahead)
-            shares = [100 * hits[tier] / hits.total() for tier in ("hot", "warm", "cold")]
+            shares = [f"{hits[tier] / hits['turns']:>5.0%}" for tier in ("hot", "warm", "cold")]
             asked = [median_ms(times[name]) for name in ("first", "later", "hot", "warm", "cold")]
-            print(
-                f"{ahead:>9} " + " ".join(f"{share:>4.0f}%" for share in shares) + f" {asked[0]:>17} {asked[1]:>15}"
-                f" {asked[2]:>13} {asked[3]:>13} {asked[4]:>13}",
-                flush=True,
-            )
+            print(f"{ahead:>9} {' '.join(shares)} {hits['view'] / hits['turns']:>10.0%} {asked[0]:>17} {asked[1]:>15}", end=" ")
+            print(f"{asked[2]:>13} {asked[3]:>13} {asked[4]:>13}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ backbone; no view and no memory.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
@@ -33,6 +34,7 @@ class Prefilled(NamedTuple):
 Prefill = Callable[["Backbone", Tensor, Tensor], Prefilled]  # as `ViewCache.prefill`, in one name space
 _LIMIT = 256 << 20  # bytes of a cache of its own
 _LEAST = 32  # shorter beginnings are not worth a copy
+_PATIENCE = 30.0  # seconds that an answer waits for what is being read ahead of it
 _UNCUTTABLE = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)  # of families' caches
 
 
@@ -55,6 +57,7 @@ class ViewCache:
     def __init__(self, hot: Hot | None = None) -> None:
         self._hot = Hot(_LIMIT) if hot is None else hot
         self._entries: list[_Entry] = []
+        self._reading: dict[tuple[int, Hashable], threading.Event] = {}  # what is read ahead, by process and name space
         self._cleared = 0  # how often
         self._lock = threading.Lock()
 
@@ -78,13 +81,22 @@ class ViewCache:
         """
         if not len(behind) or not self._keeps(backbone, before):
             return read_whole(backbone, before, behind)
+        if (reading := self._reading.get((os.getpid(), namespace))) is not None:
+            reading.wait(_PATIENCE)  # the same is being read: twice at once would take as long
         count, cache = self._begun(backbone, before, namespace)
         return Prefilled(*backbone.advance(behind[None], cache), count)
 
     def prepare(self, backbone: Backbone, before: Tensor, namespace: Hashable) -> None:
         """Read what a view will begin with, ahead of the question; see `prefill`."""
-        if self._keeps(backbone, before):
+        if not self._keeps(backbone, before):
+            return
+        key, reading = (os.getpid(), namespace), threading.Event()
+        self._reading[key] = reading
+        try:
             self._begun(backbone, before, namespace)
+        finally:
+            reading.set()
+            self._reading.pop(key, None)
 
     def clear(self) -> None:
         """Let go of everything."""

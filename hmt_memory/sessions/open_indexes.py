@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -50,6 +51,7 @@ class OpenIndexes:
         self._foreign = tiers.folder is not None or Capability.MANY_HOSTS in database.capabilities  # others erase unseen
         self._open: dict[int, Indexes] = {}
         self._used: set[int] = set()  # since the last `settle`
+        self.uses: Counter[str] = Counter()  # by the tier that an index was in: hot, warm or cold
         self._pid, self._mutex = os.getpid(), threading.Lock()
         self._looked = time.monotonic()
         if not database.read_only:
@@ -66,9 +68,9 @@ class OpenIndexes:
             decode: token ids to text.
         """
         with self._alone():
-            opened = self._open.get(row.id)
+            opened, paths = self._open.get(row.id), self.paths(row.id)
+            self.uses["hot" if opened else "warm" if paths[0].exists() else "cold"] += 1
             if opened is None:
-                paths = self.paths(row.id)
                 opened = self._open[row.id] = new_indexes(paths, shape, decode)
                 for index, path in zip(filter(None, opened), paths, strict=False):
                     index.read_only = self._database.read_only

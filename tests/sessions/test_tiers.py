@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -371,6 +373,29 @@ def test_the_next_view_is_made_behind_an_answer(tmp_path: Path) -> None:
                 store.behind._thread[1].submit(lambda: None).result()
             shares.append(sum(read[1:]))
     assert shares[1] < 0.7 * shares[0]
+
+
+def test_an_answer_waits_for_what_is_being_read_ahead_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemoryStore(tmp_path) as store, ThreadPoolExecutor(2) as threads:
+        session = store.session("alice", ROOMY)
+        session.add([user("What is blue?"), {"role": "assistant", "content": "The river on Tuesday."}] * 3)
+        extend, begun, go_on = ROOMY.backbone.extend, threading.Event(), threading.Event()
+
+        def slow(*arguments: Any) -> Any:
+            begun.set()
+            assert go_on.wait(10)
+            return extend(*arguments)
+
+        monkeypatch.setattr(ROOMY.backbone, "extend", slow)
+        ahead = threads.submit(session.prepare)
+        assert begun.wait(10)
+        monkeypatch.setattr(ROOMY.backbone, "extend", extend)
+        reply = session.reply(user(QUESTION), max_new_tokens=1)
+        answer = threads.submit(reply.finish)
+        assert wait([answer], timeout=0.3).not_done
+        go_on.set()
+        ahead.result(10)
+        assert answer.result(10).usage.cached_tokens > reply.usage.view_tokens / 2
 
 
 def test_an_empty_session_is_prepared(tmp_path: Path) -> None:
