@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--places", nargs="+", choices=["folder", "postgres"], default=["folder", "postgres"])
     parser.add_argument("--sessions", type=int, default=24)
     parser.add_argument("--visits", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, nargs="*", default=[6_400, 64_000])
     options = parser.parse_args()
@@ -199,8 +200,30 @@ def main() -> None:
                 spent = tiers_of(model, place, f"{size} tokens", options.rounds)
                 row = [1e3 * statistics.median(spent[tier]) for tier in ("cold", "warm", "hot", "prepared")]
                 print(f"{size // model.config.segment_length:>9,}" + "".join(f"{one:>9,.0f}" for one in row), flush=True)
+            talking(model, place, options.turns)
         if options.visits:
             traced(model, kind, options.sessions, options.visits)
+
+
+def talking(model: HMTModel, place: str, turns: int) -> None:
+    """Print the first tokens of one conversation, with and without the next view made behind each answer."""
+    for ahead in (False, True):
+        times, read = [], []
+        with MemoryStore(place, background=True, tiers=Tiers(fetch_ahead=ahead)) as store:
+            session = history(store, model, f"talk {ahead}", 6_400)
+            for number in range(turns + 1):
+                begun = time.perf_counter()
+                question = {"role": "user", "content": f"And what did we say on day {number} about this?"}
+                reply = session.reply(question, max_new_tokens=40, min_new_tokens=40)
+                next(reply)
+                times.append(time.perf_counter() - begun)
+                reply.finish()
+                read.append(reply.usage.view_tokens - reply.usage.cached_tokens)
+                drained(store)
+        said = "the next view made behind each answer" if ahead else "nothing made ahead"
+        print(
+            f"one conversation, {said}: first token {median_ms(times[1:])} ms, {statistics.median(read[1:]):.0f} positions read"
+        )
 
 
 def traced(model: HMTModel, kind: str, sessions: int, visits: int) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-DEFAULT_BYTES = 512 << 20
-
 
 class _Entry(NamedTuple):
     kind: str
@@ -25,7 +23,7 @@ class Hot:
         limit: bytes, in memory and on devices together.
     """
 
-    def __init__(self, limit: int = DEFAULT_BYTES) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._used: Collection[Hashable] = ()

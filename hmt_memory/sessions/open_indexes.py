@@ -72,9 +72,9 @@ class OpenIndexes:
             self.uses["hot" if opened else "warm" if paths[0].exists() else "cold"] += 1
             if opened is None:
                 opened = self._open[row.id] = new_indexes(paths, shape, decode)
-                for index, path in zip(filter(None, opened), paths, strict=False):
+                for index in filter(None, opened):
                     index.read_only = self._database.read_only
-                    warm.touch(path)
+                self._touch(row.id)
             self._used.add(row.id)
             return opened
 
@@ -127,6 +127,11 @@ class OpenIndexes:
             log.warning("the index of collection %d is not saved: %s", collection, error)
         self._trim()
 
+    def _touch(self, collection: int) -> None:
+        if not self._database.read_only:
+            for path in self.paths(collection):
+                warm.touch(path)
+
     def _trim(self) -> None:
         if self._limit is not None:
             warm.trim(self.folder, self._limit)
@@ -153,6 +158,7 @@ class OpenIndexes:
             indexes = self._open.pop(collection, None)
         if indexes is not None and indexes.memory.is_behind:
             self.save(collection, indexes)
+        self._touch(collection)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -171,7 +171,8 @@ class Storage:
         """Delete the indexes, on disk and in memory, before their content changes, and what is kept of views."""
         if "view_cache" in vars(self):
             self.view_cache.clear()
-        self._shelves.pop(collection, None)
+        self._let_go(collection)
+        self.hot.drop(("shelf", collection))
         self.open_indexes.drop(collection)
 
     @cached_property
@@ -188,7 +189,12 @@ class Storage:
             with self.database.reading() as db:
                 row = db.collection(row.id) or row
                 known = self._shelves[row.id] = (row.revision, shelf_of(db, row))
+        size = _VOLUME * len(known[1].volumes)
+        self.hot.keep("shelves", ("shelf", row.id), size, lambda: self._let_go(row.id))
         return known[1]
+
+    def _let_go(self, collection: int) -> None:
+        self._shelves.pop(collection, None)
 
     def reading_mutex(self, collection: int) -> threading.Lock:
         """Return the lock in which threads queue that read into one session or corpus."""
@@ -306,6 +312,7 @@ class _Unended(NamedTuple):
     erasures: list[int]
 
 
+_VOLUME = 512  # bytes that a document takes in a shelf, about
 _REWRITING = "rewriting"  # the fact that rows were dropped: the database must be rewritten before anything is erased
 
 

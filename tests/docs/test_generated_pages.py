@@ -40,7 +40,10 @@ impossible is refused with an error that names the field."""
 
 def page() -> str:
     """Return the whole page: a section for each class of fields."""
-    return "\n\n".join([HEAD, *(section(*found) for module in (config, decoding, tiers) for found in configurations(module))]) + "\n"
+    return (
+        "\n\n".join([HEAD, *(section(*found) for module in (config, decoding, tiers) for found in configurations(module))])
+        + "\n"
+    )
 
 
 def configurations(module: ModuleType) -> Iterator[tuple[ast.ClassDef, dict[int, str]]]:
