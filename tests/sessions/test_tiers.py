@@ -275,7 +275,7 @@ def test_documents_that_another_worker_removes_leave_the_file(place: Path | str,
         assert corpus.recall("roses") and held(tmp_path / "here", trace) == 0
 
 
-@pytest.mark.parametrize("harm", ["torn", "foreign", "another's"])
+@pytest.mark.parametrize("harm", ["torn", "flipped", "foreign", "another's"])
 def test_a_torn_or_foreign_file_is_as_none(place: Path | str, harm: str) -> None:
     with MemoryStore(place) as store:
         for name in ("alice", "bob"):
@@ -283,14 +283,16 @@ def test_a_torn_or_foreign_file_is_as_none(place: Path | str, harm: str) -> None
             session.add(user(f"{name} says: the blue river on Tuesday " * 9))
             expected = recalled(session)
         folder, number = store.open_indexes.folder, session.number
-    for path in folder.glob(f"{number}.*"):
-        content = path.read_bytes()
+    whole = {path: path.read_bytes() for path in folder.glob(f"{number}.*")}
+    for path, content in whole.items():
         another = path.with_name(path.name.replace(f"{number}.", f"{number - 1}.")).read_bytes()
-        path.write_bytes({"torn": content[: len(content) // 2], "foreign": b"#!/bin/sh\n", "another's": another}[harm])
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        torn = content[:middle]
+        path.write_bytes({"torn": torn, "flipped": flipped, "foreign": b"#!/bin/sh\n", "another's": another}[harm])
     with MemoryStore(place) as store:
         assert recalled(store.session("bob", MODEL)) == expected
-    with MemoryStore(place) as store:
-        assert not store.verify().notes, "they were written anew"
+    assert {path: path.read_bytes() for path in whole} == whole, "they were written anew"
 
 
 # --- files on disk --------------------------------------------------------------------------------------------------------
@@ -314,6 +316,14 @@ def test_the_files_that_were_used_last_stay(tmp_path: Path) -> None:
     ]
     warm.trim(tmp_path, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["erasures"]
+
+
+def test_an_index_that_is_too_large_pushes_no_other_out(tmp_path: Path) -> None:
+    with MemoryStore(tmp_path, tiers=Tiers(warm_bytes=6_000)) as store:
+        for name, times in (("small", 3), ("large", 60)):
+            store.session(name, MODEL).add(user("the blue river on Tuesday " * times))
+            store.session(name, MODEL).recall("river")
+    assert {path.name for path in (tmp_path / "indexes").iterdir()} == {"1.index", "1.words"}
 
 
 def test_stores_share_a_warm_folder_and_know_nothing_of_each_other(tmp_path: Path) -> None:
