@@ -16,7 +16,7 @@ from ..chat.message import Messages, validated
 from ..chat.transcript import Transcript
 from ..errors import InputError
 from ..store.open import default_store, shown
-from .choosing import Choosing
+from .ahead import Ahead
 from .loading import ModelSettings, loading
 from .namespace import Namespace
 from .opened import OpenSessions
@@ -41,7 +41,7 @@ _assistants: WeakValueDictionary[tuple[ModelSettings, str, Tiers | None], Assist
 _sharing = threading.Lock()
 
 
-class Assistant(Choosing):
+class Assistant(Ahead):
     """A model and a store that answer conversations.
 
     Safe to use from several threads; a copy is the object itself, a pickle holds its settings.
@@ -210,26 +210,6 @@ class Assistant(Choosing):
             new, replacing = self._sessions.news(held, validated(messages), history)
             return held.add(new, replacing=replacing)
 
-    def prepare(self, session: str, *, asked: bool = True) -> None:
-        """Make what the next answer in a session needs, in a thread: its question is likely to come.
-
-        Args:
-            session: its name; if there is none, nothing is done.
-            asked: whether somebody asks for it. Otherwise nothing is done unless the store's tiers fetch ahead and the model is
-                loaded.
-        """
-        if asked or (self.store.tiers.fetch_ahead and self.is_loaded):
-            self.store.behind.do(f"session {session!r}", lambda: self._prepare(session))
-
-    def _prepare(self, session: str) -> None:
-        if not self.has_session(session):
-            return
-        held = self.session(session)
-        if self._answerer(held.model) is None:
-            held.prepare()
-        else:  # the view is another model's
-            held.keep_up()
-
     def set(self, session: str, messages: Messages) -> None:
         """Make a session hold these messages and no others. Messages that it begins with already stay as they were read."""
         held, batch = self.session(session), validated(messages)
@@ -335,10 +315,6 @@ class Assistant(Choosing):
         if tokens is not None:
             chosen = _fitting(chosen, tokens, self.token_ids)
         return sorted(chosen, key=lambda passage: (passage.source, passage.segment))
-
-    def has_session(self, name: str) -> bool:
-        """Return whether there is a session of that name."""
-        return self.store.has("session", name)
 
     def token_ids(self, text: str) -> list[int]:
         """Return the tokens of a text."""
