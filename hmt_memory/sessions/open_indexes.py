@@ -144,9 +144,10 @@ class OpenIndexes:
         self.drop_files(collection)
 
     def drop_files(self, collection: int) -> None:
-        """Delete the files of an index, before some of its content is erased."""
+        """Delete the files of an index, before some of its content is erased; those too of a time before the folder was chosen."""
         for path in self.paths(collection):
             derived.remove(path)
+            derived.remove(self._database.cache / path.name)
 
     def close(self) -> None:
         """Save all indexes."""

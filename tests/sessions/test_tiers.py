@@ -227,6 +227,16 @@ def test_what_is_beyond_the_limits_of_a_session_is_in_no_file(store: MemoryStore
     assert held(store.open_indexes.folder, traces) == 0 and not session.messages()
 
 
+def test_files_of_a_time_before_a_folder_was_chosen_are_deleted_too(place: Path | str, tmp_path: Path) -> None:
+    with MemoryStore(place) as store:
+        _, number, traces = remembered(store)
+        before = store.open_indexes.folder
+    with MemoryStore(place, tiers=Tiers(warm_folder=str(tmp_path / "warm"))) as store:
+        assert store.open_indexes.folder != before and held(before, traces) > 0
+        store.session("alice").forget([number])
+        assert held(before, traces) == 0
+
+
 @pytest.mark.parametrize("when", ["used", "opened", "busy"])
 def test_what_another_worker_forgets_is_in_no_file_before_this_one_uses_the_session_again(
     place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
