@@ -144,7 +144,7 @@ class OpenIndexes:
         self.drop_files(collection)
 
     def drop_files(self, collection: int) -> None:
-        """Delete the files of an index, before some of its content is erased; those too of a time before the folder was chosen."""
+        """Delete the files of an index, before some of its content is erased; those before the folder was chosen, too."""
         for path in self.paths(collection):
             derived.remove(path)
             derived.remove(self._database.cache / path.name)
