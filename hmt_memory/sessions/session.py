@@ -181,6 +181,7 @@ class Session(SessionMemory):
             with self._unless_rewritten(snapshot):
                 memory.recall(asked.question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)
             generation = request.generate(shown, system=system, notes=memory.notes(), added=len(batch.ids), prefill=prefill)
+        as_now = partial(self.prepare, instructions=instructions, tools=tools, view=own_view)
         return Reply(
             self,
             snapshot,
@@ -191,7 +192,7 @@ class Session(SessionMemory):
             replacing=replacing,
             own=other is None,
             keeping=keeping,
-            ahead=partial(self.prepare, instructions=instructions, tools=tools, view=own_view),
+            ahead=as_now if other is None else self.keep_up,
         )
 
     def explain(self, messages: Messages = (), *, replacing: int | None = None) -> Explanation:

@@ -418,6 +418,21 @@ def test_an_answer_waits_for_what_is_being_read_ahead_of_it(tmp_path: Path, monk
         assert answer.result(10).usage.cached_tokens > reply.usage.view_tokens / 2
 
 
+class Parrot:
+    """A chat model."""
+
+    def answer(self, messages: Any, **options: Any) -> Iterator[str]:
+        yield "The river."
+
+
+def test_no_view_is_made_ahead_of_another_model_s_answer(tmp_path: Path) -> None:
+    with MemoryStore(tmp_path, background=True, tiers=Tiers(fetch_ahead=True)) as store:
+        session = store.session("alice", ROOMY)
+        assert "".join(session.reply(user("the blue river on Tuesday " * 9), answerer=Parrot())) == "The river."
+        store.behind._thread[1].submit(lambda: None).result()
+        assert store.view_cache.bytes == 0 and session.number in store.open_indexes._open
+
+
 def test_an_empty_session_is_prepared(tmp_path: Path) -> None:
     with MemoryStore(tmp_path) as store:
         session = store.session("alice", MODEL)
