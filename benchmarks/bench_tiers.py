@@ -156,6 +156,7 @@ def run(model: HMTModel, place: str, sessions: int, visits: int, tiers: Tiers, a
             for kind in (tier, "first" if first else "later"):
                 times[kind].append(spent)
             hits.update([tier, "turns", *(["view"] if reply.usage.cached_tokens else [])])
+            hits["read"] += reply.usage.view_tokens - reply.usage.cached_tokens
             reply.finish()
             drained(store)
         assert store.hot.bytes <= tiers.hot_bytes, "more is kept than allowed"
@@ -210,7 +211,7 @@ def talking(model: HMTModel, place: str, turns: int) -> None:
     for ahead in (False, True):
         times, read = [], []
         with MemoryStore(place, background=True, tiers=Tiers(fetch_ahead=ahead)) as store:
-            session = history(store, model, f"talk {ahead}", 6_400)
+            session = history(store, model, "talk", 6_400)
             for number in range(turns + 1):
                 begun = time.perf_counter()
                 question = {"role": "user", "content": f"And what did we say on day {number} about this?"}
@@ -220,6 +221,7 @@ def talking(model: HMTModel, place: str, turns: int) -> None:
                 reply.finish()
                 read.append(reply.usage.view_tokens - reply.usage.cached_tokens)
                 drained(store)
+            store.delete("talk")
         said = "the next view made behind each answer" if ahead else "nothing made ahead"
         print(
             f"one conversation, {said}: first token {median_ms(times[1:])} ms, {statistics.median(read[1:]):.0f} positions read"
@@ -233,8 +235,8 @@ def traced(model: HMTModel, kind: str, sessions: int, visits: int) -> None:
     print(
         f"\n{kind}: a trace of {visits} visits to {sessions} sessions of {sum(sizes):,} tokens; first token, ms, median / p90"
     )
-    heads = f"{'ahead':>9} {'hot':>5} {'warm':>5} {'cold':>5} {'view kept':>10} {'first of a visit':>17} {'later':>15}"
-    print(heads + f" {'hot':>13} {'warm':>13} {'cold':>13}")
+    shares, times = "ahead  hot  warm  cold  view kept", "first of a visit  later  from hot  from warm  from cold"
+    print(f"{shares}  positions read  {times}")
     for ahead in ("nothing", "answers", "hints"):
         with new_place(kind) as place:
             with MemoryStore(place) as store:
@@ -247,10 +249,9 @@ def traced(model: HMTModel, kind: str, sessions: int, visits: int) -> None:
             whole = sum(sizes) // model.config.segment_length * segment
             tiers = Tiers(hot_bytes=whole // 4 + sessions // 4 * view, warm_bytes=whole // 2, fetch_ahead=ahead != "nothing")
             hits, times = run(model, place, sessions, visits, tiers, ahead)
-            shares = [f"{hits[tier] / hits['turns']:>5.0%}" for tier in ("hot", "warm", "cold")]
-            asked = [median_ms(times[name]) for name in ("first", "later", "hot", "warm", "cold")]
-            print(f"{ahead:>9} {' '.join(shares)} {hits['view'] / hits['turns']:>10.0%} {asked[0]:>17} {asked[1]:>15}", end=" ")
-            print(f"{asked[2]:>13} {asked[3]:>13} {asked[4]:>13}", flush=True)
+            shares = [f"{hits[kind] / hits['turns']:.0%}" for kind in ("hot", "warm", "cold", "view")]
+            asked = [median_ms(times[kind]) for kind in ("first", "later", "hot", "warm", "cold")]
+            print("  ".join([ahead, *shares, f"{hits['read'] / hits['turns']:.0f}", *asked]), flush=True)
 
 
 if __name__ == "__main__":
