@@ -284,8 +284,8 @@ def test_documents_that_another_worker_removes_leave_the_file(place: Path | str,
 
 
 @pytest.mark.parametrize("harm", ["torn", "flipped", "foreign", "another's"])
-def test_a_torn_or_foreign_file_is_as_none(place: Path | str, harm: str) -> None:
-    with MemoryStore(place) as store:
+def test_a_torn_or_foreign_file_is_as_none(tmp_path: Path, harm: str) -> None:
+    with MemoryStore(tmp_path) as store:
         for name in ("alice", "bob"):
             session = store.session(name, MODEL)
             session.add(user(f"{name} says: the blue river on Tuesday " * 9))
@@ -298,7 +298,7 @@ def test_a_torn_or_foreign_file_is_as_none(place: Path | str, harm: str) -> None
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         torn = content[:middle]
         path.write_bytes({"torn": torn, "flipped": flipped, "foreign": b"#!/bin/sh\n", "another's": another}[harm])
-    with MemoryStore(place) as store:
+    with MemoryStore(tmp_path) as store:
         assert recalled(store.session("bob", MODEL)) == expected
     assert {path: path.read_bytes() for path in whole} == whole, "they were written anew"
 
