@@ -24,7 +24,7 @@ import torch
 import transformers
 from measure import english, interleaved, machine, ratio
 
-from hmt_memory import Assistant, Corpus, HMTConfig, HMTModel, MemoryStore
+from hmt_memory import Assistant, Corpus, HMTConfig, HMTModel, MemoryStore, Tiers
 from hmt_memory.cluster.serving import Scale, serve, stop
 from hmt_memory.cluster.shards import ShardedCorpus, sharded
 from hmt_memory.config import DEFAULT_MODEL
@@ -107,7 +107,7 @@ def rate(answers: int, clients: int, tokens: int) -> float:
 
 def shards(folder: Path, model: HMTModel, segments: int) -> None:
     """Print how long recall takes over four shards, beside one index; check that both recall the same."""
-    with MemoryStore(folder, index_bytes=1 << 32) as store:
+    with MemoryStore(folder, tiers=Tiers(hot_bytes=1 << 32)) as store:
         one = filled(store, model, segments)
         with sharded(store, "many", model, shards=4, cpus=0.25) as many:
             weights = max(agreement(one, many))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .sessions.corpus import Corpus
     from .sessions.memory_store import MemoryStore
     from .sessions.session import Session
+    from .sessions.tiers import Tiers
     from .store.backend import Capability
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "MemoryStore",
     "RecalledSegment",
     "Session",
+    "Tiers",
     "ToolCall",
     "Usage",
     "ViewConfig",
@@ -58,6 +60,7 @@ _LAZY = {
     "MemoryStore": "sessions.memory_store",
     "RecalledSegment": "retrieval.ranking",
     "Session": "sessions.session",
+    "Tiers": "sessions.tiers",
     "ToolCall": "chat.tools",
     "Usage": "engine.generate",
 }

@@ -34,7 +34,7 @@ def test_the_public_names_are_these() -> None:
     assert set(hmt_memory.__all__) == {
         *("HMTConfig", "HMTError", "HMTModel", "HMTOutput", "HMTState"),
         *("Assistant", "Corpus", "Generation", "MemoryStore", "RecalledSegment", "Session", "ToolCall", "Usage"),
-        *("Capability", "Decoding", "ViewConfig"),
+        *("Capability", "Decoding", "Tiers", "ViewConfig"),
     }
     for name in hmt_memory.__all__:
         assert getattr(hmt_memory, name).__doc__

@@ -16,7 +16,7 @@ from ..chat.message import Messages, validated
 from ..chat.transcript import Transcript
 from ..errors import InputError
 from ..store.open import default_store, shown
-from .choosing import Choosing
+from .ahead import Ahead
 from .loading import ModelSettings, loading
 from .namespace import Namespace
 from .opened import OpenSessions
@@ -30,17 +30,18 @@ if TYPE_CHECKING:
     from ..sessions.corpus import Corpus
     from ..sessions.memory_store import MemoryStore
     from ..sessions.session import Reply, Session
+    from ..sessions.tiers import Tiers
     from .stateless import StatelessAnswer
 
 _CANDIDATES = 300  # passages to choose from, before visible ones are left out
 
 
 # Assistants in use are shared; this mapping keeps none alive.
-_assistants: WeakValueDictionary[tuple[ModelSettings, str], Assistant] = WeakValueDictionary()
+_assistants: WeakValueDictionary[tuple[ModelSettings, str, Tiers | None], Assistant] = WeakValueDictionary()
 _sharing = threading.Lock()
 
 
-class Assistant(Choosing):
+class Assistant(Ahead):
     """A model and a store that answer conversations.
 
     Safe to use from several threads; a copy is the object itself, a pickle holds its settings.
@@ -58,6 +59,7 @@ class Assistant(Choosing):
             name or a model; "same": `model` does both. None: `model` does both if its memory is trained, or if it is a model
             that is loaded already; for others the bundled model reads what they have not read before.
         vllm: address of a vLLM server with the weights of `model`, which writes its answers (`answerers.VLLMServer`).
+        tiers: of a store that is opened here, as of `MemoryStore`.
 
     Raises:
         InputError: they do not go together.
@@ -74,10 +76,11 @@ class Assistant(Choosing):
         config: str | None = None,
         reader: str | HMTModel | None = None,
         vllm: str | None = None,
+        tiers: Tiers | None = None,
     ) -> None:
         self._store = None if store is None or isinstance(store, (str, Path)) else store
         place = default_store() if store is None else store if self._store is None else self._store.folder
-        self.folder = str(place)  # of the store
+        self.folder, self._tiers = str(place), tiers  # of the store
         chosen = loading(model, reader, adapter=adapter, dtype=dtype, device=device, config=config, vllm=vllm)
         self.settings = chosen.settings  # those that the models are loaded by
         self._weights, self._reader, self._by_default = chosen.model, chosen.reader, chosen.by_default
@@ -86,19 +89,23 @@ class Assistant(Choosing):
         self._sessions = OpenSessions(
             lambda name: self.store.session(name, self._reading("session", name)),
             lambda name, session: self.store.has("session", name, session),
+            lambda: self.store.hot,
         )
 
     @classmethod
-    def shared(cls, settings: ModelSettings, store: str | Path | MemoryStore | None = None) -> Assistant:
+    def shared(
+        cls, settings: ModelSettings, store: str | Path | MemoryStore | None = None, tiers: Tiers | None = None
+    ) -> Assistant:
         """Return the assistant of these settings and this folder: the same object for all callers, as long as one holds it.
 
         An open store gets an assistant of its own; weights are shared all the same.
         """
-        made = cls(settings.model, store=store, **{name: value for name, value in vars(settings).items() if name != "model"})
+        others = {name: value for name, value in vars(settings).items() if name != "model"}
+        made = cls(settings.model, store=store, tiers=tiers, **others)
         if made._store is not None:
             return made
         with _sharing:
-            return _assistants.setdefault((settings, made.folder), made)
+            return _assistants.setdefault((settings, made.folder, tiers), made)
 
     @property
     def name(self) -> str:
@@ -130,7 +137,7 @@ class Assistant(Choosing):
             if self._store is None:
                 from ..sessions.memory_store import MemoryStore
 
-                self._store = MemoryStore(self.folder, background=True)
+                self._store = MemoryStore(self.folder, background=True, tiers=self._tiers)
             return self._store
 
     def session(self, name: str) -> Session:
@@ -309,10 +316,6 @@ class Assistant(Choosing):
             chosen = _fitting(chosen, tokens, self.token_ids)
         return sorted(chosen, key=lambda passage: (passage.source, passage.segment))
 
-    def has_session(self, name: str) -> bool:
-        """Return whether there is a session of that name."""
-        return self.store.has("session", name)
-
     def token_ids(self, text: str) -> list[int]:
         """Return the tokens of a text."""
         return list(self.model.backbone.encode(text, literal=True))
@@ -332,15 +335,15 @@ class Assistant(Choosing):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._weights.given or self._reader.given:
             raise TypeError("an Assistant around a model object cannot be pickled: build it with the model's name instead.")
-        return _shared, (self.settings, self.folder)
+        return _shared, (self.settings, self.folder, self._tiers)
 
     def __repr__(self) -> str:
         return f"Assistant({self.name!r}, store={shown(self.folder)!r})"
 
 
-def _shared(settings: ModelSettings, folder: str) -> Assistant:
+def _shared(settings: ModelSettings, folder: str, tiers: Tiers | None = None) -> Assistant:
     """Return a pickled assistant: cloudpickle would take the class method apart."""
-    return Assistant.shared(settings, folder)
+    return Assistant.shared(settings, folder, tiers)
 
 
 def _is_hidden(passage: RecalledSegment, visible: Container[str]) -> bool:

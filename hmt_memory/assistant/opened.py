@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -14,9 +15,10 @@ from ..chat.message import SYSTEM_ROLES, system_texts
 from .reconcile import Entry, HistoryMode, entry, reconcile
 
 if TYPE_CHECKING:
+    from ..hot import Hot
     from ..sessions.session import Session
 
-_OPEN_SESSIONS = 64  # kept ready: each holds the memory of its recall window
+_SESSION, _ENTRY = 4096, 256  # bytes that an open session takes beside its memory, and each message of its log
 
 
 @dataclass
@@ -36,11 +38,14 @@ class OpenSessions:
     Args:
         opener: opens a session by its name.
         is_there: tells whether a session still has that name.
+        hot: returns the account of memory that bounds them.
     """
 
-    def __init__(self, opener: Callable[[str], Session], is_there: Callable[[str, Session], bool]) -> None:
-        self._opener, self._is_there = opener, is_there
-        self._opening = threading.Lock()
+    def __init__(
+        self, opener: Callable[[str], Session], is_there: Callable[[str, Session], bool], hot: Callable[[], Hot]
+    ) -> None:
+        self._opener, self._is_there, self._hot = opener, is_there, hot
+        self._opening = threading.RLock()  # what is opened may make the account close another
         self._open: OrderedDict[str, tuple[Session, _Log]] = OrderedDict()
         self._comparing: WeakValueDictionary[str, Any] = WeakValueDictionary()  # a lock for each session in use
 
@@ -53,15 +58,19 @@ class OpenSessions:
         return list(self._open)
 
     def _opened(self, name: str) -> tuple[Session, _Log]:
-        """Return a session with its log; close the least recently used of many."""
+        """Return a session with its log."""
         with self._opening:
             known = self._open.get(name)
             if known is None or not self._is_there(name, known[0]):
                 known = self._open[name] = (self._opener(name), _Log((-1, -1)))
             self._open.move_to_end(name)
-            while len(self._open) > _OPEN_SESSIONS:
-                self._open.popitem(last=False)
+            size = _SESSION + _ENTRY * len(known[1].entries)
+            self._hot().keep("sessions", (id(self), name), size, partial(self._close, name))
             return known
+
+    def _close(self, name: str) -> None:
+        with self._opening:
+            self._open.pop(name, None)
 
     @contextmanager
     def comparing(self, session: str) -> Iterator[None]:

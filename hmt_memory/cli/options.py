@@ -120,6 +120,42 @@ Store = Annotated[
         show_default=False,
     ),
 ]
+Hot = Annotated[
+    int,
+    typer.Option(
+        "--hot-mib",
+        envvar="HMT_HOT_MIB",
+        min=0,
+        help="MiB of memory, on devices too, for indexes, memories and views of sessions that are not in use.",
+    ),
+]
+Warm = Annotated[
+    int | None,
+    typer.Option(
+        "--warm-mib",
+        envvar="HMT_WARM_MIB",
+        min=0,
+        help="MiB of this machine's disk for index files; no limit if not given.",
+        show_default=False,
+    ),
+]
+WarmFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--warm-folder",
+        envvar="HMT_WARM_FOLDER",
+        help="Folder of index files on this machine's disk; by default in the store's folder, or in HMT_CACHE for PostgreSQL.",
+        show_default=False,
+    ),
+]
+FetchAhead = Annotated[
+    bool,
+    typer.Option(
+        "--fetch-ahead/--no-fetch-ahead",
+        envvar="HMT_FETCH_AHEAD",
+        help="Make the next view of a session after each answer, and when its messages are listed.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Top = Annotated[int, typer.Option(min=1, help="How many at most.")]

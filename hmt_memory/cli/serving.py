@@ -48,6 +48,10 @@ def serve(
     ] = None,
     replica_cpus: Annotated[float, typer.Option(min=0, help="With --ray: CPUs that each replica takes.")] = 1.0,
     replica_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs that each replica takes.")] = 0.0,
+    hot_mib: options.Hot = 512,
+    warm_mib: options.Warm = None,
+    warm_folder: options.WarmFolder = None,
+    fetch_ahead: options.FetchAhead = False,
     store: options.Store = None,
     model: options.Answering = DEFAULT_MODEL,
     reader: options.Reader = None,
@@ -72,6 +76,7 @@ def serve(
     from ..server.guard import LOCAL_HOSTS
     from ..server.settings import Settings
     from ..server.tokens import Tokens
+    from ..sessions.tiers import Tiers
     from ..store.open import data_folder, default_store, place_of
 
     tracing.start()
@@ -93,7 +98,10 @@ def serve(
         raise InputError("--replicas says how many answer on a Ray cluster: give it with --ray.")
     # A page of another site that leads a browser here by a name of its own has no token to show.
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
-    assistant = Assistant(model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device, vllm=vllm)
+    tiers = Tiers.of_mebibytes(hot_mib, warm_mib, folder=warm_folder, fetch_ahead=fetch_ahead)
+    assistant = Assistant(
+        model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device, vllm=vllm, tiers=tiers
+    )
     settings, required = Settings(hosts=hosts, answers=answers), tokens if len(tokens) else None
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     said = f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered."

@@ -182,6 +182,8 @@ def chat(
         decoding |= other
         kept = opened.session(session, loaded)
         kept.attach(*corpus or [])
+        if opened.tiers.fetch_ahead and not other:
+            opened.behind.do(session, kept.prepare)  # while the first question is typed
         dialogue.resume(kept, loaded, dialogue.typed_lines(screen), screen, system=system, decoding=decoding)
 
 

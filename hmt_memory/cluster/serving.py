@@ -106,7 +106,7 @@ class Replica:
 
     async def metrics(self) -> bytes:
         """Return what is counted here."""
-        text: bytes = self._app.state.metrics.text()
+        text: bytes = self._app.state.metrics.text(self._assistant.store)
         return text
 
     def process(self) -> int:

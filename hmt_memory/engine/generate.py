@@ -143,6 +143,21 @@ def assembled(
         return view.assembled(read(model, added, start))
 
 
+def beginning(model: MemoryCell, ids: Tensor, *, state: HMTState, pinned: Tensor, turns: Turns) -> Tensor:
+    """Return the input embeddings [s, d] that the view of `generate` with these arguments begins with, up to the question.
+
+    Args:
+        model: as there, like the rest.
+        ids: [t] token ids that are added to the stream.
+        state: the stream so far.
+        pinned: [p] token ids at the head of the view.
+        turns: where the turns of the stream begin.
+    """
+    view, start, added = _opened(model, ids, state, pinned, torch.zeros(0, dtype=torch.long), None, turns)
+    before, _ = view.embed(read(model, added, start))
+    return before
+
+
 def _opened(
     model: MemoryCell,
     ids: Tensor,

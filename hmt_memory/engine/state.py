@@ -37,6 +37,11 @@ class HMTState:
         none = torch.zeros(0, dtype=torch.long)
         return cls(torch.zeros(0, hidden_size, dtype=dtype, device=device), none, none)
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of memory that it takes."""
+        return sum(tensor.nbytes for tensor in (self.memory, self.recent_ids, self.open_ids, *self.keys))
+
     def tail(self, segments: int) -> HMTState:
         """Return the same stream with the memory of its latest `segments` segments only.
 

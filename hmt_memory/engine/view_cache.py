@@ -8,6 +8,7 @@ backbone; no view and no memory.
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..hot import Hot
 
 if TYPE_CHECKING:
     from .backbone import Backbone
@@ -29,8 +32,9 @@ class Prefilled(NamedTuple):
 
 
 Prefill = Callable[["Backbone", Tensor, Tensor], Prefilled]  # as `ViewCache.prefill`, in one name space
-_LIMIT = 256 << 20  # bytes
+_LIMIT = 256 << 20  # bytes of a cache of its own
 _LEAST = 32  # shorter beginnings are not worth a copy
+_PATIENCE = 30.0  # seconds that an answer waits for what is being read ahead of it
 _UNCUTTABLE = (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError)  # of families' caches
 
 
@@ -40,18 +44,20 @@ class _Entry(NamedTuple):
     embedded: Tensor  # [t, d] of what was read
     cache: Any
     bytes: int
+    key: object  # its own in the account
 
 
 class ViewCache:
     """What answers have kept, the least recently used first. Used by several threads.
 
     Args:
-        limit: bytes, over all name spaces.
+        hot: the account that bounds it, over all name spaces; None: one of its own.
     """
 
-    def __init__(self, limit: int = _LIMIT) -> None:
-        self._limit = limit
+    def __init__(self, hot: Hot | None = None) -> None:
+        self._hot = Hot(_LIMIT) if hot is None else hot
         self._entries: list[_Entry] = []
+        self._reading: dict[tuple[int, Hashable], threading.Event] = {}  # what is read ahead, by process and name space
         self._cleared = 0  # how often
         self._lock = threading.Lock()
 
@@ -73,19 +79,44 @@ class ViewCache:
             behind: [t, d] those that follow.
             namespace: within which what was kept is used.
         """
-        if not self._limit or len(before) < _LEAST or not len(behind) or not backbone.appends:
+        if not len(behind) or not self._keeps(backbone, before):
             return read_whole(backbone, before, behind)
-        version, cleared = backbone.version, self._cleared
-        count, cache = self._longest(namespace, version, before)
-        if count < len(before):
-            _, cache = backbone.extend(before[count:][None], cache)
-            self._keep(_Entry(namespace, version, before.detach(), cache, 0), cleared)
+        if (reading := self._reading.get((os.getpid(), namespace))) is not None:
+            reading.wait(_PATIENCE)  # the same is being read: twice at once would take as long
+        count, cache = self._begun(backbone, before, namespace)
         return Prefilled(*backbone.advance(behind[None], cache), count)
+
+    def prepare(self, backbone: Backbone, before: Tensor, namespace: Hashable) -> None:
+        """Read what a view will begin with, ahead of the question; see `prefill`."""
+        if not self._keeps(backbone, before):
+            return
+        key, reading = (os.getpid(), namespace), threading.Event()
+        self._reading[key] = reading
+        try:
+            self._begun(backbone, before, namespace)
+        finally:
+            reading.set()
+            self._reading.pop(key, None)
 
     def clear(self) -> None:
         """Let go of everything."""
         with self._lock:
+            for entry in self._entries:
+                self._hot.drop(entry.key)
             self._entries, self._cleared = [], self._cleared + 1
+
+    def _keeps(self, backbone: Backbone, before: Tensor) -> bool:
+        return self._hot.limit > 0 and len(before) >= _LEAST and bool(backbone.appends)
+
+    def _begun(self, backbone: Backbone, before: Tensor, namespace: Hashable) -> tuple[int, Any]:
+        """Read what a view begins with, and keep it. Returns how many positions were kept before, and a cache of all."""
+        version, cleared = backbone.version, self._cleared
+        count, cache = self._longest(namespace, version, before)
+        if count < len(before):
+            _, cache = backbone.extend(before[count:][None], cache)
+            self._keep(_Entry(namespace, version, before.detach(), cache, 0, object()), cleared)
+            self._hot.settle()
+        return count, cache
 
     def _longest(self, namespace: Hashable, version: Hashable, embedded: Tensor) -> tuple[int, Any]:
         """Return how many embeddings of the beginning were kept, and a cache of them for the caller; 0 and None without any."""
@@ -98,10 +129,12 @@ class ViewCache:
                 others = [other for other in self._entries if other is not entry]
                 if count == len(entry.embedded) < len(embedded):  # what continues it will be kept instead
                     self._entries = others
+                    self._hot.drop(entry.key)
                     return count, entry.cache
                 cache = _cut(entry.cache, len(entry.embedded) - count)
                 if cache is not None:
                     self._entries = [*others, entry]
+                    self._hot.touch(entry.key)
                     return count, cache
         return 0, None
 
@@ -112,10 +145,17 @@ class ViewCache:
         with self._lock:
             if cleared != self._cleared:
                 return
-            others = [other for other in self._entries if not _continues(entry, other)]
-            while others and sum(other.bytes for other in others) + entry.bytes > self._limit:
-                del others[0]
-            self._entries = [*others, entry] if entry.bytes <= self._limit else others
+            continued = {other.key for other in self._entries if _continues(entry, other)}
+            self._entries = [other for other in self._entries if other.key not in continued]
+            for key in continued:
+                self._hot.drop(key)
+            if entry.bytes <= self._hot.limit:
+                self._entries.append(entry)
+                self._hot.keep("views", entry.key, entry.bytes, partial(self._let_go, entry.key))
+
+    def _let_go(self, key: object) -> None:
+        with self._lock:
+            self._entries = [entry for entry in self._entries if entry.key is not key]
 
 
 def read_whole(backbone: Backbone, before: Tensor, behind: Tensor) -> Prefilled:

@@ -47,6 +47,12 @@ class Shard:
         self.database, self.indexes, self.shelf, self.name, self._decode = database, indexes, shelf, name, decode
         self.total = shelf.total
 
+    def keep_up(self) -> None:
+        """Bring the indexes up to date, ahead of a search."""
+        with self.database.reading() as db:
+            for index in filter(None, self.indexes):
+                index.keep_up(db, self.shelf)
+
     def search(self, query: NDArray[np.float32], k: int) -> Hits:
         """Return the best segments for a folded query [d]."""
         with self.database.reading() as db:

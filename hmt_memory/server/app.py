@@ -91,8 +91,9 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
 
     @app.get("/metrics", responses=TEXT, response_class=PlainTextResponse)
     async def measured(_: Known) -> Response:
-        """Count calls, answers and their times, for Prometheus."""
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
+        """Count calls, answers and their times, and what is kept in memory, for Prometheus."""
+        text = await run_in_threadpool(lambda: metrics.text(assistant.store))
+        return Response(text, media_type=CONTENT_TYPE)
 
     @app.get("/v1/models")
     async def models(_: Known) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def items(
     """List the items of a conversation, the latest first."""
     session = _stored(name, known, memory)
     known_item = None if after is None else message_of(session, after)
+    memory.prepare(session.name, asked=False)
     return page_of(_items(session, order, known_item), limit=limit, after=after)
 
 

@@ -28,7 +28,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip")
 _LONGEST_NAME = 140  # of a session or corpus, with that of a token before it
 # What routes end with, behind the name of a session or corpus.
-_ENDINGS = ("messages", "recall", "fork", "corpora", "export", "import", "verify", "documents", "items")
+_ENDINGS = ("messages", "recall", "fork", "corpora", "export", "import", "verify", "documents", "items", "prepare")
 _BEFORE_AN_ID = "items"  # what the last part of a route with an id stands behind
 
 

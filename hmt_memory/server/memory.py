@@ -181,6 +181,7 @@ def messages(
 ) -> dict[str, Any]:
     """List the messages of a session, in order; [start, stop) as in a slice, of at most 1,000."""
     stored = memory.store.session(known.own(name)).messages(start, stop)
+    memory.prepare(known.own(name), asked=False)
     return {"object": "list", "data": [_message(message) for message in stored[:_MOST]], "has_more": len(stored) > _MOST}
 
 
@@ -206,6 +207,14 @@ def forget(
 def recall(name: str, query: Words, known: Known, memory: Memory, top_k: TopK = 5) -> dict[str, Any]:
     """List the passages of a session that a text remembers most."""
     return _passages(memory.recall(query, session=known.own(name), top_k=top_k), known)
+
+
+@router.post("/sessions/{name:path}/prepare", status_code=202)
+def prepare(name: str, known: Known, memory: Memory) -> dict[str, Any]:
+    """Make what the next answer in a session needs, behind this call: somebody begins to type, or is about to."""
+    memory.store.session(known.own(name))  # checks that it exists
+    memory.prepare(known.own(name))
+    return {"name": name}
 
 
 @router.post("/sessions/{name:path}/fork", status_code=201)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from ..engine.generate import Usage
+    from ..sessions.memory_store import MemoryStore
     from .tracing import Span
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -35,10 +36,17 @@ class Metrics:
             "hmt_answer_seconds", "From a call to the end of its answer.", registry=self._registry, buckets=_SECONDS
         )
         self.written = Counter("hmt_answer_tokens", "Tokens of answers.", registry=self._registry)
+        self.hot = Gauge("hmt_hot_bytes", "Bytes kept in memory, by kind.", ("kind",), registry=self._registry)
+        self.uses = Gauge("hmt_index_uses", "Uses of indexes, by the tier they were in.", ("tier",), registry=self._registry)
         self.read = Counter("hmt_prompt_tokens", "Tokens that calls have added.", registry=self._registry)
 
-    def text(self) -> bytes:
-        """Return all of them as Prometheus reads them."""
+    def text(self, store: MemoryStore) -> bytes:
+        """Return all of them as Prometheus reads them, with those of a store."""
+        self.hot.clear()  # of kinds that are gone
+        for kind, size in store.hot.by_kind().items():
+            self.hot.labels(kind).set(size)
+        for tier, count in store.open_indexes.uses.items():
+            self.uses.labels(tier).set(count)
         return generate_latest(self._registry)
 
 

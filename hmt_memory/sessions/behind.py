@@ -22,7 +22,7 @@ class Behind:
     """
 
     def __init__(self, *, threaded: bool) -> None:
-        self._threaded = threaded
+        self.threaded = threaded
         self._thread = _thread_of_this_process()
         self.closing = False  # whoever works looks at it now and then
 
@@ -33,7 +33,7 @@ class Behind:
             name: what it is for, should it fail in the thread, which logs that.
             work: what to do.
         """
-        if not self._threaded:
+        if not self.threaded:
             work()
             return
         process, thread = self._thread

@@ -86,10 +86,13 @@ class Collection:
         deadline = time.monotonic() + self._database.timeout
         while True:
             try:
-                return self._database.read(lambda _: work())
+                made = self._database.read(lambda _: work())
             except RewrittenError:
                 if time.monotonic() > deadline:
                     raise
+            else:
+                self._store.settle()
+                return made
 
     @contextmanager
     def _stored_already(self) -> Iterator[None]:
@@ -130,3 +133,4 @@ class Collection:
                     "was stored; try again, or open the store with a longer timeout."
                 ) from error
             yield
+        self._store.settle()

@@ -35,7 +35,7 @@ class MemoryStore(Storage):
 
     Several processes may use a folder at once, on one machine, and a database server on many; several threads may use one
     object. Its arguments are those of
-    `Storage`: folder, and by keyword index, timeout, clock, read_only, index_bytes, view_bytes, background and memory_bits.
+    `Storage`: folder, and by keyword index, timeout, clock, read_only, tiers, background and memory_bits.
     """
 
     def __repr__(self) -> str:

@@ -6,9 +6,10 @@ recalls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -161,7 +162,7 @@ class Session(SessionMemory):
             noting=replay,
             note_tokens=None if other is None else other.note_tokens,
         )
-        prefill = self._store.view_cache.of(snapshot.parts[0].stream)  # forks share what they share
+        prefill = self._store.view_cache.of(snapshot.namespace)
         generation: Generation | Writing
         if isinstance(request, Request):
             generation = model.generate(
@@ -180,6 +181,7 @@ class Session(SessionMemory):
             with self._unless_rewritten(snapshot):
                 memory.recall(asked.question, model.read(torch.tensor(batch.ids, dtype=torch.long), snapshot.state), first)
             generation = request.generate(shown, system=system, notes=memory.notes(), added=len(batch.ids), prefill=prefill)
+        as_now = partial(self.prepare, instructions=instructions, tools=tools, view=own_view)
         return Reply(
             self,
             snapshot,
@@ -190,6 +192,7 @@ class Session(SessionMemory):
             replacing=replacing,
             own=other is None,
             keeping=keeping,
+            ahead=as_now if other is None else self.keep_up,
         )
 
     def explain(self, messages: Messages = (), *, replacing: int | None = None) -> Explanation:
@@ -314,16 +317,24 @@ class Session(SessionMemory):
         except (StoreError, SessionBusyError) as error:
             log.warning("%s", error)
 
-    def _after_reply(self) -> None:
-        """Read what an answer has added, if nobody else does, and forget what is beyond the session's limits."""
+    def _after_reply(self, ahead: Callable[[], None]) -> None:
+        """Read what an answer has added, if nobody else does, and forget what is beyond the session's limits.
+
+        Args:
+            ahead: makes what the next answer needs.
+        """
         with self._stored_already():
             with self._database.reading() as db:
                 row = db.collection(self._id)
             if row is None or not row.settings.get("retention"):
                 self._store.behind.do(repr(self), self._read_behind)
-                return
-            self._read_behind()
-            self._apply_retention(row)
+            else:
+                self._read_behind()
+                self._apply_retention(row)
+        if self._store.behind.threaded:
+            self._store.behind.do(repr(self), partial(self._store.open_indexes.keep_up, self._id))
+        if self._store.tiers.fetch_ahead:
+            self._store.behind.do(repr(self), ahead)
 
     def _read_behind(self) -> None:
         """Read what is not read yet, a little at a time, unless somebody else does: others get their turns in between."""
@@ -353,10 +364,11 @@ class Reply(Answer):
         replacing: int | None,
         own: bool,
         keeping: Keeping,
+        ahead: Callable[[], None],
     ) -> None:
         super().__init__(generation, memory, may_call=may_call)
         self._session, self._snapshot, self._asked, self._replacing = session, snapshot, asked, replacing
-        self._keeping = keeping
+        self._keeping, self._ahead = keeping, ahead
         self._own = generation if own and isinstance(generation, Generation) else None  # if the session's model answers
         self._asked_at = session._store.now()
         self._erasure: int | None = None  # the erasure of the replaced messages
@@ -366,7 +378,7 @@ class Reply(Answer):
     def _advance(self) -> str | None:
         if self.message_ids and not self._left:
             self._left = True
-            self._session._after_reply()
+            self._session._after_reply(self._ahead)
         with self._session._unless_rewritten(self._snapshot):
             free = super()._advance()
             if free is None or not self._ended or not self._keeping.stored:

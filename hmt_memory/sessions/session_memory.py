@@ -6,15 +6,19 @@ call that needs them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..chat.transcript import Batch
+from ..engine.generate import beginning
+from ..engine.modes import eval_mode
 from ..engine.state import HMTState
 from ..engine.turns import Turns
 from ..errors import InputError, SessionBusyError, StoreDamagedError
@@ -31,11 +35,13 @@ from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
 from .stored_session import StoredSession
 
 if TYPE_CHECKING:
+    from ..config import ViewConfig
     from ..model import HMTModel
     from ..store.transaction import Transaction
     from .storage import Storage
 
 _LATEST = 16  # latest messages, searched for the user's last one
+_EXPECTED = ({"role": "user", "content": "What was it that I told you about this the other day?"},)  # of a usual length
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,11 @@ class Snapshot:
     def tokens(self) -> int:
         """The number of stored tokens."""
         return lineage.size(self.parts)[1]
+
+    @property
+    def namespace(self) -> Hashable:
+        """The name space of what is kept of views: forks share what they share."""
+        return self.parts[0].stream
 
 
 class Asked(NamedTuple):
@@ -73,6 +84,8 @@ class SessionMemory(StoredSession):
     def __init__(self, store: Storage, row: CollectionRow, model: HMTModel | None = None) -> None:
         super().__init__(store, row, model)
         self._cache: Snapshot | None = None
+        self._kept = object()  # its key in the account of memory
+        weakref.finalize(self, store.hot.drop, self._kept).atexit = False
         if model is not None and row.settings.get(archive.UNVERIFIED):
             with self._reading():
                 archive.settle(self._database, row, model)
@@ -108,6 +121,40 @@ class SessionMemory(StoredSession):
             cited = self._in_one_view(lambda: self._own_shard(snapshot).cite_open(snapshot.tokens))
         return ranking.segment(cited, 0.0, 1.0) if cited.text.strip() else None
 
+    def prepare(
+        self,
+        *,
+        instructions: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        view: ViewConfig | None = None,
+    ) -> None:
+        """Make what the next answer needs, ahead of its question: the session's memory, indexes, and the view's beginning.
+
+        Answers are the same with and without. What was stored and not read yet is read first. Nothing is forgotten.
+
+        Args:
+            instructions: as of that answer, like the rest.
+            tools: functions that it may call.
+            view: its budgets.
+        """
+        model = self._needs_model() if view is None else self._needs_model().with_view(view)
+        self.keep_up()
+        asked = self._asked(_EXPECTED, None, model, looking=True)
+        if model.writer is not None:  # which keeps its own
+            return
+        system = "\n\n".join(text for text in (asked.system, instructions) if text) or None
+        ids = torch.tensor(asked.batch.ids, dtype=torch.long)
+        pinned = torch.tensor(self._transcript.pinned(system, tools), dtype=torch.long)
+        with torch.no_grad(), eval_mode(model):
+            before = beginning(model, ids, state=asked.snapshot.state, pinned=pinned, turns=asked.turns)
+            self._store.view_cache.prepare(model.backbone, before, asked.snapshot.namespace)
+
+    def keep_up(self) -> None:
+        """Read what was stored and not read yet, and bring this session's indexes and those of attached corpora up to date."""
+        snapshot = self._database.again(self._up_to_date)
+        with self._unless_rewritten(snapshot):
+            self._sources(snapshot)(_kept_up)
+
     def _up_to_date(self) -> Snapshot:
         """Read what was stored and not read yet. Returns the session afterwards."""
         with self._reading():
@@ -133,6 +180,7 @@ class SessionMemory(StoredSession):
                 parts = lineage.of(db, row)
                 known = Snapshot(row, parts, load_state(db, parts, model, row.memory_bits))
         self._cache = known
+        self._store.hot.keep("memories", self._kept, known.state.nbytes, partial(_let_go, weakref.ref(self)))
         return known
 
     def _seen_by(self, snapshot: Snapshot, model: HMTModel) -> Snapshot:
@@ -295,3 +343,14 @@ class SessionMemory(StoredSession):
             if row.epoch == snapshot.row.epoch:
                 raise
             raise SessionBusyError(f"session {self.name!r} was rewritten meanwhile. Nothing was stored; ask again.") from error
+
+
+def _kept_up(shards: Sequence[Shard]) -> None:
+    for shard in shards:
+        shard.keep_up()
+
+
+def _let_go(session: weakref.ref[SessionMemory]) -> None:
+    """Let go of what a session holds in memory; it is loaded again when it is needed."""
+    if (held := session()) is not None:
+        held._cache = None

@@ -9,7 +9,6 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,23 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, SessionBusyError, StoreDamagedError, StoreError, StoreInterruptedError
-from ..retrieval.sources import Indexes
+from ..hot import Hot
 from ..store import rewriting, sweeping
 from ..store.backend import Capability
-from ..store.index import derived
 from ..store.index.base import DEFAULT
 from ..store.open import open_backend, place_of
 from ..store.rows import MEMORY_BITS, CollectionRow
 from ..store.shelf import Shelf, shelf_of
 from .behind import Behind
-from .indexing import Shape, new_indexes, shape_of
+from .indexing import Shape, shape_of
 from .names import find
+from .open_indexes import OpenIndexes
+from .tiers import Tiers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ..engine.view_cache import ViewCache
     from ..model import HMTModel
+    from ..retrieval.sources import Indexes
     from ..store.transaction import Transaction
 
 log = logging.getLogger("hmt_memory")
@@ -53,8 +54,8 @@ class Storage:
         timeout: seconds to wait for another process that writes before `SessionBusyError`.
         clock: seconds since 1970, for tests.
         read_only: whether to change nothing in the store, which has to exist then.
-        index_bytes: memory that all indexes may take together; the least recently used are closed.
-        view_bytes: memory for keys and values of what the sessions' views begin with, kept between answers.
+        tiers: how much of what is made of the record is kept in memory and on this machine's disk; None: as the environment
+            says (`Tiers.of_environment`).
         background: whether what an answer adds to a session is read into its memory by another thread, so that the call which
             answers does not wait for it; the next call that needs it does. Sessions with limits read at once.
         memory_bits: bits of a number in memories of sessions and corpora that are made or rebuilt here: 16, or 8, which halves
@@ -73,22 +74,25 @@ class Storage:
         timeout: float = 5.0,
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
-        index_bytes: int = 256 << 20,
-        view_bytes: int = 256 << 20,
+        tiers: Tiers | None = None,
         background: bool = False,
         memory_bits: int | None = None,
     ) -> None:
         self._memory_bits = _known_bits(memory_bits)
         self.folder = place_of(folder)
         self.now = clock
-        self._factory, self._index_bytes = index, index_bytes
-        self._indexes: OrderedDict[int, Indexes] = OrderedDict()
+        self._factory, self.tiers = index, Tiers.of_environment() if tiers is None else tiers
+        self.hot = Hot(self.tiers.hot_bytes)
         self._shelves: dict[int, tuple[int, Shelf]] = {}
         self._reading: dict[tuple[int, int], threading.Lock] = {}
-        self._view_bytes = view_bytes
-        self.behind = Behind(threaded=background)
+        self.behind = Behind(threaded=background or self.tiers.fetch_ahead)
         self._pid, self._mutex = os.getpid(), threading.Lock()
         self.database = open_backend(self.folder, timeout=timeout, read_only=read_only)
+        try:
+            self.open_indexes = OpenIndexes(self.database, self.hot, self.tiers)
+        except BaseException:
+            self.database.close()
+            raise
         if not read_only:
             self._take_up()
 
@@ -113,22 +117,8 @@ class Storage:
         try:
             self.behind.close()
         finally:
-            for collection, indexes in list(self._indexes.items()):
-                self._save_index(collection, indexes)
+            self.open_indexes.close()
             self.database.close()
-
-    def _save_index(self, collection: int, indexes: Indexes, *, always: bool = False) -> None:
-        """Save an index, unless its session or corpus was deleted or rewritten. Nobody can do that meanwhile."""
-        if self.database.read_only:
-            return
-        try:
-            with self.database.exclusive(), self.database.reading() as db:
-                row = db.collection(collection)
-                if row is not None:
-                    for index in filter(None, indexes):
-                        index.save(db, shelf_of(db, row), always=always)
-        except (SessionBusyError, StoreError) as error:
-            log.warning("the index of collection %d is not saved: %s", collection, error)
 
     def session_of(self, row: CollectionRow, model: HMTModel) -> Any:
         """Return the session of a row for a model."""
@@ -159,32 +149,15 @@ class Storage:
             model: its sizes and tokenizer shape the indexes.
             made_by: the model's digest.
         """
-        with self._alone():
-            opened = self._indexes.get(row.id)
-            if opened is None:
-                shape = self.shape(model, made_by)
-                opened = self._indexes[row.id] = new_indexes(self.index_paths(row.id), shape, model.backbone.decode)
-            self._indexes.move_to_end(row.id)
-            least = self._over_the_bound(row.id)
-        for collection, unused in least:
-            self._save_index(collection, unused)
-        return opened
+        return self.open_indexes.get(row, self.shape(model, made_by), model.backbone.decode)
 
     def shape(self, model: HMTModel, made_by: str) -> Shape:
         """Return the shape of the indexes of what a model has read; `made_by` is its digest."""
         return shape_of(model, made_by, self._factory)
 
-    def _over_the_bound(self, used: int) -> list[tuple[int, Indexes]]:
-        """Close the least recently used indexes until the others fit into `index_bytes`; the one in use stays."""
-        taken = {collection: sum(index.nbytes for index in indexes if index) for collection, indexes in self._indexes.items()}
-        total, let_go = sum(taken.values()), []
-        for collection in list(self._indexes):
-            if total <= self._index_bytes or collection == used:
-                break
-            total -= taken[collection]
-            let_go.append((collection, self._indexes.pop(collection)))
-            self._shelves.pop(collection, None)
-        return let_go
+    def settle(self) -> None:
+        """Let go of what is over the bound in memory, the least recently used first. Call it where no view of rows is open."""
+        self.open_indexes.settle()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -194,31 +167,20 @@ class Storage:
         with self._mutex:
             yield
 
-    def index_paths(self, collection: int) -> tuple[Path, Path, Path]:
-        """Return the files of a session's or corpus's indexes of memory, words and keys by meaning."""
-        folder = self.database.cache
-        return folder / f"{collection}.index", folder / f"{collection}.words", folder / f"{collection}.keys"
-
     def drop_index(self, collection: int) -> None:
         """Delete the indexes, on disk and in memory, before their content changes, and what is kept of views."""
         if "view_cache" in vars(self):
             self.view_cache.clear()
-        with self._alone():
-            self._indexes.pop(collection, None)
-            self._shelves.pop(collection, None)
-        self.drop_index_files(collection)
-
-    def drop_index_files(self, collection: int) -> None:
-        """Delete the indexes' files, before some of their content is erased."""
-        for path in self.index_paths(collection):
-            derived.remove(path)
+        self._let_go(collection)
+        self.hot.drop(("shelf", collection))
+        self.open_indexes.drop(collection)
 
     @cached_property
     def view_cache(self) -> ViewCache:
         """What is kept of the sessions' views between answers."""
         from ..engine.view_cache import ViewCache  # imports torch, which most commands do without
 
-        return ViewCache(self._view_bytes)
+        return ViewCache(self.hot)
 
     def shelf(self, row: CollectionRow) -> Shelf:
         """Return the closed segments of a session or corpus, as of the row."""
@@ -227,7 +189,12 @@ class Storage:
             with self.database.reading() as db:
                 row = db.collection(row.id) or row
                 known = self._shelves[row.id] = (row.revision, shelf_of(db, row))
+        size = _VOLUME * len(known[1].volumes)
+        self.hot.keep("shelves", ("shelf", row.id), size, lambda: self._let_go(row.id))
         return known[1]
+
+    def _let_go(self, collection: int) -> None:
+        self._shelves.pop(collection, None)
 
     def reading_mutex(self, collection: int) -> threading.Lock:
         """Return the lock in which threads queue that read into one session or corpus."""
@@ -345,6 +312,7 @@ class _Unended(NamedTuple):
     erasures: list[int]
 
 
+_VOLUME = 512  # bytes that a document takes in a shelf, about
 _REWRITING = "rewriting"  # the fact that rows were dropped: the database must be rewritten before anything is erased
 
 

@@ -132,7 +132,7 @@ class StoredCorpus(Collection):
         erasure = db.begin_erasure()
         for document in documents:
             db.delete_document(row.id, document, erasure)
-        self._store.drop_index_files(row.id)
+        self._store.open_indexes.drop_files(row.id)
         return db.update_collection(replace(row, epoch=row.epoch + 1)), erasure
 
 

@@ -66,7 +66,7 @@ def _verify(storage: Storage, collection: int, notes: list[str]) -> None:
             parts = lineage.of_stream(db, volume.stream)
             _verify_messages(lineage.messages(db, parts), has_messages=row.kind == "session", tokens=lineage.size(parts)[1])
             _verify_segments(db, parts, volume.segments)
-        for path in storage.index_paths(row.id):
+        for path in storage.open_indexes.paths(row.id):
             doubt = derived.stale(path, db, shelf)
             if doubt is not None:
                 notes.append(f"{row.kind} {row.name!r}: its index {path.name} will be made again: {doubt}")

@@ -317,6 +317,10 @@ class Erasures(Protocol):
         """List the erasures that are under way, or were left by a crash."""
         ...
 
+    def last_erasure(self) -> int:
+        """Return the number of the latest erasure that was begun, be it ended or not."""
+        ...
+
     def sweep_later(self, erasure: int, kind: str, number: int) -> None:
         """Say that a "stream", or the documents of a "corpus", may hold rows that nobody shows any more.
 

@@ -17,7 +17,6 @@ from rich.console import Console
 from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Assistant, MemoryStore, Session
-from hmt_memory.assistant import opened
 from hmt_memory.assistant.loading import ModelSettings
 from hmt_memory.assistant.stateless import PrefixCache, prompt_of, reply
 from hmt_memory.chat.transcript import Transcript
@@ -226,16 +225,17 @@ def test_a_session_deleted_elsewhere_begins_anew(assistant: Assistant, tmp_path:
     assert contents(assistant, "alice")[0] == "two"
 
 
-def test_looking_makes_nothing_and_only_so_many_sessions_are_kept_open(
+def test_looking_makes_nothing_and_sessions_are_kept_open_within_the_account(
     assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for wanted in ({"session": "typo"}, {"corpora": ["typo"]}):
         with pytest.raises(SessionNotFoundError, match="'typo'"):
             assistant.recall("x", **wanted)
     assert assistant.store.sessions() == assistant.store.corpora() == []
-    monkeypatch.setattr(opened, "_OPEN_SESSIONS", 2)
     for name in ("a", "b", "c"):
         assistant.add(name, user("hello"))
+    monkeypatch.setattr(assistant.store.hot, "limit", 3 * assistant.store.hot.bytes // 4)
+    assistant.store.settle()
     assert assistant._sessions.names() == ["b", "c"]
     assistant.add("a", [user("hello"), user("more")])
     assert contents(assistant, "a") == ["hello", "more"]

@@ -22,6 +22,7 @@ from places import ROOT
 
 from hmt_memory import config
 from hmt_memory.engine import decoding
+from hmt_memory.sessions import tiers
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -39,7 +40,10 @@ impossible is refused with an error that names the field."""
 
 def page() -> str:
     """Return the whole page: a section for each class of fields."""
-    return "\n\n".join([HEAD, *(section(*found) for module in (config, decoding) for found in configurations(module))]) + "\n"
+    return (
+        "\n\n".join([HEAD, *(section(*found) for module in (config, decoding, tiers) for found in configurations(module))])
+        + "\n"
+    )
 
 
 def configurations(module: ModuleType) -> Iterator[tuple[ast.ClassDef, dict[int, str]]]:
@@ -79,7 +83,7 @@ def test_the_page_is_what_the_fields_say() -> None:
 
 def test_every_field_is_on_the_page() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    chosen = (config.HMTConfig, config.ViewConfig, decoding.Decoding)
+    chosen = (config.HMTConfig, config.ViewConfig, decoding.Decoding, tiers.Tiers)
     assert [field.name for kind in chosen for field in fields(kind) if f"| `{field.name}` |" not in text] == []
 
 

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILIES, LONG, SMALL, byte_tokenizer, random_ids, tiny_model
 
-from hmt_memory import HMTModel, MemoryStore, ViewConfig
+from hmt_memory import HMTModel, MemoryStore, Tiers, ViewConfig
 from hmt_memory.assistant import stateless
 from hmt_memory.assistant.stateless import PrefixCache
 from hmt_memory.engine.backbone import Backbone
 from hmt_memory.engine.view_cache import ViewCache, read_whole
+from hmt_memory.hot import Hot
 
 HALVES = replace(SMALL, memory_tokens=3, recalled_tokens=1)  # the carried half of P is the same from turn to turn
 MODEL = tiny_model(config=HALVES, tokenizer=byte_tokenizer()).with_view(
@@ -102,7 +103,7 @@ def test_bytes_are_bounded_and_the_least_recently_used_goes(monkeypatch: pytest.
     backbone, one = MODEL.backbone, ViewCache()
     embed = backbone.embed(random_ids(120))
     one.prefill(backbone, embed[:100], embed[100:], "alice")
-    views = ViewCache(limit=int(2.5 * one.bytes))
+    views = ViewCache(Hot(int(2.5 * one.bytes)))
     assert one.bytes >= embed[:100].nbytes + 100 * 2 * 2 * 16 * 4  # embeddings; layers x (keys, values) x width x fp32
     for name in ("alice", "bob", "alice", "carol"):
         views.prefill(backbone, embed[:100], embed[100:], name)
@@ -111,7 +112,7 @@ def test_bytes_are_bounded_and_the_least_recently_used_goes(monkeypatch: pytest.
     for name, positions in (("carol", 20), ("alice", 20), ("bob", 120)):
         views.prefill(backbone, embed[:100], embed[100:], name)
         assert counted.take() == positions, name
-    none = ViewCache(limit=100)
+    none = ViewCache(Hot(100))
     none.prefill(backbone, embed[:100], embed[100:], "alice")
     assert none.bytes == 0
 
@@ -167,7 +168,7 @@ def test_a_session_answers_the_same_with_and_without_what_was_kept(
     folder = tmp_path_factory.mktemp("law")
     answers = []
     for kept in (1 << 28, 0):
-        with MemoryStore(folder / str(kept), view_bytes=kept) as store:
+        with MemoryStore(folder / str(kept), tiers=Tiers(hot_bytes=kept)) as store:
             session = store.session("alice", MODEL)
             session.add({"role": "system", "content": "Be kind."})
             said = [turn(session, text) for text in texts]
@@ -211,7 +212,7 @@ def test_a_call_without_a_session_reads_only_the_new_part_in_its_own_name_space(
 def test_the_default_model_says_the_same_with_and_without(smollm2: HMTModel, tmp_path: Path) -> None:
     said = []
     for kept in (1 << 28, 0):
-        with MemoryStore(tmp_path / str(kept), view_bytes=kept) as store:
+        with MemoryStore(tmp_path / str(kept), tiers=Tiers(hot_bytes=kept)) as store:
             session = store.session("alice", smollm2)
             said.append(
                 [

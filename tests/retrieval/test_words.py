@@ -161,5 +161,5 @@ def test_blocks_stay_few(tmp_path: Path) -> None:
         for turn in range(64):
             session.add(user(f"turn number {turn}"))
             scores_of(session, "turn")
-        index = next(iter(store._indexes.values())).words
+        index = next(iter(store.open_indexes._open.values())).words
         assert isinstance(index, WordIndex) and index.count > 64 and len(index._blocks) < 10

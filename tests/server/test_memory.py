@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
-from hmt_memory import Assistant
+from hmt_memory import Assistant, Tiers
 from hmt_memory.server.app import create_app
 from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
@@ -174,3 +175,36 @@ def test_numbers_that_no_database_holds_are_refused(api: TestClient, assistant: 
         api.delete("/v1/corpora/garden/documents", params={"id": 1 << 70}),
     ):
         assert call.status_code == 400, call.text
+
+
+# --- ahead ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_prepared_when_a_client_says_that_a_question_is_likely(api: TestClient, assistant: Assistant) -> None:
+    api.post("/v1/sessions", json={"name": "work/alice"})
+    api.post("/v1/sessions/work/alice/messages", json={"messages": TALK})
+    assistant.store.hot.limit = 0
+    assistant.store.settle()
+    assistant.store.hot.limit = 1 << 28
+    told = api.get("/v1/sessions/work/alice/messages").json()
+    assert api.post("/v1/sessions/work/alice/prepare").status_code == 202
+    assistant.store.behind._thread[1].submit(lambda: None).result()
+    assert assistant.store.view_cache.bytes and assistant.store.open_indexes.uses.total()
+    assert api.get("/v1/sessions/work/alice/messages").json() == told
+    measured = api.get("/metrics").text
+    assert 'hmt_hot_bytes{kind="views"}' in measured and 'hmt_index_uses{tier="cold"}' in measured
+    assert api.post("/v1/sessions/nobody/prepare").status_code == 404
+
+
+def test_looking_at_a_session_prepares_it_where_views_are_made_ahead(chatty: str, tmp_path: Path) -> None:
+    for ahead in (False, True):
+        place, tiers = tmp_path / str(ahead), Tiers(fetch_ahead=ahead)
+        assistant = Assistant(chatty, reader="same", store=place, dtype="float32", device="cpu", tiers=tiers)
+        api = TestClient(create_app(assistant, Settings(hosts=("testserver",))))
+        assistant.add("alice", TALK)
+        for address in ("/v1/sessions/alice/messages", "/v1/conversations/alice/items"):
+            assistant.store.view_cache.clear()
+            assert api.get(address).status_code == 200
+            assistant.store.behind._thread[1].submit(lambda: None).result()
+            assert (assistant.store.view_cache.bytes > 0) is ahead, address
+        assert pickle.loads(pickle.dumps(assistant)).store.tiers == tiers

@@ -166,7 +166,7 @@ def test_removed_documents_leave_no_byte(tmp_path: Path) -> None:
     ids = corpus.add_documents(["xyzzy plugh " * 20, TEXTS[0]])
     kept = memories(corpus)[1]
     corpus.recall("x")
-    store._save_index(1, store._indexes[1])
+    store.open_indexes.save(1, store.open_indexes._open[1])
     assert bytes_in(folder, b"xyzzy plugh") == ["memory.db-wal"] or bytes_in(folder, b"xyzzy plugh")
     with pytest.raises(SessionNotFoundError, match="no document 9"):
         corpus.remove([ids[0], 9])

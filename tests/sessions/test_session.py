@@ -383,7 +383,7 @@ def test_forgetting_leaves_no_byte_in_any_file(tmp_path: Path) -> None:
     for turn in range(20):
         session.add(user(f"turn {turn} " + "of other words " * 8))
     session.recall("secret")
-    store._save_index(1, store._indexes[1])
+    store.open_indexes.save(1, store.open_indexes._open[1])
     tokens = np.array(MODEL.backbone.encode(words), "<u4").tobytes()
     with store.database.reading() as db:
         at = db.execute("SELECT token_start FROM messages WHERE id = ?", (id,)).fetchone()[0]

@@ -136,7 +136,7 @@ def everything(folder: Path, model: HMTModel) -> list[Any]:
             found.append([next(reply), [one.text for one in reply.recalled]])
         return found
     finally:
-        for index in list(store._indexes.values()):
+        for index in list(store.open_indexes._open.values()):
             for one in filter(None, index):
                 one._saved = one.count  # nothing here is to be kept
         store.close()

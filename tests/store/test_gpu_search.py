@@ -30,7 +30,7 @@ def test_the_best_are_found_on_any_number_of_devices(machine: Callable[..., Mach
     sizes = [there.faiss.uploaded[device] for device in range(count)]
     assert sum(sizes) == 730 and max(sizes) - min(sizes) <= BLOCK
     assert found.device_bytes == {number: size * (2 * D + 4) for number, size in enumerate(sizes)}
-    assert there.held == sum(found.device_bytes.values())
+    assert there.held == sum(found.device_bytes.values()) == found.beside
 
 
 @settings(max_examples=40, deadline=None)

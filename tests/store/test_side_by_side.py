@@ -249,7 +249,7 @@ def test_an_index_that_a_crash_has_left_is_erased_with_what_it_was_made_of(
     session.add(user("kept " * 12))
     (id,) = session.add(user("forgotten " * 12))
     session.recall("word")
-    store._save_index(session._id, store._indexes[session._id], always=True)
+    store.open_indexes.save(session._id, store.open_indexes._open[session._id], always=True)
     with store.database.reading() as db:
         parts = lineage.of(db, session._row(db))
         embedding = list(lineage.segments(db, parts, 0, lineage.segment_count(db, parts)))[-1].memory

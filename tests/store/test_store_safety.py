@@ -18,7 +18,7 @@ from processes import journal_of, start
 from stored import FAST, user
 from tiny import LONG
 
-from hmt_memory import MemoryStore, ViewConfig
+from hmt_memory import MemoryStore, Tiers, ViewConfig
 from hmt_memory.errors import InputError, SessionExistsError, StoreError
 from hmt_memory.retrieval import ranking
 from hmt_memory.sessions import retention
@@ -149,7 +149,7 @@ def test_nobody_else_can_read_a_store(tmp_path: Path, umask: int, caplog: pytest
             session.add(user("word " * 40))
             session.recall("word")
             session.export(tmp_path / "export")
-            store._save_index(session._id, store._indexes[session._id], always=True)
+            store.open_indexes.save(session._id, store.open_indexes._open[session._id], always=True)
             modes = {
                 path: stat.S_IMODE(path.stat().st_mode)
                 for path in (store.folder, *store.folder.rglob("*"), tmp_path / "export")
@@ -230,14 +230,14 @@ def test_names_that_look_alike_are_the_same_or_refused(store: MemoryStore) -> No
 
 
 def test_indexes_take_no_more_memory_than_they_may(tmp_path: Path) -> None:
-    with MemoryStore(tmp_path, index_bytes=20_000) as store:
+    with MemoryStore(tmp_path, tiers=Tiers(hot_bytes=20_000)) as store:
         names = [f"user {number}" for number in range(12)]
         for name in names:
             store.session(name, MODEL).add(user(f"{name} says something " * 12))
         expected = {name: [one.text for one in store.session(name, MODEL).recall("says")] for name in names}
         for name in names[::-1]:
             assert [one.text for one in store.session(name, MODEL).recall("says")] == expected[name]
-        held = [sum(index.nbytes for index in indexes if index) for indexes in store._indexes.values()]
+        held = [sum(index.nbytes for index in indexes if index) for indexes in store.open_indexes._open.values()]
         assert 1 < len(held) < 12 and sum(held[:-1]) <= 20_000
 
 

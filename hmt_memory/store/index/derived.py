@@ -29,6 +29,7 @@ _MAGIC = b"HMTINDEX"
 _FORMAT = 1
 _ROWS_PER_FETCH = 4096
 _LONGEST_HEADER = 1 << 20
+_WORTH_WRITING = 16  # segments
 _SAVE_ALWAYS_BELOW = 10_000  # segments; a larger file is written when a twentieth of it is new
 
 
@@ -38,6 +39,8 @@ class RewrittenError(SessionBusyError):
 
 class Derived:
     """A cache that keeps up with the rows of one collection; thread-safe. A forked process makes its own."""
+
+    read_only = False  # whether its file stays as it is
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,6 +119,7 @@ class Derived:
         self._let_go(shelf)
         if self.count > shelf.total or (self.count and shelf.check(db, self.count) != self._check):
             self._forget_all()
+            self._remove()  # it holds what is no longer there
         for start in range(self.count, shelf.total, _ROWS_PER_FETCH):
             stop = min(start + _ROWS_PER_FETCH, shelf.total)
             self._extend(db, shelf, start, stop)
@@ -132,6 +136,22 @@ class Derived:
         if self._keep(kept):
             self.count, self._saved = int(kept.sum()), 0
             self._check = Shelf(tuple(held)).digest()
+            self._remove()
+
+    def keep_up(self, db: Transaction, shelf: Shelf) -> None:
+        """Load the file, or add the rows that are new, ahead of a search.
+
+        Args:
+            db: the transaction to read rows in.
+            shelf: the segments.
+        """
+        with self._alone():
+            self._sync(db, shelf)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much is new that the file is worth writing: a twentieth."""
+        return self.count - self._saved >= max(_WORTH_WRITING, self.count / 20)
 
     def save(self, db: Transaction, shelf: Shelf, *, always: bool = False) -> None:
         """Replace the file, if enough is new and the collection still begins with the segments held.
@@ -195,6 +215,13 @@ class Derived:
     def _distrust(self, reason: str) -> None:
         log.warning("the index %s is made again from the record: %s.", self.path, reason)
         self._forget_all()
+        self._remove()
+
+    def _remove(self) -> None:
+        """Delete the file."""
+        if not self.read_only:
+            with contextlib.suppress(OSError):
+                remove(self.path)
 
 
 def _begins(volumes: Sequence[Volume], held: Sequence[Volume]) -> bool:
@@ -206,7 +233,7 @@ def _begins(volumes: Sequence[Volume], held: Sequence[Volume]) -> bool:
 
 def remove(path: Path) -> None:
     """Delete an index file and any remains of writing it."""
-    for file in (path, *path.parent.glob(f"{path.name}.*")):
+    for file in (path, *path.parent.glob(f"{path.name}.*"), *path.parent.glob(f".{path.name}.*")):
         file.unlink(missing_ok=True)
 
 

@@ -58,6 +58,11 @@ class GpuSearch(Search):
             taken[block.device.number] = taken.get(block.device.number, 0) + on_devices(block.rows, self._width)
         return taken
 
+    @property
+    def beside(self) -> int:
+        """The bytes of memory, on devices too, that it takes beside the host's rows."""
+        return self._host.beside + sum(self.device_bytes.values())
+
     def describe(self) -> dict[str, Any]:
         """Describe the copy: bytes by device, and searches that the host answered because it does not tell."""
         return {"device_bytes": self.device_bytes, "unsettled": self.unsettled}

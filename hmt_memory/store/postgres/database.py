@@ -23,7 +23,6 @@ from ..per_thread import PerThread
 from ..sql import copying, migrations
 from ..transaction import Transaction
 from .address import Address
-from .caches import drop_outdated, is_current
 from .connections import Connection, Connections, may_hold, roll_back
 from .errors import lost
 from .transaction import CONTENT, PostgresTransaction
@@ -69,21 +68,12 @@ class Database(Connections):
             with self.reading() as db:
                 self.cache = caches / db.identity()
             if not read_only:
-                self._make_cache()
+                self._tidy()
         except BaseException:
             self.close()
             raise
 
-    def _make_cache(self) -> None:
-        try:
-            self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with self.reading() as db:
-                current = is_current(self.cache, db)
-            if not current:
-                with self.exclusive(), self.reading() as db:
-                    drop_outdated(self.cache, db)
-        except OSError as error:
-            raise StoreError(f"{self.cache} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
+    def _tidy(self) -> None:
         with self.begun(f"DELETE FROM commits WHERE at < now() - interval '{_FORGET_AFTER}'"):
             pass
 

@@ -136,10 +136,6 @@ class PostgresTransaction(SqlTransaction):
             self.execute(f"ALTER TABLE {table} SET ({_AT_ONCE})")
         self.execute(f"ALTER TABLE payloads SET (toast.{_AT_ONCE.replace(', ', ', toast.')})")
 
-    def last_erasure(self) -> int:
-        """Return the number of the latest erasure that was begun."""
-        return self.last_id("erasures")
-
     def identity(self) -> str:
         """Return the name that no other store has."""
         return cast(str, self.one("SELECT id FROM store")[0])

@@ -26,6 +26,10 @@ class Erasures(Statements):
         """List the erasures that are under way, or were left by a crash."""
         return [int(erasure) for (erasure,) in self.all("SELECT id FROM erasures ORDER BY id")]
 
+    def last_erasure(self) -> int:
+        """Return the number of the latest erasure that was begun."""
+        return self.last_id("erasures")
+
     def sweep_later(self, erasure: int, kind: str, number: int) -> None:
         """Say that a "stream", or the documents of a "corpus", may hold rows that nobody shows any more."""
         self.execute("INSERT INTO sweeps VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (erasure, kind, number))
