@@ -67,13 +67,11 @@ def test_users_and_documents_may_say_again_what_they_like() -> None:
 
 
 def test_notes_of_a_session_are_the_users_words(tmp_path: Path) -> None:
+    told, echo = "The wifi code is tree88.", "Okay. Your wifi code is tree88."
     with MemoryStore(tmp_path) as store:
         session = store.session("alice", MODEL)
-        session.add(
-            [user(WIFI[1]), {"role": "assistant", "content": "Okay. Your guest wifi has the password lemon-tractor-88."}]
-        )
+        session.add([user(told), {"role": "assistant", "content": echo}])
         session.add([user(f"It rained for {number} hours on that day, all over the valley.") for number in range(30)])
-        explained = session.explain(user("What is the password of the guest wifi?"))
-        noted = [each.text for each in explained.passages if each.noted]
-        assert noted[0] == WIFI[1] and not any("Okay" in text for text in noted)
-        assert any("Okay" in each.text for each in explained.passages), "it is found, and not noted"
+        explained = session.explain(user("What is the code of the wifi?"))
+        found = {each.text: each.noted for each in explained.passages}
+        assert found[told] and not found[echo]
