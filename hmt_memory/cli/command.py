@@ -63,6 +63,10 @@ app.command(no_args_is_help=True, epilog="Example: hmt read --corpus handbook do
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(corpora.app, name="corpora")
 app.command(no_args_is_help=True)(stores.backup)
+app.command(
+    no_args_is_help=True,
+    epilog="Example: hmt tenants acme --store postgresql://owner@db.example/memory; then serve it as postgresql://acme@...",
+)(stores.tenants)
 app.command()(doctor)
 app.command(epilog="Example: hmt serve; then point any OpenAI client to http://127.0.0.1:8399/v1")(serving.serve)
 app.command(epilog="Example, as an agent starts it: hmt mcp --session notes")(tools.mcp)

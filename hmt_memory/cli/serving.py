@@ -46,6 +46,20 @@ def serve(
     replicas: Annotated[
         str | None, typer.Option(help="With --ray: how many, as 2, or 1-4 by need; one if not given.", show_default=False)
     ] = None,
+    replica_calls: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            help="With --replicas 1-4: calls under way for which there is one replica each; --answers if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    scale_up_after: Annotated[
+        float, typer.Option(min=0, help="With --replicas 1-4: seconds of more calls before there are more replicas.")
+    ] = 30.0,
+    scale_down_after: Annotated[
+        float, typer.Option(min=0, help="With --replicas 1-4: seconds of fewer calls before there are fewer.")
+    ] = 600.0,
     replica_cpus: Annotated[float, typer.Option(min=0, help="With --ray: CPUs that each replica takes.")] = 1.0,
     replica_gpus: Annotated[float, typer.Option(min=0, help="With --ray: GPUs that each replica takes.")] = 0.0,
     hot_mib: options.Hot = 512,
@@ -108,7 +122,14 @@ def serve(
     here = address if host not in _ANY else f"http://127.0.0.1:{port}"
     opening = threading.Thread(target=_open, args=(here,), daemon=True)
     if ray:
-        scale = replicated.Scale.of(replicas or "1", cpus=replica_cpus, gpus=replica_gpus)
+        scale = replicated.Scale.of(
+            replicas or "1",
+            cpus=replica_cpus,
+            gpus=replica_gpus,
+            calls=replica_calls,
+            up_after=scale_up_after,
+            down_after=scale_down_after,
+        )
         told = replicated.told_to_stop()
         with screen.notes.status("starting the replicas"):
             replicated.serve(assistant, settings, tokens=required, scale=scale, host=host, port=port, form=log_format)

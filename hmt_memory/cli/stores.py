@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InputError, StoreDamagedError
-from ..store.open import DATABASE, default_store, place_of
+from ..store.open import DATABASE, default_store, keep_tenants_apart, place_of
+from ..store.open import shown as shown_place
 from . import options
 from .output import counted, done, print_table, when
 from .terminal import Screen
@@ -92,3 +93,19 @@ def backup(
     held = f"{counted(sessions, 'session')} and {corpora} {'corpus' if corpora == 1 else 'corpora'}"
     said = f"{held} are copied to {place} and checked ({size / 1e6:,.1f} MB). It is a store of its own: --store {place}"
     done(said, {"folder": place, "sessions": sessions, "corpora": corpora, "bytes": size}, screen, as_json=as_json)
+
+
+def tenants(
+    roles: Annotated[list[str], typer.Argument(metavar="ROLE...", help="Database roles: tenants, or groups of tenants.")],
+    existing: Annotated[
+        str | None,
+        typer.Option(metavar="ROLE", help="The tenant that everything belongs to which the store holds.", show_default=False),
+    ] = None,
+    store: options.Store = None,
+    as_json: options.Json = False,
+) -> None:
+    """Keep tenants apart in PostgreSQL: each role sees and writes rows of its own only. Run it as the owner of the tables."""
+    place = default_store() if store is None else place_of(store)
+    keep_tenants_apart(place, roles, existing=existing)
+    said = f"Each tenant of {shown_place(place)} has rows of its own; these roles may be tenants now: {', '.join(roles)}."
+    done(said, {"store": shown_place(place), "roles": roles, "existing": existing}, Screen.standard(), as_json=as_json)

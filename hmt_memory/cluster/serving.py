@@ -7,10 +7,12 @@ another one takes over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging.config
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,10 @@ if TYPE_CHECKING:
 APPLICATION = "hmt-memory"
 _REPLICAS = "Replica"  # the name of their deployment
 _RING = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-_LAST_WORDS = 60.0  # seconds that answers may still take when a replica is stopped
+_LAST_WORDS = 60.0  # seconds that answers may still take when everything is stopped
+_LONGEST_ANSWER = 3600.0  # and when a replica is one too many
+_AVERAGED = (11.0, 30.0)  # seconds over which Ray counts calls, at least and at most; it hears of them every ten
+_POLL_SECONDS = 0.1
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # addresses of calls say what is searched for
 
 
@@ -39,43 +44,65 @@ class Scale:
 
     Args:
         least: replicas at least.
-        most: replicas at most; the more calls wait, the more there are.
+        most: replicas at most; the more calls are under way, the more there are.
         cpus: of a replica.
         gpus: of a replica.
+        calls: under way, waiting ones included, for which there is one replica each; None: as many as it answers at once.
+        up_after: seconds for which there are more calls, before there are more replicas.
+        down_after: seconds for which there are fewer, before there are fewer.
 
     Raises:
-        InputError: there are none, or more at least than at most.
+        InputError: there are none, or more at least than at most; or no calls, or negative times.
     """
 
     least: int = 1
     most: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    calls: float | None = None
+    up_after: float = 30.0
+    down_after: float = 600.0
 
     @classmethod
-    def of(cls, replicas: str, *, cpus: float = 1.0, gpus: float = 0.0) -> Scale:
+    def of(
+        cls,
+        replicas: str,
+        *,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+        calls: float | None = None,
+        up_after: float = 30.0,
+        down_after: float = 600.0,
+    ) -> Scale:
         """Return the scale of a number, or of two.
 
         Args:
             replicas: such as "2" or "1-4".
-            cpus: of a replica.
-            gpus: of a replica.
+            cpus: as in `Scale`, and so the others.
+            gpus: likewise.
+            calls: likewise.
+            up_after: likewise.
+            down_after: likewise.
 
         Raises:
-            InputError: it is neither.
+            InputError: it is neither, or another value is impossible.
 
-        >>> Scale.of("1-4")
-        Scale(least=1, most=4, cpus=1.0, gpus=0.0)
+        >>> Scale.of("1-4", calls=2)
+        Scale(least=1, most=4, cpus=1.0, gpus=0.0, calls=2, up_after=30.0, down_after=600.0)
         """
         least, dash, most = replicas.partition("-")
         most = most if dash else least
         if not least.isdecimal() or not most.isdecimal():
             raise InputError(f"{replicas!r} is no number of replicas: give a number, or two such as 1-4.")
-        return cls(int(least), int(most), cpus, gpus)
+        return cls(int(least), int(most), cpus, gpus, calls, up_after, down_after)
 
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most:
             raise InputError(f"{self.least} to {self.most} replicas cannot be: give a number from 1, or two such as 1-4.")
+        if self.calls is not None and not self.calls > 0:
+            raise InputError(f"replicas for {self.calls:g} calls each cannot be: give a number above 0.")
+        if not min(self.up_after, self.down_after) >= 0:
+            raise InputError("replicas cannot come or go before calls do: give seconds from 0.")
 
 
 class Replica:
@@ -175,7 +202,7 @@ def serve(
         max_ongoing_requests=settings.answers + settings.looking,
         max_queued_requests=settings.waiting,
         request_router_config={"request_router_class": _RING},
-        graceful_shutdown_timeout_s=_LAST_WORDS,
+        graceful_shutdown_timeout_s=_LONGEST_ANSWER,
         health_check_period_s=2.0,
     )
     at_once = 2 * scale.most * (settings.answers + settings.looking) + settings.waiting
@@ -191,12 +218,30 @@ def serve(
 
 
 def stop() -> None:
-    """Stop the replicas when they have answered what they are answering, and Ray Serve if nothing else runs on it."""
+    """Stop the replicas when they have answered what they are answering, and Ray Serve if nothing else runs on it.
+
+    Answers that take longer than a minute are ended.
+    """
     from ray import serve as ray_serve
 
-    ray_serve.delete(APPLICATION)
+    ray_serve.delete(APPLICATION, _blocking=False)
+    deadline = time.monotonic() + _LAST_WORDS
+    while APPLICATION in ray_serve.status().applications:
+        if time.monotonic() > deadline:
+            _end_all()
+        time.sleep(_POLL_SECONDS)
     if not ray_serve.status().applications:
         ray_serve.shutdown()
+
+
+def _end_all() -> None:
+    """End every replica at once."""
+    import ray
+
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith(f"SERVE_REPLICA::{APPLICATION}#"):
+            with contextlib.suppress(ValueError):  # it has ended
+                ray.kill(ray.get_actor(actor["name"], namespace=actor["namespace"]))
 
 
 def told_to_stop() -> threading.Event:
@@ -211,8 +256,16 @@ def told_to_stop() -> threading.Event:
 def _size(scale: Scale, settings: Settings) -> dict[str, Any]:
     if scale.least == scale.most:
         return {"num_replicas": scale.least}
-    range_ = {"min_replicas": scale.least, "max_replicas": scale.most, "target_ongoing_requests": settings.answers}
-    return {"autoscaling_config": range_}
+    shortest, longest = _AVERAGED
+    by_need = {
+        "min_replicas": scale.least,
+        "max_replicas": scale.most,
+        "target_ongoing_requests": settings.answers if scale.calls is None else scale.calls,
+        "upscale_delay_s": scale.up_after,
+        "downscale_delay_s": scale.down_after,
+        "look_back_period_s": min(max(shortest, scale.up_after), longest),
+    }
+    return {"autoscaling_config": by_need}
 
 
 def _front_of(settings: Settings, tokens: Tokens | None) -> Any:

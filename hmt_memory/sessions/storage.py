@@ -286,7 +286,10 @@ class Storage:
         Raises:
             SessionBusyError: others kept writing.
             StoreFullError: there is no room for the new file.
+            StoreError: the tables are another role's.
         """
+        if Capability.GIVES_ROOM_BACK not in self.capabilities:
+            raise StoreError(f"only the owner of the tables in {self.place} can give their room back. Run it as that role.")
         before = self.database.size()
         with self.database.writing() as db:
             db.set_fact(_REWRITING, "1")

@@ -22,6 +22,8 @@ class Capability(Enum):
     ERASES_ROWS = "what is erased is found by no statement when the erasure is finished"
     ERASES_BYTES = "it is in no file of the store, either"
     MANY_HOSTS = "processes of several machines may use one store"
+    GIVES_ROOM_BACK = "the room of what was erased can be given back to the disk: `compact`"
+    SEPARATES_TENANTS = "the database itself keeps the rows of other tenants from whoever has opened the store"
 
 
 class Backend(Protocol):

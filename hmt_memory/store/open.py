@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from ..engine.places import cache_folder
 from ..errors import InputError, MissingDependencyError
-from .backend import Backend
+from .backend import Backend, Capability
 from .postgres.address import Address
 from .sql import copying
 from .sql.transaction import SqlTransaction
@@ -23,6 +24,7 @@ __all__ = [
     "data_folder",
     "default_store",
     "delete_copy",
+    "keep_tenants_apart",
     "open_backend",
     "place_of",
     "shown",
@@ -83,11 +85,46 @@ def open_backend(place: Path | str, *, timeout: float, read_only: bool = False) 
     try:
         from .postgres.database import Database as Postgres
     except ImportError as error:
-        raise MissingDependencyError(
-            f"a store in PostgreSQL needs {error.name}. Run: pip install 'hmt-memory[postgres]'"
-        ) from error
-    caches = cache_folder() / "stores"
-    return Postgres(place, timeout=timeout, read_only=read_only, caches=caches, embedded=_embedded)
+        raise _no_driver(error) from error
+    return Postgres(place, timeout=timeout, read_only=read_only, caches=_caches(), embedded=_embedded)
+
+
+def keep_tenants_apart(place: Path | str, roles: Sequence[str], *, existing: str | None = None, timeout: float = 5.0) -> None:
+    """Let each of some database roles see and write rows of its own only, from now on.
+
+    Args:
+        place: URL of the database, as the owner of the tables.
+        roles: that may be tenants, or whose members may.
+        existing: the role whose rows those are that exist; None: there are none.
+        timeout: seconds to wait for others.
+
+    Raises:
+        InputError: the place is a folder, a role does not exist, or rows do and `existing` is missing.
+        StoreError: the place cannot be used, or this role is not the owner.
+    """
+    place = place_of(place)
+    if isinstance(place, Path):
+        raise InputError(
+            f"{place} is a folder, and SQLite has no tenants: whoever may read its file may read all of it. Give each tenant a "
+            "folder, or use postgresql://host/database."
+        )
+    try:
+        from .postgres.operator import Operator
+    except ImportError as error:
+        raise _no_driver(error) from error
+    operator = Operator(place, timeout=timeout, caches=_caches(), embedded=_embedded)
+    try:
+        operator.keep_apart(roles, existing=existing)
+    finally:
+        operator.close()
+
+
+def _caches() -> Path:
+    return cache_folder() / "stores"
+
+
+def _no_driver(error: ImportError) -> MissingDependencyError:
+    return MissingDependencyError(f"a store in PostgreSQL needs {error.name}. Run: pip install 'hmt-memory[postgres]'")
 
 
 def copy_into(source: Backend, place: str) -> None:
@@ -102,6 +139,8 @@ def copy_into(source: Backend, place: str) -> None:
     """
     target = open_backend(place, timeout=source.timeout)
     try:
+        if Capability.SEPARATES_TENANTS in target.capabilities:
+            raise InputError(f"{shown(place)} is a tenant's, and its ids are given by the server. Export and import sessions.")
         with source.reading() as rows, target.writing() as new:
             copying.copy(cast("SqlTransaction", rows), cast("SqlTransaction", new))
     finally:

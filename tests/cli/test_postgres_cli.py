@@ -10,6 +10,7 @@ import crash_worker
 import postgres
 import pytest
 from stored import user
+from tenants import Apart
 
 from hmt_memory import MemoryStore
 from hmt_memory.cli import main
@@ -45,6 +46,21 @@ def test_sessions(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert run("sessions", "list", "--store", "postgresql:/db/x") == 1
     assert "begins with postgresql://" in capsys.readouterr().err
+
+
+def test_tenants(url: str, postgres_server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    apart = Apart(postgres_server, url)
+    ann, bob = apart.role(), apart.role()
+    try:
+        assert run("tenants", bob) == 1 and "--existing ROLE" in capsys.readouterr().err
+        assert run("tenants", bob, "--existing", ann, "--json") == 0 and told(capsys)["roles"] == [bob]
+        for role, names in ((ann, ["alice"]), (bob, [])):
+            assert run("sessions", "list", "--store", apart.of(role), "--json") == 0
+            assert [session["name"] for session in told(capsys)["sessions"]] == names
+        assert run("sessions", "list") == 1 and "superuser" in capsys.readouterr().err
+        assert run("tenants", bob, "--store", str(tmp_path)) == 1 and "SQLite has no tenants" in capsys.readouterr().err
+    finally:
+        apart.drop()
 
 
 def test_a_store_moves_to_a_folder_and_back(

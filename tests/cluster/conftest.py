@@ -15,6 +15,7 @@ _OBJECTS = 100_000_000  # bytes of the store of each node
 def cluster() -> Iterator[Any]:
     """Two nodes, to whose first this process is connected."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "1"  # else a test of scaling waits for ten
     import ray
     from ray.cluster_utils import Cluster
 

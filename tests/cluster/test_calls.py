@@ -138,6 +138,12 @@ def test_impossible_numbers_of_replicas_are_refused(replicas: str) -> None:
         Scale.of(replicas)
 
 
+@pytest.mark.parametrize("other", [{"calls": 0}, {"calls": float("nan")}, {"up_after": -1}, {"down_after": -1}])
+def test_impossible_needs_of_replicas_are_refused(other: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="replicas"):
+        Scale.of("1-4", **other)
+
+
 def test_metrics_of_replicas_are_added_up() -> None:
     first, second = Metrics(), Metrics()
     for metrics, calls in ((first, 2), (second, 3)):

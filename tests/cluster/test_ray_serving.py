@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +31,19 @@ CHAT = "/v1/chat/completions"
 
 
 class Served:
-    def __init__(self, url: str, secrets: dict[str, str]) -> None:
-        self.url, self._secrets = url, secrets
+    def __init__(self, url: str, secrets: dict[str, str], scaled: Callable[[serving.Scale], None]) -> None:
+        self.url, self._secrets, self.scaled = url, secrets, scaled
 
     def client(self, tenant: str = "ann") -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self._secrets[tenant]}"}, timeout=120)
+
+    def running(self) -> set[int]:
+        """The processes of the replicas that are given calls."""
+        return set(self.replicas().broadcast("process").results())
+
+    def holder(self, session: str) -> int:
+        """The process of the replica that a session's calls go to."""
+        return int(self.replicas().options(session_id=f"ann/session:{session}").process.remote().result())
 
     def replicas(self) -> Any:
         from ray import serve
@@ -50,9 +60,13 @@ def served(cluster: Any, chatty: str, tmp_path_factory: pytest.TempPathFactory) 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     assistant = Assistant(chatty, reader="same", store=store, dtype="float32", device="cpu")
-    settings = Settings(hosts=("*",), answers=2, looking=2, waiting=2)
-    serving.serve(assistant, settings, tokens=tokens, scale=serving.Scale(2, 2), port=port)
-    yield Served(f"http://127.0.0.1:{port}", secrets)
+
+    def scaled(scale: serving.Scale) -> None:
+        settings = Settings(hosts=("*",), answers=2, looking=2, waiting=2)
+        serving.serve(assistant, settings, tokens=tokens, scale=scale, port=port)
+
+    scaled(serving.Scale(2, 2))
+    yield Served(f"http://127.0.0.1:{port}", secrets, scaled)
 
 
 def said(session: str | None = None, *, tokens: int = 4, **body: Any) -> dict[str, Any]:
@@ -139,7 +153,7 @@ def test_another_replica_takes_over_when_one_dies_in_an_answer(served: Served) -
     with served.client() as http:
         http.post(CHAT, json=said("heir")).raise_for_status()
         known = messages(http, "heir")
-        holder = served.replicas().options(session_id="ann/session:heir").process.remote().result()
+        holder = served.holder("heir")
         more = [{"role": "user", "content": "Good evening."}]
         with http.stream("POST", CHAT, json=said("heir", tokens=3000, stream=True) | {"messages": more}) as answer:
             lines = filter(None, answer.iter_lines())
@@ -165,19 +179,78 @@ def test_the_other_node_takes_over_when_one_dies(served: Served, cluster: Any) -
             assert answer.status_code == 200 and messages(http, session)[0] == "Good morning."
 
 
-def test_what_is_being_answered_is_answered_before_it_stops(served: Served) -> None:
-    def ask() -> list[str]:
-        with served.client() as http, http.stream("POST", CHAT, json=said(tokens=300, stream=True)) as answer:
-            lines = answer.iter_lines()
-            begun.append(next(lines))
-            return [line for line in lines if line]
+def test_replicas_come_and_go_by_need_and_what_is_being_answered_is_answered(served: Served) -> None:
+    """Four answers bring a second replica. Then one of each is left, and one replica goes."""
+    served.scaled(serving.Scale(1, 2, calls=2, up_after=1, down_after=1))
+    until(lambda: len(served.running()) == 1)
+    begun, enough = time.monotonic(), threading.Event()
+    asked(served, "measured", 200)
+    lasting = round(200 / (time.monotonic() - begun) * 20)  # tokens that take longer than a replica needs to go
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(4):
+            threads.submit(asked, served, f"load {number}", 50 * lasting, enough)
+        until(lambda: len(served.running()) == 2)
+        two, names = served.running(), sessions_of(served, served.running())
+        enough.set()
+        answers = [threads.submit(asked, served, name, lasting) for name in names]
+        until(lambda: len(served.running()) == 1)
+        (kept,) = served.running()
+        assert kept in two and not any(answer.done() for answer in answers), "both are still being answered"
+        assert all('"finish_reason": "length"' in answer.result() for answer in answers)
+    with served.client() as http:
+        for name in names:
+            assert len(messages(http, name)) == 4
+            http.post(CHAT, json=said(name)).raise_for_status()
+            assert served.holder(name) == kept and len(messages(http, name)) == 6
 
-    begun: list[str] = []
-    with ThreadPoolExecutor(1) as threads:
-        asking = threads.submit(ask)
-        while not begun and not asking.done():
-            time.sleep(0.01)
+
+def until(done: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def asked(served: Served, session: str, tokens: int, enough: threading.Event | None = None) -> str:
+    """Ask in a session until it is enough; return the end of the stream that answers."""
+    body = said(session, tokens=tokens, stream=True) | {"messages": [{"role": "user", "content": f"For {tokens}."}]}
+    with served.client() as http, http.stream("POST", CHAT, json=body) as answer:
+        lines = itertools.takewhile(lambda _: enough is None or not enough.is_set(), answer.iter_lines())
+        return "".join([line for line in lines if line][-3:])
+
+
+def sessions_of(served: Served, replicas: set[int]) -> list[str]:
+    """Return a session of each replica, of which something is said."""
+    holders = {served.holder(f"of {number}"): f"of {number}" for number in range(20)}
+    assert set(holders) == replicas
+    for name in holders.values():
+        asked(served, name, 4)
+    return list(holders.values())
+
+
+def test_what_is_being_answered_is_answered_before_it_stops_but_not_without_end(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(tokens: int) -> list[str]:
+        said_so_far: list[str] = []
+        body = said(tokens=tokens, stream=True)
+        with (
+            contextlib.suppress(httpx.TransportError),
+            served.client() as http,
+            http.stream("POST", CHAT, json=body) as answer,
+        ):
+            for line in filter(None, answer.iter_lines()):
+                begun.add(tokens)
+                said_so_far.append(line)
+        return said_so_far
+
+    begun: set[int] = set()
+    monkeypatch.setattr(serving, "_LAST_WORDS", 15.0)
+    with ThreadPoolExecutor(2) as threads:
+        short, long = threads.submit(ask, 300), threads.submit(ask, 1_000_000)
+        until(lambda: len(begun) == 2)
         serving.stop()
-        assert '"finish_reason": "length"' in "".join(asking.result()[-3:])
+        assert '"finish_reason": "length"' in "".join(short.result()[-3:])
+        assert '"finish_reason": "length"' not in "".join(long.result()[-3:])
     with pytest.raises(httpx.TransportError):
         httpx.get(f"{served.url}/health")

@@ -42,7 +42,7 @@ class TestPostgres(RecordStoreConformance):
         postgres.run(self.url, statement)
 
     def test_it_erases_rows_and_promises_no_bytes(self, backend: Backend) -> None:
-        assert backend.capabilities == {Capability.ERASES_ROWS, Capability.MANY_HOSTS}
+        assert backend.capabilities == {Capability.ERASES_ROWS, Capability.MANY_HOSTS, Capability.GIVES_ROOM_BACK}
 
 
 # --- what a server has to be asked ------------------------------------------------------------------------------------

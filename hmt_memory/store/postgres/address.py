@@ -1,4 +1,4 @@
-"""The address of a store in PostgreSQL: libpq's URL, and which schema of the database holds the store."""
+"""The address of a store in PostgreSQL: libpq's URL, which schema of the database holds the store, and for which tenant."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ...errors import InputError
 
 SCHEMA = "hmt_memory"
 _NAME = re.compile("[a-z_][a-z0-9_]{0,62}")
+_OWN = ("schema", "tenant")
 _SECRET = {"password", "sslpassword", "passfile", "sslkey", "scram_client_key", "scram_server_key", "oauth_client_secret"}
 
 
@@ -19,10 +20,11 @@ class Address(NamedTuple):
     url: str  # for libpq, password included
     schema: str
     shown: str  # without secrets
+    tenant: str | None = None  # the role that the role of the URL becomes; None: itself
 
     @classmethod
     def of(cls, url: str) -> Address:
-        """Read a URL, `postgresql://user@host/database?schema=name`; all other parameters are libpq's.
+        """Read a URL, `postgresql://user@host/database?schema=name&tenant=role`; all other parameters are libpq's.
 
         Raises:
             InputError: it is no such URL.
@@ -30,7 +32,7 @@ class Address(NamedTuple):
         try:
             parts = _parts(url)
             parameters = [_parameter(field) for field in parts.query.split("&") if field]
-            libpq = _joined(parts, parts.netloc, [(name, value) for name, value in parameters if name != "schema"])
+            libpq = _joined(parts, parts.netloc, [(name, value) for name, value in parameters if name not in _OWN])
             _check(libpq)
         except ValueError:  # none of these may be shown: what cannot be read may hold a password anywhere
             raise InputError(
@@ -40,10 +42,13 @@ class Address(NamedTuple):
         schema = next((value for name, value in parameters if name == "schema"), SCHEMA)
         if not _NAME.fullmatch(schema) or schema.startswith("pg_"):
             raise InputError(f"{schema!r} cannot be a schema's name: use small letters, digits and _, such as schema={SCHEMA}.")
+        tenant = dict(parameters).get("tenant")
+        if tenant is not None and not 0 < len(tenant.encode()) < 64:
+            raise InputError(f"{tenant!r} cannot be a tenant: it is the name of a role, such as tenant=acme.")
         shown = [(name, value) for name, value in parameters if name not in _SECRET]
         user, at, host = parts.netloc.rpartition("@")
         place = f"{user.partition(':')[0]}{at}{host}"
-        return cls(libpq, schema, _joined(parts, place, shown))
+        return cls(libpq, schema, _joined(parts, place, shown), tenant)
 
 
 def _parts(url: str) -> SplitResult:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import psycopg
-from psycopg import pq
+from psycopg import pq, sql
 
 from ...errors import SessionBusyError, StoreError
 from .address import Address
@@ -68,6 +68,7 @@ class Connections:
     def __init__(self, address: Address, *, timeout: float, read_only: bool) -> None:
         self.address, self.timeout, self.read_only = address, timeout, read_only
         self._options = self._with_settings()
+        self._first = b"" if address.tenant is None else as_tenant(address.tenant)  # of what a connection is taken for
         self._idle: list[Connection] = []
         self._inherited: list[Connection] = []  # a parent process's, which it goes on using
         self._pid, self._closed = os.getpid(), False
@@ -174,7 +175,7 @@ class Connections:
         connection = None
         try:
             connection = self._take()
-            connection.execute(statements, prepare=False)
+            connection.execute(self._first + statements, prepare=False)
         except BaseException as error:
             gone = connection is None or lost(connection) or isinstance(error, _STANDBY)
             if connection is not None:
@@ -203,6 +204,11 @@ def _close(connections: list[Connection]) -> None:
     while connections:
         if (connection := connections.pop()).pid == os.getpid():
             connection.close()
+
+
+def as_tenant(role: str) -> bytes:
+    """Return the statement that makes a connection a tenant's, whoever used it before."""
+    return sql.SQL("SET ROLE {}; ").format(sql.Identifier(role)).as_bytes()
 
 
 def may_hold(error: BaseException) -> bool:

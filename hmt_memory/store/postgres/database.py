@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..transaction import Transaction
 from .address import Address
 from .connections import Connection, Connections, may_hold, roll_back
 from .errors import lost
+from .tenants import owns_tables, tenant_of
 from .transaction import CONTENT, PostgresTransaction
 
 T = TypeVar("T")
@@ -32,7 +34,7 @@ _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 # By this a transaction can be asked about when its connection is gone.
 _NOTE = (
     "INSERT INTO commits (connection, number) VALUES (%s, %s)"
-    " ON CONFLICT (connection) DO UPDATE SET number = excluded.number, at = now()"
+    " ON CONFLICT ON CONSTRAINT commits_pkey DO UPDATE SET number = excluded.number, at = now()"
 )
 _STALLED = "60s"  # a worker that stops in the middle of a transaction keeps others waiting no longer
 _ASKING_SECONDS = 90.0  # how long a lost transaction is asked about: longer than a server takes to notice
@@ -55,23 +57,39 @@ class Database(Connections):
         SessionBusyError: another process kept writing.
     """
 
-    capabilities = frozenset({Capability.ERASES_ROWS, Capability.MANY_HOSTS})
-
     def __init__(
         self, url: str, *, timeout: float, read_only: bool = False, caches: Path, embedded: Callable[[Path], copying.Store]
     ) -> None:
         super().__init__(Address.of(url), timeout=timeout, read_only=read_only)
         self.place, self._embedded = self.address.shown, embedded
+        self._tenant, self.capabilities = "", frozenset({Capability.ERASES_ROWS, Capability.MANY_HOSTS})
         self._view, self._held = PerThread[PostgresTransaction](), PerThread[_Held]()
         try:
             self._migrate()
             with self.reading() as db:
-                self.cache = caches / db.identity()
+                self._settle_tenant(db)
+                self.cache = common = caches / db.identity()
+            if self._tenant:
+                self.cache = common.with_name(f"{common.name}-{_digest(self._tenant, 6).hex()}")
             if not read_only:
                 self._tidy()
+                if self._tenant:
+                    shutil.rmtree(common, ignore_errors=True)  # of the time before tenants were kept apart
         except BaseException:
             self.close()
             raise
+
+    def _settle_tenant(self, db: PostgresTransaction) -> None:
+        """Find out whose rows these are, and what may be done with them.
+
+        Raises:
+            StoreError: the role would see the rows of other tenants, too.
+        """
+        self._tenant = tenant_of(db, self.address.tenant)
+        if self._tenant:
+            self.capabilities |= {Capability.SEPARATES_TENANTS}
+        if owns_tables(db):
+            self.capabilities |= {Capability.GIVES_ROOM_BACK}
 
     def _tidy(self) -> None:
         with self.begun(f"DELETE FROM commits WHERE at < now() - interval '{_FORGET_AFTER}'"):
@@ -267,8 +285,8 @@ class Database(Connections):
                 _unlock(connection, key)
 
     def _key(self, name: str) -> int:
-        digest = hashlib.blake2b(f"hmt-memory {self.address.schema} {name}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "big", signed=True)
+        whose = self.address.schema + (self._tenant and f"/{self._tenant}")
+        return int.from_bytes(_digest(f"hmt-memory {whose} {name}", 8), "big", signed=True)
 
     def forget_lock(self, name: str) -> None:
         """Do nothing: a lock that nobody holds leaves no trace."""
@@ -312,6 +330,10 @@ class Database(Connections):
             (damaged,) = db.one(query)
         problems = [f"database: {name} is off, so a crash of the server loses what was acknowledged" for name in unsafe]
         return problems + ([f"database: {damaged} pages do not fit their checksums"] if damaged else [])
+
+
+def _digest(text: str, size: int) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=size).digest()
 
 
 class _Held(NamedTuple):

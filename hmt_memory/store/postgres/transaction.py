@@ -32,6 +32,7 @@ _HEADER = "CREATE TABLE store (id TEXT NOT NULL, steps BIGINT NOT NULL)"
 _COMMITS = "CREATE TABLE commits (connection TEXT PRIMARY KEY, number BIGINT NOT NULL, at TIMESTAMPTZ NOT NULL DEFAULT now())"
 # Deleted content leaves the pages as soon as the server looks (autovacuum_naptime), however little it is.
 _AT_ONCE = "autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 0"
+TENANT = "tenant"  # the column of the role that a row belongs to, in a store that keeps tenants apart
 CONTENT = ("payloads", "messages", "tokens", "segments", "documents", "collections")
 _PER_STEP = 512
 _IDS_AT_ONCE = 64
@@ -49,10 +50,8 @@ class PostgresTransaction(SqlTransaction):
     """Everything that `backend.Transaction` asks for, over one connection."""
 
     def __init__(self, connection: Connection) -> None:
-        self._db, self._changes = (
-            connection,
-            0,
-        )  # the connection may be in pipeline mode: what returns no rows is not waited for
+        # The connection may be in pipeline mode: what returns no rows is not waited for.
+        self._db, self._changes = connection, 0
 
     @property
     def changes(self) -> int:
@@ -82,11 +81,25 @@ class PostgresTransaction(SqlTransaction):
         """Insert one row that gets its id from the database. Returns the id."""
         return int(self.one(f"{statement} RETURNING id", values)[0])
 
+    def run(self, statement: sql.Composed) -> None:
+        """Run a statement that takes no values."""
+        self._db.execute(statement, prepare=False)
+
     def script(self, statements: str) -> None:
         """Run statements that define tables, written for SQLite."""
         for pattern, own in _TYPES:
             statements = re.sub(pattern, own, statements)
         self._db.execute(statements.encode(), prepare=False)
+
+    def columns(self, table: str) -> str:
+        """Return the names of a table's columns, in the order in which its rows are written; the server writes the tenant's."""
+        query = "SELECT attname::text FROM pg_attribute WHERE attrelid = ?::text::regclass AND attnum > 0 AND NOT attisdropped"
+        names = [name for (name,) in self.all(f"{query} AND attname != '{TENANT}' ORDER BY attnum", (table,))]
+        return ", ".join(names)
+
+    def on_conflict(self, table: str, key: str) -> str:
+        """Return the beginning of what is done where a row with the same primary key, tenant included, is there."""
+        return f"ON CONFLICT ON CONSTRAINT {table}_pkey"
 
     def last_id(self, table: str) -> int:
         """Return the last id that a table has given, to a row that may be gone; 0: none."""

@@ -24,7 +24,6 @@ _DOCUMENT_STREAMS = (
     " JOIN streams s ON s.id = d.stream LEFT JOIN segments g ON g.stream = d.stream"
     " AND g.seq = (SELECT max(seq) FROM segments WHERE stream = d.stream) WHERE d.collection = ? ORDER BY d.id"
 )
-_REMEMBER = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 
 
 class Catalogue(Streams):
@@ -40,7 +39,8 @@ class Catalogue(Streams):
         if value is None:
             self.execute("DELETE FROM facts WHERE name = ?", (name,))
         else:
-            self.execute(_REMEMBER, (name, value))
+            again = f"{self.on_conflict('facts', 'name')} DO UPDATE SET value = excluded.value"
+            self.execute(f"INSERT INTO facts VALUES (?, ?) {again}", (name, value))
 
     def model(self, number: int) -> ModelRow:
         """Return the model of that id."""

@@ -60,9 +60,10 @@ def copy(source: SqlTransaction, target: SqlTransaction) -> None:
     if any(target.one(f"SELECT 1 FROM {table} LIMIT 1") for table in _TABLES):
         raise InputError("the store to copy to holds something. Name a new one.")
     for table, order in _TABLES.items():
-        rows = source.lazily(f"SELECT * FROM {table}{_USED.get(table, '')} ORDER BY {order}")
+        columns = source.columns(table)
+        rows = source.lazily(f"SELECT {columns} FROM {table}{_USED.get(table, '')} ORDER BY {order}")
         while block := list(islice(rows, _AT_ONCE)):
-            target.each(f"INSERT INTO {table} VALUES ({', '.join('?' * len(block[0]))})", block)
+            target.each(f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(block[0]))})", block)
     for table in _WITH_IDS:
         target.continue_ids(table, after=source.last_id(table))
 

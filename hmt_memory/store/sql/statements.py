@@ -51,6 +51,19 @@ class Statements:
         """Run statements that define tables, written for SQLite."""
         raise NotImplementedError
 
+    def columns(self, table: str) -> str:
+        """Return the names of a table's columns, in the order in which its rows are written."""
+        raise NotImplementedError
+
+    def on_conflict(self, table: str, key: str) -> str:
+        """Return the beginning of what is done where a row with the same primary key is there.
+
+        Args:
+            table: its name.
+            key: the column of its primary key.
+        """
+        return f"ON CONFLICT ({key})"
+
     def last_id(self, table: str) -> int:
         """Return the last id that a table has given, to a row that may be gone; 0: none."""
         raise NotImplementedError
@@ -95,8 +108,8 @@ class Statements:
 
     def share(self, payloads: Iterable[int]) -> None:
         """Note that one more row refers to each payload."""
-        more = "INSERT INTO shares VALUES (?, 1) ON CONFLICT (payload) DO UPDATE SET others = shares.others + 1"
-        self.each(more, ((payload,) for payload in payloads))
+        again = f"{self.on_conflict('shares', 'payload')} DO UPDATE SET others = shares.others + 1"
+        self.each(f"INSERT INTO shares VALUES (?, 1) {again}", ((payload,) for payload in payloads))
 
     def release(self, erasure: int, payloads: Iterable[int]) -> None:
         """Note that one row fewer refers to each payload; content without any row is to be erased."""

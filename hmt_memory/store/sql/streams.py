@@ -15,7 +15,7 @@ WITH RECURSIVE below (id, shown) AS (
     FROM streams s JOIN below ON s.parent = below.id WHERE s.parent_messages > ?
 )
 SELECT data, name_size FROM collections c JOIN below ON c.stream = below.id JOIN payloads p ON p.id = c.name
-WHERE shown > ? AND c.id != ?
+WHERE shown > ? AND c.id != ? ORDER BY c.id
 """
 
 

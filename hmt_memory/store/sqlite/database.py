@@ -49,7 +49,7 @@ class Database(Connections):
         SessionBusyError: another process kept writing.
     """
 
-    capabilities = frozenset({Capability.ERASES_ROWS, Capability.ERASES_BYTES})
+    capabilities = frozenset({Capability.ERASES_ROWS, Capability.ERASES_BYTES, Capability.GIVES_ROOM_BACK})
 
     def __init__(self, folder: Path, *, timeout: float, read_only: bool = False) -> None:
         folder = folder.absolute()  # whatever folder the process works in later

@@ -56,6 +56,10 @@ class SqliteTransaction(SqlTransaction):
             if statement.strip():
                 self._db.execute(statement)
 
+    def columns(self, table: str) -> str:
+        """Return the names of a table's columns, in the order in which its rows are written."""
+        return ", ".join(name for (name,) in self.all("SELECT name FROM pragma_table_info(?)", (table,)))
+
     def last_id(self, table: str) -> int:
         """Return the last id that a table has given, to a row that may be gone; 0: none."""
         given = f"SELECT seq FROM sqlite_sequence WHERE name = ? UNION ALL SELECT max(id) FROM {table}"
