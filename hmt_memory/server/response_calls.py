@@ -20,9 +20,10 @@ from ..sessions.answer import Keeping
 from ..sessions.names import is_aside
 from .calls import Call, Event, Written, remembered, without_recalled
 from .failures import NotFoundError
-from .items import Stem, items, output_text
+from .items import Stem, items, message_of, output_text
+from .references import with_items
 from .replays import DELETED
-from .response_bodies import messages_of
+from .response_bodies import REFERENCE, messages_of
 from .response_events import Events
 from .stored_responses import find
 
@@ -60,7 +61,8 @@ class ResponseCall(Call["ResponseRequest"]):
         super().__init__(assistant, settings, body, body.session)
         self._caller = caller
         self._own = None if self._name is None else caller.own(self._name)
-        self._messages = messages_of(body.input)
+        self._refers = any(item.type == REFERENCE for item in body.input)
+        self._messages = [] if self._refers else messages_of(body.input)
         self._before: Found | None = None  # the response that this one goes on from
         self._adds_to: str | None = None  # the session that others may know
         self._made: str | None = None  # the session that is made for the answer
@@ -85,7 +87,7 @@ class ResponseCall(Call["ResponseRequest"]):
 
     def begin(self) -> ResponseBody:
         """Begin the answer."""
-        body, messages = self.body, self._messages
+        body, messages = self.body, self._said()
         options = body.options(self._settings.usual, self._settings.longest)
         name, replacing = self._place()
         if name is None:
@@ -110,6 +112,21 @@ class ResponseCall(Call["ResponseRequest"]):
         named = None if name is None else self._name
         self._response = ResponseBody(answer, stem.response, place, told, self._caller, named, remembers=name is not None)
         return self._response
+
+    def _said(self) -> list[dict[str, Any]]:
+        """Return the messages of the call, those that it refers to among them."""
+        if not self._refers:
+            return self._messages
+        return messages_of(with_items(self.body.input, self._assistant.store, self._caller, is_there=self._goes_on_from))
+
+    def _goes_on_from(self, item: str) -> bool:
+        """Return whether an item is among those that the call goes on from."""
+        before, store = self._before, self._assistant.store
+        name = self._own if before is None else before.session
+        if name is None or not store.has("session", name):
+            return False
+        message = message_of(store.session(name), item)
+        return message is not None and (before is None or message.id <= before.answer.id)
 
     def _place(self) -> tuple[str | None, int | None]:
         """Return the session that answers, made if need be, and the message before which; None: it is none, or the end."""
