@@ -69,7 +69,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     async def running(_: FastAPI) -> AsyncIterator[None]:
         """Clear away what unfinished answers have left, serve, and send the last spans."""
         await run_in_threadpool(tidy, assistant, 2 * settings.seconds)
-        async with tools.manager.run():
+        async with tools.manager.run(), door.background.running():
             yield
         await tracing.flush()
 

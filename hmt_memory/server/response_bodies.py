@@ -146,7 +146,7 @@ class ResponseRequest(Answered):
     """The body of a call of Responses."""
 
     model_config = shows({"model": "smollm2-135m-instruct", "input": "My sister Ida grows roses.", "max_output_tokens": 64})
-    usual: ClassVar[dict[str, Any]] = {**Answered.usual, "background": False, "top_logprobs": 0}
+    usual: ClassVar[dict[str, Any]] = {**Answered.usual, "top_logprobs": 0}
     limits = ("max_output_tokens",)
 
     input: Annotated[list[Item], BeforeValidator(_as_items, json_schema_input_type=str | list[Item])] = Field(
@@ -174,6 +174,14 @@ class ResponseRequest(Answered):
     def _one_past(self) -> Self:
         if self.previous_response_id is not None and self.conversation is not None:
             raise ValueError("previous_response_id and conversation exclude each other: give one of them.")
+        return self
+
+    @model_validator(mode="after")
+    def _found_again(self) -> Self:
+        if self.background and not self.store:
+            raise ValueError("background=true needs store=true: or else the answer could not be found again.")
+        if self.background and self.stream:
+            raise ValueError("background and stream exclude each other: leave stream out, and ask for the response by its id.")
         return self
 
     @property

@@ -138,7 +138,7 @@ def test_an_answer_that_fails_while_it_is_streamed_says_of_what(
     api: TestClient, spans: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hmt_memory.sessions.answer.Answer._advance", lambda _: 1 / 0)
-    monkeypatch.setattr("hmt_memory.server.door._begun", lambda call, _: (call.begin(), None))
+    monkeypatch.setattr("hmt_memory.server.door.started", lambda call, _: (call.begin(), None))
     answer = api.post("/v1/chat/completions", json=ASKED | {"stream": True})
     assert '"ZeroDivisionError"' in answer.text and answer.text.rstrip().endswith("[DONE]")
     (span,) = spans.get_finished_spans()

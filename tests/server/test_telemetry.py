@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from collector import collecting
-from places import SUPPORT
-from processes import start
-from scripts import apart
+from serving_apart import serving
 
 from hmt_memory.server import tracing
 
@@ -25,35 +17,6 @@ pytestmark = pytest.mark.enable_socket
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 CANARIES = ("zebra", "walrus", "heron", "lynx")
 SYSTEM, SAID, SESSION, STOP = CANARIES
-
-
-@contextmanager
-def serving(tmp_path: Path, model: str, **environment: str) -> Iterator[httpx.Client]:
-    """Run `hmt serve` in a process of its own, and stop it as systemd does."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    files = [tmp_path / name for name in ("in", "out", "err")]
-    for file in files:
-        file.touch()
-    given = ("serve", "--port", str(port), "--store", str(tmp_path / "store"), "--model", model, "--reader", "same")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    process = start(apart, str(SUPPORT / "hmt_command.py"), given, kept | environment, [str(file) for file in files])
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as api:
-            while True:
-                try:
-                    api.get("/health")
-                    break
-                except httpx.ConnectError:
-                    assert process.is_alive(), files[2].read_text()
-                    time.sleep(0.05)
-            yield api
-        process.terminate()
-        process.join(30)
-        assert process.exitcode is not None
-    finally:
-        process.kill()
-        process.join()
 
 
 def plain(attributes: Any) -> dict[str, Any]:
@@ -81,7 +44,7 @@ def test_the_spans_of_calls_reach_a_collector_and_nothing_that_was_said(chatty: 
             "OTEL_RESOURCE_ATTRIBUTES": "service.name=ours,deployment.environment.name=tests",
             "OTEL_BSP_SCHEDULE_DELAY": "600000",  # only the end of the server sends
         }
-        with serving(tmp_path, chatty, **environment) as api:
+        with serving(tmp_path, chatty, **environment) as (api, _):
             whole = api.post("/v1/chat/completions", json=body, headers=headers).json()
             streamed = api.post("/v1/chat/completions", json=body | {"stream": True}, headers=headers).text
             api.get(f"/v1/sessions/{SESSION}-session/recall", params={"query": SAID})
