@@ -53,6 +53,7 @@ class Background:
                 group.cancel_scope.cancel()
         if self._presence is not None:
             await run_in_threadpool(self._presence.end)
+            self._presence = None
 
     async def owner(self, store: MemoryStore) -> str:
         """Return the name under which this process is present in the store.

@@ -16,7 +16,6 @@ from openai import APIStatusError, BadRequestError, ConflictError, NotFoundError
 from scripted import MODEL
 from serving_apart import serving
 
-from hmt_memory import HMTError
 from hmt_memory.server import background
 from hmt_memory.server.app import create_app
 from hmt_memory.server.settings import Settings
@@ -261,29 +260,6 @@ def test_another_server_shows_and_cancels_what_one_writes(
             time.sleep(0.01)
         assert client.responses.retrieve(taken.id).status == "cancelled"
     assert len(saying.latest.text) < len(saying.says) / 2 and talks(saying) == [[]]
-
-
-def test_an_answer_that_was_given_up_is_not_stored(saying: Any) -> None:
-    """Whatever the time at which it is given up."""
-    from hmt_memory.sessions.answer import Keeping
-
-    session = saying.session("alice")
-    for given_up in (lambda: owed.drop(session, "a"), lambda: owed.change(session, "a", status="cancelled")):
-        owed.note(session, "a", {"status": "queued", "owner": "nobody"})
-        reply = session.reply([{"role": "user", "content": "Hi."}], keeping=Keeping(owed="a"), max_new_tokens=4)
-        next(reply)
-        given_up()
-        with pytest.raises(HMTError, match="cancelled or deleted"):
-            reply.finish()
-        assert session.messages() == []
-
-
-def test_notes_are_so_many_and_the_oldest_go(saying: Any) -> None:
-    session = saying.session("alice")
-    for number in range(owed._MOST + 5):
-        owed.note(session, str(number), {"status": "cancelled", "owner": "nobody"})
-    kept = [number for number in range(owed._MOST + 5) if owed.noted(session, str(number))]
-    assert kept == list(range(5, owed._MOST + 5))
 
 
 def test_each_token_has_its_own(saying: Any, tmp_path: Path, pen: Pen) -> None:
