@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .metrics import Timed
 
 _LOOKS = 1.0  # seconds between looks whether an answer is still wanted: another server may have cancelled it
+_TRIES = 60  # so often it is tried to note an end, a second apart
 
 
 class Background:
@@ -90,7 +91,7 @@ class Background:
             scope.cancel()
 
     async def _work(self, call: BackgroundCall, timed: Timed, turn: ExitStack, held: AsyncExitStack) -> None:
-        """Write an answer; what it fails of is noted."""
+        """Write an answer, and note what it fails of."""
         error: dict[str, Any] | None = None
         try:
             with self._scopes[call.id]:
@@ -125,8 +126,14 @@ class Background:
                     looked = time.monotonic()
 
     async def _end(self, call: BackgroundCall, error: dict[str, Any] | None) -> None:
-        try:
-            await run_in_threadpool(call.give_up, error)
-        except Exception as failure:  # it counts as failed once this process is gone
-            failures.of_stream(failure)
+        """Note that an answer was given up, unless it is there. A store that is busy may let nobody write for a while."""
+        for _ in range(_TRIES):
+            try:
+                await run_in_threadpool(call.give_up, error)
+                break
+            except Exception as failure:
+                failures.of_stream(failure)
+            if self._group is None:  # it counts as failed once this process is gone
+                break
+            await anyio.sleep(_LOOKS)
         del self._calls[call.id], self._scopes[call.id]

@@ -18,6 +18,7 @@ from .stored_responses import STOPPED, Owed, body_of
 if TYPE_CHECKING:
     from ..sessions.memory_store import MemoryStore
     from ..sessions.session import Session
+    from .replays import Version
 
 # What a body repeats of its call that may hold what was said, and what stands in its place.
 _SAID: dict[str, Any] = {
@@ -36,6 +37,7 @@ class BackgroundCall(ResponseCall):
     """A call of Responses that is answered in the background."""
 
     _reserved: tuple[Session, Stem] | None = None
+    reserved_at: Version = None  # the version of its session then
 
     @property
     def store(self) -> MemoryStore:
@@ -64,11 +66,11 @@ class BackgroundCall(ResponseCall):
         self._messages, self._refers = self._said(), False
         name, _ = self._place()
         session = self._assistant.session(str(name))
-        stem = Stem.new(session)
+        stem, self.reserved_at = Stem.new(session), session.epoch()
         self._about = self._told(stem)
         note = {"status": "queued", "owner": owner, "error": None, "about": {**self._about, **_SAID}}
-        owed.note(session, stem.response, note)
-        self._reserved, self._owed, self._session = (session, stem), stem.response, session
+        owed.note(session, stem.response, note)  # from here on nothing fails
+        self._reserved, self._owed = (session, stem), stem.response
         return body_of(Owed(self.id, session, note), self._caller, self._about)
 
     def take_up(self) -> bool:

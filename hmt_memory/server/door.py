@@ -110,7 +110,7 @@ class Door:
                 held.push_async_callback(_closed, call)
                 body = await run_in_threadpool(call.reserve, await self.background.owner(call.store))
                 if key is not None:
-                    keeper.version = await run_in_threadpool(call.version)
+                    keeper.version = call.reserved_at
                     keeper.keep(body)
                 self.background.start(call, timed, turn, held.pop_all())
         return JSONResponse(body)

@@ -16,6 +16,7 @@ from openai import APIStatusError, BadRequestError, ConflictError, NotFoundError
 from scripted import MODEL
 from serving_apart import serving
 
+from hmt_memory.errors import SessionBusyError
 from hmt_memory.server import background
 from hmt_memory.server.app import create_app
 from hmt_memory.server.settings import Settings
@@ -170,6 +171,21 @@ def test_as_many_wait_as_for_other_answers(saying: Any, pen: Pen) -> None:
         assert [ended(client, one.id).status for one in (first, second, third)] == ["completed", "cancelled", "completed"]
         client.responses.delete(second.id)
     assert talks(saying) == [["I am Ann.", "Hello."], ["I am Eve.", "Hello."]]
+
+
+def test_an_end_that_cannot_be_noted_at_once_is_noted_later(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_LOOKS", 0.01)
+    monkeypatch.setattr(Answer, "__next__", lambda _: 1 / 0)
+    real, busy = owed.change, [True, True]
+
+    def change(session: Any, name: str, **changes: Any) -> bool:
+        if changes["status"] == "failed" and busy:
+            busy.pop()
+            raise SessionBusyError("another process writes")
+        return real(session, name, **changes)
+
+    monkeypatch.setattr(owed, "change", change)
+    assert ended(client, ask(client).id).error.code == "ZeroDivisionError" and not busy
 
 
 @pytest.mark.parametrize("conversation", [None, "alice"])
