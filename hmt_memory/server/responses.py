@@ -52,7 +52,7 @@ def cancel(name: str, request: Request, known: Writer, memory: Memory) -> dict[s
     """Give up a response that is written in the background; one that has ended stays as it is."""
     found = stored_responses.cancel(memory.store, known, name)
     body = _body(found, request, known)
-    _stop(found, request)
+    _stop(name, request)
     return body
 
 
@@ -73,9 +73,8 @@ def input_items(
 @router.delete("/responses/{name}", dependencies=[*looks, traced("delete_memory")])
 def delete(name: str, request: Request, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase a response for good, also from what later responses remember. One that is being written is given up."""
-    found = stored_responses.find(memory.store, known, name)
-    also = stored_responses.delete(memory.store, found)
-    _stop(found, request)
+    also = stored_responses.delete(memory.store, known, name)
+    _stop(name, request)
     kept = [shown for other in also if (shown := known.shown(other)) is not None]
     return {"id": name, "object": "response", "deleted": True, "hmt": {"also_in": kept}}
 
@@ -85,6 +84,6 @@ def _body(found: Found | Owed, request: Request, known: Caller) -> dict[str, Any
     return stored_responses.body_of(found, known, request.app.state.door.background.about(found.id))
 
 
-def _stop(found: Found | Owed, request: Request) -> None:
+def _stop(name: str, request: Request) -> None:
     """Write no more of a response."""
-    anyio.from_thread.run_sync(request.app.state.door.background.stop, found.id)
+    anyio.from_thread.run_sync(request.app.state.door.background.stop, name)

@@ -164,20 +164,26 @@ def cancel(store: MemoryStore, caller: Caller, name: str) -> Found | Owed:
     return found
 
 
-def delete(store: MemoryStore, found: Found | Owed) -> tuple[str, ...]:
+def delete(store: MemoryStore, caller: Caller, name: str) -> tuple[str, ...]:
     """Erase a response for good: what its call said, its answer, and what later answers have taken over of both.
 
     Args:
         store: holds it.
-        found: the response.
+        caller: whose it has to be.
+        name: its id.
 
     Returns:
         Other sessions, as the store names them, that share its messages and still keep them.
+
+    Raises:
+        NotFoundError: there is none.
     """
-    if isinstance(found, Owed):
-        owed.drop(found.session, found.id)
-        _delete_if_empty(store, found.session)
-        return ()
+    found = find(store, caller, name)
+    while isinstance(found, Owed):
+        if owed.drop(found.session, name):
+            _delete_if_empty(store, found.session)
+            return ()
+        found = find(store, caller, name)  # its answer was stored meanwhile
     session = store.session(found.session)
     forgotten = session.forget([message.id for message in found.own])
     _delete_if_empty(store, session)

@@ -68,9 +68,17 @@ def change(session: StoredSession, name: str, **changes: Any) -> bool:
     return pending
 
 
-def drop(session: StoredSession, name: str) -> None:
-    """Remove the note of an answer, which is not stored then."""
-    _write(session, lambda notes: {other: told for other, told in notes.items() if other != name})
+def drop(session: StoredSession, name: str) -> bool:
+    """Remove the note of an answer, which is not stored then. Returns whether there was one."""
+    found = False
+
+    def dropped(notes: Mapping[str, Note]) -> Mapping[str, Note]:
+        nonlocal found
+        found = name in notes
+        return {other: told for other, told in notes.items() if other != name}
+
+    _write(session, dropped)
+    return found
 
 
 def settled(row: CollectionRow, name: str) -> CollectionRow:

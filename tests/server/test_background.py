@@ -17,7 +17,7 @@ from scripted import MODEL
 from serving_apart import serving
 
 from hmt_memory.errors import SessionBusyError
-from hmt_memory.server import background
+from hmt_memory.server import background, stored_responses
 from hmt_memory.server.app import create_app
 from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
@@ -244,6 +244,22 @@ def test_what_is_deleted_while_it_is_written_is_gone(client: OpenAI, saying: Any
         with pytest.raises(NotFoundError):
             client.responses.retrieve(one.id)
     assert talks(saying) == [[], ["I am Ann.", "Hello."]] and SECRET.encode() not in bytes_of(saying)
+
+
+def test_what_is_stored_while_it_is_deleted_is_deleted(client: OpenAI, saying: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = ask(client, SECRET)
+    ended(client, taken.id)
+    real, late = stored_responses.find, [True]
+
+    def find(store: Any, caller: Any, name: str) -> Any:
+        if not late:
+            return real(store, caller, name)
+        late.pop()
+        return stored_responses.Owed(name, store.session(store.sessions()[0]), {"status": "in_progress"})
+
+    monkeypatch.setattr(stored_responses, "find", find)
+    client.responses.delete(taken.id)
+    assert not late and saying.store.sessions() == [] and SECRET.encode() not in bytes_of(saying)
 
 
 def test_what_a_server_does_not_finish_before_it_stops_has_failed(saying: Any, pen: Pen) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import logging.config
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +117,18 @@ def test_a_response_has_a_span_as_an_answer_of_chat_has(
     assert (about["gen_ai.request.max_tokens"], about["gen_ai.request.stream"]) == (5, stream)
     assert about["gen_ai.usage.input_tokens"] == usage["input_tokens"] == response["hmt"]["view_tokens"]
     assert about["gen_ai.usage.output_tokens"] == usage["output_tokens"] and span.status.is_unset
+    assert SECRET not in span.to_json()
+
+
+def test_a_response_in_the_background_has_its_span_when_it_has_ended(assistant: Assistant, spans: Any) -> None:
+    body = {"input": f"My {SECRET} sleeps.", "max_output_tokens": 5, "background": True}
+    with TestClient(create_app(assistant, Settings(hosts=("*",)))) as api:
+        name = api.post("/v1/responses", json=body, headers={"traceparent": PARENT}).json()["id"]
+        while (response := api.get(f"/v1/responses/{name}").json())["status"] in ("queued", "in_progress"):
+            time.sleep(0.01)
+    (span,) = spans.get_finished_spans()
+    assert span.name == f"chat {assistant.name}" and span.parent.span_id == int(PARENT.split("-")[2], 16)
+    assert span.attributes["gen_ai.usage.output_tokens"] == response["usage"]["output_tokens"] and span.status.is_unset
     assert SECRET not in span.to_json()
 
 
