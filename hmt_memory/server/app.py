@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from .._version import __version__
 from ..errors import HMTError
-from . import conversations, embeddings, failures, memory, responses
+from . import conversations, embeddings, failures, memory, responses, tracing
 from .bodies import ChatRequest
 from .calls import check_model
 from .chat import ChatCall
@@ -67,10 +67,11 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
 
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
-        """Clear away what unfinished answers have left, and serve."""
+        """Clear away what unfinished answers have left, serve, and send the last spans."""
         await run_in_threadpool(tidy, assistant, 2 * settings.seconds)
-        async with tools.manager.run():
+        async with tools.manager.run(), door.background.running():
             yield
+        await tracing.flush()
 
     app.router.lifespan_context = running
 

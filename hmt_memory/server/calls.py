@@ -183,6 +183,19 @@ def without_recalled(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, "hmt": {**body["hmt"], "recalled": []}}
 
 
+def started(call: Call[Any], noted: Callable[[Pieces[Any]], object]) -> tuple[Written[Any], object]:
+    """Begin an answer, in another thread. Returns it with its first piece: what is wrong with a call shows by then.
+
+    Args:
+        call: wants it.
+        noted: called with it once the piece is there.
+    """
+    written = call.begin()
+    first = next(written.answer, None)
+    noted(written.answer)
+    return written, first
+
+
 async def pieces(answer: Pieces[Piece], until: float, noted: Callable[[Pieces[Any]], object]) -> AsyncGenerator[Piece, None]:
     """Yield the pieces of an answer, which is written in another thread. Whoever stops early stops the writing, too.
 

@@ -17,6 +17,7 @@ from .description import shows
 from .failures import NotFoundError
 from .items import Order, Stem, items_of, listed, message_of, messages_of_call, page_of
 from .memory import Known, Memory, Writer, place, traced
+from .references import with_items
 from .response_bodies import Item, Metadata, messages_of
 from .response_calls import CONVERSATION
 from .responses import Limit
@@ -61,7 +62,7 @@ class NewItems(Open):
 def create(body: NewConversation, known: Writer, memory: Memory) -> dict[str, Any]:
     """Make a conversation: a session of a new name."""
     name = f"{CONVERSATION}{uuid.uuid4().hex}"
-    messages = messages_of(body.items or [])
+    messages = messages_of(with_items(body.items or [], memory.store, known, is_there=lambda _: False))
     session = memory.session(known.own(name))
     try:
         session.set_metadata(body.metadata or {})
@@ -76,8 +77,9 @@ def create(body: NewConversation, known: Writer, memory: Memory) -> dict[str, An
 @router.post("/conversations/{name:path}/items", dependencies=[traced("create_memory")])
 def add(name: str, body: NewItems, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add items to a conversation without an answer, and read them into memory."""
-    messages = messages_of(body.items)
-    return listed(_added(memory.session(_stored(name, known, memory).name), messages))
+    stored = _stored(name, known, memory)
+    whole = with_items(body.items, memory.store, known, is_there=lambda item: message_of(stored, item) is not None)
+    return listed(_added(memory.session(stored.name), messages_of(whole)))
 
 
 @router.get("/conversations/{name:path}/items")

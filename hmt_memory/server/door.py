@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -17,12 +17,14 @@ from starlette.exceptions import HTTPException
 
 from ..errors import SessionBusyError
 from . import failures, replays
-from .calls import Call, Event, Pieces, Written, pieces
+from .background import Background
+from .calls import Call, Event, Pieces, Written, pieces, started
 from .guard import Caller, Gate
 from .metrics import Metrics, Timed
 from .tracing import Span
 
 if TYPE_CHECKING:
+    from .background_calls import BackgroundCall
     from .settings import Settings
 
 _LOOKS = 0.1  # seconds between looks whether a client is still there
@@ -42,16 +44,14 @@ class Door:
         self._replays = replays.Replays()
         self._gate = Gate(settings.answers, settings.waiting)
         self._answering: set[str] = set()  # the sessions in which an answer is being written
+        self.background = Background(self._gate, settings.seconds)
 
     async def answer(self, call: Call[Any], request: Request, caller: Caller) -> Response:
         """Answer a call, whole or in pieces."""
         key, stream = request.headers.get(replays.HEADER), call.body.stream
         asked = "" if key is None else call.asked
-        before = self._replays.find(caller.tenant, key, asked)
-        if before is not None:
-            answered = before.answered
-            if answered is None or not await run_in_threadpool(call.holds, before.version):
-                raise HTTPException(410, replays.GONE)
+        answered = await self._answered(call, caller, key, asked)
+        if answered is not None:
             return _streamed(_again(call, answered)) if stream else JSONResponse(answered)
         until = anyio.current_time() + self._settings.seconds
         async with AsyncExitStack() as held:
@@ -71,7 +71,7 @@ class Door:
                 if key is not None and answer.is_whole and keeper.version is None:
                     keeper.version = call.version()
 
-            written, first = await run_in_threadpool(_begun, call, noted)
+            written, first = await run_in_threadpool(started, call, noted)
             timed.first()
 
             def finished() -> None:
@@ -90,6 +90,49 @@ class Door:
             finally:
                 finished()
             return JSONResponse(written.whole())
+
+    async def take(self, call: BackgroundCall, request: Request, caller: Caller) -> Response:
+        """Take a call that is answered in the background. Returns the response as it is until then."""
+        key = request.headers.get(replays.HEADER)
+        asked = "" if key is None else call.asked
+        body = await self._answered(call, caller, key, asked)
+        if body is not None:
+            return JSONResponse(body)
+        with self._replays.keeping(caller.tenant, key, asked) as keeper:
+            async with AsyncExitStack() as held:
+                turn = ExitStack()
+                held.callback(turn.close)
+                turn.enter_context(self._gate.turn())
+                await run_in_threadpool(call.look)
+                held.enter_context(self._alone(call.session(self._answering)))
+                span = Span(call.operation, request.headers, model=call.model, asked=call.body.requested())
+                timed = Timed(self._metrics, held.enter_context(span))
+                held.push_async_callback(_closed, call)
+                body = await run_in_threadpool(call.reserve, await self.background.owner(call.store))
+                if key is not None:
+                    keeper.version = call.reserved_at
+                    keeper.keep(body)
+                self.background.start(call, timed, turn, held.pop_all())
+        return JSONResponse(body)
+
+    async def _answered(self, call: Call[Any], caller: Caller, key: str | None, asked: str) -> dict[str, Any] | None:
+        """Return the answer that a call with a key was given before; None: it is new.
+
+        Args:
+            call: wants an answer.
+            caller: who calls.
+            key: that the call has; None: it has none.
+            asked: what tells it from other calls.
+
+        Raises:
+            HTTPException: the answer is being written, or not given again.
+        """
+        before = self._replays.find(caller.tenant, key, asked)
+        if before is None:
+            return None
+        if before.answered is None or not await run_in_threadpool(call.holds, before.version):
+            raise HTTPException(410, replays.GONE)
+        return before.answered
 
     @contextmanager
     def _alone(self, session: str | None) -> Iterator[None]:
@@ -136,14 +179,6 @@ class Door:
         except Exception as error:
             yield written.failure(failures.of_stream(error))
         yield END
-
-
-def _begun(call: Call[Any], noted: Callable[[Pieces[Any]], object]) -> tuple[Written[Any], object]:
-    """Begin an answer. Returns it with its first piece: what is wrong with a call shows by then."""
-    written = call.begin()
-    first = next(written.answer, None)
-    noted(written.answer)
-    return written, first
 
 
 async def _to_the_end(answer: Pieces[object], writing: AsyncGenerator[object, None], request: Request) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -133,26 +133,39 @@ class Gate:
     """
 
     def __init__(self, working: int, waiting: int) -> None:
-        self._free, self._waiting, self._most = asyncio.Semaphore(working), 0, waiting
+        self._free, self._most = asyncio.Semaphore(working), working + waiting
+        self._inside = 0  # calls that work or wait
 
-    @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
-        """Wait for a place, and hold it.
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Be one of those that work or wait.
 
         Raises:
             HTTPException: too many wait already.
         """
-        if self._free.locked() and self._waiting >= self._most:
+        if self._inside >= self._most:
             raise HTTPException(429, "too many calls are waiting. Try again in a moment.")
-        self._waiting += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self._waiting -= 1
+        self._inside += 1
         try:
             yield
         finally:
-            self._free.release()
+            self._inside -= 1
+
+    @asynccontextmanager
+    async def place(self, turn: ExitStack | None = None) -> AsyncIterator[None]:
+        """Wait for a place, and hold it.
+
+        Args:
+            turn: what holds a turn already, and is closed with the place.
+
+        Raises:
+            HTTPException: too many wait already.
+        """
+        with turn or ExitStack() as inside:
+            if turn is None:
+                inside.enter_context(self.turn())
+            async with self._free:
+                yield
 
 
 class Fence:

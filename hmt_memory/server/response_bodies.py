@@ -14,20 +14,31 @@ from .description import shows
 
 _ROLES = ("user", "assistant", "system", "developer")
 _LEFT_OUT = ("reasoning",)  # items that a model here makes nothing of
+REFERENCE = "item_reference"
 Word = Annotated[str, StringConstraints(max_length=64)]
 Metadata = Annotated[dict[Word, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)]
 
 
 class Item(Open):
-    """A message, a call of a function, or what it has returned."""
+    """A message, a call of a function, what it has returned, or a reference to one of those."""
 
     type: str = "message"
+    id: str | None = None
     role: str = ""
     content: str | list[Part] | None = None
     call_id: str | None = Field(default=None, min_length=1)
     name: str = ""
     arguments: str = "{}"
     output: str | list[Part] = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Let an id alone be a reference, as OpenAI does."""
+        alone = (
+            isinstance(given, Mapping) and given.get("type") is None and "id" in given and not {"role", "content"} & set(given)
+        )
+        return {**given, "type": REFERENCE} if alone else given
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -37,6 +48,8 @@ class Item(Open):
             raise ValueError("a function_call has a call_id, a name and arguments.")
         if self.type == "function_call_output" and not self.call_id:
             raise ValueError("a function_call_output has the call_id of its function_call, and an output.")
+        if self.type == REFERENCE and not self.id:
+            raise ValueError("an item_reference has the id of an item.")
         return self
 
 
@@ -65,7 +78,8 @@ def messages_of(items: Sequence[Item]) -> list[dict[str, Any]]:
             messages.append({"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id})
         elif item.type not in _LEFT_OUT:
             raise InputError(
-                f"an item of type {item.type!r} cannot be read: send messages, function_call and function_call_output."
+                f"an item of type {item.type!r} cannot be read: send messages, function_call, function_call_output and "
+                f"{REFERENCE}."
             )
     return messages
 
@@ -132,7 +146,7 @@ class ResponseRequest(Answered):
     """The body of a call of Responses."""
 
     model_config = shows({"model": "smollm2-135m-instruct", "input": "My sister Ida grows roses.", "max_output_tokens": 64})
-    usual: ClassVar[dict[str, Any]] = {**Answered.usual, "background": False, "top_logprobs": 0}
+    usual: ClassVar[dict[str, Any]] = {**Answered.usual, "top_logprobs": 0}
     limits = ("max_output_tokens",)
 
     input: Annotated[list[Item], BeforeValidator(_as_items, json_schema_input_type=str | list[Item])] = Field(
@@ -160,6 +174,14 @@ class ResponseRequest(Answered):
     def _one_past(self) -> Self:
         if self.previous_response_id is not None and self.conversation is not None:
             raise ValueError("previous_response_id and conversation exclude each other: give one of them.")
+        return self
+
+    @model_validator(mode="after")
+    def _found_again(self) -> Self:
+        if self.background and not self.store:
+            raise ValueError("background=true needs store=true: or else the answer could not be found again.")
+        if self.background and self.stream:
+            raise ValueError("background and stream exclude each other: leave stream out, and ask for the response by its id.")
         return self
 
     @property

@@ -20,11 +20,12 @@ from ..sessions.answer import Keeping
 from ..sessions.names import is_aside
 from .calls import Call, Event, Written, remembered, without_recalled
 from .failures import NotFoundError
-from .items import Stem, items, output_text
+from .items import Stem, items, message_of, output_text
+from .references import with_items
 from .replays import DELETED
-from .response_bodies import messages_of
+from .response_bodies import REFERENCE, messages_of
 from .response_events import Events
-from .stored_responses import find
+from .stored_responses import begun, find_answered
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -60,18 +61,21 @@ class ResponseCall(Call["ResponseRequest"]):
         super().__init__(assistant, settings, body, body.session)
         self._caller = caller
         self._own = None if self._name is None else caller.own(self._name)
-        self._messages = messages_of(body.input)
+        self._refers = any(item.type == REFERENCE for item in body.input)
+        self._messages = [] if self._refers else messages_of(body.input)
         self._before: Found | None = None  # the response that this one goes on from
         self._adds_to: str | None = None  # the session that others may know
         self._made: str | None = None  # the session that is made for the answer
         self._session: Session | None = None  # the session that answers
         self._response: ResponseBody | None = None
+        self._about: dict[str, Any] | None = None  # the body of a response that the client knows already
+        self._owed: str | None = None  # its id
 
     def look(self) -> None:
         """Look for the response or conversation that this one goes on from."""
         store, named = self._assistant.store, self._name or ""
         if self.body.previous_response_id is not None:
-            self._before = find(store, self._caller, self.body.previous_response_id)
+            self._before = find_answered(store, self._caller, self.body.previous_response_id)
         elif named.startswith(CONVERSATION) and not store.has("session", self._own or ""):
             raise NotFoundError("conversation", named)
 
@@ -85,7 +89,7 @@ class ResponseCall(Call["ResponseRequest"]):
 
     def begin(self) -> ResponseBody:
         """Begin the answer."""
-        body, messages = self.body, self._messages
+        body, messages = self.body, self._said()
         options = body.options(self._settings.usual, self._settings.longest)
         name, replacing = self._place()
         if name is None:
@@ -94,7 +98,7 @@ class ResponseCall(Call["ResponseRequest"]):
             answer: Answer = self._assistant.reply([*messages, *said], namespace=self._caller.namespace, **options)
         else:
             self._session = self._assistant.session(name)
-            stem = Stem.new(self._session if body.store else None)
+            stem = self._stem()
             after = self._before.answer.id if self._before and name == self._adds_to else None
             answer = self._assistant.reply(
                 stem.marked(messages),
@@ -102,14 +106,38 @@ class ResponseCall(Call["ResponseRequest"]):
                 history="incremental",
                 replacing=replacing,
                 instructions=body.instructions,
-                keeping=Keeping(stored=body.store, after=after, fields=self._fields),
+                keeping=Keeping(stored=body.store, after=after, fields=self._fields, owed=self._owed),
                 **options,
             )
         place = stem.message(len(messages))
-        told = {"model": self._assistant.name, **body.told()}
+        about = self._about or self._told(stem)
         named = None if name is None else self._name
-        self._response = ResponseBody(answer, stem.response, place, told, self._caller, named, remembers=name is not None)
+        self._response = ResponseBody(answer, about, place, self._caller, named, remembers=name is not None)
         return self._response
+
+    def _stem(self) -> Stem:
+        """Return what the ids of the call's items have in common."""
+        return Stem.new(self._session if self.body.store else None)
+
+    def _told(self, stem: Stem) -> dict[str, Any]:
+        """Return the body of the response, as far as it is known before anything is written."""
+        about = {"id": stem.response, "object": "response", "created_at": int(time.time()), "error": None, "reasoning": None}
+        return {**about, "service_tier": "default", "model": self._assistant.name, **self.body.told()}
+
+    def _said(self) -> list[dict[str, Any]]:
+        """Return the messages of the call, those that it refers to among them."""
+        if not self._refers:
+            return self._messages
+        return messages_of(with_items(self.body.input, self._assistant.store, self._caller, is_there=self._goes_on_from))
+
+    def _goes_on_from(self, item: str) -> bool:
+        """Return whether an item is among those that the call goes on from."""
+        before, store = self._before, self._assistant.store
+        name = self._own if before is None else before.session
+        if name is None or not store.has("session", name):
+            return False
+        message = message_of(store.session(name), item)
+        return message is not None and (before is None or message.id <= before.answer.id)
 
     def _place(self) -> tuple[str | None, int | None]:
         """Return the session that answers, made if need be, and the message before which; None: it is none, or the end."""
@@ -132,7 +160,7 @@ class ResponseCall(Call["ResponseRequest"]):
     def again(self, whole: Mapping[str, Any]) -> Iterator[Event]:
         """Yield all events of a response that is whole already."""
         message = next((item["id"] for item in whole["output"] if item["type"] == "message"), "")
-        return Events(_begun(whole), message).again(whole)
+        return Events(begun(whole), message).again(whole)
 
     def version(self) -> Version:
         """Return what changes whenever something is forgotten of the session that was answered from; None: there was none."""
@@ -153,9 +181,8 @@ class ResponseBody(Written[str]):
 
     Args:
         answer: being written.
-        name: its id.
+        about: its body, as far as it is known before anything is written.
         message: id of the message that its text is in.
-        told: what it repeats of its call.
         caller: knows sessions and corpora by their names in its own name space.
         conversation: the session that it is added to, by the name that the caller knows; None: it has none.
         remembers: whether it was answered from a session.
@@ -166,9 +193,8 @@ class ResponseBody(Written[str]):
     def __init__(
         self,
         answer: Answer,
-        name: str,
+        about: Mapping[str, Any],
         message: str,
-        told: Mapping[str, Any],
         caller: Caller,
         conversation: str | None,
         *,
@@ -176,12 +202,11 @@ class ResponseBody(Written[str]):
     ) -> None:
         self.answer, self._message, self._caller, self._remembers = answer, message, caller, remembers
         self._conversation = conversation
-        about = {"id": name, "object": "response", "created_at": int(time.time()), "error": None, "reasoning": None}
-        self._about = {**about, "service_tier": "default", **told}
+        self._about = dict(about)
         if conversation is not None:
             self._about["conversation"] = {"id": conversation}
         self._completed_at: int | None = None
-        self._events = Events(_begun(self._about), message)
+        self._events = Events(begun(self._about), message)
 
     @property
     def input_tokens(self) -> int:
@@ -268,15 +293,3 @@ class ResponseBody(Written[str]):
         """Return that the response failed."""
         about = error["error"]
         return self._events.failure(about["message"], about["code"] or about["type"])
-
-
-def _begun(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body of a response of which nothing is written yet."""
-    empty: dict[str, Any] = {
-        "status": "in_progress",
-        "incomplete_details": None,
-        "completed_at": None,
-        "output": [],
-        "usage": None,
-    }
-    return {**about, **empty}

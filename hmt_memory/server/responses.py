@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import anyio
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.exceptions import HTTPException
 
 from ..errors import InputError
 from . import stored_responses
+from .background_calls import BackgroundCall
 from .calls import check_model
 from .description import STREAMED
-from .items import Order, items_of, page_of
+from .items import Order, items_of, listed, page_of
 from .memory import Known, Memory, Writer, place, traced
 from .response_bodies import ResponseRequest
 from .response_calls import ResponseCall
+from .stored_responses import Found, Owed
+
+if TYPE_CHECKING:
+    from .door import Door
+    from .guard import Caller
 
 router = APIRouter(prefix="/v1", tags=["responses"])
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -25,16 +33,27 @@ async def create(body: ResponseRequest, request: Request, known: Known, memory: 
     """Answer, going on from an earlier response or in a conversation if one is named."""
     check_model(memory, body.model)
     state = request.app.state
-    answered: Response = await state.door.answer(ResponseCall(memory, state.settings, body, known), request, known)
-    return answered
+    door: Door = state.door
+    if body.background:
+        return await door.take(BackgroundCall(memory, state.settings, body, known), request, known)
+    return await door.answer(ResponseCall(memory, state.settings, body, known), request, known)
 
 
 @router.get("/responses/{name}", dependencies=looks)
-def retrieve(name: str, known: Known, memory: Memory, stream: bool = False) -> dict[str, Any]:
-    """Return a stored response. What was recalled for it is not stored."""
+def retrieve(name: str, request: Request, known: Known, memory: Memory, stream: bool = False) -> dict[str, Any]:
+    """Return a stored response, or one that is written in the background. What was recalled for it is not stored."""
     if stream:
         raise InputError("a response that is stored is not streamed again. Leave stream out.")
-    return stored_responses.body_of(stored_responses.find(memory.store, known, name), known)
+    return _body(stored_responses.find(memory.store, known, name), request, known)
+
+
+@router.post("/responses/{name}/cancel", dependencies=looks)
+def cancel(name: str, request: Request, known: Writer, memory: Memory) -> dict[str, Any]:
+    """Give up a response that is written in the background; one that has ended stays as it is."""
+    found = stored_responses.cancel(memory.store, known, name)
+    body = _body(found, request, known)
+    _stop(name, request)
+    return body
 
 
 @router.get("/responses/{name}/input_items", dependencies=looks)
@@ -43,13 +62,28 @@ def input_items(
 ) -> dict[str, Any]:
     """List the items that a response's call has sent."""
     found = stored_responses.find(memory.store, known, name)
+    if isinstance(found, Owed):
+        if found.is_pending:
+            raise HTTPException(409, "what this response was asked is stored with its answer. Try again when it is completed.")
+        return listed([])
     sent = [item for message in found.own[:-1] for item in items_of(message, found.stem.number)]
     return page_of(iter(sent if order == "asc" else sent[::-1]), limit=limit, after=after)
 
 
 @router.delete("/responses/{name}", dependencies=[*looks, traced("delete_memory")])
-def delete(name: str, known: Writer, memory: Memory) -> dict[str, Any]:
-    """Erase a response for good, also from what later responses remember."""
-    also = stored_responses.delete(memory.store, stored_responses.find(memory.store, known, name))
+def delete(name: str, request: Request, known: Writer, memory: Memory) -> dict[str, Any]:
+    """Erase a response for good, also from what later responses remember. One that is being written is given up."""
+    also = stored_responses.delete(memory.store, known, name)
+    _stop(name, request)
     kept = [shown for other in also if (shown := known.shown(other)) is not None]
     return {"id": name, "object": "response", "deleted": True, "hmt": {"also_in": kept}}
+
+
+def _body(found: Found | Owed, request: Request, known: Caller) -> dict[str, Any]:
+    """Return the body of a response: with all that its call said, while it is written here."""
+    return stored_responses.body_of(found, known, request.app.state.door.background.about(found.id))
+
+
+def _stop(name: str, request: Request) -> None:
+    """Write no more of a response."""
+    anyio.from_thread.run_sync(request.app.state.door.background.stop, name)

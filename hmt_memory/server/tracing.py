@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import anyio
+
 from .._version import __version__
 from ..errors import MissingDependencyError
 
@@ -22,6 +24,7 @@ except ImportError:
     api = None
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_FLUSH_SECONDS = 5.0
 _NAME = "hmt_memory"
 
 
@@ -36,17 +39,25 @@ def start() -> None:
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise MissingDependencyError(
             f"{_ENDPOINTS[0]} asks for traces, which need {error.name}. Run: pip install 'hmt-memory[otel]', or unset it."
         ) from error
-    name = os.environ.get("OTEL_SERVICE_NAME", "hmt-memory")
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
+    usual = Resource.create({SERVICE_NAME: "hmt-memory", SERVICE_VERSION: __version__})
+    provider = TracerProvider(resource=usual.merge(OTELResourceDetector().detect()))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     api.trace.set_tracer_provider(provider)
+
+
+async def flush() -> None:
+    """Send the spans that wait to be sent, for some seconds at most: whom a signal ends has no other time for it."""
+    flushing = None if api is None else getattr(api.trace.get_tracer_provider(), "force_flush", None)
+    if flushing is not None:
+        with anyio.move_on_after(_FLUSH_SECONDS):
+            await anyio.to_thread.run_sync(flushing, abandon_on_cancel=True)
 
 
 class Span:

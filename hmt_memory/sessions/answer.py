@@ -54,6 +54,7 @@ class Keeping:
     stored: bool = True  # whether request and answer are stored
     after: int | None = None  # id of the last message so far: the answer is refused if others add to the session meanwhile
     fields: Callable[[Answer], Mapping[str, Any]] | None = None  # fields of the answer's message, besides its text and calls
+    owed: str | None = None  # the name under which the answer is noted as owed: it is stored if that still holds
 
 
 class Request:

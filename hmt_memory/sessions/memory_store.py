@@ -10,7 +10,7 @@ from ..engine.fingerprint import fingerprint
 from ..errors import InputError
 from ..store import lineage, rewriting
 from ..store.open import place_of
-from ..store.rows import CollectionRow
+from ..store.rows import OWED, CollectionRow
 from . import archive, lookup
 from .backup import back_up
 from .made_by import made_by
@@ -114,14 +114,14 @@ class MemoryStore(Storage):
         return None if row is None or row.kind != kind else row.name
 
     def unused(self, before: float) -> list[str]:
-        """Return the names of sessions that were made before a time, and to which nothing was added since.
+        """Return the names of sessions that were made before a time, to which nothing was added since, and which owe nothing.
 
         Args:
             before: seconds since 1970, UTC.
         """
         with self.database.reading() as db:
             rows = db.collections("session")
-        return [row.name for row in rows if row.updated_at == row.created_at < before]
+        return [row.name for row in rows if row.updated_at == row.created_at < before and OWED not in row.settings]
 
     def sessions(self) -> list[str]:
         """Return the names of all sessions, sorted."""

@@ -28,6 +28,7 @@ from .answer import Answer, Keeping, Request, Wanted
 from .answering import answering, messages_of
 from .collection import log
 from .explaining import Explanation, explain
+from .owed import settled
 from .reading import Progress
 from .session_memory import SessionMemory, Snapshot
 
@@ -287,6 +288,8 @@ class Session(SessionMemory):
             if reply._replacing is not None:
                 row, reply._erasure = self._forget_from(db, row, snapshot)
             asked = self._as_it_follows(db, row, reply._asked)
+            if reply._keeping.owed is not None:
+                row = settled(row, reply._keeping.owed)
             own = None if generation is None else self._transcript.answer(generation.ids)
             answered = asked.followed_by(answer, own or self._transcript.stretch(answer, first=False))
             row, ids = self._append(db, row, answered, asked_at=reply._asked_at)

@@ -17,7 +17,7 @@ from ..engine.fingerprint import Fingerprint, text_parts
 from ..errors import SessionNotFoundError
 from . import lineage
 from .backend import Backend
-from .rows import CollectionRow, Kept, Lineage, MessageRow, as_array
+from .rows import OWED, CollectionRow, Kept, Lineage, MessageRow, as_array
 
 if TYPE_CHECKING:
     from .transaction import Transaction
@@ -62,7 +62,7 @@ def fork(db: Transaction, row: CollectionRow, name: str, upto: int | None, *, no
         messages, tokens = place + 1, last.tokens[1]
     stream = lineage.add_stream(db, parts, messages=messages, tokens=tokens, segments=_segments(db, row, tokens))
     new = db.add_collection("session", name, stream=stream, now=now)
-    settings = {name: value for name, value in row.settings.items() if name != "metadata"}
+    settings = {name: value for name, value in row.settings.items() if name not in ("metadata", OWED)}
     settings["forked"] = [*settings.get("forked", []), [row.id, row.next_id]]
     return db.update_collection(replace(new, model=row.model, next_id=row.next_id, settings=settings))
 

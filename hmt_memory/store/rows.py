@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import StoreDamagedError
 
 MEMORY_BITS = "memory_bits"  # the setting of a session or corpus
+OWED = "owed"  # the setting of a session with what is noted of answers that are not stored yet
 
 
 class ModelRow(NamedTuple):

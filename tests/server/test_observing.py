@@ -8,6 +8,7 @@ import json
 import logging
 import logging.config
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,6 +120,18 @@ def test_a_response_has_a_span_as_an_answer_of_chat_has(
     assert SECRET not in span.to_json()
 
 
+def test_a_response_in_the_background_has_its_span_when_it_has_ended(assistant: Assistant, spans: Any) -> None:
+    body = {"input": f"My {SECRET} sleeps.", "max_output_tokens": 5, "background": True}
+    with TestClient(create_app(assistant, Settings(hosts=("*",)))) as api:
+        name = api.post("/v1/responses", json=body, headers={"traceparent": PARENT}).json()["id"]
+        while (response := api.get(f"/v1/responses/{name}").json())["status"] in ("queued", "in_progress"):
+            time.sleep(0.01)
+    (span,) = spans.get_finished_spans()
+    assert span.name == f"chat {assistant.name}" and span.parent.span_id == int(PARENT.split("-")[2], 16)
+    assert span.attributes["gen_ai.usage.output_tokens"] == response["usage"]["output_tokens"] and span.status.is_unset
+    assert SECRET not in span.to_json()
+
+
 def test_what_is_done_with_a_memory_has_spans_by_its_kind(api: TestClient, spans: Any) -> None:
     items = {"items": [{"role": "user", "content": SECRET}]}
     name = api.post("/v1/conversations", json={}).json()["id"]
@@ -138,7 +151,7 @@ def test_an_answer_that_fails_while_it_is_streamed_says_of_what(
     api: TestClient, spans: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hmt_memory.sessions.answer.Answer._advance", lambda _: 1 / 0)
-    monkeypatch.setattr("hmt_memory.server.door._begun", lambda call, _: (call.begin(), None))
+    monkeypatch.setattr("hmt_memory.server.door.started", lambda call, _: (call.begin(), None))
     answer = api.post("/v1/chat/completions", json=ASKED | {"stream": True})
     assert '"ZeroDivisionError"' in answer.text and answer.text.rstrip().endswith("[DONE]")
     (span,) = spans.get_finished_spans()

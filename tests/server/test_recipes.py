@@ -1,4 +1,4 @@
-"""The recipes of docs/guides/clients.md in front of a server that listens, but for those whose client is not installed."""
+"""The recipes of docs/guides/clients.md and server.md in front of a server that listens, where their client is installed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hmt_memory.server.settings import Settings
 
 PAGE = (ROOT / "docs" / "guides" / "clients.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+SERVER = (ROOT / "docs" / "guides" / "server.md").read_text(encoding="utf-8")
 CLIENTS = ["openai", "langchain_openai", "llama_index.llms.openai_like", "litellm"]
 
 
@@ -55,3 +56,18 @@ def test_a_recipe_is_answered_and_remembered(
     answer = names["answer"]
     message = answer.choices[0].message if hasattr(answer, "choices") else getattr(answer, "message", answer)
     assert message.content == answered.content
+
+
+@pytest.mark.enable_socket
+def test_what_the_servers_own_page_shows_is_answered(saying: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", SERVER, re.DOTALL | re.MULTILINE)
+    code = "\n".join(blocks).replace("smollm2-135m-instruct", saying.name).replace("time.sleep(1)", "time.sleep(0.05)")
+    with listening(create_app(saying, Settings())) as port:
+        exec(code.replace("http://127.0.0.1:8399", f"http://127.0.0.1:{port}"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == "completed Hello."
+    talks = sorted([message.content for message in saying.store.session(name).messages()] for name in saying.store.sessions())
+    assert talks == [
+        ["My sister Ida grows roses.", "Hello."],
+        ["Tell me about roses.", "Hello."],
+        ["What does Ida grow?", "Hello."],
+    ]

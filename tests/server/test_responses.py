@@ -318,14 +318,16 @@ def test_a_text_is_no_turn(client: OpenAI, saying: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"background": True}, "background=True cannot be given"),
+        ({"background": True, "store": False}, "background=true needs store=true"),
+        ({"background": True, "stream": True}, "background and stream exclude each other"),
         ({"top_logprobs": 3}, "top_logprobs=3 cannot be given"),
         ({"frequency_penalty": 1.0}, "frequency_penalty"),
         ({"previous_response_id": "resp_1", "conversation": "a"}, "exclude each other"),
         ({"tools": [{"type": "web_search"}]}, "a tool of type 'web_search' cannot be given"),
         ({"tools": [LOOK], "tool_choice": {"type": "function", "name": "hear"}}, "names no tool"),
         ({"tools": [LOOK], "tool_choice": {"type": "allowed_tools", "tools": []}}, "allows no tool"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "'item_reference' cannot be read"),
+        ({"input": [{"type": "item_reference"}]}, "an item_reference has the id of an item"),
+        ({"input": [{"type": "computer_call", "id": "x"}]}, "'computer_call' cannot be read"),
         ({"input": [{"role": "tool", "content": "x"}]}, "a message has a role"),
         ({"input": [{"role": "user"}]}, "a content"),
         ({"input": [{"type": "function_call", "name": "x"}]}, "call_id"),

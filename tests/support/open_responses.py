@@ -111,7 +111,7 @@ class Response(Strict):
     object: Literal["response"]
     created_at: int
     completed_at: int | None
-    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
     incomplete_details: Reason | None
     model: str
     previous_response_id: str | None

@@ -24,7 +24,7 @@ def run_script(
         files = [Path(folder) / name for name in ("in", "out", "err")]
         for path, text in zip(files, (typed, "", ""), strict=True):
             path.write_text(text)
-        process = start(_apart, str(script), arguments, dict(environment or os.environ), [str(path) for path in files])
+        process = start(apart, str(script), arguments, dict(environment or os.environ), [str(path) for path in files])
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
@@ -34,7 +34,15 @@ def run_script(
         )
 
 
-def _apart(script: str, arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[str]) -> None:
+def apart(script: str, arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[str]) -> None:
+    """Be a process that runs a script.
+
+    Args:
+        script: its file.
+        arguments: of it.
+        environment: all variables that it has.
+        files: what its standard input, output and error are.
+    """
     os.environ.clear()
     os.environ.update(environment)
     for number, path in enumerate(files):
