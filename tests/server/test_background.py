@@ -322,6 +322,7 @@ def test_a_call_that_comes_again_is_taken_once(http: TestClient, client: OpenAI,
     assert talks(saying) == [["I am Ann.", "Hello."]]
 
 
+@pytest.mark.slow
 @pytest.mark.enable_socket
 def test_a_server_that_is_killed_leaves_a_response_that_failed(chatty: str, tmp_path: Path) -> None:
     schema = {"type": "string", "minLength": 8000}  # or it might end before it is killed

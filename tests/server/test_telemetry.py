@@ -29,6 +29,7 @@ def plain(attributes: Any) -> dict[str, Any]:
     return {each.key: value(each.value) for each in attributes}
 
 
+@pytest.mark.slow
 def test_the_spans_of_calls_reach_a_collector_and_nothing_that_was_said(chatty: str, tmp_path: Path) -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
