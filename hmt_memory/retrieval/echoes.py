@@ -13,6 +13,8 @@ from .citations import Citation
 from .lexical import distinct_terms
 from .passages import Scored, asks
 
+# as `train.exercises` has them: what the bundled model begins with when it is told something, and goes on with what it makes of it
+HEARD = ("Got it.", "Noted.", "Okay.", "Good to know.", "I'll remember that.", "Thanks, I'll remember that.")
 _SHORT = 4  # letters of a word that may say something
 _AGAIN = 0.5  # share of its words that a message says again, from which on it is an echo
 _WORD = re.compile(r"\w+")
@@ -20,9 +22,9 @@ _ENDS = ".!?:…"  # a word behind one of these begins a sentence
 
 
 def without_echoes(passages: Sequence[Scored]) -> list[Scored]:
-    """Leave out an assistant's messages that say again what the user's say, or that the assistant does not know.
+    """Leave out an assistant's messages that say again what the user's say, that it has heard something, or does not know it.
 
-    A message stays if it has a number or a name that the user's have not, and if half of its words are new.
+    Others stay if they have a number or a name that the user's have not, or if most of their words are new.
 
     Args:
         passages: those that bear on a question.
@@ -35,7 +37,7 @@ def without_echoes(passages: Sequence[Scored]) -> list[Scored]:
 def _says_something(text: str, said: set[str]) -> bool:
     words = _telling(text)
     new = [word for word in words if word not in said]
-    if text.startswith(OPENINGS):
+    if text.startswith((*OPENINGS, *HEARD)):
         return False
     return len(new) > (1 - _AGAIN) * len(words) or any(word.isdigit() for word in new) or not said.issuperset(_names(text))
 

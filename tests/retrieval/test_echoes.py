@@ -12,7 +12,7 @@ from tiny import REMEMBERING, byte_tokenizer, light_model
 from hmt_memory import MemoryStore
 from hmt_memory.engine.abstaining import OPENINGS
 from hmt_memory.retrieval.citations import Citation, Message
-from hmt_memory.retrieval.echoes import without_echoes
+from hmt_memory.retrieval.echoes import HEARD, without_echoes
 from hmt_memory.retrieval.passages import Scored
 
 DAY = datetime(2026, 3, 9, 12, tzinfo=timezone.utc)
@@ -36,6 +36,7 @@ def kept(*said: tuple[str, str]) -> list[str]:
     [
         "Got it. The wifi's password is lemon-tractor-88.",
         "Okay. The password for your guest's laptop is lemon-tractor-88.",  # and wrong
+        *(f"{opening} Your cousin Cecilia works at Deaden High School." for opening in HEARD),
         *(f"{opening} the password of the wifi." for opening in OPENINGS),
     ],
 )
