@@ -13,7 +13,7 @@ from .citations import Citation
 from .lexical import distinct_terms
 from .passages import Scored, asks
 
-# as `train.exercises` has them: what the bundled model begins with when it is told something, and goes on with what it makes of it
+# what the bundled model answers when it is told something; it may go on with what it has understood, often wrongly
 HEARD = ("Got it.", "Noted.", "Okay.", "Good to know.", "I'll remember that.", "Thanks, I'll remember that.")
 _SHORT = 4  # letters of a word that may say something
 _AGAIN = 0.5  # share of its words that a message says again, from which on it is an echo

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..chat.transcript import Transcript
 from ..errors import InputError
+from ..retrieval.echoes import HEARD
 from ..retrieval.lexical import distinct_terms
 from ..retrieval.notes import Note, day, written
 from . import relations
@@ -36,7 +37,6 @@ SYSTEM_PROMPTS = (
 )
 # each begins as `engine.abstaining.OPENINGS` has it, whose first token few other answers begin with
 UNKNOWN = ("I don't know. You haven't told me that.", "I don't know, you have not mentioned it.")
-_HEARD = ("Got it. {}", "Noted. {}", "Okay. {}", "Good to know. {}", "I'll remember that. {}", "Thanks, I'll remember that.")
 _THANKS = (
     "Thanks for telling me.",
     "Good to know!",
@@ -264,8 +264,8 @@ class Facts:
             if len(facts) < 3:
                 asked.append((relations.ask(chance, fact.key), fact.answer))
         asked += [(fact.question, chance.choice(UNKNOWN)) for fact in missing.values() if not facts or chance.random() < 0.8]
-        heard = [fact for fact in missing.values() if chance.random() < 0.25]  # told now: nothing to look for
-        asked += [(fact.text, chance.choice(_HEARD).format(fact.answer)) for fact in heard]
+        heard = [fact for fact in missing.values() if chance.random() < 0.25]  # told now: nothing to look for, or to say again
+        asked += [(fact.text, chance.choice(HEARD)) for fact in heard]
         if chance.random() < 0.25 or not asked:
             asked.append(chance.choice(self._talk))
         chance.shuffle(asked)
