@@ -172,6 +172,9 @@ def answers(
     facts: Annotated[int, typer.Option(min=1, max=20, help="Facts told in each.")] = 20,
     talk: Annotated[int, typer.Option(min=0, help="Turns of other talk after each fact.")] = 5,
     seed: Annotated[int, typer.Option(help="Chooses facts, names and talk.")] = 0,
+    replied: Annotated[
+        bool, typer.Option("--replied", help="Let the model answer what it is told, as in a chat; else answers are given.")
+    ] = False,
     adapter: options.Adapter = None,
     out: Results = Path("hmt-eval"),
     model: options.Name = DEFAULT_MODEL,
@@ -184,7 +187,8 @@ def answers(
 
     screen = Screen.standard()
     chosen: dict[str, Any] = {"adapter": adapter, "model": model, "reader": reader, "dtype": dtype.value, "device": device}
-    experiments.answers(out, screen, conversations=conversations, facts=facts, talk=talk, seed=seed, **chosen)
+    chosen |= {"facts": facts, "talk": talk, "seed": seed, "replied": replied}
+    experiments.answers(out, screen, conversations=conversations, **chosen)
 
 
 @app.command(no_args_is_help=True)

@@ -250,6 +250,7 @@ def answers(
     facts: int,
     talk: int,
     seed: int,
+    replied: bool,
     adapter: Path | None,
     model: str,
     reader: str | None,
@@ -265,6 +266,7 @@ def answers(
         facts: told in each; a quarter of them is told anew later.
         talk: turns of other talk after each fact.
         seed: decides facts, names and talk.
+        replied: whether the model answers what it is told.
         adapter: folder of the trained memory.
         model: a folder or the name of the model that answers.
         reader: the model that reads, as the command line names it.
@@ -274,7 +276,7 @@ def answers(
     from ..evaluate.answers import Loading, Plan, measure
     from .models import reader_of
 
-    plan = Plan(conversations=conversations, facts=facts, changed=facts // 4, talk=talk, seed=seed)
+    plan = Plan(conversations=conversations, facts=facts, changed=facts // 4, talk=talk, seed=seed, replied=replied)
     reads, placed = reader_of(model, adapter, reader, screen), {"dtype": dtype, "device": device}
     loading = Loading(reads, {"adapter": adapter, **placed}, None if reads == model else Loading(model, placed))
     settings = {"model": reads, "adapter": str(adapter or "as shipped"), "answered by": model}

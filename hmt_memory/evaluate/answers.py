@@ -107,6 +107,7 @@ class Plan:
     unknown: int = 4  # asked for in each, and not told
     talk: int = 5  # turns of other talk after each
     seed: int = 0
+    replied: bool = False  # whether the model answers what it is told, as in a chat; else answers stand there beforehand
 
     def __post_init__(self) -> None:
         if self.facts + self.unknown > len(KINDS) or not 1 <= self.changed + 1 <= self.facts + 1:
@@ -174,24 +175,45 @@ def measure(
     plan = plan or Plan()
     conversations = plan.make()
     with tempfile.TemporaryDirectory(prefix="hmt-eval-") as folder:
-        _tell(loading, folder, conversations, progress)
+        _tell(loading, folder, conversations, progress, max_new_tokens if plan.replied else None)
         progress("asking in a new process")
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             outcomes = pool.apply(_ask_all, (loading, folder, conversations, max_new_tokens))
     return _report(outcomes, {**(settings or {}), **vars(plan), "max_new_tokens": max_new_tokens})
 
 
-def _tell(loading: Loading, folder: str, conversations: Sequence[Conversation], progress: Callable[[str], None]) -> None:
+def _tell(
+    loading: Loading,
+    folder: str,
+    conversations: Sequence[Conversation],
+    progress: Callable[[str], None],
+    replied: int | None,
+) -> None:
+    """Tell conversations to a session each.
+
+    Args:
+        loading: the model that reads.
+        folder: of the store.
+        conversations: what is told.
+        progress: called with a line about what begins.
+        replied: the longest answer to what is told; None: the conversations have answers.
+    """
     model = loading.load()
+    answerer = None if loading.answerer is None or replied is None else loading.answerer.load()
     with MemoryStore(folder) as store:
         for number, conversation in enumerate(conversations):
             progress(f"telling conversation {number + 1} of {len(conversations)}")
+            session = store.session(str(number), model)
+            if replied is not None:
+                for said, _ in conversation.turns:
+                    session.reply({"role": "user", "content": said}, max_new_tokens=replied, answerer=answerer).finish()
+                continue
             messages = [
                 {"role": role, "content": text}
                 for turn in conversation.turns
                 for role, text in zip(("user", "assistant"), turn, strict=True)
             ]
-            store.session(str(number), model).add(messages)
+            session.add(messages)
 
 
 def _ask_all(loading: Loading, folder: str, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Answered]:

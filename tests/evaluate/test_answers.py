@@ -12,6 +12,7 @@ import pytest
 from hmt_memory import MemoryStore
 from hmt_memory.engine.backbone import Backbone
 from hmt_memory.errors import InputError
+from hmt_memory.evaluate import answers as answers_module
 from hmt_memory.evaluate.answers import Answered, Loading, Plan, Question, answer, holds, measure
 from hmt_memory.train.facts import KINDS, Split, ask, tell
 from hmt_memory.train.talk import small_talk
@@ -110,6 +111,22 @@ def test_a_run_asks_in_another_process_what_the_first_has_told(chatty: str) -> N
     assert counted["told twice: the later value"][1] == 2 and counted["not told: says so"][1] == 2
     assert len(answers.rows) == 8 and all(row[2] for row in answers.rows)
     assert said == ["telling conversation 1 of 2", "telling conversation 2 of 2", "asking in a new process"]
+
+
+@pytest.mark.slow
+def test_a_model_may_answer_what_it_is_told(chatty: str, tmp_path: Path) -> None:
+    (conversation,) = Plan(conversations=1, facts=2, changed=0, unknown=0, talk=1).make()
+    told = [said for said, _ in conversation.turns]
+    for replied in (None, 3):
+        folder = tmp_path / str(replied)
+        answers_module._tell(Loading(chatty), str(folder), [conversation], lambda _: None, replied)
+        with MemoryStore(folder) as store:
+            messages = list(store.session("0").messages())
+        assert [each.content for each in messages if each.role == "user"] == told
+        written = [each.content for each in messages if each.role == "assistant"] == [
+            answered for _, answered in conversation.turns
+        ]
+        assert len(messages) == 2 * len(told) and written == (replied is None)
 
 
 def test_another_model_answers_from_what_one_has_read(chatty: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
