@@ -243,7 +243,7 @@ def test_an_index_is_searched_and_grown(on_gpu: bool, dry: Dry, monkeypatch: pyt
 def test_reading_is_measured_beside_transformers(dry: Dry) -> None:
     record = dry("reading")
     assert record["state"] == "done", record
-    beside, met = record["tables"]
+    met, beside = record["tables"]
     assert [row[1] for row in beside["rows"]] == ["transformers", "the engine, all visible", "HMT, reading the prompt"]
     assert [row[4] for row in beside["rows"]] == [4, 4, None] and len(met["rows"]) == 8
     assert all(row[1] > 0 for row in met["rows"])

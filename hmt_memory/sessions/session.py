@@ -21,9 +21,8 @@ from ..engine.generate import Generation
 from ..engine.view import check_budget
 from ..errors import ModelMismatchError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from ..retrieval.recollection import ViewRecollection
-from ..retrieval.sources import Draft
 from ..store import lineage, rewriting
-from ..store.rows import CollectionRow, MessageRow
+from ..store.rows import CollectionRow
 from .answer import Answer, Keeping, Request, Wanted
 from .answering import answering, messages_of
 from .collection import log
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from .chat_model import ChatModel, Writing
 
 _BEHIND_SEGMENTS = 4  # read behind an answer before others get their turn
-_MOST_SHOWN = 256  # latest messages that another model may be shown
 _KEPT = Keeping()
 
 
@@ -228,13 +226,6 @@ class Session(SessionMemory):
 
     def _added_to(self) -> SessionBusyError:
         return SessionBusyError(f"session {self.name!r} was added to meanwhile, so nothing was stored. Try again.")
-
-    def _latest(self, snapshot: Snapshot, draft: Draft) -> list[MessageRow]:
-        """Return the latest messages and those of a draft; system messages, which are pinned, left out."""
-        with self._unless_rewritten(snapshot), self._database.reading() as db:
-            stored = lineage.size(snapshot.parts)[0]
-            rows = lineage.messages(db, snapshot.parts, max(0, stored - _MOST_SHOWN), stored)
-        return [row for row in [*rows, *draft.rows] if not row.pinned]
 
     def _append(
         self, db: Transaction, row: CollectionRow, batch: Batch, *, asked_at: float | None = None

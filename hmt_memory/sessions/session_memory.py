@@ -26,7 +26,7 @@ from ..retrieval import ranking
 from ..retrieval.ranking import RecalledSegment, RecalledSegments, Sources
 from ..retrieval.sources import Draft, SessionShard, Shard
 from ..store import lineage, rewriting
-from ..store.rows import CollectionRow, Lineage
+from ..store.rows import CollectionRow, Lineage, MessageRow
 from ..store.shelf import Shelf, volume
 from . import archive
 from .corpus import corpus_shard
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .storage import Storage
 
 _LATEST = 16  # latest messages, searched for the user's last one
+_MOST_SHOWN = 256  # latest messages that another model may be shown
 _EXPECTED = ({"role": "user", "content": "What was it that I told you about this the other day?"},)  # of a usual length
 
 
@@ -331,6 +332,13 @@ class SessionMemory(StoredSession):
     def _sources(self, snapshot: Snapshot, draft: Draft | None = None, asked_at: int | None = None) -> Sources[Any]:
         """Return this session's own past as of the snapshot, then the attached corpora."""
         return lambda work: self._in_one_view(lambda: work([self._own_shard(snapshot, draft, asked_at), *self._attached()]))
+
+    def _latest(self, snapshot: Snapshot, draft: Draft) -> list[MessageRow]:
+        """Return the latest messages and those of a draft; system messages, which are pinned, left out."""
+        with self._unless_rewritten(snapshot), self._database.reading() as db:
+            stored = lineage.size(snapshot.parts)[0]
+            rows = lineage.messages(db, snapshot.parts, max(0, stored - _MOST_SHOWN), stored)
+        return [row for row in [*rows, *draft.rows] if not row.pinned]
 
     @contextmanager
     def _unless_rewritten(self, snapshot: Snapshot) -> Iterator[None]:

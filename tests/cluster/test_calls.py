@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
+from hmt_memory import MemoryStore
 from hmt_memory.cluster.affinity import key_of
 from hmt_memory.cluster.asgi import Sent, answered, received
 from hmt_memory.cluster.connection import connect
@@ -144,13 +146,14 @@ def test_impossible_needs_of_replicas_are_refused(other: dict[str, float]) -> No
         Scale.of("1-4", **other)
 
 
-def test_metrics_of_replicas_are_added_up() -> None:
+def test_metrics_of_replicas_are_added_up(tmp_path: Path) -> None:
     first, second = Metrics(), Metrics()
     for metrics, calls in ((first, 2), (second, 3)):
         metrics.calls.labels("/health", "200").inc(calls)
         metrics.first.observe(0.2)
     second.calls.labels("/ready", "503").inc()
-    text = merged([first.text(), second.text()]).decode()
+    with MemoryStore(tmp_path) as store:
+        text = merged([first.text(store), second.text(store)]).decode()
     values = {
         (sample.name, *sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
