@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
+
+from .locks import ThreadLock
 
 
 class _Entry(NamedTuple):
@@ -28,7 +28,7 @@ class Hot:
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
         self._used: Collection[Hashable] = ()
         self._dropped = deque[Hashable]()
-        self._pid, self._lock = os.getpid(), threading.Lock()
+        self._lock = ThreadLock()
 
     @property
     def bytes(self) -> int:
@@ -84,10 +84,8 @@ class Hot:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let one thread in; a forked process has a lock of its own, because a thread of its parent may have held it."""
-        if self._pid != os.getpid():
-            self._pid, self._lock = os.getpid(), threading.Lock()
-        with self._lock:
+        """Let one thread in, which first takes out what is kept no longer."""
+        with self._lock.held():
             while self._dropped:
                 self._entries.pop(self._dropped.popleft(), None)
             yield

@@ -6,17 +6,16 @@ Knows which index was used when; what is in one is `store.index`'s.
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import SessionBusyError, StoreError
+from ..locks import ThreadLock
 from ..store import warm
 from ..store.backend import Backend, Capability
 from ..store.index import derived
@@ -52,7 +51,7 @@ class OpenIndexes:
         self._open: dict[int, Indexes] = {}
         self._used: set[int] = set()  # since the last `settle`
         self.uses: Counter[str] = Counter()  # by the tier that an index was in: hot, warm or cold
-        self._pid, self._mutex = os.getpid(), threading.Lock()
+        self._mutex = ThreadLock()
         self._looked = time.monotonic()
         if not database.read_only:
             if self._foreign:
@@ -67,7 +66,7 @@ class OpenIndexes:
             shape: of the model that reads it.
             decode: token ids to text.
         """
-        with self._alone():
+        with self._mutex.held():
             opened, paths = self._open.get(row.id), self.paths(row.id)
             self.uses["hot" if opened else "warm" if paths[0].exists() else "cold"] += 1
             if opened is None:
@@ -86,7 +85,7 @@ class OpenIndexes:
 
     def settle(self) -> None:
         """Note how large the indexes are that were used, and let go of the least recently used. Hold no view of rows."""
-        with self._alone():
+        with self._mutex.held():
             used, self._used = self._used, set()
             for number in used & self._open.keys():
                 self._hot.keep("indexes", _key(number), _bytes(self._open[number]), partial(self._let_go, number))
@@ -138,7 +137,7 @@ class OpenIndexes:
 
     def drop(self, collection: int) -> None:
         """Let go of the indexes of a session or corpus, in memory and on disk, before its content changes."""
-        with self._alone():
+        with self._mutex.held():
             self._open.pop(collection, None)
             self._hot.drop(_key(collection))
         self.drop_files(collection)
@@ -155,19 +154,11 @@ class OpenIndexes:
             self.save(collection, indexes)
 
     def _let_go(self, collection: int) -> None:
-        with self._alone():
+        with self._mutex.held():
             indexes = self._open.pop(collection, None)
         if indexes is not None and indexes.memory.is_behind:
             self.save(collection, indexes)
         self._touch(collection)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Let one thread in; a forked process has a lock of its own."""
-        if self._pid != os.getpid():
-            self._pid, self._mutex = os.getpid(), threading.Lock()
-        with self._mutex:
-            yield
 
 
 def _bytes(indexes: Indexes) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConfigError, SessionBusyError, StoreDamagedError, StoreError, StoreInterruptedError
 from ..hot import Hot
+from ..locks import ThreadLock
 from ..store import rewriting, sweeping
 from ..store.backend import Capability
 from ..store.index.base import DEFAULT
@@ -86,7 +87,7 @@ class Storage:
         self._shelves: dict[int, tuple[int, Shelf]] = {}
         self._reading: dict[tuple[int, int], threading.Lock] = {}
         self.behind = Behind(threaded=background or self.tiers.fetch_ahead)
-        self._pid, self._mutex = os.getpid(), threading.Lock()
+        self._mutex = ThreadLock()
         self.database = open_backend(self.folder, timeout=timeout, read_only=read_only)
         try:
             self.open_indexes = OpenIndexes(self.database, self.hot, self.tiers)
@@ -159,14 +160,6 @@ class Storage:
         """Let go of what is over the bound in memory, the least recently used first. Call it where no view of rows is open."""
         self.open_indexes.settle()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Let one thread in; a forked process has a lock of its own."""
-        if self._pid != os.getpid():
-            self._pid, self._mutex = os.getpid(), threading.Lock()
-        with self._mutex:
-            yield
-
     def drop_index(self, collection: int) -> None:
         """Delete the indexes, on disk and in memory, before their content changes, and what is kept of views."""
         if "view_cache" in vars(self):
@@ -198,7 +191,7 @@ class Storage:
 
     def reading_mutex(self, collection: int) -> threading.Lock:
         """Return the lock in which threads queue that read into one session or corpus."""
-        with self._alone():
+        with self._mutex.held():
             return self._reading.setdefault((os.getpid(), collection), threading.Lock())
 
     def in_memory_bits(self, row: CollectionRow) -> CollectionRow:

@@ -37,7 +37,7 @@ def kept(*said: tuple[str, str]) -> list[str]:
         "Got it. The wifi's password is lemon-tractor-88.",
         "Okay. The password for your guest's laptop is lemon-tractor-88.",  # and wrong
         *(f"{opening} Your cousin Cecilia works at Deaden High School." for opening in HEARD),
-        *(f"{opening} the password of the wifi." for opening in OPENINGS),
+        *(f"{opening}. You may want to ask Miguel about it." for opening in OPENINGS),
     ],
 )
 def test_what_is_only_said_again_is_left_out(echo: str) -> None:

@@ -128,7 +128,7 @@ def fork_inside_a_view(folder: str, journal_path: str) -> None:
 def fork_with_the_mutex_held(folder: str, journal_path: str) -> None:
     """A mutex that another thread held at the moment of the fork is never released there."""
     journal, store = Journal(journal_path), MemoryStore(folder)
-    with store._mutex:
+    with store._mutex.held():
         child = forked(lambda: store.reading_mutex(1), seconds=10)
     journal(ended(child))
     store.close()
