@@ -37,15 +37,6 @@ SYSTEM_PROMPTS = (
 )
 # each begins as `engine.abstaining.OPENINGS` has it, whose first token few other answers begin with
 UNKNOWN = ("I don't know. You haven't told me that.", "I don't know, you have not mentioned it.")
-_THANKS = (
-    "Thanks for telling me.",
-    "Good to know!",
-    "Noted.",
-    "I'll remember that.",
-    "That is nice to hear.",
-    "Got it.",
-    "Okay, thanks.",
-)
 _ONLY = (
     "{} Answer with the bare answer only.",
     "{} Just the answer, no sentence.",
@@ -191,7 +182,7 @@ class Facts:
         if form < 0.7:
             return said, []
         latest = 6 if form < 0.82 else chance.randint(1, 3)
-        turns = [(note.text, chance.choice(_THANKS)) for note in said[-latest:] if note.speaker == "user"]
+        turns = [(note.text, chance.choice(HEARD)) for note in said[-latest:] if note.speaker == "user"]
         return (() if form < 0.82 else said[:-latest]), turns
 
     @staticmethod
@@ -229,7 +220,7 @@ class Facts:
         if kind < 0.3:
             return []
         if kind < 0.45:
-            return [(said, chance.choice(_THANKS)) for said, _ in chance.sample(self._talk, chance.randint(1, 4))]
+            return [(said, chance.choice(HEARD)) for said, _ in chance.sample(self._talk, chance.randint(1, 4))]
         if kind < 0.85:
             return small_talk(chance, chance.choice((1, 2, 2, 3, 4, 6, 8)))
         return [pair for pair in chance.sample(self._talk, chance.randint(1, 2)) if len(pair[1]) < 300]
@@ -264,8 +255,9 @@ class Facts:
             if len(facts) < 3:
                 asked.append((relations.ask(chance, fact.key), fact.answer))
         asked += [(fact.question, chance.choice(UNKNOWN)) for fact in missing.values() if not facts or chance.random() < 0.8]
-        heard = [fact for fact in missing.values() if chance.random() < 0.25]  # told now: nothing to look for, or to say again
-        asked += [(fact.text, chance.choice(HEARD)) for fact in heard]
+        # told now, for the first time or anew: nothing to look for, or to say again
+        heard = [*missing.values(), *(relations.tell(chance, fact.key, other_than=fact.value) for fact in facts)]
+        asked += [(fact.text, chance.choice(HEARD)) for fact in heard if fact.text not in days and chance.random() < 0.25]
         if chance.random() < 0.25 or not asked:
             asked.append(chance.choice(self._talk))
         chance.shuffle(asked)

@@ -21,7 +21,7 @@ from hmt_memory.retrieval.echoes import HEARD
 from hmt_memory.retrieval.notes import HEADING, Note
 from hmt_memory.train import Recipe, Stage, Trainer, answering, open_sources, prepare, relations
 from hmt_memory.train.answering import answer_losses, backward_answers
-from hmt_memory.train.exercises import _THANKS, UNKNOWN, Exercise, Exercises, Facts, from_file
+from hmt_memory.train.exercises import UNKNOWN, Exercise, Exercises, Facts, from_file
 
 MODEL = tiny_model(tokenizer=byte_tokenizer())
 EXERCISE = Exercise(
@@ -60,7 +60,7 @@ def test_facts_stand_in_notes_in_recent_turns_or_in_both() -> None:
     forms = Counter()
     for number in range(200):
         exercise = Exercises().draw(f"{number}")
-        forms[bool(exercise.notes), any(answer in _THANKS for _, answer in exercise.turns)] += 1
+        forms[bool(exercise.notes), any(answer in HEARD for _, answer in exercise.turns)] += 1
     assert forms[True, False] > 60 and forms[False, True] > 10 and forms[True, True] > 15, forms
 
 
