@@ -144,7 +144,7 @@ class MemoryStore(Storage):
         return row is not None and (opened is None or opened._id == row.id)
 
     def _names(self, kind: str) -> list[str]:
-        return self.database.read(lambda db: [row.name for row in db.collections(kind)])
+        return self.database.read(lambda db: db.names(kind))
 
     def delete(self, name: str, *, aside: bool = True) -> None:
         """Delete a session: rows, index, and the bytes in all files. Its forks keep what they share of it.

@@ -58,7 +58,7 @@ def find(db: Transaction, kind: str, name: str, *, folder: object) -> Collection
     check_name(name)
     row = db.find_collection(kind, normal(name))
     if row is None:
-        known = ", ".join(repr(other.name) for other in db.collections(kind)[:5]) or "none yet"
+        known = ", ".join(repr(other) for other in db.names(kind)[:5]) or "none yet"
         raise SessionNotFoundError(f"there is no {kind} {name!r} in {folder}. There are: {known}.")
     return row
 

@@ -146,11 +146,11 @@ class DocumentStream(NamedTuple):
 
 def crc_of(*values: Any) -> int:
     """Compute the crc32 of a row's values, including their types and lengths."""
-    crc = 0
+    parts: list[bytes] = []
     for value in values:
         data = value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass")
-        crc = zlib.crc32(data, zlib.crc32(f"{type(value).__name__}{len(data)}:".encode(), crc))
-    return crc
+        parts += (f"{type(value).__name__}{len(data)}:".encode(), data)
+    return zlib.crc32(b"".join(parts))
 
 
 def checked(what: str, row: Sequence[Any]) -> Sequence[Any]:

@@ -44,6 +44,10 @@ class CatalogueRows(Protocol):
         """Return all sessions or all corpora, by name."""
         ...
 
+    def names(self, kind: str) -> list[str]:
+        """Return the names of all sessions or all corpora, sorted."""
+        ...
+
     def find_collection(self, kind: str, name: str) -> CollectionRow | None:
         """Return the session or corpus of that name."""
         ...

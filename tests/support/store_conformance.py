@@ -178,6 +178,20 @@ class RecordStoreConformance:
         with backend.reading() as db:
             assert [one.name for one in db.collections("session")] == ["alice"]
 
+    def test_names_are_those_of_one_kind_in_their_order(self, backend: Backend) -> None:
+        for name in ("bob", "alice"):
+            session(backend, name, 3)
+        with backend.writing() as db:
+            db.add_collection("corpus", "manual", stream=None, now=1.0)
+        with backend.reading() as db:
+            assert (db.names("session"), db.names("corpus")) == (["alice", "bob"], ["manual"])
+
+    def test_a_name_that_says_something_else_is_an_error(self, backend: Backend) -> None:
+        session(backend, "alice", 3)
+        self.damage(backend, "UPDATE collections SET name_check = name_check + 1")
+        with pytest.raises(StoreDamagedError, match="the record of session"), backend.reading() as db:
+            db.names("session")
+
     def test_a_view_is_one_moment(self, backend: Backend) -> None:
         row = session(backend, "alice", 3)
         with backend.reading() as db:

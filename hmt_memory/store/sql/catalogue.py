@@ -15,6 +15,7 @@ _COLUMNS = (
     "kind, key, name, name_size, name_check, model, stream, next_id, revision, epoch, created_at, updated_at, settings, crc"
 )
 _COLLECTION = f"c.id, {_COLUMNS}, data FROM collections c JOIN payloads p ON p.id = name"
+_NAMES = "SELECT kind, c.id, name_size, name_check, data FROM collections c JOIN payloads p ON p.id = name WHERE kind = ?"
 _DOCUMENT = (
     "d.id, stream, key, body, body_size, body_check, created_at, crc, data FROM documents d JOIN payloads p ON p.id = body"
     " WHERE collection = ?"
@@ -62,6 +63,10 @@ class Catalogue(Streams):
         """Return all sessions or all corpora, by name."""
         rows = self.all(f"SELECT {_COLLECTION} WHERE kind = ?", (kind,))
         return sorted(map(_collection, rows), key=lambda row: row.name)
+
+    def names(self, kind: str) -> list[str]:
+        """Return the names of all sessions or all corpora, sorted."""
+        return sorted(_name(*row) for row in self.all(_NAMES, (kind,)))
 
     def find_collection(self, kind: str, name: str) -> CollectionRow | None:
         """Return the session or corpus of that name."""
@@ -156,10 +161,16 @@ class Catalogue(Streams):
 
 def _collection(row: Sequence[Any]) -> CollectionRow:
     number, *rest, data = row
-    what = f"the record of {row[1]} {number}"
-    kind, _, _, size, check, *values, settings = checked(what, rest)
-    name = content(what, data, size, check).decode()
-    return CollectionRow(number, kind, name, *[*values, json.loads(settings)])
+    kind, _, _, size, check, *values, settings = checked(_record(row[1], number), rest)
+    return CollectionRow(number, kind, _name(kind, number, size, check, data), *[*values, json.loads(settings)])
+
+
+def _name(kind: str, number: int, size: int, check: int, data: bytes) -> str:
+    return content(_record(kind, number), data, size, check).decode()
+
+
+def _record(kind: str, number: int) -> str:
+    return f"the record of {kind} {number}"
 
 
 def _collection_values(row: CollectionRow, name: Payload) -> tuple[Any, ...]:
