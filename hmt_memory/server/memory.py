@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,6 +108,15 @@ class Attached(BaseModel):
     model_config = shows({"corpora": ["garden"]})
 
     corpora: list[str]
+
+
+class Retention(BaseModel):
+    """What a session keeps: at most so many messages, and none that is older. Without a limit all are kept."""
+
+    model_config = shows({"messages": 1000, "seconds": 7_776_000})
+
+    messages: Annotated[int, Field(ge=1, lt=1 << 63)] | None = None
+    seconds: Annotated[float, Field(gt=0, le=1e11)] | None = None
 
 
 class NewDocument(BaseModel):
@@ -233,6 +243,15 @@ def attach(name: str, body: Attached, known: Writer, memory: Memory) -> dict[str
     session.attach(*sorted(wanted))
     own = {corpus for corpus in session.stats()["corpora"] if known.shown(corpus) is not None}
     session.detach(*sorted(own - wanted))
+    return described(session.stats(), known)
+
+
+@router.put("/sessions/{name:path}/retention", dependencies=[traced("delete_memory")])
+def limit(name: str, body: Retention, known: Writer, memory: Memory) -> dict[str, Any]:
+    """Set what a session keeps: messages beyond a limit are erased for good, now and from now on."""
+    memory.store.session(known.own(name))  # checks that it exists
+    session = memory.session(known.own(name))
+    session.set_retention(messages=body.messages, age=None if body.seconds is None else timedelta(seconds=body.seconds))
     return described(session.stats(), known)
 
 

@@ -79,6 +79,21 @@ def test_lists_come_in_pages(api: TestClient) -> None:
     assert [each["name"] for each in rest["data"]] == ["c", "d"] and not rest["has_more"]
 
 
+def test_a_limit_erases_what_is_beyond_it_now_and_later(api: TestClient) -> None:
+    api.post("/v1/sessions", json={"name": "a"})
+    api.post("/v1/sessions/a/messages", json={"messages": TALK})
+    for wrong in ({"messages": 0}, {"seconds": -1}, {"seconds": 1e300}, {"messages": 1 << 70}):
+        assert api.put("/v1/sessions/a/retention", json=wrong).status_code == 400, wrong
+    kept = api.put("/v1/sessions/a/retention", json={"messages": 3, "seconds": 3600}).json()
+    assert kept["retention"] == {"messages": 3, "seconds": 3600} and kept["messages"] <= 3 < len(TALK)
+    api.post("/v1/sessions/a/messages", json={"messages": TALK})
+    api.get("/v1/sessions/a/recall", params={"query": TALK[0]["content"]})
+    assert len(api.get("/v1/sessions/a/messages").json()["data"]) <= 3
+    assert api.put("/v1/sessions/a/retention", json={}).json()["retention"] == {}
+    assert api.put("/v1/sessions/b/retention", json={}).status_code == 404
+    assert api.get("/v1/sessions").json()["data"] == [{"name": "a"}]
+
+
 def test_an_exported_session_is_imported_under_another_name(api: TestClient) -> None:
     api.post("/v1/sessions", json={"name": "a"})
     api.post("/v1/sessions/a/messages", json={"messages": TALK})
@@ -151,6 +166,7 @@ def test_each_token_sees_its_own_and_who_may_look_only_changes_nothing(assistant
         ("post", "/v1/sessions/x/fork", {"name": "y"}),
         ("delete", "/v1/sessions/x/messages?id=1", None),
         ("put", "/v1/sessions/x/corpora", {"corpora": []}),
+        ("put", "/v1/sessions/x/retention", {}),
         ("post", "/v1/sessions/x/import", None),
         ("post", "/v1/corpora/x/documents", {"documents": [{"text": "x"}]}),
         ("delete", "/v1/corpora/x", None),
