@@ -78,7 +78,9 @@ def body_graph(body: TracedBody, layers: Sequence[tuple[int, int]], width: int, 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing
             frontend = FrontEndManager().load_by_framework("pytorch")
-            decoder = TorchScriptPythonDecoder(body.eval(), example_input=example)  # has to outlive the conversion
+            unchecked = {"check_trace": False}  # what is converted is compared with the body anyway
+            # it has to outlive the conversion
+            decoder = TorchScriptPythonDecoder(body.eval(), example_input=example, trace_kwargs=unchecked)
             model = frontend.convert(frontend.load(decoder))
     except Exception as error:  # whatever a model's code raises that cannot be traced
         raise BackboneError(f"OpenVINO does not convert this model: {error}. Use engine='torch'.") from error

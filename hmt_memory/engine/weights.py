@@ -7,6 +7,7 @@ fp32 (lossless), under a folder named by its hash, moved into place atomically.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from ..errors import BackboneError, ConfigError, HMTError, MissingDependencyError, ModelNotFoundError
+from ..locks import ThreadLock
 from . import places, trust
 from .quantized import kind_of
 
@@ -28,6 +30,7 @@ _STALE_SECONDS = 24 * 3600
 _PLACE_OPTIONS = ("revision", "cache_dir", "token")
 _SOURCE_OPTIONS = (*_PLACE_OPTIONS, "trust_remote_code")  # options of configuration and tokenizer alike
 _log = logging.getLogger(__name__)
+_parsing = ThreadLock()
 
 
 def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", **options: Any) -> tuple[Any, Any]:
@@ -125,10 +128,26 @@ def _from_gguf(gguf: Path) -> tuple[Any, Any]:
     # Releases of transformers that can keep GGUF blocks must be told to unpack them; earlier ones always do.
     keep = {"quantization_config": transformers.GgufConfig(dequantize=True)} if hasattr(transformers, "GgufConfig") else {}
     source = {"gguf_file": gguf.name, "trust_remote_code": False}
-    with quiet(), trust.nothing_asked(), contextlib.redirect_stderr(io.StringIO()):
+    with quiet(), trust.nothing_asked(), contextlib.redirect_stderr(io.StringIO()), _parsed_once():
         load_model = transformers.AutoModelForCausalLM.from_pretrained
         model = load_model(gguf.parent, dtype=torch.float32, **source, **keep)
         return model, transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
+
+
+@contextlib.contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Keep what a GGUF file and its tensors' names are parsed to: transformers parses them anew for each thing it asks."""
+    import gguf
+
+    with _parsing.held():
+        parsers = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+        for name, parser in parsers.items():
+            setattr(gguf, name, functools.cache(parser))
+        try:
+            yield
+        finally:
+            for name, parser in parsers.items():
+                setattr(gguf, name, parser)
 
 
 def _sweep(folder: Path) -> None:

@@ -70,6 +70,21 @@ def test_a_gguf_file_loads_and_is_converted_once(tiny_gguf: Path, monkeypatch: p
     assert torch.equal(again.backbone.embedding.weight, model.backbone.embedding.weight)
 
 
+def test_a_conversion_parses_its_file_once(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    parsed: list[str] = []
+
+    class Counting(gguf.GGUFReader):  # type: ignore[misc]
+        def __init__(self, path: str) -> None:
+            parsed.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    weights.convert_gguf(tiny_gguf)
+    assert len(parsed) == 1 and gguf.GGUFReader is Counting
+
+
 def test_conversion_is_keyed_by_content(tiny_gguf: Path, tmp_path: Path) -> None:
     copy = tmp_path / "other name.gguf"
     copy.write_bytes(tiny_gguf.read_bytes())
