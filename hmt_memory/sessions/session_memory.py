@@ -32,6 +32,7 @@ from . import archive
 from .corpus import corpus_shard
 from .made_by import check_made_by
 from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
+from .storage import memories_of
 from .stored_session import StoredSession
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class SessionMemory(StoredSession):
     def __init__(self, store: Storage, row: CollectionRow, model: HMTModel | None = None) -> None:
         super().__init__(store, row, model)
         self._cache: Snapshot | None = None
-        self._kept = object()  # its key in the account of memory
+        self._kept = memories_of(row.id), object()  # its key in the account of memory
         weakref.finalize(self, store.hot.drop, self._kept).atexit = False
         if model is not None and row.settings.get(archive.UNVERIFIED):
             with self._reading():
