@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _BEHIND_SEGMENTS = 4  # read behind an answer before others get their turn
 _KEPT = Keeping()
+_GONE = (SessionNotFoundError, ModelMismatchError)  # of a session that was deleted, or that another model reads now
 
 
 class Session(SessionMemory):
@@ -328,12 +329,16 @@ class Session(SessionMemory):
         if self._store.behind.threaded:
             self._store.behind.do(repr(self), partial(self._store.open_indexes.keep_up, self._id))
         if self._store.tiers.fetch_ahead:
-            self._store.behind.do(repr(self), ahead)
+            self._store.behind.do(repr(self), partial(self._unless_gone, ahead))
+
+    def _unless_gone(self, work: Callable[[], None]) -> None:
+        """Work for a session that may have been deleted, or given to another model, meanwhile."""
+        with suppress(*_GONE):
+            work()
 
     def _read_behind(self) -> None:
         """Read what is not read yet, a little at a time, unless somebody else does: others get their turns in between."""
-        gone = (SessionNotFoundError, ModelMismatchError)  # it was deleted, or another model reads it now
-        with self._stored_already(), suppress(*gone):
+        with self._stored_already(), suppress(*_GONE):
             more = True
             while more and not self._store.behind.closing:
                 with self._reading(wait=False):

@@ -65,7 +65,7 @@ def drop_outdated(folder: Path, database: Backend) -> None:
         for path in _files(folder):
             if not _is_scratch(path) and _is_outdated(path, db):
                 path.unlink(missing_ok=True)
-    with replacing(folder / _SEEN, private=True) as file:
+    with contextlib.suppress(OSError), replacing(folder / _SEEN, private=True) as file:  # of a full disk: it only saves looking
         file.write(last.encode())
 
 

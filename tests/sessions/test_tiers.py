@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import random
 import shutil
@@ -451,6 +452,21 @@ def test_a_store_opens_while_somebody_writes_for_long(
         assert not held(tmp_path / "warm", traces), "it looks as soon as it works"
 
 
+def test_a_store_opens_on_a_full_disk(place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiers = Tiers(warm_folder=str(tmp_path / "warm"))
+    with MemoryStore(place, tiers=tiers) as store, MemoryStore(place, tiers=Tiers(warm_folder=str(tmp_path / "there"))) as other:
+        _, number, traces = remembered(store)
+        other.session("alice", MODEL).forget([number])
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(warm, "replacing", full)
+    monkeypatch.setattr("hmt_memory.store.index.derived.replacing", full)
+    with MemoryStore(place, tiers=tiers) as store:
+        assert not held(tmp_path / "warm", traces) and recalled(store.session("alice", MODEL))
+
+
 def test_files_are_written_where_their_folder_was_deleted(tmp_path: Path) -> None:
     with MemoryStore(tmp_path / "store", tiers=Tiers(warm_folder=str(tmp_path / "warm"))) as store:
         session = store.session("alice", MODEL)
@@ -525,6 +541,17 @@ def test_the_next_view_is_made_behind_an_answer(tmp_path: Path) -> None:
                 store.behind._thread[1].submit(lambda: None).result()
             shares.append(sum(read[1:]))
     assert shares[1] < 0.7 * shares[0]
+
+
+def test_nothing_is_made_ahead_of_a_session_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with MemoryStore(tmp_path, background=True, tiers=Tiers(fetch_ahead=True)) as store:
+        session, go_on = store.session("alice", ROOMY), threading.Event()
+        store.behind.do("waiting", lambda: go_on.wait(10) and None)
+        turn(session, "What is blue?")
+        store.delete("alice")
+        go_on.set()
+        store.behind._thread[1].submit(lambda: None).result()
+        assert store.view_cache.bytes == 0 and not caplog.records
 
 
 def test_an_answer_waits_for_what_is_being_read_ahead_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
