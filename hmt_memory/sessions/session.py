@@ -149,6 +149,7 @@ class Session(SessionMemory):
         wanted = Wanted(decoding, options, tools, tool_choice, schema)
         other = None if answerer is None else answering(answerer, wanted, reader=model, view=view)
         request = Request(model, wanted) if other is None else other
+        since = self._store.view_cache.cleared
         asked = self._asked(told, replacing, model)
         snapshot, batch = asked.snapshot, asked.batch
         system = "\n\n".join(text for text in (asked.system, instructions) if text) or None
@@ -162,7 +163,7 @@ class Session(SessionMemory):
             noting=replay,
             note_tokens=None if other is None else other.note_tokens,
         )
-        prefill = self._store.view_cache.of(snapshot.namespace)
+        prefill = self._store.view_cache.of(snapshot.namespace, since)
         generation: Generation | Writing
         if isinstance(request, Request):
             generation = model.generate(

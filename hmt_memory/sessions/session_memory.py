@@ -141,6 +141,7 @@ class SessionMemory(StoredSession):
         """
         model = self._needs_model() if view is None else self._needs_model().with_view(view)
         self.keep_up()
+        since = self._store.view_cache.cleared
         asked = self._asked(_EXPECTED, None, model, looking=True)
         if model.writer is not None:  # which keeps its own
             return
@@ -149,7 +150,7 @@ class SessionMemory(StoredSession):
         pinned = torch.tensor(self._transcript.pinned(system, tools), dtype=torch.long)
         with torch.no_grad(), eval_mode(model):
             before = beginning(model, ids, state=asked.snapshot.state, pinned=pinned, turns=asked.turns)
-            self._store.view_cache.prepare(model.backbone, before, asked.snapshot.namespace)
+            self._store.view_cache.prepare(model.backbone, before, asked.snapshot.namespace, since)
 
     def keep_up(self) -> None:
         """Read what was stored and not read yet, and bring this session's indexes and those of attached corpora up to date."""

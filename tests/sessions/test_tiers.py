@@ -20,9 +20,9 @@ from stored import user
 from tiny import SMALL, byte_tokenizer, tiny_model
 
 from hmt_memory import MemoryStore, Session, Tiers, ViewConfig
-from hmt_memory.errors import ConfigError, StoreError
+from hmt_memory.errors import ConfigError, SessionBusyError, StoreError
 from hmt_memory.hot import Hot
-from hmt_memory.sessions import open_indexes
+from hmt_memory.sessions import open_indexes, session_memory
 from hmt_memory.store import lineage, warm
 from hmt_memory.store.index.words import _hash
 
@@ -454,7 +454,10 @@ def test_a_store_opens_while_somebody_writes_for_long(
 
 def test_a_store_opens_on_a_full_disk(place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiers = Tiers(warm_folder=str(tmp_path / "warm"))
-    with MemoryStore(place, tiers=tiers) as store, MemoryStore(place, tiers=Tiers(warm_folder=str(tmp_path / "there"))) as other:
+    with (
+        MemoryStore(place, tiers=tiers) as store,
+        MemoryStore(place, tiers=Tiers(warm_folder=str(tmp_path / "there"))) as other,
+    ):
         _, number, traces = remembered(store)
         other.session("alice", MODEL).forget([number])
 
@@ -541,6 +544,30 @@ def test_the_next_view_is_made_behind_an_answer(tmp_path: Path) -> None:
                 store.behind._thread[1].submit(lambda: None).result()
             shares.append(sum(read[1:]))
     assert shares[1] < 0.7 * shares[0]
+
+
+@pytest.mark.parametrize("what", ["answered", "prepared"])
+def test_no_view_is_kept_of_what_was_forgotten_before_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    with MemoryStore(tmp_path) as store:
+        session = store.session("alice", ROOMY)
+        ids = session.add([user("What is blue?"), {"role": "assistant", "content": "The river on Tuesday."}] * 3)
+        if what == "answered":
+            reply = session.reply(user(QUESTION), max_new_tokens=1)
+            store.session("alice").forget(ids[:1])
+            with pytest.raises(SessionBusyError):
+                reply.finish()
+        else:
+            beginning = session_memory.beginning
+
+            def forgotten_meanwhile(*arguments: Any, **options: Any) -> Any:
+                store.session("alice").forget(ids[:1])
+                return beginning(*arguments, **options)
+
+            monkeypatch.setattr(session_memory, "beginning", forgotten_meanwhile)
+            session.prepare()
+        assert store.view_cache.bytes == 0
 
 
 def test_nothing_is_made_ahead_of_a_session_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
