@@ -67,7 +67,7 @@ class Hot:
         self._dropped.append(key)
 
     def free(self, group: Hashable) -> None:
-        """Let go of whatever has a key that is a pair and begins with `group`, however lately it was used."""
+        """Let go of everything whose key is a pair that begins with `group`, however lately it was used."""
         with self._alone():
             keys = [key for key in self._entries if isinstance(key, tuple) and key[0] == group]
             going = [self._entries.pop(key) for key in keys]
