@@ -390,9 +390,9 @@ def test_a_file_that_cannot_be_deleted_hinders_nobody(tmp_path: Path, monkeypatc
 
 
 def test_workers_that_open_a_folder_at_once_leave_each_others_files_alone(
-    place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tiers = Tiers(warm_folder=str(tmp_path / "warm"))
+    place, tiers = tmp_path / "store", Tiers(warm_folder=str(tmp_path / "warm"))
     with MemoryStore(place, tiers=tiers) as store:
         remembered(store)
         folder = store.open_indexes.folder
@@ -452,8 +452,8 @@ def test_a_store_opens_while_somebody_writes_for_long(
         assert not held(tmp_path / "warm", traces), "it looks as soon as it works"
 
 
-def test_a_store_opens_on_a_full_disk(place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiers = Tiers(warm_folder=str(tmp_path / "warm"))
+def test_a_store_opens_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, tiers = tmp_path / "store", Tiers(warm_folder=str(tmp_path / "warm"))
     with (
         MemoryStore(place, tiers=tiers) as store,
         MemoryStore(place, tiers=Tiers(warm_folder=str(tmp_path / "there"))) as other,
