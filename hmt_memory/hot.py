@@ -66,6 +66,14 @@ class Hot:
         """Note that something is kept no longer. Never waits: the garbage collector may call it anywhere."""
         self._dropped.append(key)
 
+    def free(self, group: Hashable) -> None:
+        """Let go of everything whose key is a pair that begins with `group`, however lately it was used."""
+        with self._alone():
+            keys = [key for key in self._entries if isinstance(key, tuple) and key[0] == group]
+            going = [self._entries.pop(key) for key in keys]
+        for entry in going:
+            entry.let_go()
+
     def using(self, keys: Collection[Hashable]) -> None:
         """Note what stays, however large it is, until this is called again: what the latest call works with."""
         self._used = keys

@@ -58,7 +58,7 @@ class ViewCache:
         self._hot = Hot(_LIMIT) if hot is None else hot
         self._entries: list[_Entry] = []
         self._reading: dict[tuple[int, Hashable], threading.Event] = {}  # what is read ahead, by process and name space
-        self._cleared = 0  # how often
+        self.cleared = 0  # how often; what was read from rows before the last time is not kept
         self._lock = threading.Lock()
 
     @property
@@ -66,11 +66,13 @@ class ViewCache:
         """The bytes that are kept."""
         return sum(entry.bytes for entry in self._entries)
 
-    def of(self, namespace: Hashable) -> Prefill:
-        """Return what reads the views of one name space."""
-        return partial(self.prefill, namespace=namespace)
+    def of(self, namespace: Hashable, since: int | None = None) -> Prefill:
+        """Return what reads the views of one name space; `since` as of `prefill`."""
+        return partial(self.prefill, namespace=namespace, since=since)
 
-    def prefill(self, backbone: Backbone, before: Tensor, behind: Tensor, namespace: Hashable) -> Prefilled:
+    def prefill(
+        self, backbone: Backbone, before: Tensor, behind: Tensor, namespace: Hashable, since: int | None = None
+    ) -> Prefilled:
         """Read a view, but for what was kept of its beginning.
 
         Args:
@@ -78,22 +80,23 @@ class ViewCache:
             before: [s, d] input embeddings that the view begins with, which are kept.
             behind: [t, d] those that follow.
             namespace: within which what was kept is used.
+            since: `cleared` as it was before the rows of the view were read; None: as it is now.
         """
         if not len(behind) or not self._keeps(backbone, before):
             return read_whole(backbone, before, behind)
         if (reading := self._reading.get((os.getpid(), namespace))) is not None:
             reading.wait(_PATIENCE)  # the same is being read: twice at once would take as long
-        count, cache = self._begun(backbone, before, namespace)
+        count, cache = self._begun(backbone, before, namespace, since)
         return Prefilled(*backbone.advance(behind[None], cache), count)
 
-    def prepare(self, backbone: Backbone, before: Tensor, namespace: Hashable) -> None:
-        """Read what a view will begin with, ahead of the question; see `prefill`."""
+    def prepare(self, backbone: Backbone, before: Tensor, namespace: Hashable, since: int | None = None) -> None:
+        """Read what a view will begin with, ahead of the question; arguments are those of `prefill`."""
         if not self._keeps(backbone, before):
             return
         key, reading = (os.getpid(), namespace), threading.Event()
         self._reading[key] = reading
         try:
-            self._begun(backbone, before, namespace)
+            self._begun(backbone, before, namespace, since)
         finally:
             reading.set()
             self._reading.pop(key, None)
@@ -103,14 +106,14 @@ class ViewCache:
         with self._lock:
             for entry in self._entries:
                 self._hot.drop(entry.key)
-            self._entries, self._cleared = [], self._cleared + 1
+            self._entries, self.cleared = [], self.cleared + 1
 
     def _keeps(self, backbone: Backbone, before: Tensor) -> bool:
         return self._hot.limit > 0 and len(before) >= _LEAST and bool(backbone.appends)
 
-    def _begun(self, backbone: Backbone, before: Tensor, namespace: Hashable) -> tuple[int, Any]:
+    def _begun(self, backbone: Backbone, before: Tensor, namespace: Hashable, since: int | None) -> tuple[int, Any]:
         """Read what a view begins with, and keep it. Returns how many positions were kept before, and a cache of all."""
-        version, cleared = backbone.version, self._cleared
+        version, cleared = backbone.version, self.cleared if since is None else since
         count, cache = self._longest(namespace, version, before)
         if count < len(before):
             _, cache = backbone.extend(before[count:][None], cache)
@@ -143,7 +146,7 @@ class ViewCache:
         entry = entry._replace(cache=copy.deepcopy(entry.cache))
         entry = entry._replace(bytes=entry.embedded.nbytes + sum(_bytes(entry.cache)))
         with self._lock:
-            if cleared != self._cleared:
+            if cleared != self.cleared:
                 return
             continued = {other.key for other in self._entries if _continues(entry, other)}
             self._entries = [other for other in self._entries if other.key not in continued]

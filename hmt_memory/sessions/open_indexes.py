@@ -52,10 +52,13 @@ class OpenIndexes:
         self._used: set[int] = set()  # since the last `settle`
         self.uses: Counter[str] = Counter()  # by the tier that an index was in: hot, warm or cold
         self._mutex = ThreadLock()
-        self._looked = time.monotonic()
+        self._looked = float("-inf")
         if not database.read_only:
+            warm.drop_former(database, tiers.folder)
             if self._foreign:
-                warm.open_folder(self.folder, database)
+                with suppress(SessionBusyError):  # it is tried again with the first work
+                    warm.open_folder(self.folder, database)
+                    self._looked = time.monotonic()
             self._trim()
 
     def get(self, row: CollectionRow, shape: Shape, decode: Callable[[Sequence[int]], str]) -> Indexes:
@@ -94,17 +97,22 @@ class OpenIndexes:
         self._hot.settle()
 
     def keep_up(self, collection: int) -> None:
-        """Write the files of an index of which much is new, so that whoever opens it next finds it.
-
-        Once in a while, delete the files of what others have erased.
-        """
+        """Write the files of an index of which much is new, so that whoever opens it next finds it."""
         opened = self._open.get(collection)
         if opened is not None and opened.memory.is_behind:
             self.save(collection, opened)
-        if self._foreign and not self._database.read_only and time.monotonic() - self._looked > _LOOK_AGAIN:
+
+    def looks_again(self) -> bool:
+        """Return, once in a while, that it is time to `drop_outdated`."""
+        due = self._foreign and not self._database.read_only and time.monotonic() - self._looked > _LOOK_AGAIN
+        if due:
             self._looked = time.monotonic()
-            with suppress(SessionBusyError, StoreError, OSError):
-                warm.drop_outdated(self.folder, self._database)
+        return due
+
+    def drop_outdated(self) -> None:
+        """Delete the files of what others have erased."""
+        with suppress(SessionBusyError, StoreError, OSError):
+            warm.drop_outdated(self.folder, self._database)
 
     def save(self, collection: int, indexes: Indexes, *, always: bool = False) -> None:
         """Write an index, unless its session or corpus was deleted or rewritten. Nobody can do that meanwhile.
@@ -133,7 +141,8 @@ class OpenIndexes:
 
     def _trim(self) -> None:
         if self._limit is not None:
-            warm.trim(self.folder, self._limit)
+            with suppress(OSError):
+                warm.trim(self.folder, self._limit)
 
     def drop(self, collection: int) -> None:
         """Let go of the indexes of a session or corpus, in memory and on disk, before its content changes."""
@@ -143,10 +152,19 @@ class OpenIndexes:
         self.drop_files(collection)
 
     def drop_files(self, collection: int) -> None:
-        """Delete the files of an index, before some of its content is erased; those before the folder was chosen, too."""
+        """Delete the files of an index, before some of its content is erased; those before the folder was chosen, too.
+
+        Raises:
+            StoreError: one of them cannot be deleted.
+        """
         for path in self.paths(collection):
-            derived.remove(path)
-            derived.remove(self._database.cache / path.name)
+            try:
+                derived.remove(path)
+                derived.remove(self._database.cache / path.name)
+            except OSError as error:
+                raise StoreError(
+                    f"the index {path} cannot be deleted ({error}), so nothing is forgotten. Make it deletable, and try again."
+                ) from error
 
     def close(self) -> None:
         """Save all indexes."""
@@ -156,6 +174,7 @@ class OpenIndexes:
     def _let_go(self, collection: int) -> None:
         with self._mutex.held():
             indexes = self._open.pop(collection, None)
+            self._hot.drop(_key(collection))  # somebody may have used it since it was chosen
         if indexes is not None and indexes.memory.is_behind:
             self.save(collection, indexes)
         self._touch(collection)

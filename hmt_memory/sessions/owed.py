@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HMTError, SessionBusyError
+from ..store.backend import Capability
 from ..store.rows import OWED, CollectionRow
 
 if TYPE_CHECKING:
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
 
 Note = Mapping[str, Any]  # with "status" and "owner"
 PENDING = ("queued", "in_progress")
-_MOST = 100  # notes of one session; the oldest go first
+_MOST = 100  # notes of one session; the oldest go first, and those of answers that have ended before others
+_LOOKS, _COMES_BACK = 1.0, 3  # seconds between looks whether a lock is still held, and how many of them are waited for it
 
 
 def note(session: StoredSession, name: str, told: Note) -> None:
@@ -35,9 +38,9 @@ def note(session: StoredSession, name: str, told: Note) -> None:
     """
 
     def added(notes: Mapping[str, Note]) -> Mapping[str, Note]:
-        latest = sorted(notes.items(), key=lambda item: int(item[1]["number"]))[1 - _MOST :]
-        number = 1 + int(latest[-1][1]["number"]) if latest else 0
-        return {**dict(latest), name: {**told, "number": number}}
+        kept = sorted(notes.items(), key=lambda item: (item[1]["status"] in PENDING, int(item[1]["number"])))[1 - _MOST :]
+        number = 1 + max((int(other["number"]) for _, other in kept), default=-1)
+        return {**dict(kept), name: {**told, "number": number}}
 
     _write(session, added)
 
@@ -115,6 +118,8 @@ def _with(row: CollectionRow, notes: Mapping[str, Note]) -> CollectionRow:
 class Presence:
     """A process in a store: a lock that a thread holds, and that is free when the process ends, however it does.
 
+    A server that has lost the connection has lost the lock, too: it is taken again as soon as there is a server.
+
     Args:
         store: in which others look for it.
     """
@@ -124,13 +129,13 @@ class Presence:
         self._store, self._mutex = store, threading.Lock()
         self._thread: threading.Thread | None = None
         self._held, self._leaving = threading.Event(), threading.Event()
-        self._error: HMTError | None = None
+        self._error: BaseException | None = None
 
     def begin(self) -> str:
         """Be present, from the first call on. Returns the name.
 
         Raises:
-            StoreError: the lock cannot be had.
+            SessionBusyError, StoreError: the lock cannot be had.
         """
         with self._mutex:
             if self._thread is None:
@@ -150,24 +155,44 @@ class Presence:
             self._thread.join()
 
     def _hold(self) -> None:
-        try:
-            with self._store.database.lock(_lock(self.name)):
-                self._held.set()
-                self._leaving.wait()
-            self._store.database.forget_lock(_lock(self.name))
-        except HMTError as error:
-            self._error = error
-            self._held.set()
+        while not self._leaving.is_set():
+            try:
+                with self._store.database.lock(_lock(self.name)):
+                    self._held.set()
+                    self._stay()
+            except BaseException as error:
+                if not self._held.is_set() or not isinstance(error, HMTError):
+                    self._error = error
+                    self._held.set()
+                    return
+                self._leaving.wait(_LOOKS)
+        self._store.database.forget_lock(_lock(self.name))
+
+    def _stay(self) -> None:
+        """Hold the lock until the end; on a server, find out if it is lost, by a lock of the same connection."""
+        loses = Capability.MANY_HOSTS in self._store.capabilities
+        while not self._leaving.wait(_LOOKS if loses else None):
+            with self._store.database.lock(_lock(f"{self.name}-held")):
+                pass
 
 
 def is_present(store: Storage, name: str) -> bool:
-    """Return whether the process of a `Presence` is there."""
+    """Return whether the process of a `Presence` is there; one whose connection is lost is given time to come back."""
+    if not _is_free(store, name):
+        return True
+    if Capability.MANY_HOSTS not in store.capabilities:
+        return False
+    time.sleep(_COMES_BACK * _LOOKS)
+    return not _is_free(store, name)
+
+
+def _is_free(store: Storage, name: str) -> bool:
     try:
         with store.database.lock(_lock(name), timeout=0):
             store.database.forget_lock(_lock(name))
     except SessionBusyError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _lock(name: str) -> str:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _BEHIND_SEGMENTS = 4  # read behind an answer before others get their turn
 _KEPT = Keeping()
+_GONE = (SessionNotFoundError, ModelMismatchError)  # of a session that was deleted, or that another model reads now
 
 
 class Session(SessionMemory):
@@ -148,6 +149,7 @@ class Session(SessionMemory):
         wanted = Wanted(decoding, options, tools, tool_choice, schema)
         other = None if answerer is None else answering(answerer, wanted, reader=model, view=view)
         request = Request(model, wanted) if other is None else other
+        since = self._store.view_cache.cleared
         asked = self._asked(told, replacing, model)
         snapshot, batch = asked.snapshot, asked.batch
         system = "\n\n".join(text for text in (asked.system, instructions) if text) or None
@@ -161,7 +163,7 @@ class Session(SessionMemory):
             noting=replay,
             note_tokens=None if other is None else other.note_tokens,
         )
-        prefill = self._store.view_cache.of(snapshot.namespace)
+        prefill = self._store.view_cache.of(snapshot.namespace, since)
         generation: Generation | Writing
         if isinstance(request, Request):
             generation = model.generate(
@@ -328,12 +330,16 @@ class Session(SessionMemory):
         if self._store.behind.threaded:
             self._store.behind.do(repr(self), partial(self._store.open_indexes.keep_up, self._id))
         if self._store.tiers.fetch_ahead:
-            self._store.behind.do(repr(self), ahead)
+            self._store.behind.do(repr(self), partial(self._unless_gone, ahead))
+
+    def _unless_gone(self, work: Callable[[], None]) -> None:
+        """Work for a session that may have been deleted, or given to another model, meanwhile."""
+        with suppress(*_GONE):
+            work()
 
     def _read_behind(self) -> None:
         """Read what is not read yet, a little at a time, unless somebody else does: others get their turns in between."""
-        gone = (SessionNotFoundError, ModelMismatchError)  # it was deleted, or another model reads it now
-        with self._stored_already(), suppress(*gone):
+        with self._stored_already(), suppress(*_GONE):
             more = True
             while more and not self._store.behind.closing:
                 with self._reading(wait=False):

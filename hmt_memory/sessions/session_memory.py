@@ -32,6 +32,7 @@ from . import archive
 from .corpus import corpus_shard
 from .made_by import check_made_by
 from .reading import CHUNK_SEGMENTS, Progress, load_state, read_on, segment_rows
+from .storage import memories_of
 from .stored_session import StoredSession
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class SessionMemory(StoredSession):
     def __init__(self, store: Storage, row: CollectionRow, model: HMTModel | None = None) -> None:
         super().__init__(store, row, model)
         self._cache: Snapshot | None = None
-        self._kept = object()  # its key in the account of memory
+        self._kept = memories_of(row.id), object()  # its key in the account of memory
         weakref.finalize(self, store.hot.drop, self._kept).atexit = False
         if model is not None and row.settings.get(archive.UNVERIFIED):
             with self._reading():
@@ -140,6 +141,7 @@ class SessionMemory(StoredSession):
         """
         model = self._needs_model() if view is None else self._needs_model().with_view(view)
         self.keep_up()
+        since = self._store.view_cache.cleared
         asked = self._asked(_EXPECTED, None, model, looking=True)
         if model.writer is not None:  # which keeps its own
             return
@@ -148,7 +150,7 @@ class SessionMemory(StoredSession):
         pinned = torch.tensor(self._transcript.pinned(system, tools), dtype=torch.long)
         with torch.no_grad(), eval_mode(model):
             before = beginning(model, ids, state=asked.snapshot.state, pinned=pinned, turns=asked.turns)
-            self._store.view_cache.prepare(model.backbone, before, asked.snapshot.namespace)
+            self._store.view_cache.prepare(model.backbone, before, asked.snapshot.namespace, since)
 
     def keep_up(self) -> None:
         """Read what was stored and not read yet, and bring this session's indexes and those of attached corpora up to date."""

@@ -159,13 +159,20 @@ class Storage:
     def settle(self) -> None:
         """Let go of what is over the bound in memory, the least recently used first. Call it where no view of rows is open."""
         self.open_indexes.settle()
+        if self.open_indexes.looks_again():
+            self.behind.do("what others have erased", self.open_indexes.drop_outdated)
 
     def drop_index(self, collection: int) -> None:
-        """Delete the indexes, on disk and in memory, before their content changes, and what is kept of views."""
+        """Delete the indexes, on disk and in memory, before their content changes, and what is kept of views and memories.
+
+        Raises:
+            StoreError: a file cannot be deleted.
+        """
         if "view_cache" in vars(self):
             self.view_cache.clear()
         self._let_go(collection)
         self.hot.drop(("shelf", collection))
+        self.hot.free(memories_of(collection))
         self.open_indexes.drop(collection)
 
     @cached_property
@@ -306,6 +313,11 @@ class _Unended(NamedTuple):
 
     drafted: list[int]  # sessions that a draft is being written for
     erasures: list[int]
+
+
+def memories_of(collection: int) -> tuple[str, int]:
+    """Return what the keys of a session's memories begin with in the account of memory."""
+    return "memories", collection
 
 
 _VOLUME = 512  # bytes that a document takes in a shelf, about

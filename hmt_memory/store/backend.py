@@ -35,6 +35,7 @@ class Backend(Protocol):
     capabilities: frozenset[Capability]
     place: str  # as messages name it, without secrets
     cache: Path  # folder of files that can be made again
+    former_cache: Path | None  # where they lay before the store kept tenants apart, if it does
     timeout: float
     read_only: bool
 

@@ -2,6 +2,7 @@
 
 The store's own folder is cleared by whoever erases. In another one, such as that of a store which many machines use, lie files
 of what others have erased since; the numbers of erasures tell. Knows file names and rows; the content is `index.derived`'s.
+Whoever writes an index file holds the lock of writers.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
-from ..errors import StoreDamagedError, StoreError
+from ..errors import HMTError, StoreDamagedError, StoreError
 from ..files import replacing
 from .backend import Backend
 from .index.derived import outdated
@@ -25,7 +27,11 @@ def folder_of(database: Backend, chosen: Path | None) -> Path:
     """Return the folder of a store's index files: its own one in a folder that was chosen for all stores, or the database's."""
     if chosen is None:
         return database.cache
-    return chosen / hashlib.blake2b(str(database.cache.absolute()).encode(), digest_size=12).hexdigest()
+    return chosen / _own_name(database.cache)
+
+
+def _own_name(cache: Path) -> str:
+    return hashlib.blake2b(str(cache.absolute()).encode(), digest_size=12).hexdigest()
 
 
 def open_folder(folder: Path, database: Backend) -> None:
@@ -33,10 +39,13 @@ def open_folder(folder: Path, database: Backend) -> None:
 
     Raises:
         StoreError: it cannot be written.
+        SessionBusyError: others kept writing to the store; the folder is made, and nothing is deleted.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         drop_outdated(folder, database)
+    except HMTError:
+        raise
     except OSError as error:
         raise StoreError(
             f"{folder} cannot be written: {error}. Point HMT_CACHE, or HMT_WARM_FOLDER if it is set, to a folder that can."
@@ -50,17 +59,27 @@ def drop_outdated(folder: Path, database: Backend) -> None:
             return
     with database.exclusive(), database.reading() as db:
         last = str(db.last_erasure())  # all up to it have ended: a number is seen before its transaction has ended
-    seen = folder / _SEEN
+        for path in filter(_is_scratch, _files(folder)):  # nobody writes it
+            path.unlink(missing_ok=True)
     with database.reading() as db:
-        for path in folder.iterdir():
-            if path != seen and _is_outdated(path, db):
+        for path in _files(folder):
+            if not _is_scratch(path) and _is_outdated(path, db):
                 path.unlink(missing_ok=True)
-    with replacing(seen, private=True) as file:
+    with contextlib.suppress(OSError), replacing(folder / _SEEN, private=True) as file:  # of a full disk: it only saves looking
         file.write(last.encode())
+
+
+def drop_former(database: Backend, chosen: Path | None) -> None:
+    """Delete the folders of the time before a store kept tenants apart, which lie elsewhere."""
+    if (former := database.former_cache) is not None:
+        for folder in (former, *([] if chosen is None else [chosen / _own_name(former)])):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def trim(folder: Path, limit: int) -> None:
     """Delete the least recently used files until the others fit; those of a collection go together.
+
+    A file that cannot be deleted stays.
 
     Args:
         folder: of the files.
@@ -80,7 +99,8 @@ def trim(folder: Path, limit: int) -> None:
         total -= sizes[number]
         for path in _files(folder):
             if _number(path) == number:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def touch(path: Path) -> None:
@@ -91,7 +111,11 @@ def touch(path: Path) -> None:
 
 def _files(folder: Path) -> list[Path]:
     """Return the index files, and what is left of writing them."""
-    return [path for path in folder.iterdir() if path.name != _SEEN] if folder.is_dir() else []
+    return [path for path in folder.iterdir() if _number(path) != _SEEN and path.is_file()] if folder.is_dir() else []
+
+
+def _is_scratch(path: Path) -> bool:
+    return path.name.startswith(".")
 
 
 def _number(path: Path) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import postgres
 import pytest
 from tiny import SMALL, byte_tokenizer, light_model
 
@@ -16,6 +18,11 @@ from hmt_memory.sessions.answer import Keeping
 MODEL = light_model(tokenizer=byte_tokenizer(), config=SMALL)
 HELLO = {"role": "user", "content": "My dog is called Rex."}
 NOTE = {"status": "queued", "owner": "me", "about": {"id": "a"}}
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owed, "_LOOKS", 0.1)
 
 
 @pytest.fixture
@@ -70,6 +77,15 @@ def test_notes_are_so_many_and_the_oldest_go(session: Session) -> None:
     assert [name for name in names if owed.noted(session, name)] == names[5:]
 
 
+def test_a_note_of_an_answer_that_is_being_written_outlasts_those_that_have_ended(session: Session) -> None:
+    owed.note(session, "first", NOTE)
+    for number in range(owed._MOST):
+        owed.note(session, str(number), {**NOTE, "status": "failed"})
+    assert owed.noted(session, "first") and owed.noted(session, "0") is None
+    owed.note(session, "last", NOTE)
+    assert owed.noted(session, "last") and owed.noted(session, "1") is None, "the oldest goes, whatever was noted before it"
+
+
 def test_a_process_is_seen_as_long_as_it_is_there(store: MemoryStore) -> None:
     presence = owed.Presence(store)
     assert not owed.is_present(store, presence.name)
@@ -90,5 +106,25 @@ def test_a_process_that_cannot_be_seen_says_so_and_may_try_again(store: MemorySt
         patched.setattr(store.database, "lock", refuses)
         with pytest.raises(SessionBusyError, match="nobody gets it"):
             presence.begin()
+
+        def breaks(*_: object, **__: object) -> None:
+            raise OSError("the disk is read-only")
+
+        patched.setattr(store.database, "lock", breaks)
+        with pytest.raises(OSError, match="read-only"):
+            presence.begin()
     assert owed.is_present(store, presence.begin())
     presence.end()
+
+
+def test_a_process_is_seen_again_when_the_server_has_lost_its_connections(postgres_server: Any) -> None:
+    url = postgres.new_store(postgres_server)
+    with MemoryStore(url) as store, MemoryStore(url) as other:
+        presence = owed.Presence(store)
+        name = presence.begin()
+        for _ in range(2):
+            postgres.cut(url)
+            assert owed.is_present(other, name)
+        presence.end()
+        assert not owed.is_present(other, name)
+    postgres.drop(url)

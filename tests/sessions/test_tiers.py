@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import random
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +20,9 @@ from stored import user
 from tiny import SMALL, byte_tokenizer, tiny_model
 
 from hmt_memory import MemoryStore, Session, Tiers, ViewConfig
-from hmt_memory.errors import ConfigError
+from hmt_memory.errors import ConfigError, SessionBusyError, StoreError
 from hmt_memory.hot import Hot
-from hmt_memory.sessions import open_indexes
+from hmt_memory.sessions import open_indexes, session_memory
 from hmt_memory.store import lineage, warm
 from hmt_memory.store.index.words import _hash
 
@@ -85,6 +88,40 @@ def test_the_least_recently_used_goes_and_what_is_in_use_stays() -> None:
     assert gone == ["b", "a", "d"] and hot.bytes == 40
     hot.drop("c")
     assert hot.bytes == 0
+
+
+def test_what_is_used_while_it_goes_is_in_no_account_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemoryStore(tmp_path) as store:
+        session = store.session("alice", MODEL)
+        session.add(user("the blue river on Tuesday " * 9))
+        let_go = store.open_indexes._let_go
+
+        def used_meanwhile(number: int) -> None:
+            store.open_indexes._used.add(number)
+            store.hot.limit = 1 << 30
+            store.open_indexes.settle()
+            let_go(number)
+
+        monkeypatch.setattr(store.open_indexes, "_let_go", used_meanwhile)
+        recalled(session)
+        store.hot.using(())
+        store.hot.limit = 0
+        store.hot.settle()
+        assert not store.open_indexes._open and not store.hot.by_kind().get("indexes")
+
+
+@pytest.mark.parametrize("gone", ["deleted", "forgotten"])
+def test_nothing_of_what_is_forgotten_stays_in_a_session_that_is_open(tmp_path: Path, gone: str) -> None:
+    with MemoryStore(tmp_path) as store:
+        session, other = store.session("alice", MODEL), store.session("bob", MODEL)
+        (number,) = session.add(user(f"{SECRET} is my secret."))
+        other.add(user("Hello."))
+        if gone == "deleted":
+            store.delete("alice")
+        else:
+            store.session("alice").forget([number])
+        assert session._cache is None and other._cache is not None
+        assert store.hot.by_kind()["memories"] == other._cache.state.nbytes
 
 
 def counted(store: MemoryStore, sessions: list[Session]) -> dict[str, int]:
@@ -235,13 +272,14 @@ def test_files_of_a_time_before_a_folder_was_chosen_are_deleted_too(place: Path 
         assert held(before, traces) == 0
 
 
-@pytest.mark.parametrize("when", ["used", "opened", "busy"])
+@pytest.mark.parametrize("when", ["used", "opened", "busy", "busy behind"])
 def test_what_another_worker_forgets_is_in_no_file_before_this_one_uses_the_session_again(
     place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Each worker has a warm folder of its own."""
     here, there = (Tiers(warm_folder=str(tmp_path / name)) for name in ("here", "there"))
-    with MemoryStore(place, tiers=here) as store, MemoryStore(place, tiers=there) as other:
+    behind = when == "busy behind"
+    with MemoryStore(place, tiers=here, background=behind) as store, MemoryStore(place, tiers=there) as other:
         session, number, traces = remembered(store)
         other.session("alice", MODEL).forget([number])
         assert held(tmp_path / "here", traces) > 0, "nobody can reach it yet"
@@ -252,7 +290,9 @@ def test_what_another_worker_forgets_is_in_no_file_before_this_one_uses_the_sess
             MemoryStore(place, tiers=here).close()
         else:  # with another session, for a while
             monkeypatch.setattr(open_indexes, "_LOOK_AGAIN", 0)
-            store.open_indexes.keep_up(0)
+            turn(store.session("bob", MODEL), "Hello.")
+            if behind:
+                store.behind._thread[1].submit(lambda: None).result()
         assert held(tmp_path / "here", traces) == 0
 
 
@@ -326,6 +366,119 @@ def test_the_files_that_were_used_last_stay(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["erasures"]
 
 
+def test_a_file_that_cannot_be_deleted_hinders_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with MemoryStore(tmp_path) as store:
+        for name in ("alice", "bob"):
+            store.session(name, MODEL).add(user("the blue river on Tuesday " * 9))
+            recalled(store.session(name, MODEL))
+    (tmp_path / "indexes" / "lost+found").mkdir()
+    unlink = Path.unlink
+
+    def refuses(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "1.index":
+            raise PermissionError(f"{path} is open elsewhere")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuses)
+    with MemoryStore(tmp_path, tiers=NONE) as store:
+        assert [path.name for path in files(store)] == ["1.index", "lost+found"]
+        session = store.session("alice", MODEL)
+        assert recalled(session)
+        with pytest.raises(StoreError, match=r"1\.index cannot be deleted.*nothing is forgotten"):
+            session.forget([session.messages()[0].id])
+        assert session.messages() and recalled(session)
+
+
+def test_workers_that_open_a_folder_at_once_leave_each_others_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, tiers = tmp_path / "store", Tiers(warm_folder=str(tmp_path / "warm"))
+    with MemoryStore(place, tiers=tiers) as store:
+        remembered(store)
+        folder = store.open_indexes.folder
+        (left := folder / ".1.index.0123456789abcdef").write_bytes(b"of a worker killed as it wrote")
+        store.rename("alice", "carol")  # so that files are compared with what is there
+    replacing, begun = warm.replacing, []
+
+    @contextmanager
+    def meanwhile(path: Path, **options: Any) -> Iterator[Any]:
+        with replacing(path, **options) as file:
+            yield file
+            if not begun:
+                begun.append(path)
+                MemoryStore(place, tiers=tiers).close()
+
+    monkeypatch.setattr(warm, "replacing", meanwhile)
+    MemoryStore(place, tiers=tiers).close()
+    assert begun and not left.exists() and (folder / "1.index").exists()
+    with MemoryStore(place, tiers=tiers) as store:
+        store.rename("carol", "alice")
+        exclusive, written = store.database.exclusive, folder / ".1.index.fedcba9876543210"
+
+        @contextmanager
+        def then_written() -> Iterator[None]:
+            with exclusive():
+                yield
+            written.write_bytes(b"by whoever had the lock next")
+
+        monkeypatch.setattr(store.database, "exclusive", then_written)
+        warm.drop_outdated(folder, store.database)
+        assert written.exists()
+
+
+def test_a_store_opens_while_somebody_writes_for_long(
+    place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiers = Tiers(warm_folder=str(tmp_path / "warm"))
+    with (
+        MemoryStore(place, tiers=tiers) as store,
+        MemoryStore(place, tiers=Tiers(warm_folder=str(tmp_path / "there"))) as other,
+    ):
+        _, number, traces = remembered(store)
+        other.session("alice", MODEL).forget([number])
+        assert held(tmp_path / "warm", traces)
+        open_folder = warm.open_folder
+
+        def while_another_writes(*arguments: Any) -> None:
+            with other.database.exclusive():
+                open_folder(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(warm, "open_folder", while_another_writes)
+            opened = MemoryStore(place, tiers=tiers, timeout=0.1)
+        with opened:
+            assert opened.session("alice", MODEL).messages()
+            opened.session("bob", MODEL).prepare()
+        assert not held(tmp_path / "warm", traces), "it looks as soon as it works"
+
+
+def test_a_store_opens_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, tiers = tmp_path / "store", Tiers(warm_folder=str(tmp_path / "warm"))
+    with (
+        MemoryStore(place, tiers=tiers) as store,
+        MemoryStore(place, tiers=Tiers(warm_folder=str(tmp_path / "there"))) as other,
+    ):
+        _, number, traces = remembered(store)
+        other.session("alice", MODEL).forget([number])
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(warm, "replacing", full)
+    monkeypatch.setattr("hmt_memory.store.index.derived.replacing", full)
+    with MemoryStore(place, tiers=tiers) as store:
+        assert not held(tmp_path / "warm", traces) and recalled(store.session("alice", MODEL))
+
+
+def test_files_are_written_where_their_folder_was_deleted(tmp_path: Path) -> None:
+    with MemoryStore(tmp_path / "store", tiers=Tiers(warm_folder=str(tmp_path / "warm"))) as store:
+        session = store.session("alice", MODEL)
+        session.add(user("the blue river on Tuesday " * 9))
+        recalled(session)
+        shutil.rmtree(tmp_path / "warm")
+    assert files(store)
+
+
 def test_an_index_that_is_too_large_pushes_no_other_out(tmp_path: Path) -> None:
     with MemoryStore(tmp_path, tiers=Tiers(warm_bytes=6_000)) as store:
         for name, times in (("small", 3), ("large", 60)):
@@ -391,6 +544,41 @@ def test_the_next_view_is_made_behind_an_answer(tmp_path: Path) -> None:
                 store.behind._thread[1].submit(lambda: None).result()
             shares.append(sum(read[1:]))
     assert shares[1] < 0.7 * shares[0]
+
+
+@pytest.mark.parametrize("what", ["answered", "prepared"])
+def test_no_view_is_kept_of_what_was_forgotten_before_it_was_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    with MemoryStore(tmp_path) as store:
+        session = store.session("alice", ROOMY)
+        ids = session.add([user("What is blue?"), {"role": "assistant", "content": "The river on Tuesday."}] * 3)
+        if what == "answered":
+            reply = session.reply(user(QUESTION), max_new_tokens=1)
+            store.session("alice").forget(ids[:1])
+            with pytest.raises(SessionBusyError):
+                reply.finish()
+        else:
+            beginning = session_memory.beginning
+
+            def forgotten_meanwhile(*arguments: Any, **options: Any) -> Any:
+                store.session("alice").forget(ids[:1])
+                return beginning(*arguments, **options)
+
+            monkeypatch.setattr(session_memory, "beginning", forgotten_meanwhile)
+            session.prepare()
+        assert store.view_cache.bytes == 0
+
+
+def test_nothing_is_made_ahead_of_a_session_that_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with MemoryStore(tmp_path, background=True, tiers=Tiers(fetch_ahead=True)) as store:
+        session, go_on = store.session("alice", ROOMY), threading.Event()
+        store.behind.do("waiting", lambda: go_on.wait(10) and None)
+        turn(session, "What is blue?")
+        store.delete("alice")
+        go_on.set()
+        store.behind._thread[1].submit(lambda: None).result()
+        assert store.view_cache.bytes == 0 and not caplog.records
 
 
 def test_an_answer_waits_for_what_is_being_read_ahead_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from store_conformance import RecordStoreConformance
 from stored import user
 from tenants import Apart
 
-from hmt_memory import MemoryStore
+from hmt_memory import MemoryStore, Tiers
 from hmt_memory.errors import InputError, SessionNotFoundError, StoreError
 from hmt_memory.store.backend import Backend, Capability
 from hmt_memory.store.open import keep_tenants_apart, open_backend
@@ -217,6 +217,46 @@ def test_a_tenant_may_not_write_for_others_nor_change_what_all_share(apart: Apar
             postgres.run(bob, statement.format(tenant=tenant))
 
 
+MORE = (
+    "CREATE ON SCHEMA {schema}",
+    "ALL ON ALL SEQUENCES IN SCHEMA {schema}",
+    "TRUNCATE ON facts",
+    "REFERENCES ON payloads",
+    "TRIGGER ON messages",
+    "UPDATE ON store",
+)
+
+
+@pytest.mark.parametrize("right", MORE)
+def test_a_role_that_may_do_more_than_read_and_write_rows_is_refused(apart: Apart, bob: str, right: str) -> None:
+    role, group, named = (
+        postgres.run(bob, "SELECT current_user::text")[0][0],
+        apart.role("NOLOGIN"),
+        right.format(schema=apart.schema),
+    )
+    postgres.run(apart.url, f"GRANT {named} TO PUBLIC")
+    with pytest.raises(StoreError, match=f"{role}' may do more"):
+        MemoryStore(bob)
+    keep_tenants_apart(apart.url, [])
+    MemoryStore(bob, read_only=True).close()
+    postgres.run(apart.url, f"GRANT {named} TO {group}")
+    postgres.run(apart.url, f"GRANT {group} TO {role}")
+    with pytest.raises(StoreError, match="may do more"):
+        MemoryStore(bob)
+
+
+def test_a_tenant_that_owns_something_in_the_schema_is_no_owner_of_the_store(apart: Apart, bob: str) -> None:
+    role = postgres.run(bob, "SELECT current_user::text")[0][0]
+    postgres.run(apart.url, f"GRANT TRUNCATE ON facts TO {role}")
+    postgres.run(apart.url, f"CREATE TABLE kept (tenant TEXT); ALTER TABLE kept OWNER TO {role}")
+    try:
+        keep_tenants_apart(apart.url, [role])
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            postgres.run(bob, "TRUNCATE facts")
+    finally:
+        postgres.run(apart.url, "DROP TABLE kept")
+
+
 def test_nothing_is_refused_or_referred_to_because_another_tenant_has_it(told: str, bob: str) -> None:
     """Neither a key that is taken nor a row that is pointed at tells what others have."""
     ((stream, message),) = postgres.run(told, "SELECT stream, seq FROM messages LIMIT 1")
@@ -380,6 +420,20 @@ def test_an_existing_store_becomes_that_of_a_tenant(owned: tuple[str, Apart], tm
         his.session("alice", MODEL).add(user("other"))
         assert hers.verify() == ([], []) == his.verify()
         assert not before.exists(), "index files of the time before"
+
+
+def test_files_in_a_chosen_folder_of_the_time_before_tenants_are_deleted(owned: tuple[str, Apart], tmp_path: Path) -> None:
+    (owner, roles), tiers = owned, Tiers(warm_folder=str(tmp_path / "warm"))
+    with MemoryStore(roles.of(owner), tiers=tiers) as store:
+        store.session("alice", MODEL).add([user("quinces " * 9), user("word " * 20)])
+        assert store.session("alice", MODEL).recall("word")
+    assert list((tmp_path / "warm").rglob("*.index"))
+    ann = roles.role()
+    keep_tenants_apart(roles.of(owner), [], existing=ann)
+    MemoryStore(roles.of(ann), tiers=tiers, read_only=True).close()
+    assert list((tmp_path / "warm").rglob("*.index")), "who only looks deletes nothing"
+    MemoryStore(roles.of(ann), tiers=tiers).close()
+    assert not list((tmp_path / "warm").rglob("*.index"))
 
 
 def test_a_folder_has_no_tenants(tmp_path: Path) -> None:

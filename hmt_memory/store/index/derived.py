@@ -177,7 +177,7 @@ class Derived:
                 self._saved = self.count
 
     def _write(self) -> None:
-        self.path.parent.mkdir(exist_ok=True, mode=0o700)
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         header = {"format": _FORMAT, "count": self.count, "check": self._check, **self._wanted(), **self._facts()}
         text = json.dumps(header).encode()
         with replacing(self.path, private=True) as file:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,13 +67,12 @@ class Database(Connections):
             self._migrate()
             with self.reading() as db:
                 self._settle_tenant(db)
-                self.cache = common = caches / db.identity()
-            if self._tenant:
-                self.cache = common.with_name(f"{common.name}-{_digest(self._tenant, 6).hex()}")
+                common = caches / db.identity()
+            own = common.with_name(f"{common.name}-{_digest(self._tenant, 6).hex()}")
+            self.cache = own if self._tenant else common
+            self.former_cache: Path | None = common if self._tenant else None
             if not read_only:
                 self._tidy()
-                if self._tenant:
-                    shutil.rmtree(common, ignore_errors=True)  # of the time before tenants were kept apart
         except BaseException:
             self.close()
             raise

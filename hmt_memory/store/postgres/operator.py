@@ -15,9 +15,6 @@ class Operator(Database):
     def _settle_tenant(self, db: PostgresTransaction) -> None:
         """See what there is, as whoever connects."""
 
-    def _make_cache(self) -> None:
-        """Keep nothing: nothing is read."""
-
     def keep_apart(self, roles: Sequence[str], *, existing: str | None) -> None:
         """Keep tenants apart from now on, and let roles be tenants.
 

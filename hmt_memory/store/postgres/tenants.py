@@ -29,6 +29,14 @@ _BYPASSING = (
     " ORDER BY rolname = session_user DESC, rolname LIMIT 1"
 )
 _OPEN = f"SELECT relname::text FROM pg_class WHERE {_TABLES} AND NOT row_security_active(oid) ORDER BY relname"
+# What a role may do that passes over row-level security, or changes what all tenants share.
+_MORE = (
+    f"SELECT relname::text FROM pg_class WHERE {_TABLES} AND has_table_privilege(oid, 'TRUNCATE, REFERENCES, TRIGGER')"
+    " UNION ALL SELECT 'schema ' || current_schema() WHERE has_schema_privilege(current_schema(), 'CREATE')"
+    f" UNION ALL SELECT '{_SHARED}' WHERE has_table_privilege('{_SHARED}', 'INSERT, UPDATE, DELETE, TRUNCATE, TRIGGER')"
+    " UNION ALL SELECT relname::text FROM pg_class WHERE relnamespace = current_schema()::text::regnamespace"
+    " AND CASE relkind WHEN 'S' THEN has_sequence_privilege(oid, 'UPDATE') ELSE false END"
+)
 _OWNED = f"SELECT bool_and(pg_has_role(current_user, relowner, 'USAGE')) FROM pg_class WHERE {_TABLES}"
 _HOLDING = "SELECT EXISTS (SELECT 1 FROM {})"
 _NOTES = "commits"  # of connections: whoever has none of the other rows has nothing
@@ -72,6 +80,11 @@ def tenant_of(db: PostgresTransaction, wanted: str | None) -> str:
             f"the store keeps tenants apart, but row-level security does not hold {role!r} in {', '.join(open_tables)}: it was "
             "disabled there, or is not forced for the owner. Run hmt tenants again."
         )
+    if not owns_tables(db) and (more := sorted(name for (name,) in db.all(_MORE))):
+        raise StoreError(
+            f"the store keeps tenants apart, but {role!r} may do more in {', '.join(more[:5])} than read and write rows of its "
+            "own. Run hmt tenants again for it, and take from it what it may do as a member of other roles."
+        )
     if wanted not in (None, role):
         raise StoreError(f"the server lets this role be {role!r}, and not the tenant {wanted!r}. Name a role in ?tenant=.")
     return str(role)
@@ -103,7 +116,8 @@ def separate(db: PostgresTransaction, existing: str | None) -> None:
             f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY"
         )
     schema = sql.Identifier(db.one("SELECT current_schema()::text")[0])
-    _alter(db, "REVOKE ALL ON ALL TABLES IN SCHEMA {} FROM PUBLIC", schema)
+    for what in ("CREATE ON SCHEMA {}", "ALL ON ALL TABLES IN SCHEMA {}", "ALL ON ALL SEQUENCES IN SCHEMA {}"):
+        _alter(db, f"REVOKE {what} FROM PUBLIC", schema)
 
 
 def _add_tenant(db: PostgresTransaction, tables: list[str], existing: str) -> None:
@@ -147,8 +161,9 @@ def admit(db: PostgresTransaction, role: str) -> None:
     """
     if db.one("SELECT 1 FROM pg_roles WHERE rolname = ?", (role,)) is None:
         raise InputError(f"the server has no role {role!r}. Make it first: CREATE ROLE {role} LOGIN.")
-    if db.one("SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tableowner = ?", (role,)) is not None:
-        return  # the owner
+    owner = "SELECT tableowner::text FROM pg_tables WHERE schemaname = current_schema() AND tablename = ?"
+    if db.one(owner, (_SHARED,))[0] == role:
+        return
     schema, name = sql.Identifier(db.one("SELECT current_schema()::text")[0]), sql.Identifier(role)
     for what in ("SCHEMA {}", "ALL TABLES IN SCHEMA {}", "ALL SEQUENCES IN SCHEMA {}"):
         _alter(db, f"REVOKE ALL ON {what} FROM {{}}", schema, name)  # TRUNCATE passes over row-level security

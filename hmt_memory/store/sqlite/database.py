@@ -55,6 +55,7 @@ class Database(Connections):
         folder = folder.absolute()  # whatever folder the process works in later
         super().__init__(folder, timeout=timeout, read_only=read_only)
         self.place, self.cache = str(folder), folder / "indexes"
+        self.former_cache: Path | None = None
         self._write_mutex = threading.Lock()
         self._view = PerThread[SqliteTransaction]()
         self._migrate()
