@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .metrics import Timed
 
 _LOOKS = 1.0  # seconds between looks whether an answer is still wanted: another server may have cancelled it
+_POLL = 0.1  # seconds between looks whether all are written
 _STOPPING = "the server is being stopped. Try again in a moment."
 _TRIES = 60  # so often it is tried to note an end, a second apart
 
@@ -64,6 +65,12 @@ class Background:
         if self._presence is not None:
             await run_in_threadpool(self._presence.end)
             self._presence = None
+        self.streams = Streams()
+
+    async def finished(self) -> None:
+        """Wait until no answer is being written."""
+        while self._calls:
+            await anyio.sleep(_POLL)
 
     async def owner(self, store: MemoryStore) -> str:
         """Return the name under which this process is present in the store.

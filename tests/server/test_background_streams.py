@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging.config
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,9 +19,11 @@ from scripted import MODEL
 from serving_apart import serving
 
 from hmt_memory import Assistant
+from hmt_memory.cluster.serving import Replica
 from hmt_memory.server import background, background_streams
 from hmt_memory.server.app import create_app
 from hmt_memory.server.background_streams import Stream, Streams
+from hmt_memory.server.logs import LogFormat
 from hmt_memory.server.response_events import Events
 from hmt_memory.server.settings import Settings
 from hmt_memory.server.tokens import Tokens
@@ -116,7 +119,7 @@ async def test_an_answer_is_written_when_nobody_follows(saying: Any, pen: Pen) -
         with anyio.fail_after(10):
             while (found := await looked(app, id_of(call)))["status"] != "completed":
                 await anyio.sleep(0.01)
-        assert Response.model_validate(found).output[0].content[0].text == "Hello."  # type: ignore[union-attr]
+        assert Response.model_validate(found).output[0].content[0].text == "Hello."
 
 
 async def test_any_answer_of_the_background_can_be_joined(saying: Any, pen: Pen) -> None:
@@ -156,6 +159,20 @@ async def test_what_waits_and_is_cancelled_ends_its_stream(saying: Any, pen: Pen
         assert kinds == ["response.created", "response.queued", "response.cancelled"]
         pen.free.set()
         assert (await working.events())[-1]["type"] == "response.completed"
+
+
+async def test_what_is_cancelled_when_it_is_stored_is_told_whole(saying: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = background.Background._to_the_end
+
+    async def cancelled_late(self: Any, call: Any, *others: Any) -> None:
+        await real(self, call, *others)
+        self.stop(call.id)
+        await anyio.sleep(1)
+
+    monkeypatch.setattr(background.Background, "_to_the_end", cancelled_late)
+    async with running(saying) as app:
+        call = await asked(app)
+        assert (await call.events())[-1]["type"] == "response.completed"
 
 
 async def test_what_is_deleted_is_given_no_more(saying: Any, pen: Pen) -> None:
@@ -349,6 +366,25 @@ def test_a_call_that_comes_again_gets_its_stream_again(http: TestClient, saying:
     assert post().status_code == 410
 
 
+async def test_a_replica_that_goes_writes_first_what_nobody_follows(
+    saying: Any, pen: Pen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = Replica.__del__
+    monkeypatch.delattr(Replica, "__del__")  # which Ray awaits, and Python would not
+    monkeypatch.setattr(logging.config, "dictConfig", lambda _: None)
+    replica = Replica(saying, Settings(hosts=("testserver",)), None, LogFormat.text)
+    await replica._alive()
+    pen.free.clear()
+    call = await asked(replica._app)
+    await call.leave()
+    async with anyio.create_task_group() as group:
+        group.start_soon(end, replica)
+        await anyio.wait_all_tasks_blocked()
+        pen.free.set()
+    async with running(type(saying)(MODEL, reader="same", store=saying.folder)) as other:
+        assert (await looked(other, id_of(call)))["status"] == "completed"
+
+
 @pytest.mark.slow
 @pytest.mark.enable_socket
 def test_a_server_of_its_own_is_followed_left_and_stopped(chatty: str, tmp_path: Path) -> None:
@@ -363,4 +399,4 @@ def test_a_server_of_its_own_is_followed_left_and_stopped(chatty: str, tmp_path:
         assert next(again).sequence_number == seen.sequence_number + 1
         process.terminate()
         *_, last = again
-        assert last.type == "response.failed" and "was stopped" in last.response.error.message  # type: ignore[union-attr]
+        assert last.type == "response.failed" and "was stopped" in last.response.error.message
