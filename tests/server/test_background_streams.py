@@ -291,8 +291,7 @@ async def test_what_is_forgotten_of_its_session_is_given_no_more(saying: Any, mo
         await Calling(app, "DELETE", f"/v1/sessions/alice/messages?id={ids[0]}").whole()
         if by == "look":
             await holds(lambda: not app.state.door.background.streams._streams)
-        error = await refused(joined(app, id_of(call)))
-        assert error["status"] == 410 and not app.state.door.background.streams._streams
+        assert (await refused(joined(app, id_of(call))))["status"] == 410 and not app.state.door.background.streams._streams
 
 
 async def test_what_was_recalled_is_told_once(assistant: Assistant) -> None:
