@@ -158,7 +158,8 @@ class Replica:
             begun.set_exception(error)
 
     async def __del__(self) -> None:
-        """End the life of the application, when all is answered. Ray Serve awaits it."""
+        """End the life of the application, when all is answered, also in the background. Ray Serve awaits it."""
+        await self._app.state.door.background.finished()
         self._stopping.set()
         if self._life is not None:
             await asyncio.wait({self._life})

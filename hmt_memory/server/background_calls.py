@@ -13,6 +13,7 @@ from ..errors import SessionNotFoundError
 from ..sessions import owed
 from .items import Stem
 from .response_calls import ResponseCall
+from .response_events import Events
 from .stored_responses import STOPPED, Owed, body_of
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class BackgroundCall(ResponseCall):
         """The body of the response, as far as it is known before anything is written."""
         return dict(self._about or {})
 
+    @property
+    def events(self) -> Events:
+        """The events of the response, once it is reserved."""
+        assert self._events is not None, "it is reserved"
+        return self._events
+
     def reserve(self, owner: str) -> dict[str, Any]:
         """Note the response in the session that it will be added to, in another thread. Returns its body.
 
@@ -71,7 +78,9 @@ class BackgroundCall(ResponseCall):
         note = {"status": "queued", "owner": owner, "error": None, "about": {**self._about, **_SAID}}
         owed.note(session, stem.response, note)  # from here on nothing fails
         self._reserved, self._owed = (session, stem), stem.response
-        return body_of(Owed(self.id, session, note), self._caller, self._about)
+        body = body_of(Owed(self.id, session, note), self._caller, self._about)
+        self._events = Events({**body, "status": "in_progress"}, stem.message(len(self._messages)))
+        return body
 
     def take_up(self) -> bool:
         """Note that the answer is being written, in another thread. Returns whether it is still wanted."""
@@ -79,20 +88,26 @@ class BackgroundCall(ResponseCall):
 
     def is_wanted(self) -> bool:
         """Return whether nobody has cancelled or deleted the response, in another thread."""
-        if self._reserved is not None:
-            with suppress(SessionNotFoundError):  # it was deleted
-                note = owed.noted(self._reserved[0], self.id)
-                return note is not None and note["status"] in owed.PENDING
-        return False
+        note = self._noted()
+        return note is not None and note["status"] in owed.PENDING
 
-    def give_up(self, error: Mapping[str, Any] | None) -> None:
+    def give_up(self, error: Mapping[str, Any] | None) -> owed.Note | None:
         """Note that the response has failed, unless it is stored, cancelled or deleted, in another thread.
 
         Args:
             error: what it failed of; None: the server is stopped.
+
+        Returns:
+            What is noted then; None: it is stored or deleted.
         """
-        told = STOPPED if error is None else {"code": error["code"] or error["type"], "message": error["message"]}
-        self._changed(status="failed", error=told)
+        self._changed(**failed(error))
+        return self._noted()
+
+    def _noted(self) -> owed.Note | None:
+        if self._reserved is not None:
+            with suppress(SessionNotFoundError):  # it was deleted
+                return owed.noted(self._reserved[0], self.id)
+        return None
 
     def _changed(self, **changes: Any) -> bool:
         if self._reserved is not None:
@@ -115,3 +130,13 @@ class BackgroundCall(ResponseCall):
         """Erase the session that was made for the answer, if not even a note is in it."""
         if self._reserved is None:
             super().close()
+
+
+def failed(error: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what is noted of a response that failed.
+
+    Args:
+        error: of what; None: the server is stopped.
+    """
+    told = STOPPED if error is None else {"code": error["code"] or error["type"], "message": error["message"]}
+    return {"status": "failed", "error": told}

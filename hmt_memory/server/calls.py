@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..engine.generate import Usage
     from ..sessions.answer import Answer
+    from ..sessions.memory_store import MemoryStore
     from .guard import Caller
     from .replays import Version
     from .settings import Settings
@@ -139,18 +140,22 @@ class Call(ABC, Generic[Body]):
         return None
 
     def holds(self, version: Version) -> bool:
-        """Return whether nothing was forgotten since a session had a version; None: there is nothing to forget."""
-        if version is None:
-            return True
-        store = self._assistant.store
-        name = store.named("session", version[0])
-        with suppress(SessionNotFoundError):  # it was deleted meanwhile
-            return name is not None and store.session(name).epoch() == version
-        return False
+        """Return whether nothing was forgotten since a session had a version, in another thread."""
+        return holds(self._assistant.store, version)
 
     def close(self) -> None:
         """Clear away, in another thread, what the call has made and what nobody needs after all."""
         return
+
+
+def holds(store: MemoryStore, version: Version) -> bool:
+    """Return whether nothing was forgotten since a session had a version; None: there is nothing to forget."""
+    if version is None:
+        return True
+    name = store.named("session", version[0])
+    with suppress(SessionNotFoundError):  # it was deleted meanwhile
+        return name is not None and store.session(name).epoch() == version
+    return False
 
 
 def check_model(assistant: Assistant, name: str | None) -> None:

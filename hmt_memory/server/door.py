@@ -25,9 +25,11 @@ from .tracing import Span
 
 if TYPE_CHECKING:
     from .background_calls import BackgroundCall
+    from .background_streams import Stream
     from .settings import Settings
 
 _LOOKS = 0.1  # seconds between looks whether a client is still there
+_LAST_WORDS = 10.0  # seconds that streams of the background have to end when the server is stopped
 END = "[DONE]"  # of a stream
 
 
@@ -44,6 +46,7 @@ class Door:
         self._replays = replays.Replays()
         self._gate = Gate(settings.answers, settings.waiting)
         self._answering: set[str] = set()  # the sessions in which an answer is being written
+        self._joined = Gate(settings.waiting, 0)
         self.background = Background(self._gate, settings.seconds)
 
     async def answer(self, call: Call[Any], request: Request, caller: Caller) -> Response:
@@ -92,12 +95,12 @@ class Door:
             return JSONResponse(written.whole())
 
     async def take(self, call: BackgroundCall, request: Request, caller: Caller) -> Response:
-        """Take a call that is answered in the background. Returns the response as it is until then."""
+        """Take a call that is answered in the background. Returns the response as it is until then, or its events."""
         key = request.headers.get(replays.HEADER)
         asked = "" if key is None else call.asked
         body = await self._answered(call, caller, key, asked)
         if body is not None:
-            return JSONResponse(body)
+            return await self.join(body["id"]) if call.body.stream else JSONResponse(body)
         with self._replays.keeping(caller.tenant, key, asked) as keeper:
             async with AsyncExitStack() as held:
                 turn = ExitStack()
@@ -112,8 +115,38 @@ class Door:
                 if key is not None:
                     keeper.version = call.reserved_at
                     keeper.keep(body)
-                self.background.start(call, timed, turn, held.pop_all())
-        return JSONResponse(body)
+                stream = self.background.start(call, timed, turn, held.pop_all())
+        return self._followed(stream, -1, AsyncExitStack()) if call.body.stream else JSONResponse(body)
+
+    async def join(self, name: str, after: int = -1) -> Response:
+        """Give the events of a response that is written in the background: those that were sent again, then the next ones.
+
+        Args:
+            name: its id.
+            after: number of the event before the first.
+
+        Raises:
+            NoStreamError: they are not here.
+            HTTPException: too many have joined already.
+        """
+        async with AsyncExitStack() as held:
+            held.enter_context(self._joined.turn())
+            stream = await self.background.streams.find(name)
+            if stream is None:
+                raise failures.NoStreamError(name)
+            return self._followed(stream, after, held.pop_all())
+
+    def _followed(self, stream: Stream, after: int, held: AsyncExitStack) -> Response:
+        """Return the events of a stream as they come, and hold a place until then."""
+
+        async def events() -> AsyncIterator[Event]:
+            async with held:
+                async for event in stream.follow(after):
+                    yield event
+            yield END
+
+        stopping = {"shutdown_event": self.background.stopping, "shutdown_grace_period": _LAST_WORDS}
+        return _streamed(events(), BackgroundTask(held.aclose), **stopping)
 
     async def _answered(self, call: Call[Any], caller: Caller, key: str | None, asked: str) -> dict[str, Any] | None:
         """Return the answer that a call with a key was given before; None: it is new.
@@ -218,5 +251,5 @@ async def _again(call: Call[Any], whole: dict[str, Any]) -> AsyncIterator[Event]
     yield END
 
 
-def _streamed(events: AsyncIterator[Event], background: BackgroundTask | None = None) -> Response:
-    return EventSourceResponse(events, background=background, sep="\n")
+def _streamed(events: AsyncIterator[Event], background: BackgroundTask | None = None, **stopping: Any) -> Response:
+    return EventSourceResponse(events, background=background, sep="\n", **stopping)

@@ -58,6 +58,23 @@ class NotFoundError(HTTPException):
         self.code = f"{kind}_not_found"
 
 
+class NoStreamError(HTTPException):
+    """A response whose events are not here.
+
+    Args:
+        name: its id.
+    """
+
+    code = "stream_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            410,
+            f"there are no events of the response {name[:100]!r} here: it has ended, was not made with background=true, or is "
+            "written by another server. Ask for it without stream.",
+        )
+
+
 def body_of(status: int, message: str, *, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """Return the body of an error.
 

@@ -180,8 +180,6 @@ class ResponseRequest(Answered):
     def _found_again(self) -> Self:
         if self.background and not self.store:
             raise ValueError("background=true needs store=true: or else the answer could not be found again.")
-        if self.background and self.stream:
-            raise ValueError("background and stream exclude each other: leave stream out, and ask for the response by its id.")
         return self
 
     @property

@@ -70,6 +70,7 @@ class ResponseCall(Call["ResponseRequest"]):
         self._response: ResponseBody | None = None
         self._about: dict[str, Any] | None = None  # the body of a response that the client knows already
         self._owed: str | None = None  # its id
+        self._events: Events | None = None  # that it is told in, if some are told before it begins
 
     def look(self) -> None:
         """Look for the response or conversation that this one goes on from."""
@@ -112,7 +113,8 @@ class ResponseCall(Call["ResponseRequest"]):
         place = stem.message(len(messages))
         about = self._about or self._told(stem)
         named = None if name is None else self._name
-        self._response = ResponseBody(answer, about, place, self._caller, named, remembers=name is not None)
+        remembers, events = name is not None, self._events
+        self._response = ResponseBody(answer, about, place, self._caller, named, remembers=remembers, events=events)
         return self._response
 
     def _stem(self) -> Stem:
@@ -186,6 +188,7 @@ class ResponseBody(Written[str]):
         caller: knows sessions and corpora by their names in its own name space.
         conversation: the session that it is added to, by the name that the caller knows; None: it has none.
         remembers: whether it was answered from a session.
+        events: that it is told in; None: new ones.
     """
 
     answer: Answer
@@ -199,6 +202,7 @@ class ResponseBody(Written[str]):
         conversation: str | None,
         *,
         remembers: bool,
+        events: Events | None = None,
     ) -> None:
         self.answer, self._message, self._caller, self._remembers = answer, message, caller, remembers
         self._conversation = conversation
@@ -206,7 +210,7 @@ class ResponseBody(Written[str]):
         if conversation is not None:
             self._about["conversation"] = {"id": conversation}
         self._completed_at: int | None = None
-        self._events = Events(begun(self._about), message)
+        self._events = events or Events(begun(self._about), message)
 
     @property
     def input_tokens(self) -> int:

@@ -10,6 +10,9 @@ from sse_starlette import ServerSentEvent
 
 from .items import output_text
 
+_ANNOTATION = "response.output_text.annotation.added"
+_ENDS = ("response.content_part.done", "response.output_item.done", "response.completed", "response.incomplete")
+
 
 class Events:
     """The events of one response.
@@ -23,9 +26,16 @@ class Events:
         self._begun, self._message = begun, message
         self._sent, self._opened = 0, False
 
+    def queued(self) -> Iterator[ServerSentEvent]:
+        """Yield that the response is there, and waits for its turn."""
+        waiting = {**self._begun, "status": "queued"}
+        yield self._event("response.created", response=waiting)
+        yield self._event("response.queued", response=waiting)
+
     def opening(self) -> Iterator[ServerSentEvent]:
-        """Yield that the response is there, and being written."""
-        yield self._event("response.created", response=self._begun)
+        """Yield that the response is there, unless that is said already, and being written."""
+        if not self._sent:
+            yield self._event("response.created", response=self._begun)
         yield self._event("response.in_progress", response=self._begun)
 
     def piece(self, text: str) -> Iterator[ServerSentEvent]:
@@ -63,6 +73,15 @@ class Events:
         failed = {**self._begun, "status": "failed", "error": {"code": code, "message": message}}
         return self._event("response.failed", response=failed)
 
+    def cancelled(self) -> ServerSentEvent:
+        """Return that the response was cancelled."""
+        return self._event("response.cancelled", response={**self._begun, "status": "cancelled"})
+
+    def deleted(self) -> ServerSentEvent:
+        """Return that the response was deleted, and nothing that was said."""
+        message = "the response was deleted while it was written."
+        return self._event("error", code="response_not_found", message=message, param=None)
+
     def _opened_message(self) -> Iterator[ServerSentEvent]:
         item = {"type": "message", "id": self._message, "status": "in_progress", "role": "assistant", "content": []}
         yield self._event("response.output_item.added", output_index=0, item=item)
@@ -72,7 +91,7 @@ class Events:
         (part,) = item["content"]
         yield from self.piece("")  # an answer of no words has an item, too
         for number, annotation in enumerate(part["annotations"]):
-            yield self._part_event("response.output_text.annotation.added", annotation_index=number, annotation=annotation)
+            yield self._part_event(_ANNOTATION, annotation_index=number, annotation=annotation)
         yield self._part_event("response.output_text.done", text=part["text"], logprobs=[])
         yield self._part_event("response.content_part.done", part=part)
         yield self._event("response.output_item.done", output_index=0, item=item)
@@ -92,3 +111,19 @@ class Events:
         data = {"type": kind, "sequence_number": self._sent, **about}
         self._sent += 1
         return ServerSentEvent(json.dumps(data), event=kind, sep="\n")
+
+
+def without_recalled(event: ServerSentEvent) -> ServerSentEvent | None:
+    """Return an event without what was recalled; None: it tells of nothing else."""
+    if event.event == _ANNOTATION:
+        return None
+    if event.event not in _ENDS:
+        return event
+    data = json.loads(event.data or "")
+    response = data.get("response", {})
+    items = [*response.get("output", ()), *([data["item"]] if "item" in data else ())]
+    for part in [*([data["part"]] if "part" in data else ()), *(part for item in items for part in item.get("content", ()))]:
+        part["annotations"] = []
+    if "hmt" in response:
+        response["hmt"]["recalled"] = []
+    return ServerSentEvent(json.dumps(data), event=event.event, sep="\n")

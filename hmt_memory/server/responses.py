@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from ..errors import InputError
 from . import stored_responses
 from .background_calls import BackgroundCall
 from .calls import check_model
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(prefix="/v1", tags=["responses"])
 Limit = Annotated[int, Query(ge=1, le=100)]
+After = Annotated[int, Query(ge=-1, description="Number of the event before the first; with stream.")]
 looks = [Depends(place)]
 
 
@@ -39,12 +41,18 @@ async def create(body: ResponseRequest, request: Request, known: Known, memory: 
     return await door.answer(ResponseCall(memory, state.settings, body, known), request, known)
 
 
-@router.get("/responses/{name}", dependencies=looks)
-def retrieve(name: str, request: Request, known: Known, memory: Memory, stream: bool = False) -> dict[str, Any]:
-    """Return a stored response, or one that is written in the background. What was recalled for it is not stored."""
-    if stream:
-        raise InputError("a response that is stored is not streamed again. Leave stream out.")
-    return _body(stored_responses.find(memory.store, known, name), request, known)
+@router.get("/responses/{name}", responses=STREAMED)
+async def retrieve(
+    name: str, request: Request, known: Known, memory: Memory, stream: bool = False, starting_after: After = -1
+) -> Response:
+    """Return a stored response, or one that is written in the background; or go on with its events, as they are written.
+
+    What was recalled for it is not stored.
+    """
+    async with request.app.state.looking.place():  # and not until a stream has ended
+        body = await run_in_threadpool(lambda: _body(stored_responses.find(memory.store, known, name), request, known))
+    door: Door = request.app.state.door
+    return await door.join(name, starting_after) if stream else JSONResponse(body)
 
 
 @router.post("/responses/{name}/cancel", dependencies=looks)
@@ -52,7 +60,7 @@ def cancel(name: str, request: Request, known: Writer, memory: Memory) -> dict[s
     """Give up a response that is written in the background; one that has ended stays as it is."""
     found = stored_responses.cancel(memory.store, known, name)
     body = _body(found, request, known)
-    _stop(name, request)
+    anyio.from_thread.run_sync(request.app.state.door.background.stop, name)
     return body
 
 
@@ -74,7 +82,8 @@ def input_items(
 def delete(name: str, request: Request, known: Writer, memory: Memory) -> dict[str, Any]:
     """Erase a response for good, also from what later responses remember. One that is being written is given up."""
     also = stored_responses.delete(memory.store, known, name)
-    _stop(name, request)
+    background = request.app.state.door.background
+    anyio.from_thread.run_sync(background.erase, name)
     kept = [shown for other in also if (shown := known.shown(other)) is not None]
     return {"id": name, "object": "response", "deleted": True, "hmt": {"also_in": kept}}
 
@@ -82,8 +91,3 @@ def delete(name: str, request: Request, known: Writer, memory: Memory) -> dict[s
 def _body(found: Found | Owed, request: Request, known: Caller) -> dict[str, Any]:
     """Return the body of a response: with all that its call said, while it is written here."""
     return stored_responses.body_of(found, known, request.app.state.door.background.about(found.id))
-
-
-def _stop(name: str, request: Request) -> None:
-    """Write no more of a response."""
-    anyio.from_thread.run_sync(request.app.state.door.background.stop, name)

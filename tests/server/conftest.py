@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from background_answers import Pen
 from fastapi.testclient import TestClient
 from openai import OpenAI
 from scripted import MODEL, Says
@@ -14,6 +15,7 @@ from scripted import MODEL, Says
 from hmt_memory import Assistant
 from hmt_memory.server.app import create_app
 from hmt_memory.server.settings import Settings
+from hmt_memory.sessions.answer import Answer
 
 
 @pytest.fixture
@@ -50,3 +52,19 @@ def http(saying: Saying) -> Iterator[TestClient]:
 @pytest.fixture
 def client(http: TestClient) -> OpenAI:
     return OpenAI(base_url="http://testserver/v1", api_key="none", http_client=http, max_retries=0)
+
+
+@pytest.fixture
+def pen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pen]:
+    pen, real = Pen(), Answer.__next__
+
+    def slowly(answer: Answer) -> str:
+        pen.used.set()
+        assert pen.free.wait(30)
+        piece = real(answer)
+        pen.written()
+        return piece
+
+    monkeypatch.setattr(Answer, "__next__", slowly)
+    yield pen
+    pen.free.set()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from background_answers import Pen, ask, client_of, ended, served
 from fastapi.testclient import TestClient
 from open_responses import Response
 from openai import APIStatusError, BadRequestError, ConflictError, NotFoundError, OpenAI, PermissionDeniedError, RateLimitError
@@ -26,52 +24,6 @@ from hmt_memory.sessions.answer import Answer
 
 SECRET = "Mark-secret."
 SAID: Any = {"instructions": SECRET, "metadata": {"a": SECRET}, "tools": [{"type": "function", "name": SECRET[:4]}]}
-
-
-class Pen:
-    """What answers are written with: while it is held, none gets further."""
-
-    def __init__(self) -> None:
-        self.free, self.used = threading.Event(), threading.Event()
-        self.free.set()
-
-
-@pytest.fixture
-def pen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pen]:
-    pen, real = Pen(), Answer.__next__
-
-    def slowly(answer: Answer) -> str:
-        pen.used.set()
-        assert pen.free.wait(30)
-        return real(answer)
-
-    monkeypatch.setattr(Answer, "__next__", slowly)
-    yield pen
-    pen.free.set()
-
-
-@contextmanager
-def served(assistant: Any, *, tokens: Tokens | None = None, key: str = "none", **settings: Any) -> Iterator[OpenAI]:
-    with TestClient(create_app(assistant, Settings(hosts=("testserver",), **settings), tokens=tokens)) as http:
-        yield client_of(http, key)
-
-
-def client_of(http: Any, key: str = "none") -> OpenAI:
-    return OpenAI(base_url="http://testserver/v1", api_key=key, http_client=http, max_retries=0)
-
-
-def ask(client: OpenAI, said: Any = "I am Ann.", **options: Any) -> Any:
-    return client.responses.create(input=said, background=True, **options)
-
-
-def ended(client: OpenAI, name: str) -> Any:
-    """A response when it has ended, as whoever polls sees it."""
-    for _ in range(500):
-        found = client.responses.retrieve(name)
-        if found.status not in owed.PENDING:
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"still {found.status}")
 
 
 def talks(assistant: Any) -> list[list[str]]:

@@ -319,7 +319,6 @@ def test_a_text_is_no_turn(client: OpenAI, saying: Any) -> None:
     ("given", "message"),
     [
         ({"background": True, "store": False}, "background=true needs store=true"),
-        ({"background": True, "stream": True}, "background and stream exclude each other"),
         ({"top_logprobs": 3}, "top_logprobs=3 cannot be given"),
         ({"frequency_penalty": 1.0}, "frequency_penalty"),
         ({"previous_response_id": "resp_1", "conversation": "a"}, "exclude each other"),

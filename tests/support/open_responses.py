@@ -145,7 +145,15 @@ class Numbered(Strict):
 
 
 class Snapshot(Numbered):
-    type: Literal["response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"]
+    type: Literal[
+        "response.created",
+        "response.queued",
+        "response.in_progress",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+        "response.cancelled",  # not of Open Responses
+    ]
     response: Response
 
 
@@ -202,15 +210,27 @@ class ArgumentsDone(Numbered):
     arguments: str
 
 
+class Broken(Numbered):
+    type: Literal["error"]
+    code: str
+    message: str
+    param: None
+
+
 Event = Annotated[
-    Snapshot | OfItem | OfPart | TextDelta | TextDone | AnnotationAdded | ArgumentsDelta | ArgumentsDone,
+    Snapshot | Broken | OfItem | OfPart | TextDelta | TextDone | AnnotationAdded | ArgumentsDelta | ArgumentsDone,
     Field(discriminator="type"),
 ]
 _EVENT: TypeAdapter[Any] = TypeAdapter(Event)
 
 
-def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
-    """Read the events of a stream as the public suite does: lines that end in a line feed alone, `[DONE]` last."""
+def events_of(answer: httpx.Response, first: int = 0) -> list[dict[str, Any]]:
+    """Read the events of a stream as the public suite does: lines that end in a line feed alone, `[DONE]` last.
+
+    Args:
+        answer: a stream.
+        first: number of its first event.
+    """
     events, name = [], ""
     lines = answer.text.split("\n")
     assert [line for line in lines if line][-1] == "data: [DONE]"
@@ -223,5 +243,5 @@ def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
             _EVENT.validate_python(event)
             events.append(event)
         assert not line.endswith("\r")
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert [event["sequence_number"] for event in events] == list(range(first, first + len(events)))
     return events
