@@ -32,6 +32,7 @@ _BROKEN = (ImportError, RuntimeError, OSError)  # errors of a missing, mismatche
 _ADVICE = {
     "torch": "needed: pip install torch",
     "transformers": "needed: pip install 'transformers>=5.6,<6'",
+    "accelerate": "needed: pip install accelerate",
     "faiss": "for an index over long memories: pip install 'hmt-memory[cpu]', or [gpu]",
     "openvino": "for answers two to three times as fast on a CPU without bf16: pip install 'hmt-memory[cpu]'",
     "peft": "for adapters in the backbone: pip install 'hmt-memory[train]'",
@@ -45,7 +46,7 @@ _ADVICE = {
     "langchain-core": "for the LangChain classes: pip install 'hmt-memory[langchain]'",
     "llama-index-core": "for the LlamaIndex classes: pip install 'hmt-memory[llama-index]'",
 }
-_NEEDED = ("torch", "transformers")
+_NEEDED = ("torch", "transformers", "accelerate")
 _IMPORTED = ("torch", "transformers", "faiss")  # have to load; of others, some of which take seconds, the version is looked up
 _ROUNDING = 1e-3  # what kernels in fp32 may be off
 _READ_BY = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "gptq": "gptqmodel", "awq": "gptqmodel"}  # quantised weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_doctor_survives_packages_that_do_not_import(
     assert package.version is None and said in package.advice and "pip install" in package.advice
     assert findings.ok is ok and bool(findings.problems) is not ok
     assert (findings.hardware is None) == (name == "torch")
+
+
+def test_doctor_needs_what_the_bundled_model_is_converted_by(bundled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "accelerate":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert doctor.examine().problems == ("accelerate: not installed; needed: pip install accelerate",)
 
 
 @pytest.mark.parametrize(

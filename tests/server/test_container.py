@@ -17,6 +17,7 @@ from places import ROOT
 from served import listening
 
 from hmt_memory import Assistant
+from hmt_memory.cli import doctor
 from hmt_memory.cli.command import app
 from hmt_memory.server.app import create_app
 from hmt_memory.server.settings import Settings
@@ -51,7 +52,7 @@ def test_the_command_of_the_image_is_understood_and_needs_a_token() -> None:
 
 def test_the_image_has_what_it_copies_and_installs() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    copied = {word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]}
+    copied = {word.split("/")[0] for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]}
     assert copied == kept and all((ROOT / name).exists() for name in copied)
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)
@@ -61,10 +62,19 @@ def test_the_image_has_what_it_copies_and_installs() -> None:
     assert packages | {project["project"]["readme"], *project["project"]["license-files"]} <= copied
 
 
+def test_the_core_brings_what_doctor_needs() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    brought = {re.split(r"[^\w-]", line)[0] for line in project["dependencies"]}
+    assert set(doctor._NEEDED) <= brought
+    assert any(line.startswith("llguidance") for line in project["optional-dependencies"]["serve"])  # tools in chat
+
+
 def test_it_runs_as_nobody_in_particular_and_keeps_its_store_in_the_volume() -> None:
     last = LINES[max(at for at, line in enumerate(LINES) if line.startswith("FROM ")) :]
     assert "USER hmt" in last and not any(line.startswith(("USER root", "RUN")) for line in last[last.index("USER hmt") :])
     (volume,) = instructions("VOLUME")
+    assert f"--home-dir {volume} " in "\n".join(instructions("RUN"))  # a library that caches at home writes there, too
     environment = dict(word.split("=", 1) for line in instructions("ENV") for word in line.split())
     assert all(environment[name].startswith(f"{volume}/") for name in ("HMT_STORE", "HMT_CACHE"))
     service = COMPOSE["services"]["memory"]
