@@ -5,15 +5,20 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import os
 import re
 import subprocess
 import sys
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from places import ROOT
+from tiny_gguf import write
 
 import hmt_memory
 import hmt_memory.assistant
@@ -151,6 +156,37 @@ def test_the_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> 
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert all(path.startswith(str(wheel)) for path in ran.stdout.split())
+
+
+@pytest.mark.slow
+def test_a_plain_installation_converts_and_runs_a_gguf_file(tmp_path: Path) -> None:
+    """As the bundled model is one; extras bring packages that transformers would miss without a word of ours."""
+    site = tmp_path / "site"
+    site.mkdir()
+    for entry in sorted(_installed("hmt-memory", set())):
+        (site / entry.name).symlink_to(entry)
+    code = (
+        "import sys; from hmt_memory import HMTModel, HMTConfig\n"
+        "model = HMTModel.from_pretrained(sys.argv[1], config=HMTConfig(segment_length=8, sensory_length=2))\n"
+        "assert model.read('Some text, longer than nothing.').tokens == 29"
+    )
+    command = [sys.executable, "-S", "-c", code, str(write(tmp_path / "tiny.gguf"))]
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, (site, ROOT, ROOT / "kernels")))}
+    settings = {"HMT_CACHE": str(tmp_path / "cache"), "PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    ran = subprocess.run(command, env=paths | settings, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+
+
+def _installed(name: str, known: set[str]) -> set[Path]:
+    """Return what a package without extras, and all that it needs, has put into the folder of packages."""
+    known.add(canonicalize_name(name))
+    package = metadata.distribution(name)
+    entries = {Path(str(package.locate_file(file.parts[0]))) for file in package.files or ()}
+    for needed in map(Requirement, package.requires or ()):
+        wanted = needed.marker is None or needed.marker.evaluate({"extra": ""})
+        if wanted and canonicalize_name(needed.name) not in known:
+            entries |= _installed(needed.name, known)
+    return {entry for entry in entries if entry.name != ".." and entry.exists()}
 
 
 @pytest.mark.parametrize(

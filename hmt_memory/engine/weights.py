@@ -99,6 +99,8 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
             model, tokenizer = _from_gguf(_alone(gguf, Path(scratch)))
+    except ImportError as error:
+        raise MissingDependencyError(f"{gguf} takes a package that is not installed: {error}. Install it.") from error
     except Exception as error:  # whatever a parser raises for a damaged file: struct.error, KeyError, ...
         raise BackboneError(f"{gguf} could not be read as a GGUF model: {error}. Check that it downloaded whole.") from error
     try:
