@@ -27,6 +27,7 @@ def test_it_answers_and_keeps_the_conversation(smollm2: HMTModel) -> None:
     assert {first.finish_reason, second.finish_reason} <= {"stop", "length"}
 
 
+@pytest.mark.slow
 def test_what_it_has_read_makes_the_answer_likelier(smollm2: HMTModel) -> None:
     """The same text with one of two names: each name is likelier, by far, where it was read."""
     names, filler = ("Ahab", "Nemo"), "The weather was calm and the road was long. " * 15
@@ -69,6 +70,7 @@ def test_the_cost_of_an_answer_does_not_grow_with_what_was_read(smollm2: HMTMode
     assert costs[0] == costs[1]
 
 
+@pytest.mark.slow
 def test_a_session_is_the_conversation_that_transformers_would_have(tmp_path: Path) -> None:
     """The tokens are the chat template's and the greedy answer is the plain model's, also after reopening."""
     exact = HMTModel.from_pretrained("smollm2-135m-instruct", dtype="float32")  # in bf16 the order of additions may decide

@@ -332,6 +332,7 @@ def in_terminal(code: str, typed: bytes, *, end: int | None = None) -> tuple[str
     return shown.decode().replace("\r", ""), echoes
 
 
+@pytest.mark.slow
 def test_what_is_typed_meanwhile_is_not_among_the_answer_and_is_there_afterwards() -> None:
     shown, echoes = in_terminal(SLOW, b"next question\n")
     answer, _, rest = shown.partition("\n")

@@ -148,6 +148,7 @@ def go_on(batching: Batching, streams: list[Stream]) -> list[BaseException | Non
         return list(threads.map(advanced, [batching] * len(streams), streams))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("error", [MemoryError("no more"), KeyboardInterrupt("no more")])
 def test_what_fails_fails_for_all_that_took_part_and_the_next_begin_anew(
@@ -259,6 +260,7 @@ def model() -> Iterator[HMTModel]:
     yield HMTModel.wrap(tiny_causal_lm(), byte_tokenizer(), SMALL).eval()
 
 
+@pytest.mark.slow
 def test_answers_to_several_prompts_say_what_they_say_alone(model: HMTModel) -> None:
     prompts = [f"{number} and then " * (number + 1) for number in range(6)]
     alone = [answer.ids for answer in model.generate_batch(prompts, max_new_tokens=30)]

@@ -542,6 +542,7 @@ def test_an_untrained_model_answers_behind_its_initial_prompt(tokenizer: Any) ->
 # --- the window of recent turns -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(lengths=st.lists(st.integers(1, 40), min_size=2, max_size=30), recent=st.integers(6, 90))
 def test_the_window_begins_at_turns_moves_in_steps_and_stays_half_full(lengths: list[int], recent: int) -> None:
     model = tiny_model().with_view(ViewConfig(recent_tokens=recent, note_tokens=8, pinned_tokens=8))

@@ -55,6 +55,7 @@ def test_every_family_computes_what_torch_computes(family: str) -> None:
     assert apart(torch.cat([first, middle, last], dim=1), hidden) < 2e-3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "gpt2"])  # whose products have their weights one way and the other
 def test_four_bit_weights_compute_nearly_the_same(family: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -158,6 +159,7 @@ def test_torch_computes_where_something_learns_and_once_weights_have_changed() -
         assert apart(before, after) > 0.1 and torch.equal(after, plain.body(given))
 
 
+@pytest.mark.slow
 def test_a_conversion_is_made_once_and_again_where_it_is_damaged(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backbone().use_openvino()
     (folder,) = cache.iterdir()
@@ -173,6 +175,7 @@ def test_a_conversion_is_made_once_and_again_where_it_is_damaged(cache: Path, mo
     assert len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_conversions_that_nobody_has_used_for_long_are_removed(cache: Path) -> None:
     backbone().use_openvino()
     (old,) = cache.iterdir()
@@ -211,6 +214,7 @@ def test_what_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch
         wide.use_openvino()
 
 
+@pytest.mark.slow
 def test_loading_chooses_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     tiny_causal_lm().save_pretrained(folder)

@@ -281,6 +281,7 @@ def test_doctor_shows_the_precision_and_who_chose_it(
     assert "16 (fastest here;" in (shown := capsys.readouterr().out) or "32 (fastest here;" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_default_model_loads_without_importing_its_package_or_the_network(smollm2: HMTModel) -> None:
     """In a fresh process that may not open a socket, from the cache the fixture has filled."""

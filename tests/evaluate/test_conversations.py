@@ -371,6 +371,7 @@ def run(arguments: list[str]) -> int:
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_report_and_the_answers(tmp_path: Path, chatty: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(evidence_module, "ENCODER_PACKAGE", "no-such-package-anywhere")
     _write(tmp_path / "dev.json", [_locomo_row()])

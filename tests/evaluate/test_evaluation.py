@@ -104,6 +104,7 @@ def test_intervals_hold_what_they_should() -> None:
     assert none.low < 0 < none.high
 
 
+@pytest.mark.slow
 def test_a_comparison_reports_every_contender_and_its_files_hold_it(tmp_path: Path) -> None:
     model = tiny_model(config=CENTRED)
     ids, other = random_ids(80 * L, seed=1), random_ids(80 * L, seed=2)
@@ -132,6 +133,7 @@ def test_a_comparison_reports_every_contender_and_its_files_hold_it(tmp_path: Pa
     assert made[2].read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_train_and_eval_on_the_command_line(plain: str, tmp_path: Path, capsys: Any) -> None:
     recipe = {
         "config": {"segment_length": 16, "sensory_length": 4, "memory_tokens": 2, "memory_input": "centred"},
@@ -333,6 +335,7 @@ def test_long_answers_have_the_losses_of_the_whole_text(tmp_path: Path, tokenize
     np.testing.assert_allclose(long, plain_losses(model, ids)[-len(answer) :], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_questions_and_behaviour_on_the_command_line(plain: str, tmp_path: Path) -> None:
     samples, _ = pubmed(tmp_path)
     out = str(tmp_path / "out")

@@ -122,6 +122,7 @@ def test_two_sessions_in_one_batch_never_meet(chat: HMTChatModel, assistant: Ass
     assert said(assistant, "alice") == ["I am Alice"] and said(assistant, "bob") == ["I am Bob"]
 
 
+@pytest.mark.slow
 async def test_twenty_calls_at_once_lose_no_turn(chat: HMTChatModel, assistant: Assistant) -> None:
     await asyncio.gather(*(chat.ainvoke(f"turn {number}", ALICE) for number in range(20)))
     assert sorted(said(assistant, "alice")) == sorted(f"turn {number}" for number in range(20))

@@ -200,6 +200,7 @@ def test_a_folder_by_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         HMTStore(tmp_path, session_id="a")
 
 
+@pytest.mark.slow
 def test_searching_takes_time_in_proportion_to_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a search reads again of a document is not the document for each of its passages."""
     model = tiny_model(config=replace(SMALL, recall_window=300), tokenizer=byte_tokenizer())

@@ -80,6 +80,7 @@ def test_class() -> None:
     assert HMTLLM.class_name() == "HMTLLM"
 
 
+@pytest.mark.slow
 def test_metadata_is_said_without_loading_anything() -> None:
     code = (
         "import sys; from llama_index.llms.hmt import HMTLLM; from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock;"
@@ -430,6 +431,7 @@ def test_random_weights_are_held_to_a_tool_s_arguments(llm: HMTLLM) -> None:
     assert set(call.tool_kwargs) == ({"a", "b"} if call.tool_name == "add" else {"name"})
 
 
+@pytest.mark.slow
 async def test_objects_come_whole_streamed_and_from_a_structured_llm(scripted: HMTLLM) -> None:
     prompt, person = PromptTemplate("Tell me of {who}."), Person(name="text", age=3)
     assert scripted.structured_predict(Person, prompt, who="Ann") == person

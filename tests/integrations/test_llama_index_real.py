@@ -113,6 +113,7 @@ async def test_objects_and_calls(llm: HMTLLM) -> None:
     assert call.tool_kwargs == {"room": "kitchen"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", else_long(["simple", "context", "condense"], "context"))
 async def test_every_chat_engine_in_a_window_of_1024(kind: str, llm: HMTLLM, handbook: HMTRetriever) -> None:
     memory = HMTMemory.from_defaults("alice", llm=llm)

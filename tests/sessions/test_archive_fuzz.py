@@ -166,6 +166,7 @@ def rewritten(parts: dict[str, bytes], data: st.DataObject) -> dict[str, bytes]:
     return parts | {name: content[:start] + data.draw(st.binary(max_size=8)) + content[start + data.draw(st.integers(0, 8)) :]}
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_changed_words_with_fitting_digests(store: MemoryStore, tmp_path: Path, data: st.DataObject) -> None:

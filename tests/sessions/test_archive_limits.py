@@ -121,6 +121,7 @@ def test_a_file_written_by_hand_is_taken(store: MemoryStore, tmp_path: Path) -> 
     assert store.import_session(raw(tmp_path / "wide", files, length_64=truth), name="b").stats()["messages"] == 3
 
 
+@pytest.mark.slow
 def test_a_long_session_comes_and_goes_in_bounded_memory(store: MemoryStore, tmp_path: Path) -> None:
     files = conversation(MANY)
     path = packed(tmp_path / "long", files)

@@ -83,6 +83,7 @@ def test_others_get_their_turn_and_closing_waits_for_no_more_than_a_piece(
         assert len(memory_of(session)) and not session._lacks_segments(session._snapshot())
 
 
+@pytest.mark.slow
 def test_the_next_call_reads_what_is_not_read_yet(tmp_path: Path, held: threading.Event) -> None:
     memories = []
     for background in (True, False):

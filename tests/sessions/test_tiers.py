@@ -201,6 +201,7 @@ def lived(place: Path | str, tiers: Tiers, *, ahead: bool = False) -> list[Any]:
     return said
 
 
+@pytest.mark.slow
 def test_answers_and_recall_are_the_same_from_every_tier(place: Path | str, tmp_path: Path) -> None:
     chosen = Tiers(fetch_ahead=True, warm_folder=str(tmp_path / "warm"))
     assert lived(place, NONE) == lived(tmp_path / "ahead", chosen, ahead=True)
@@ -532,6 +533,7 @@ def test_what_is_made_ahead_is_what_the_answer_begins_with(place: Path | str) ->
         assert store.view_cache.bytes == 0
 
 
+@pytest.mark.slow
 def test_the_next_view_is_made_behind_an_answer(tmp_path: Path) -> None:
     shares = []
     for ahead in (False, True):

@@ -154,6 +154,7 @@ def test_what_is_erased_of_a_shared_past_stays_with_those_who_keep_it(store: Mem
     assert store.verify() == ([], [])
 
 
+@pytest.mark.slow
 def test_room_is_used_again_and_given_back_when_asked(store: MemoryStore) -> None:
     sizes = []
     for _ in range(4):

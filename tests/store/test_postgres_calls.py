@@ -29,6 +29,7 @@ def store(postgres_url: str) -> Iterator[MemoryStore]:
         yield opened
 
 
+@pytest.mark.slow
 def test_looking_goes_on_over_another_connection(
     store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_corpus_that_changes_while_it_is_recalled_from_is_no_damage(
     other.close()
 
 
+@pytest.mark.slow
 def test_recall_beside_replacements_without_pause(store: MemoryStore) -> None:
     """Threads of one store and another process's store: no false damage, no half document."""
     corpus, errors, stop = store.corpus("papers", MODEL), [], threading.Event()
@@ -250,6 +251,7 @@ def test_a_huge_top_k_is_bounded(store: MemoryStore, monkeypatch: pytest.MonkeyP
     assert len(session.recall("word", 10**9)) == 5
 
 
+@pytest.mark.slow
 def test_a_process_may_fork_while_threads_search(tmp_path: Path) -> None:
     """A lock that another thread held in that moment would never be released in the child."""
     process = start(crash_worker.fork_while_searching, str(tmp_path / "store"), str(tmp_path / "journal"))

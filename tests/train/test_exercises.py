@@ -106,6 +106,7 @@ def test_branches_cost_what_each_question_alone_costs_and_do_not_see_each_other(
     assert losses.tokens == sum(len(answer) for _, answer in branches)
 
 
+@pytest.mark.slow
 def test_views_read_together_cost_what_they_cost_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(tokenizer=byte_tokenizer())
     views = [Exercises().draw(f"{number}").tokens(Transcript(model.backbone)) for number in range(7)]
@@ -159,6 +160,7 @@ def test_files_of_exercises_are_read_and_their_mistakes_named(tmp_path: Path) ->
             from_file(path)
 
 
+@pytest.mark.slow
 def test_lora_of_early_layers_stays_as_it_is(layered: str, tmp_path: Path) -> None:
     """And exercises are reported and learned from, and whether they abstain: without, the other layers end elsewhere."""
     text = tmp_path / "text.txt"

@@ -74,6 +74,7 @@ def test_what_is_kept_of_a_text_is_what_reading_has_of_it() -> None:
     assert read.answers.tolist() == torch.eye(6, dtype=torch.bool).tolist() and len(read.questions) == 6
 
 
+@pytest.mark.slow
 def test_keys_learn_what_their_teacher_says_and_are_those_that_reading_makes() -> None:
     """Words that share no letters are near each other afterwards; and what is measured is what a session would store."""
     model = model_with_keys()

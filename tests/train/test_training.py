@@ -276,6 +276,7 @@ def test_compiling_without_a_compiler_says_what_to_install(monkeypatch: pytest.M
         compile_blocks(tiny_model().backbone)
 
 
+@pytest.mark.slow
 def test_recall_is_fitted_where_a_stage_first_recalls_and_alike_after_a_kill(
     plain: str, data: list[str], tmp_path: Path
 ) -> None:
@@ -491,6 +492,7 @@ def test_a_stream_gives_the_same_pool_at_a_step_whenever_it_is_asked() -> None:
         Stream(lambda: [], seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the datasets package
 def test_a_dataset_by_name_is_streamed(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
@@ -654,6 +656,7 @@ def test_the_same_recipe_gives_the_same_weights_and_another_seed_does_not(plain:
     assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed_after", else_long([1, 2, 5], 2))
 def test_a_killed_run_resumes_to_the_same_weights_and_log(
     plain: str, tmp_path: Path, data: list[str], killed_after: int
@@ -718,6 +721,7 @@ def test_twins_of_other_modes_train_what_they_use(plain: str, tmp_path: Path, da
         assert changed == {name for name in before if "lora" in name or name in memory - unused}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_an_adapter(plain: str, tmp_path: Path, data: list[str]) -> None:
     list(trainer(plain, RECIPE, tmp_path / "first", data).run())
     start = tmp_path / "first/adapter"
@@ -740,6 +744,7 @@ def test_a_run_goes_on_from_an_adapter(plain: str, tmp_path: Path, data: list[st
             prepare(plain, other, start=start, dtype="float32")
 
 
+@pytest.mark.slow
 def test_the_command_in_two_processes_trains_what_it_does_in_one(plain: str, tmp_path: Path, data: list[str]) -> None:
     stage = Stage(steps=3, segments=3, batch=2, tasks={"text": 1, "cloze": 1}, recall=0.1)
     recipe = replace(RECIPE, stages=(stage,))
