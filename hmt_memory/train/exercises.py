@@ -24,7 +24,7 @@ from .answering import Written
 from .talk import small_talk
 
 _CHANGED = 0.5  # share of facts that are told anew
-_TOLD = (1, 1, 1, 1, 2, 2, 3, 5)  # how many facts are told
+_TOLD = (1, 1, 1, 2, 2, 3, 5, 8)  # how many facts are told
 Pair = tuple[str, str]  # what is asked or said, and what is answered
 
 SYSTEM_PROMPTS = (
@@ -173,7 +173,8 @@ class Facts:
         texts = {note.text for note in notes} | {text for text, _ in turns}
         visible = [fact for fact in told.values() if fact.text in texts]
         asked = self._asked(chance, visible, missing, earlier, {note.text: note.origin for note in notes})
-        return Exercise(asked, notes, turns or self._recent(chance), system)
+        before = self._asked_before(chance, [*told.values(), *others.values(), *missing.values()])
+        return Exercise(asked, notes, [*(turns or self._recent(chance)), *before], system)
 
     @staticmethod
     def _parted(chance: random.Random, said: Sequence[Note]) -> tuple[Sequence[Note], list[Pair]]:
@@ -184,6 +185,17 @@ class Facts:
         latest = 6 if form < 0.82 else chance.randint(1, 3)
         turns = [(note.text, chance.choice(HEARD)) for note in said[-latest:] if note.speaker == "user"]
         return (() if form < 0.82 else said[:-latest]), turns
+
+    @staticmethod
+    def _asked_before(chance: random.Random, facts: Sequence[relations.Told]) -> list[Pair]:
+        """Return questions that were asked last, with what was answered: not always rightly, and no evidence of anything."""
+        if chance.random() < 0.5:
+            return []
+        pairs = []
+        for fact in chance.sample(list(facts), min(len(facts), chance.choice((1, 2, 3, 5)))):
+            right, wrong = fact.answer, relations.tell(chance, fact.key, other_than=fact.value).answer
+            pairs.append((relations.ask(chance, fact.key), chance.choice((right, right, wrong, chance.choice(UNKNOWN)))))
+        return pairs
 
     @staticmethod
     def _missing(chance: random.Random, told: Sequence[str]) -> relations.Told:

@@ -56,6 +56,16 @@ def test_what_is_told_now_is_acknowledged_and_not_said_again() -> None:
     assert unknown > heard > 20
 
 
+def test_what_was_answered_last_is_right_wrong_or_unknown() -> None:
+    """So it is no evidence, and an answer has to rest on what was told."""
+    chance, answers = random.Random(0), Counter()
+    for _ in range(200):
+        facts = [relations.tell(chance) for _ in range(3)]
+        for _, answer in Facts._asked_before(chance, facts):
+            answers["unknown" if answer in UNKNOWN else "right" if answer in {fact.answer for fact in facts} else "wrong"] += 1
+    assert answers["right"] > answers["wrong"] > 20 < answers["unknown"], answers
+
+
 def test_facts_stand_in_notes_in_recent_turns_or_in_both() -> None:
     forms = Counter()
     for number in range(200):
