@@ -64,10 +64,12 @@ def test_what_the_servers_own_page_shows_is_answered(saying: Any, capsys: pytest
     code = "\n".join(blocks).replace("smollm2-135m-instruct", saying.name).replace("time.sleep(1)", "time.sleep(0.05)")
     with listening(create_app(saying, Settings())) as port:
         exec(code.replace("http://127.0.0.1:8399", f"http://127.0.0.1:{port}"), {})
-    assert capsys.readouterr().out.splitlines()[-1] == "completed Hello."
+    said = capsys.readouterr().out.splitlines()
+    assert "completed Hello." in said and said[-1] == "response.completed"
     talks = sorted([message.content for message in saying.store.session(name).messages()] for name in saying.store.sessions())
     assert talks == [
         ["My sister Ida grows roses.", "Hello."],
+        ["Tell me about roses.", "Hello."],
         ["Tell me about roses.", "Hello."],
         ["What does Ida grow?", "Hello."],
     ]
