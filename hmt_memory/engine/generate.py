@@ -68,7 +68,10 @@ class Generation(Iterator[str]):
         self._rest: Callable[[], HMTState] | None = None
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        piece = next(self._pieces)
+        if self.finish_reason is not None:
+            self._pieces = iter(())  # lets go of the view
+        return piece
 
     @property
     def state(self) -> HMTState:

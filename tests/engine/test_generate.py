@@ -167,6 +167,15 @@ def test_abandoned_and_interrupted_answers_leave_the_state_alone(model: HMTModel
     assert again.ids == model.generate("Hello", state=model.read(random_ids(40)), max_new_tokens=5).finish().ids
 
 
+def test_an_answer_lets_go_with_its_last_piece() -> None:
+    """Nobody has to ask for a piece behind it: what is held until a process ends, Python complains of there."""
+    model = tiny_model(tokenizer=byte_tokenizer()).train()
+    generation = model.generate("Hello", max_new_tokens=3, logits_processors=[Script(model.backbone.encode("abc"))])
+    assert [next(generation), next(generation), next(generation)] == ["a", "b", "c"]
+    assert model.training
+    assert next(generation, None) is None and generation.state.tokens == 8
+
+
 def test_a_batch_of_prompts_equals_one_by_one(model: HMTModel) -> None:
     states = [None, model.read(random_ids(50)), model.read(random_ids(20))]
     prompts = ["One", "Two and more", [5, 6, 7]]
