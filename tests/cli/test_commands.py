@@ -100,6 +100,7 @@ def refused(*commands: tuple[str, ...], environment: dict[str, str] | None = Non
     return lines[::2]
 
 
+@pytest.mark.slow
 def test_a_wrong_model_name_is_refused_before_anything_is_loaded(store: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Some text.")
     commands = (
@@ -114,6 +115,7 @@ def test_a_wrong_model_name_is_refused_before_anything_is_loaded(store: Path, tm
     assert refused(("chat", "-m", "./no/folder")) == ["hmt: there is no folder no/folder. Check the path."]
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_before_it_is_loaded_and_the_way_out_names_it(
     store: Path, chatty: str, tmp_path: Path
 ) -> None:

@@ -264,6 +264,7 @@ def test_pinned_takes_token_ids_too(model: HMTModel) -> None:
         assert model.generate("Q", pinned=pinned, max_new_tokens=5).finish().ids == as_text
 
 
+@pytest.mark.slow
 def test_a_long_answer_holds_no_state_of_each_segment() -> None:
     model, held = tiny_model(), []
     state = model.read(random_ids(16 * 200))

@@ -118,6 +118,7 @@ def test_a_copy_goes_on_by_itself_and_one_row_becomes_several() -> None:
     assert apart(both, expected[:, 12:]) < 2e-3
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_a_view_goes_on_from_what_was_kept_of_another(family: str) -> None:

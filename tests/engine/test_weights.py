@@ -162,6 +162,7 @@ def test_every_family_reads_and_answers_in_bf16(family: str) -> None:
     assert answer.state.segments == 5
 
 
+@pytest.mark.slow
 def test_encoder_decoder_and_encoder_models_are_refused(tmp_path: Path) -> None:
     import transformers as hf
 

@@ -270,6 +270,7 @@ def test_tool_choices_of_every_form_are_understood(chat: HMTChatModel) -> None:
     chat.bind_tools([], response_format=None)
 
 
+@pytest.mark.slow
 def test_errors_are_langchains_and_ours(tmp_path: Path, assistant: Assistant, chat: HMTChatModel) -> None:
     with pytest.raises(exceptions.ContextOverflowError, match=r"pinned_tokens=\d+.*raise pinned_tokens") as overflow:
         chat.invoke([SystemMessage("word " * 200), HumanMessage("x")], ALICE)

@@ -413,6 +413,7 @@ def test_what_a_crash_left_of_an_erasure_is_finished_on_opening(tmp_path: Path, 
     assert bytes_in(folder, b"xyzzy xyzzy") == []
 
 
+@pytest.mark.slow
 def test_a_process_that_knew_what_was_forgotten_cannot_write_it_back(tmp_path: Path) -> None:
     """Its index is in memory; closing does not save it over what the record says now."""
     folder = tmp_path / "store"

@@ -298,6 +298,7 @@ def test_recall_is_fitted_where_a_stage_first_recalls_and_alike_after_a_kill(
     assert 0 <= json.loads((tmp_path / "whole/recall.json").read_text())["first"] <= 1
 
 
+@pytest.mark.slow
 def test_fitted_projections_recall_what_a_question_is_about() -> None:
     """Summaries that are a hidden map of one memory, and what all share: held-out questions find their segment."""
     chance = torch.Generator().manual_seed(0)
@@ -631,6 +632,7 @@ def learned_memory(names: Iterable[str]) -> set[str]:
     return {name for name in names if not name.startswith(("backbone.", "keys.")) and name != "memory_input.centre"}
 
 
+@pytest.mark.slow
 def test_a_run_trains_what_it_should_and_leaves_an_adapter_that_loads(plain: str, tmp_path: Path, data: list[str]) -> None:
     run = trainer(plain, RECIPE, tmp_path / "run", data)
     before = {name: value.clone() for name, value in run.model.named_parameters()}
