@@ -62,7 +62,7 @@ def load(name: str, *, dtype: str | torch.dtype = "auto", device: str = "auto", 
 def local_folder(name: str) -> Path | None:
     """Return the folder with safetensors for a bundled name, a `.gguf` file or a folder; None: `name` may be a hub id.
 
-    Converts a GGUF file that has not been seen before (about 15 s for 135M parameters).
+    Converts a GGUF file that has not been seen before (tens of seconds for 135M parameters).
     """
     if name.lower() in places.BUNDLED:
         return convert_gguf(places.bundled_file(name))

@@ -19,7 +19,7 @@ from hmt_memory.cli import doctor
 from hmt_memory.config import DEFAULT_MODEL
 from hmt_memory.engine import places, weights
 from hmt_memory.engine.backbone import Backbone
-from hmt_memory.errors import BackboneError, ConfigError, InputError, ModelNotFoundError
+from hmt_memory.errors import BackboneError, ConfigError, InputError, MissingDependencyError, ModelNotFoundError
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,15 @@ def test_a_conversion_parses_its_file_once(tiny_gguf: Path, monkeypatch: pytest.
     monkeypatch.setattr(gguf, "GGUFReader", Counting)
     weights.convert_gguf(tiny_gguf)
     assert len(parsed) == 1 and gguf.GGUFReader is Counting
+
+
+def test_a_gguf_file_says_which_package_it_takes(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_gguf: Path) -> None:
+        raise ImportError("accelerate is required")
+
+    monkeypatch.setattr(weights, "_from_gguf", missing)
+    with pytest.raises(MissingDependencyError, match="accelerate is required"):
+        weights.convert_gguf(tiny_gguf)
 
 
 def test_conversion_is_keyed_by_content(tiny_gguf: Path, tmp_path: Path) -> None:
