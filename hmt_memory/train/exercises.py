@@ -166,7 +166,7 @@ class Facts:
                 earliest = 1 + next(place for place, note in enumerate(said) if note.text == fact.text)
                 said.insert(chance.randint(earliest, len(said)), Note(told[key].text, None, "user"))
         system = chance.choice(SYSTEM_PROMPTS) if chance.random() < 0.35 else None
-        if chance.random() < 0.07:  # nothing was told of what is asked, and nothing is noted
+        if chance.random() < 0.15:  # nothing was told of what is asked, and nothing is noted
             return Exercise(self._asked(chance, (), missing, earlier, {}), (), self._recent(chance), system)
         dated = self._dated(chance, said)
         notes, turns = self._parted(chance, dated)
@@ -269,7 +269,8 @@ class Facts:
         asked += [(fact.question, chance.choice(UNKNOWN)) for fact in missing.values() if not facts or chance.random() < 0.8]
         # told now, for the first time or anew: nothing to look for, or to say again
         heard = [*missing.values(), *(relations.tell(chance, fact.key, other_than=fact.value) for fact in facts)]
-        asked += [(fact.text, chance.choice(HEARD)) for fact in heard if fact.text not in days and chance.random() < 0.25]
+        share = 0.25 if days else 0.7  # a session begins with what is told
+        asked += [(fact.text, chance.choice(HEARD)) for fact in heard if fact.text not in days and chance.random() < share]
         if chance.random() < 0.25 or not asked:
             asked.append(chance.choice(self._talk))
         chance.shuffle(asked)
