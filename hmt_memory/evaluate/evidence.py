@@ -11,7 +11,7 @@ import math
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -41,6 +41,8 @@ Encoder = Callable[[Sequence[str]], np.ndarray]  # texts to unit vectors [n, d]
 def evidence_inside(ranked: Sequence[Span], evidence: Sequence[Span], budget: int) -> float:
     """Return the share of the evidence inside the first passages that fit into `budget` tokens, each span weighing the same.
 
+    A token that several passages hold is evidence once; it takes its place in the budget each time.
+
     Args:
         ranked: [start, stop) of each passage in tokens, best first.
         evidence: [start, stop) of each span that holds part of the answer.
@@ -55,8 +57,17 @@ def evidence_inside(ranked: Sequence[Span], evidence: Sequence[Span], budget: in
         if budget < 0:
             break
         kept.append((start, stop))
-    shares = [sum(max(0, min(stop, high) - max(start, low)) for start, stop in kept) / (high - low) for low, high in evidence]
+    apart = list(_apart(kept))
+    shares = [sum(max(0, min(stop, high) - max(start, low)) for start, stop in apart) / (high - low) for low, high in evidence]
     return sum(shares) / len(shares)
+
+
+def _apart(spans: Sequence[Span]) -> Iterator[Span]:
+    """Yield the spans in their order, each without what those before it hold."""
+    reached = 0
+    for start, stop in sorted(spans):
+        yield max(start, reached), max(stop, reached)
+        reached = max(stop, reached)
 
 
 def measure(

@@ -238,6 +238,12 @@ def test_evidence_counts_by_the_share_that_fits() -> None:
     assert evidence_inside(passages, [(50, 150)], 99) == 0.0
 
 
+def test_what_two_passages_share_is_evidence_once() -> None:
+    assert evidence_inside([(0, 10), (5, 15)], [(5, 10)], 20) == 1.0
+    assert evidence_inside([(5, 15), (0, 10)], [(0, 20)], 20) == 0.75
+    assert evidence_inside([(0, 10), (5, 15), (5, 15)], [(0, 20), (14, 16)], 30) == (0.75 + 0.5) / 2
+
+
 def test_bm25_is_the_published_one() -> None:
     texts = ["red red fox", "blue fox", "green"]
     expected = {"red": [0, 1, 2], "green": [2, 0, 1], "fox blue": [1, 0, 2]}
