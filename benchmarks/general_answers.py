@@ -14,12 +14,12 @@ import csv
 import gzip
 import json
 import random
-import re
 from pathlib import Path
 
 import torch
 
 from hmt_memory import HMTModel
+from hmt_memory.evaluate.scoring import repeats
 
 _TOPICS = [
     "the moon",
@@ -150,12 +150,6 @@ def answered(model: HMTModel, batch: list[str]) -> list[str | None]:
         end = next((place for place, token in enumerate(row) if token in backbone.end_ids), None)
         answers.append(None if end is None else backbone.decode(row[:end]).strip())
     return answers
-
-
-def repeats(text: str) -> bool:
-    """Tell whether a text has a sentence twice."""
-    sentences = [part.strip().lower() for part in re.split(r"(?<=[.!?])\s|\n", text) if part.strip()]
-    return len(set(sentences)) < len(sentences)
 
 
 def main() -> None:

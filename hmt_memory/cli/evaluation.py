@@ -175,6 +175,7 @@ def answers(
     replied: Annotated[
         bool, typer.Option("--replied", help="Let the model answer what it is told, as in a chat; else answers are given.")
     ] = False,
+    repetition_penalty: options.Penalty = 1.0,
     adapter: options.Adapter = None,
     out: Results = Path("hmt-eval"),
     model: options.Name = DEFAULT_MODEL,
@@ -187,8 +188,8 @@ def answers(
 
     screen = Screen.standard()
     chosen: dict[str, Any] = {"adapter": adapter, "model": model, "reader": reader, "dtype": dtype.value, "device": device}
-    chosen |= {"facts": facts, "talk": talk, "seed": seed, "replied": replied}
-    experiments.answers(out, screen, conversations=conversations, **chosen)
+    told: dict[str, Any] = {"conversations": conversations, "facts": facts, "talk": talk, "seed": seed, "replied": replied}
+    experiments.answers(out, screen, told=told, repetition_penalty=repetition_penalty, **chosen)
 
 
 @app.command(no_args_is_help=True)

@@ -246,11 +246,8 @@ def answers(
     out: Path,
     screen: Screen,
     *,
-    conversations: int,
-    facts: int,
-    talk: int,
-    seed: int,
-    replied: bool,
+    told: Mapping[str, Any],
+    repetition_penalty: float,
     adapter: Path | None,
     model: str,
     reader: str | None,
@@ -262,26 +259,24 @@ def answers(
     Args:
         out: folder of the results.
         screen: where progress and results go.
-        conversations: how many.
-        facts: told in each; a quarter of them is told anew later.
-        talk: turns of other talk after each fact.
-        seed: decides facts, names and talk.
-        replied: whether the model answers what it is told.
+        told: fields of `Plan`; of the facts, a quarter is told anew later.
+        repetition_penalty: how answers are kept from repeating what was said; 1: not.
         adapter: folder of the trained memory.
         model: a folder or the name of the model that answers.
         reader: the model that reads, as the command line names it.
         dtype: the precision of the backbone.
         device: where the model runs.
     """
-    from ..evaluate.answers import Loading, Plan, measure
+    from ..evaluate.answers import DECODING, Loading, Plan, measure
     from .models import reader_of
 
-    plan = Plan(conversations=conversations, facts=facts, changed=facts // 4, talk=talk, seed=seed, replied=replied)
+    plan = Plan(**told, changed=told["facts"] // 4)
     reads, placed = reader_of(model, adapter, reader, screen), {"dtype": dtype, "device": device}
     loading = Loading(reads, {"adapter": adapter, **placed}, None if reads == model else Loading(model, placed))
     settings = {"model": reads, "adapter": str(adapter or "as shipped"), "answered by": model}
+    decoding = DECODING.changed(repetition_penalty=repetition_penalty)
     with screen.notes.status("telling facts") as status:
-        report = measure(loading, plan, settings=settings, progress=status.update)
+        report = measure(loading, plan, decoding=decoding, settings=settings, progress=status.update)
     _publish(report, out, screen)
 
 

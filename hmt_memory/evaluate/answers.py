@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..engine.decoding import Decoding
 from ..errors import InputError
 from ..model import HMTModel
 from ..sessions.memory_store import MemoryStore
 from ..train.facts import KINDS, ask, tell
 from ..train.talk import small_talk
 from .report import Report, Table
+from .scoring import repeats
 from .statistics import mean_interval
 
 if TYPE_CHECKING:
     from ..sessions.session import Session
 
+DECODING = Decoding(max_new_tokens=48)
 _THANKS = ("Good to know.", "Thanks for telling me.", "I see.", "Noted.", "That is nice to hear.", "All right.")
 _ABSTAINS = re.compile(
     r"\b(?:do(?:n't| not) (?:know|have|recall|remember|see)"
@@ -62,6 +65,7 @@ class Answered(NamedTuple):
     answer: str
     in_view: bool  # whether the value stood in what the model was shown
     recalled: int  # how many passages were recalled
+    ended: bool  # whether it came to an end before the limit of its length
 
     @property
     def says_it(self) -> bool:
@@ -159,7 +163,7 @@ def measure(
     loading: Loading,
     plan: Plan | None = None,
     *,
-    max_new_tokens: int = 48,
+    decoding: Decoding = DECODING,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report:
@@ -168,18 +172,19 @@ def measure(
     Args:
         loading: the model to measure.
         plan: what is told and asked.
-        max_new_tokens: the longest answer.
+        decoding: how the answers are written.
         settings: what else the report records.
         progress: called with a line about what begins.
     """
     plan = plan or Plan()
     conversations = plan.make()
     with tempfile.TemporaryDirectory(prefix="hmt-eval-") as folder:
-        _tell(loading, folder, conversations, progress, max_new_tokens if plan.replied else None)
+        _tell(loading, folder, conversations, progress, decoding if plan.replied else None)
         progress("asking in a new process")
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            outcomes = pool.apply(_ask_all, (loading, folder, conversations, max_new_tokens))
-    return _report(outcomes, {**(settings or {}), **vars(plan), "max_new_tokens": max_new_tokens})
+            outcomes = pool.apply(_ask_all, (loading, folder, conversations, decoding))
+    said = {"max_new_tokens": decoding.max_new_tokens, "repetition_penalty": decoding.repetition_penalty}
+    return _report(outcomes, {**(settings or {}), **vars(plan), **said})
 
 
 def _tell(
@@ -187,7 +192,7 @@ def _tell(
     folder: str,
     conversations: Sequence[Conversation],
     progress: Callable[[str], None],
-    replied: int | None,
+    replied: Decoding | None,
 ) -> None:
     """Tell conversations to a session each.
 
@@ -196,7 +201,7 @@ def _tell(
         folder: of the store.
         conversations: what is told.
         progress: called with a line about what begins.
-        replied: the longest answer to what is told; None: the conversations have answers.
+        replied: how what is told is answered; None: the conversations have answers.
     """
     model = loading.load()
     answerer = None if loading.answerer is None or replied is None else loading.answerer.load()
@@ -206,7 +211,7 @@ def _tell(
             session = store.session(str(number), model)
             if replied is not None:
                 for said, _ in conversation.turns:
-                    session.reply({"role": "user", "content": said}, max_new_tokens=replied, answerer=answerer).finish()
+                    session.reply({"role": "user", "content": said}, decoding=replied, answerer=answerer).finish()
                 continue
             messages = [
                 {"role": role, "content": text}
@@ -216,19 +221,19 @@ def _tell(
             session.add(messages)
 
 
-def _ask_all(loading: Loading, folder: str, conversations: Sequence[Conversation], max_new_tokens: int) -> list[Answered]:
+def _ask_all(loading: Loading, folder: str, conversations: Sequence[Conversation], decoding: Decoding) -> list[Answered]:
     model = loading.load()
     answerer = None if loading.answerer is None else loading.answerer.load()
     with MemoryStore(Path(folder)) as store:
         return [
-            answer(store.session(str(number), model), model, question, max_new_tokens=max_new_tokens, answerer=answerer)
+            answer(store.session(str(number), model), model, question, decoding=decoding, answerer=answerer)
             for number, conversation in enumerate(conversations)
             for question in conversation.questions
         ]
 
 
 def answer(
-    session: Session, model: HMTModel, question: Question, *, max_new_tokens: int = 48, answerer: HMTModel | None = None
+    session: Session, model: HMTModel, question: Question, *, decoding: Decoding = DECODING, answerer: HMTModel | None = None
 ) -> Answered:
     """Ask a session one question, and let it forget that it was asked.
 
@@ -236,14 +241,15 @@ def answer(
         session: what is asked; it is afterwards as it was before.
         model: the session's.
         question: what to ask.
-        max_new_tokens: the longest answer.
+        decoding: how the answer is written.
         answerer: another model, which answers; None: the session's.
     """
     asked = {"role": "user", "content": question.text}
-    reply = session.reply(asked, max_new_tokens=max_new_tokens, answerer=answerer).finish()
+    reply = session.reply(asked, decoding=decoding, answerer=answerer).finish()
     shown = (answerer or model).backbone.decode(reply.view_ids)
     session.forget(reply.message_ids)
-    return Answered(question, reply.text, holds(shown, question.value), len(reply.recalled))
+    in_view, ended = holds(shown, question.value), reply.finish_reason != "length"
+    return Answered(question, reply.text, in_view, len(reply.recalled), ended)
 
 
 def _report(outcomes: Sequence[Answered], settings: Mapping[str, Any]) -> Report:
@@ -255,6 +261,8 @@ def _report(outcomes: Sequence[Answered], settings: Mapping[str, Any]) -> Report
         "told twice: the later value": [outcome.says_it for outcome in told if outcome.question.before is not None],
         "told: says that it does not know": [outcome.abstains for outcome in told],
         "not told: says so": [outcome.abstains for outcome in outcomes if outcome.question.value is None],
+        "answers that repeat a sentence": [repeats(outcome.answer) for outcome in outcomes],
+        "answers that end at the limit": [not outcome.ended for outcome in outcomes],
     }
     rows = []
     for name, hits in groups.items():

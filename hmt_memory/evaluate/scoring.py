@@ -1,4 +1,4 @@
-"""Answers compared with published ones: the F1 of their words, as LoCoMo counts it. Knows texts only.
+"""Answers compared with published ones: the F1 of their words, as LoCoMo counts it; and loops in them. Knows texts only.
 
 LoCoMo's script also stems words, by Porter; that is left out here, so that plurals and tenses count as other words.
 """
@@ -11,6 +11,7 @@ from collections import Counter
 
 _ARTICLES = re.compile(r"\b(?:a|an|the|and)\b")  # as LoCoMo's script has them
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s|\n")
 
 
 def words_of(text: str) -> list[str]:
@@ -41,3 +42,13 @@ def f1_of_parts(answer: str, published: str) -> float:
     """
     parts = published.split(",")
     return sum(max(f1(said, part) for said in answer.split(",")) for part in parts) / len(parts)
+
+
+def repeats(text: str) -> bool:
+    """Tell whether a text has a sentence, or a line, twice.
+
+    >>> repeats("It is red. Is it? It is Red."), repeats("It is red. It was red.")
+    (True, False)
+    """
+    sentences = [part.strip().lower() for part in _SENTENCE_ENDS.split(text) if part.strip()]
+    return len(set(sentences)) < len(sentences)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from hmt_memory import MemoryStore
+from hmt_memory.cli import main
 from hmt_memory.engine.backbone import Backbone
+from hmt_memory.engine.decoding import Decoding
 from hmt_memory.errors import InputError
 from hmt_memory.evaluate import answers as answers_module
 from hmt_memory.evaluate.answers import Answered, Loading, Plan, Question, answer, holds, measure
@@ -94,9 +98,9 @@ def test_an_impossible_plan_is_refused(options: dict[str, int], named: str) -> N
     ],
 )
 def test_what_counts_as_right_and_as_abstaining(answer: str, right: bool, abstains: bool) -> None:
-    outcome = Answered(Question("What is my dog called?", "Rex", "Bello"), answer, True, 1)
+    outcome = Answered(Question("What is my dog called?", "Rex", "Bello"), answer, True, 1, True)
     assert (outcome.says_it, outcome.abstains) == (right, abstains)
-    unknown = Answered(Question("What is my dog called?", None), answer, False, 0)
+    unknown = Answered(Question("What is my dog called?", None), answer, False, 0, True)
     assert not unknown.says_it and unknown.abstains == (re.search("know|told|information", answer) is not None)
 
 
@@ -104,11 +108,12 @@ def test_what_counts_as_right_and_as_abstaining(answer: str, right: bool, abstai
 def test_a_run_asks_in_another_process_what_the_first_has_told(chatty: str) -> None:
     said: list[str] = []
     plan = Plan(conversations=2, facts=3, changed=1, unknown=1, talk=0)
-    report = measure(Loading(chatty), plan, max_new_tokens=4, progress=said.append)
+    report = measure(Loading(chatty), plan, decoding=Decoding(max_new_tokens=4), progress=said.append)
     shares, answers = report.tables
     counted = {row[0]: (row[1], row[2]) for row in shares.rows}
     assert counted["told: in view"] == (6, 6), "the whole conversation is shown, and so is every fact"
     assert counted["told twice: the later value"][1] == 2 and counted["not told: says so"][1] == 2
+    assert counted["answers that repeat a sentence"][1] == 8 == counted["answers that end at the limit"][1]
     assert len(answers.rows) == 8 and all(row[2] for row in answers.rows)
     assert said == ["telling conversation 1 of 2", "telling conversation 2 of 2", "asking in a new process"]
 
@@ -117,8 +122,8 @@ def test_a_run_asks_in_another_process_what_the_first_has_told(chatty: str) -> N
 def test_a_model_may_answer_what_it_is_told(chatty: str, tmp_path: Path) -> None:
     (conversation,) = Plan(conversations=1, facts=2, changed=0, unknown=0, talk=1).make()
     told = [said for said, _ in conversation.turns]
-    for replied in (None, 3):
-        folder = tmp_path / str(replied)
+    for replied in (None, Decoding(max_new_tokens=3)):
+        folder = tmp_path / ("given" if replied is None else "replied")
         answers_module._tell(Loading(chatty), str(folder), [conversation], lambda _: None, replied)
         with MemoryStore(folder) as store:
             messages = list(store.session("0").messages())
@@ -143,6 +148,42 @@ def test_another_model_answers_from_what_one_has_read(chatty: str, monkeypatch: 
     with MemoryStore(tmp_path) as store:
         session = store.session("one", reader)
         session.add(messages)
-        outcome = answer(session, reader, conversation.questions[0], max_new_tokens=3, answerer=other)
+        outcome = answer(session, reader, conversation.questions[0], decoding=Decoding(max_new_tokens=3), answerer=other)
         assert outcome.in_view and wrote and all(backbone is other.backbone for backbone in wrote)
         assert len(session.messages()) == len(messages), "the question is forgotten"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_answer_that_the_limit_cuts_has_not_ended(chatty: str, tmp_path: Path, ends: bool) -> None:
+    model = Loading(chatty).load()
+    (end, *_), (conversation,) = sorted(model.backbone.end_ids), Plan(1, 3, 0, 0, 0).make()
+
+    def written(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.where(torch.arange(scores.shape[1]) == end, torch.inf if ends else -torch.inf, scores)
+
+    with MemoryStore(tmp_path) as store:
+        session = store.session("one", model)
+        session.add([{"role": "user", "content": said} for said, _ in conversation.turns])
+        decoding = Decoding(max_new_tokens=3, logits_processors=(written,))
+        assert answer(session, model, conversation.questions[0], decoding=decoding).ended == ends
+
+
+def test_loops_and_answers_that_are_cut_are_counted_among_all() -> None:
+    said = [("Rex.", True), ("It is. It is.", False), ("I don't know. I don't know.", True), ("A", False), ("B", False)]
+    questions = [Question("Who?", "Rex"), Question("Who?", "Rex", "Bello"), *[Question("Who?", None)] * 3]
+    outcomes = [Answered(asked, text, True, 1, ended) for asked, (text, ended) in zip(questions, said, strict=True)]
+    rows = {row[0]: row[1:] for row in answers_module._report(outcomes, {}).tables[0].rows}
+    assert rows["answers that repeat a sentence"][:3] == [2, 5, 0.4]
+    assert rows["answers that end at the limit"][:3] == [3, 5, 0.6]
+    assert rows["answers that end at the limit"][3] < 0.6 < rows["answers that end at the limit"][4]
+
+
+@pytest.mark.slow
+def test_the_command_passes_the_repetition_penalty_on(chatty: str, tmp_path: Path) -> None:
+    arguments = ["eval", "answers", "--conversations", "1", "--facts", "1", "--talk", "0", "--model", chatty]
+    for penalty, given in ((1.0, []), (1.5, ["--repetition-penalty", "1.5"])):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, "--reader", "same", "--out", str(tmp_path), *given])
+        assert not stopped.value.code
+        held = json.loads((tmp_path / "answers.json").read_text())
+        assert held["settings"]["repetition_penalty"] == penalty and held["settings"]["facts"] == 1

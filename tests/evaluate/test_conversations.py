@@ -20,7 +20,7 @@ from hmt_memory.evaluate.inside import Passage, Piece, located, shares_among, sh
 from hmt_memory.evaluate.outcomes import SESSION, Outcome, Reply, report
 from hmt_memory.evaluate.published import Question, Turn, load
 from hmt_memory.evaluate.remembering import Plan, measure, standard, tell, with_neighbours
-from hmt_memory.evaluate.scoring import f1, f1_of_parts
+from hmt_memory.evaluate.scoring import f1, f1_of_parts, repeats
 from hmt_memory.retrieval.citations import Message
 from hmt_memory.retrieval.ranking import RecalledSegment
 
@@ -263,6 +263,22 @@ def test_parts_between_commas_are_compared_each_with_its_best() -> None:
     assert f1_of_parts("cats, dogs", "dogs, cats") == 1
     assert f1_of_parts("cats", "dogs, cats, the birds") == pytest.approx(1 / 3)
     assert f1_of_parts("cats dogs", "dogs, cats") == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "twice"),
+    [
+        ("It is red. It is red.", True),
+        ("It is red. Is it? it is Red.", True),
+        ("- one\n- two\n\n- one", True),
+        ("It is red. It was red.", False),
+        ("At 3.5 m, 3.5 kg.", False),
+        ("No! No?", False),
+        ("", False),
+    ],
+)
+def test_a_text_repeats_where_a_sentence_or_a_line_stands_twice(said: str, twice: bool) -> None:
+    assert repeats(said) == twice
 
 
 def test_outcomes_are_scored_by_their_category_and_reported() -> None:
