@@ -95,8 +95,11 @@ def conversations(
     ] = None,
     max_tokens: options.MaxTokens = 48,
     baselines: Annotated[
-        bool, typer.Option("--baselines/--no-baselines", help="Compare with BM25, MiniLM and the latest turns.")
+        bool, typer.Option("--baselines/--no-baselines", help="Compare with BM25, MiniLM, the latest turns and the window.")
     ] = True,
+    without_words: Annotated[
+        bool, typer.Option("--without-words", help="Recall without words, too: by memories and meaning alone.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Draws the questions.")] = 0,
     adapter: options.Adapter = None,
     out: Results = Path("hmt-eval"),
@@ -111,7 +114,8 @@ def conversations(
     screen = Screen.standard()
     asked: dict[str, Any] = {"answers": answers, "questions": questions, "max_new_tokens": max_tokens, "seed": seed}
     chosen: dict[str, Any] = {"adapter": adapter, "model": model, "reader": reader, "dtype": dtype.value, "device": device}
-    experiments.conversations(paths, out, screen, asked={**asked, "baselines": baselines}, **chosen)
+    asked |= {"baselines": baselines, "without_words": without_words}
+    experiments.conversations(paths, out, screen, asked=asked, **chosen)
 
 
 @app.command()

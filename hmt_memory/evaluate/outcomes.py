@@ -5,7 +5,7 @@ The report holds no text of the conversations, whose licences are their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from .scoring import f1, f1_of_parts
 from .statistics import mean_interval
 
 SESSION = "the session's recall"
+WITHOUT_WORDS = "recall without words"
 COUNTS = (5, 10, 20)  # distinct turns
 _SHOWN = 1024  # the budget that is shown by category
 
@@ -30,6 +31,19 @@ class Reply(NamedTuple):
     in_view: bool  # whether a turn of evidence, or the published answer, stood in what the model was shown
 
 
+class Context(NamedTuple):
+    """A conversation as the context of a question, without a memory."""
+
+    tokens: int  # of its turns
+    room: int  # tokens for turns in the window of the model that answers
+    inside: float  # share of the evidence in the latest turns that fit
+
+    @property
+    def fits(self) -> bool:
+        """Whether all turns do."""
+        return self.tokens <= self.room
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of one question."""
@@ -39,6 +53,7 @@ class Outcome:
     inside: Mapping[str, Sequence[float]] = field(default_factory=dict)  # for each of BUDGETS, by the way of searching
     among: Mapping[str, Sequence[float]] = field(default_factory=dict)  # for each of COUNTS
     reply: Reply | None = None
+    context: Context | None = None
 
     @property
     def score(self) -> float | None:
@@ -82,6 +97,7 @@ def report(outcomes: Sequence[Outcome], settings: Mapping[str, Any], notes: Sequ
             _table("Share of the turns of evidence among the first so many turns", COUNTS, [one.among for one in counted]),
             _by_category(counted),
         ]
+        tables += _contexts(counted)
         figures.append(_figure(counted))
         notes = [
             "A character of the evidence counts once. Of a turn, only what was said counts, not its date or speaker.",
@@ -128,6 +144,28 @@ def _by_category(counted: Sequence[Outcome]) -> Table:
         own = [outcome.inside for outcome in counted if outcome.question.category == category]
         rows.append([category, len(own), *(f"{np.mean([shares[way][column] for shares in own]):.3f}" for way in ways)])
     return Table(f"Share of the evidence inside {_SHOWN:,} tokens, by category", ["category", "questions", *ways], rows)
+
+
+def _contexts(counted: Sequence[Outcome]) -> Iterator[Table]:
+    """Yield a table of how many conversations the window holds, and of the evidence in the turns that it holds."""
+    known = [(outcome.conversation, outcome.context) for outcome in counted if outcome.context is not None]
+    if not known:
+        return
+    rows: list[list[Any]] = []
+    for fits, name in ((True, "fit whole"), (False, "do not: the latest turns that fit")):
+        group = [(conversation, context) for conversation, context in known if context.fits == fits]
+        mean = mean_interval(np.array([context.inside for _, context in group])) if group else None
+        share = None if mean is None else f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"
+        tokens = _range(context.tokens for _, context in group)
+        rows.append([name, len({conversation for conversation, _ in group}), tokens, len(group), share])
+    title = f"Conversations as context, where the window has room for {_range(context.room for _, context in known)} tokens"
+    yield Table(title, ["", "conversations", "tokens of each", "questions", "share of the evidence"], rows)
+
+
+def _range(values: Iterable[int]) -> str | None:
+    """Write the least and the greatest of whole numbers; None: there are none."""
+    ends = sorted(set(values))
+    return " to ".join(f"{value:,}" for value in dict.fromkeys((ends[0], ends[-1]))) if ends else None
 
 
 def _figure(counted: Sequence[Outcome]) -> Figure:

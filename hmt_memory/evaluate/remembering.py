@@ -10,7 +10,7 @@ import random
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from ..sessions.memory_store import MemoryStore
 from .answers import holds
 from .evidence import BUDGETS, ENCODER_PACKAGE, bm25_scores, cosines, falling
 from .inside import Passage, located, shares_among, shares_inside, whole_turn
-from .outcomes import COUNTS, SESSION, Outcome, Reply, report
+from .outcomes import COUNTS, SESSION, WITHOUT_WORDS, Context, Outcome, Reply, report
 from .published import Published, Question
 
 if TYPE_CHECKING:
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from .report import Report
 
 WITHOUT_ENCODER = f"MiniLM is not compared with: the package {ENCODER_PACKAGE} is not installed."
+CHOSEN_ON = {
+    "LoCoMo": "Some weights of words, and that of the words beside a message, were chosen on conversations of LoCoMo.",
+    "QMSum": "Some weights of words were chosen on LoCoMo and on meetings of QMSum's validation part.",
+}
 _PASSAGES = 500  # recalled for a question: where they are sentences of ten tokens, 200 would not fill the largest budget
 _NEIGHBOUR = 0.25  # share of the scores of the turns before and after that a turn gets
 Ranking = Callable[[str], Sequence[Passage]]  # a question to passages, best first
@@ -43,6 +47,7 @@ class Plan:
     questions: int | None = None  # drawn from those of each conversation; None: all
     answers: bool = False
     baselines: bool = True
+    without_words: bool = False  # whether recall is also asked by memories and meaning alone
     max_new_tokens: int = 48
     seed: int = 0
 
@@ -90,16 +95,22 @@ def measure(
             session = store.session("conversation", model)
             turns = tell(session, conversation)
             searches = _searches(conversation, encoder) if plan.baselines else {}
-            rankings: dict[str, Ranking] = {SESSION: _recall_of(session, turns), **searches}
+            rankings: dict[str, Ranking] = {SESSION: _recall_of(session, turns)}
+            if plan.without_words:
+                wordless = replace(model.view, selection="recall")
+                rankings[WITHOUT_WORDS] = _recall_of(store.session("conversation", model, view=wordless), turns)
+            rankings |= searches
+            context = _context_of(conversation, plan, answerer or model) if plan.baselines else None
             reply = partial(_reply, session, conversation, plan, model, answerer) if plan.answers else None
             asked = plan.asked(conversation)
             for at, question in enumerate(asked):
                 progress(f"asking {whose}: question {at + 1} of {len(asked)}")
-                outcomes.append(_outcome(model.backbone, conversation, question, rankings, reply))
-    forms = ", ".join(dict.fromkeys(conversation.form for conversation in conversations))
-    said = {"form": forms, "conversations": len(conversations), **plan.described(), "questions": len(outcomes)}
-    missing = [WITHOUT_ENCODER] if plan.baselines and encoder is None else []
-    return report(outcomes, {**(settings or {}), **said}, missing), outcomes
+                outcomes.append(_outcome(model.backbone, conversation, question, rankings, reply, context))
+    forms = list(dict.fromkeys(conversation.form for conversation in conversations))
+    said = {"form": ", ".join(forms), "conversations": len(conversations), **plan.described(), "questions": len(outcomes)}
+    notes = [WITHOUT_ENCODER] if plan.baselines and encoder is None else []
+    notes += [CHOSEN_ON[form] for form in forms if form in CHOSEN_ON]
+    return report(outcomes, {**(settings or {}), **said}, notes), outcomes
 
 
 def tell(session: Session, conversation: Published) -> dict[int, int]:
@@ -156,6 +167,7 @@ def _outcome(
     question: Question,
     rankings: Mapping[str, Ranking],
     reply: Callable[[Question], Reply] | None,
+    context: Callable[[Question], Context] | None,
 ) -> Outcome:
     inside, among = {}, {}
     evidence = {number: conversation.turns[number].own for number in question.counted}
@@ -166,7 +178,23 @@ def _outcome(
             among[way] = shares_among(passages, list(evidence), COUNTS)
     comparable = question.answer is not None or question.unanswerable
     answered = reply(question) if reply is not None and comparable else None
-    return Outcome(conversation.name, question, inside, among, answered)
+    whole = context(question) if context is not None and evidence else None
+    return Outcome(conversation.name, question, inside, among, answered, whole)
+
+
+def _context_of(conversation: Published, plan: Plan, answerer: HMTModel) -> Callable[[Question], Context]:
+    """Compare a conversation with the window of the model that answers; the marks of a chat template are not counted."""
+    codec, positions = answerer.backbone, answerer.backbone.positions
+    latest = [whole_turn(number, turn.content) for number, turn in enumerate(conversation.turns)][::-1]
+    tokens = sum(len(codec.encode(turn.text, literal=True)) for turn in latest)
+    asked = max((len(codec.encode(question.text, literal=True)) for question in conversation.questions), default=0)
+    room = tokens if positions is None else max(0, positions - asked - plan.max_new_tokens)
+
+    def context(question: Question) -> Context:
+        evidence = {number: conversation.turns[number].own for number in question.counted}
+        return Context(tokens, room, *shares_inside(latest, evidence, [room], codec))
+
+    return context
 
 
 def _reply(

@@ -13,13 +13,14 @@ from tiny import SMALL
 
 from hmt_memory import HMTModel, MemoryStore
 from hmt_memory.cli import main
+from hmt_memory.engine.backbone import Backbone
 from hmt_memory.errors import InputError
 from hmt_memory.evaluate import evidence as evidence_module
 from hmt_memory.evaluate.evidence import bm25_scores, packaged_encoder
 from hmt_memory.evaluate.inside import Passage, Piece, located, shares_among, shares_inside, whole_turn
-from hmt_memory.evaluate.outcomes import SESSION, Outcome, Reply, report
-from hmt_memory.evaluate.published import Question, Turn, load
-from hmt_memory.evaluate.remembering import Plan, measure, standard, tell, with_neighbours
+from hmt_memory.evaluate.outcomes import SESSION, WITHOUT_WORDS, Context, Outcome, Reply, report
+from hmt_memory.evaluate.published import Published, Question, Turn, load
+from hmt_memory.evaluate.remembering import CHOSEN_ON, Plan, measure, standard, tell, with_neighbours
 from hmt_memory.evaluate.scoring import f1, f1_of_parts, repeats
 from hmt_memory.retrieval.citations import Message
 from hmt_memory.retrieval.ranking import RecalledSegment
@@ -345,7 +346,9 @@ def test_a_run_finds_the_evidence_and_leaves_the_session_as_it_was(tmp_path: Pat
     assert first.inside["most recent turns"][0] == 0 and first.inside["most recent turns"][3] == 1
     assert outcomes[1].question.evidence == (2, 3) and outcomes[1].among["most recent turns"] == [0, 0, 1]
     assert (
-        made.settings["form"] == "LoCoMo, BEAM" and made.settings["questions"] == 9 and not made.notes[-1].startswith("MiniLM")
+        made.settings["form"] == "LoCoMo, BEAM"
+        and made.settings["questions"] == 9
+        and not any("MiniLM" in note for note in made.notes)
     )
     replied = {outcome.question.text: outcome.reply is not None for outcome in outcomes}
     assert [text for text, there in replied.items() if not there] == ["A drink?"]
@@ -370,10 +373,68 @@ def test_what_was_asked_is_forgotten_before_the_next_question(tmp_path: Path, ch
     assert sizes == [4, 4, 4]
 
 
+def test_recall_without_words_is_that_of_a_session_opened_for_it(tmp_path: Path, chatty: str, monkeypatch: Any) -> None:
+    from hmt_memory.sessions.session import Session
+
+    asked: list[tuple[str, str]] = []
+    recall = Session.recall
+
+    def noted(session: Session, query: str, *arguments: Any, **options: Any) -> Any:
+        asked.append((session._model.view.selection, query))
+        return recall(session, query, *arguments, **options)
+
+    monkeypatch.setattr(Session, "recall", noted)
+    model, chats = HMTModel.from_pretrained(chatty, config=SMALL), load([_beam(tmp_path)])
+    made, outcomes = measure(model, chats, Plan(without_words=True, baselines=False))
+    assert [row[0] for row in made.tables[0].rows] == [SESSION, WITHOUT_WORDS]
+    questions = [outcome.question.text for outcome in outcomes if outcome.inside]
+    assert asked == [(selection, text) for text in questions for selection in ("fused", "recall")] and len(questions) == 3
+
+
+def test_a_report_marks_data_that_something_was_chosen_on(chatty: str) -> None:
+    said, asked = (Turn("A", "My boat is blue."),), (Question("Which colour?", "single-hop", (0,)),)
+    model = HMTModel.from_pretrained(chatty)
+    for forms in (["LoCoMo"], ["REALTALK", "BEAM"], ["REALTALK", "QMSum", "LoCoMo"]):
+        made, _ = measure(model, [Published("c", form, said, asked) for form in forms], Plan(baselines=False))
+        marked = [form for form in forms if form in ("QMSum", "LoCoMo")]
+        assert [note for note in made.notes if "chosen" in note] == [CHOSEN_ON[form] for form in marked]
+
+
+def test_conversations_are_compared_with_the_window_of_the_model_that_answers(chatty: str) -> None:
+    model, answerer = HMTModel.from_pretrained(chatty, config=SMALL), HMTModel.from_pretrained(chatty, config=SMALL)
+    turns = [Turn("A", "x" * 17) for _ in range(8)]  # 20 tokens each, of a byte
+    asked = (Question("Which?", "k", (0, 7)), Question("And why?", "k", (6,)), Question("Who?", "k", (), None, True))
+    answerer.backbone.config.max_position_embeddings = 100 + 8 + 3  # tokens for turns, for the longest question, for the answer
+    chats = [
+        Published("long", "X", tuple(turns), asked),
+        Published("short", "X", tuple(turns[:5]), (Question("q", "k", (0,)),)),
+    ]
+    made, outcomes = measure(model, chats[:1], Plan(max_new_tokens=3), answerer=answerer)
+    assert [outcome.context for outcome in outcomes] == [Context(160, 100, 0.5), Context(160, 100, 1.0), None]
+    (table,) = [table for table in made.tables if "window" in table.title]
+    assert "100 tokens" in table.title
+    assert table.rows == [
+        ["fit whole", 0, None, 0, None],
+        ["do not: the latest turns that fit", 1, "160", 2, "0.750 (0.500 to 1.000)"],
+    ]
+    _, outcomes = measure(model, chats, Plan(max_new_tokens=3), answerer=answerer)
+    assert [outcome.context and outcome.context.fits for outcome in outcomes] == [False, False, None, True]
+    assert outcomes[3].context == Context(100, 107, 1.0)
+    made = report(outcomes, {})
+    (table,) = [table for table in made.tables if "window" in table.title]
+    assert "100 to 107 tokens" in table.title and table.rows[0] == ["fit whole", 1, "100", 1, "1.000 (1.000 to 1.000)"]
+
+
+def test_a_window_without_end_holds_every_conversation(chatty: str, monkeypatch: Any) -> None:
+    model = HMTModel.from_pretrained(chatty, config=SMALL)
+    monkeypatch.setattr(Backbone, "positions", None)
+    chat = Published("c", "X", (Turn("A", "x" * 5000),), (Question("Which?", "k", (0,)),))
+    _, (outcome,) = measure(model, [chat], Plan())
+    assert outcome.context == Context(5003, 5003, 1.0) and outcome.context.fits
+
+
 @pytest.mark.parametrize(("told", "in_view"), [(Turn("A", "My boat is blue."), True), (Turn("A", "Nothing much."), False)])
 def test_evidence_in_view_is_what_the_model_was_shown(tmp_path: Path, chatty: str, told: Turn, in_view: bool) -> None:
-    from hmt_memory.evaluate.published import Published
-
     model = HMTModel.from_pretrained(chatty)
     talk = [told, *(Turn("B", text) for text in TALK)]
     chat = Published("c", "LoCoMo", tuple(talk), (Question("Which colour?", "single-hop", (), "my boat is BLUE"),))
@@ -406,9 +467,9 @@ def test_the_command_writes_its_report_and_the_answers(tmp_path: Path, chatty: s
     assert [row[0] for row in held["tables"][0]["rows"]] == [SESSION, "BM25 of turns", "most recent turns"]
     answers = [json.loads(line) for line in (tmp_path / "out/conversations-answers.jsonl").read_text().splitlines()]
     assert len(answers) == 4 and {"question", "said", "score", "in view", "category"} <= set(answers[0])
-    assert run([*arguments, "--no-baselines"]) == 0
+    assert run([*arguments, "--no-baselines", "--without-words"]) == 0
     held = json.loads((tmp_path / "out/conversations.json").read_text())
-    assert [row[0] for row in held["tables"][0]["rows"]] == [SESSION] and len(held["tables"]) == 3
+    assert [row[0] for row in held["tables"][0]["rows"]] == [SESSION, WITHOUT_WORDS] and len(held["tables"]) == 3
     assert not any("MiniLM" in note for note in held["notes"]) and held["settings"]["questions of each"] == "all"
 
 
