@@ -44,11 +44,20 @@ def f1_of_parts(answer: str, published: str) -> float:
     return sum(max(f1(said, part) for said in answer.split(",")) for part in parts) / len(parts)
 
 
+def sentences_of(text: str) -> list[str]:
+    r"""Return the sentences of a text, or its lines where they have no end, in lower case.
+
+    >>> sentences_of("It is red. Is it?\n- no")
+    ['it is red.', 'is it?', '- no']
+    """
+    return [part.strip().lower() for part in _SENTENCE_ENDS.split(text) if part.strip()]
+
+
 def repeats(text: str) -> bool:
     """Tell whether a text has a sentence, or a line, twice.
 
     >>> repeats("It is red. Is it? It is Red."), repeats("It is red. It was red.")
     (True, False)
     """
-    sentences = [part.strip().lower() for part in _SENTENCE_ENDS.split(text) if part.strip()]
+    sentences = sentences_of(text)
     return len(set(sentences)) < len(sentences)
