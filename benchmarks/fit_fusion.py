@@ -49,6 +49,15 @@ class Ranked(NamedTuple):
     given: np.ndarray  # [n] the logit of what is not fitted
 
 
+class Noting(NamedTuple):
+    """What a threshold notes."""
+
+    told: float  # share of the questions about what was told whose right passage is noted
+    passages: float  # noted for each of these, in the mean
+    untold: float  # share of the questions about what was not told for which nothing is noted
+    idle: float  # the same of talk that asks for nothing that could be told
+
+
 def conversation(chats: Sequence[Sequence[str]], chance: random.Random) -> tuple[list[dict[str, str]], list[Asked]]:
     """Make the messages of a conversation, and what is asked about it."""
     turns = [(one, other) for chat in chance.sample(list(chats), 6) for one, other in zip(chat[::2], chat[1::2], strict=False)]
@@ -130,15 +139,32 @@ def report(rows: Sequence[Ranked], weights: np.ndarray) -> None:
             places.append(order.index(row.asked.right) if row.asked.right in order else len(order) + 99)
         first, five = (np.mean(np.array(places) < few) for few in (1, 5))
         print(f"{name:14} right passage first {first:.3f}, in the first five {five:.3f}")
-    other = [row for row in rows if not row.asked.right]
     for threshold in (0.01, 0.02, 0.04, 0.08, 0.15):
-        noted = {key: values >= max(threshold, 0.05 * values.max(initial=0)) for key, values in likely.items()}
-        kept = [row.asked.right in np.array(row.texts)[noted[id(row)]] for row in told]
-        many, none = [noted[id(row)].sum() for row in told], [not noted[id(row)].any() for row in other]
+        found = noting(rows, [likely[id(row)] for row in rows], threshold)
         print(
-            f"from {threshold:.2f} on: {np.mean(kept):.3f} of what was told is noted, among {np.mean(many):.1f} passages; "
-            f"nothing for {np.mean(none or [0]):.3f} of what was not told"
+            f"from {threshold:.2f} on: {found.told:.3f} of what was told is noted, among {found.passages:.1f} passages; "
+            f"nothing for {found.untold:.3f} of what was not told, for {found.idle:.3f} of talk that asks for nothing"
         )
+
+
+def noting(rows: Sequence[Ranked], likely: Sequence[np.ndarray], threshold: float) -> Noting:
+    """Return what a threshold notes, apart for what was told, for what was not, and for talk that asks for nothing.
+
+    Args:
+        rows: what was found for each question.
+        likely: [n] for each, how likely its passages answer.
+        threshold: the least likelihood of a passage that is noted.
+    """
+    told, many = [], []
+    nothing: dict[bool, list[bool]] = {False: [], True: []}
+    for row, values in zip(rows, likely, strict=True):
+        noted = values >= max(threshold, 0.05 * values.max(initial=0))
+        if row.asked.right:
+            told.append(row.asked.right in np.array(row.texts)[noted])
+            many.append(noted.sum())
+        else:
+            nothing[row.asked.question in _IDLE].append(not noted.any())
+    return Noting(*(float(np.mean(values or [0])) for values in (told, many, nothing[False], nothing[True])))
 
 
 def main() -> None:
