@@ -16,7 +16,7 @@ from typing import Any
 from fit_fusion import _IDLE, MODEL, conversation, personas
 
 from hmt_memory import HMTModel, MemoryStore
-from hmt_memory.engine import abstaining, generate
+from hmt_memory.engine import abstaining, writing
 from hmt_memory.evaluate.answers import holds
 from hmt_memory.train import relations
 
@@ -85,7 +85,7 @@ def _chances_met() -> list[float]:
             chances.append(found.probability)
         return found
 
-    generate.abstention = noted
+    writing.abstention = noted
     return chances
 
 
