@@ -50,7 +50,7 @@ class Decoding:
     temperature: float = 0.0  # the randomness of sampling; 0 is greedy
     top_p: float = 1.0  # keep the smallest set of tokens with this mass
     top_k: int = 0  # keep so many tokens; 0: all
-    repetition_penalty: float = 1.0  # above 1 makes tokens that the view shows or the answer has less likely
+    repetition_penalty: float = 1.0  # above 1 makes tokens of the recent turns, the question and the answer less likely
     seed: int | None = None  # makes sampling repeatable; None: torch's global generator
     stop: str | Iterable[str] | None = ()  # strings that end the answer and are not part of it; kept as a tuple
     logits_processors: Iterable[Any] = ()  # transformers' `LogitsProcessor`s, applied before all others; kept as a tuple

@@ -19,7 +19,7 @@ from tiny import CHATML, FAMILIES, KINDS, NO_SYSTEM, SMALL, byte_tokenizer, else
 from hmt_memory import HMTModel, HMTState, ViewConfig
 from hmt_memory.chat.transcript import Transcript
 from hmt_memory.engine.backbone import cache_argument
-from hmt_memory.engine.decoding import Detokenizer, StopStrings, align
+from hmt_memory.engine.decoding import Decoding, Detokenizer, StopStrings, align
 from hmt_memory.engine.generate import recall_segments
 from hmt_memory.engine.turns import Turns
 from hmt_memory.engine.view import View
@@ -128,6 +128,19 @@ def test_without_memory_an_answer_is_transformers_own(family: str) -> None:
         ids[None], max_new_tokens=6, min_new_tokens=6, do_sample=False, repetition_penalty=1.3
     )
     assert answer.ids == theirs[0, 9:].tolist()
+
+
+def test_a_repetition_penalty_counts_the_stream_and_the_answer_but_no_notes_and_nothing_pinned() -> None:
+    counted: list[list[int]] = []
+
+    def seen(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        counted.append(ids[0].tolist())
+        return scores
+
+    said, notes, pinned = random_ids(9), random_ids(5, seed=1), random_ids(4, seed=2)
+    decoding = Decoding(max_new_tokens=2, min_new_tokens=2, repetition_penalty=1.1, logits_processors=(seen,))
+    answer = tiny_model().generate(said, notes=notes, pinned=pinned, decoding=decoding).finish()
+    assert counted == [said.tolist(), [*said.tolist(), answer.ids[0]]]
 
 
 def test_answers_continue_a_state_like_one_stream() -> None:

@@ -56,6 +56,13 @@ def test_what_is_told_now_is_acknowledged_and_not_said_again() -> None:
     assert unknown > heard > 20
 
 
+def test_a_fifth_to_two_fifths_of_what_is_asked_was_never_told() -> None:
+    """Counted among all that is asked or said behind a view, and among questions alone."""
+    answers = [answer for number in range(200) for _, answer in Exercises().draw(f"share {number}").asked]
+    unknown, heard = (sum(answer in known for answer in answers) for known in (UNKNOWN, HEARD))
+    assert len(answers) > 1000 and 0.2 < unknown / len(answers) < unknown / (len(answers) - heard) < 0.4
+
+
 def test_what_was_answered_last_is_right_wrong_or_unknown() -> None:
     """So it is no evidence, and an answer has to rest on what was told."""
     chance, answers = random.Random(0), Counter()
