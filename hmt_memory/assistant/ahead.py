@@ -19,6 +19,18 @@ class Ahead(Choosing):
     def is_loaded(self) -> bool:
         """True once the weights are in memory."""
 
+    @property
+    def is_ready(self) -> bool:
+        """True once nothing has to be loaded any more: the weights that answer and those that read are in memory."""
+        return self.is_loaded and (self._reader is self._weights or self._reader.is_loaded)
+
+    def load(self) -> None:
+        """Load the model and its reader, unless they are in memory.
+
+        Raises the errors of `HMTModel.from_pretrained`.
+        """
+        _ = self.model, self.reader
+
     @abstractmethod
     def session(self, name: str) -> Session:
         """Return the session of that name, made if there is none."""
