@@ -15,9 +15,9 @@ class Ahead(Choosing):
     """The work of an assistant ahead of questions."""
 
     @property
-    @abstractmethod
     def is_loaded(self) -> bool:
         """True once the weights are in memory."""
+        return self._weights.is_loaded
 
     @property
     def is_ready(self) -> bool:

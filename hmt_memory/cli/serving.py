@@ -45,6 +45,9 @@ def serve(
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="The token of --token may look only.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 4,
+    together: Annotated[
+        int, typer.Option(min=0, help="Answers that share their steps, for GPUs; then at least so many are written at once.")
+    ] = 0,
     no_load: Annotated[
         bool, typer.Option("--no-load", help="Load the model with the first call that needs it, not as the server starts.")
     ] = False,
@@ -126,9 +129,17 @@ def serve(
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
     tiers = Tiers.of_mebibytes(hot_mib, warm_mib, folder=warm_folder, fetch_ahead=fetch_ahead)
     assistant = Assistant(
-        model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device, vllm=vllm, tiers=tiers
+        model,
+        adapter=adapter,
+        reader=reader,
+        store=place,
+        dtype=dtype.value,
+        device=device,
+        vllm=vllm,
+        together=together,
+        tiers=tiers,
     )
-    settings, required = Settings(hosts=hosts, answers=answers), tokens if len(tokens) else None
+    settings, required = Settings(hosts=hosts, answers=max(answers, together)), tokens if len(tokens) else None
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     said = f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered."
     here = address if host not in _ANY else f"http://127.0.0.1:{port}"
