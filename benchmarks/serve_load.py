@@ -33,7 +33,7 @@ _PATIENCE = 120.0  # seconds that a server may take to come back
 _SAMPLE = 0.5  # seconds between looks at the process
 # The processes of the server: for how long, in shares of the time, and how each ends.
 _LIVES = ((0.3, signal.SIGTERM), (0.3, signal.SIGTERM), (0.2, signal.SIGKILL), (0.2, None))
-_LONG = 600  # samples of a process from which on it is said to leak
+_LONG = 600  # samples of a process from which on its memory is judged: before, it grows by what it keeps
 _MOST_GROWTH = 0.2  # of its memory in the second half
 _MOST_DESCRIPTORS = 400  # each of the threads has a connection to the store
 TENANTS = ("ann", "bob", "eve")
@@ -411,10 +411,15 @@ class Life:
         self.megabytes.append(server.megabytes())
         self.descriptors.append(server.descriptors())
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether it ran for long enough to say that its memory does not grow."""
+        return len(self.megabytes) >= _LONG
+
     def wrong(self) -> Iterator[str]:
         """Yield what looks like a leak."""
         half = self.megabytes[len(self.megabytes) // 2 :]
-        if len(self.megabytes) >= _LONG and half[-1] > (1 + _MOST_GROWTH) * half[0]:
+        if self.is_judged and half[-1] > (1 + _MOST_GROWTH) * half[0]:
             yield f"memory grows: {half[0]:.0f} MB, then {half[-1]:.0f} MB"
         if max(self.descriptors, default=0) > _MOST_DESCRIPTORS:
             yield f"{max(self.descriptors)} descriptors are open"
@@ -424,7 +429,17 @@ class Life:
         return (
             f"{len(memory) * _SAMPLE:.0f} s: {memory[0]:.0f} MB at first, {memory[len(memory) // 2]:.0f} MB half-way, "
             f"{memory[-1]:.0f} MB at last; {files[0]}, {files[len(files) // 2]} and {files[-1]} descriptors"
+            + ("" if self.is_judged else f"; memory not judged in less than {_LONG * _SAMPLE:.0f} s")
         )
+
+
+def verdict(wrong: Sequence[str], lives: Sequence[Life]) -> str:
+    """Return what is said of a load at last: all that was wrong, or what was looked for and not found."""
+    if wrong:
+        return "\n".join(["WRONG:", *wrong])
+    judged = sum(life.is_judged for life in lives)
+    leak = "no leak" if judged == len(lives) else f"no leak of files; memory judged in {judged} of {len(lives)} processes"
+    return f"nothing lost, nothing twice, no words of others, {leak}"
 
 
 def load(

@@ -15,9 +15,21 @@ class Ahead(Choosing):
     """The work of an assistant ahead of questions."""
 
     @property
-    @abstractmethod
     def is_loaded(self) -> bool:
         """True once the weights are in memory."""
+        return self._weights.is_loaded
+
+    @property
+    def is_ready(self) -> bool:
+        """True once nothing has to be loaded any more: the weights that answer and those that read are in memory."""
+        return self.is_loaded and (self._reader is self._weights or self._reader.is_loaded)
+
+    def load(self) -> None:
+        """Load the model and its reader, unless they are in memory.
+
+        Raises the errors of `HMTModel.from_pretrained`.
+        """
+        _ = self.model, self.reader
 
     @abstractmethod
     def session(self, name: str) -> Session:

@@ -59,6 +59,8 @@ class Assistant(Ahead):
             name or a model; "same": `model` does both. None: `model` does both if its memory is trained, or if it is a model
             that is loaded already; for others the bundled model reads what they have not read before.
         vllm: address of a vLLM server with the weights of `model`, which writes its answers (`answerers.VLLMServer`).
+        together: how many answers that are written at the same time share their steps, as of `HMTModel.batch_answers`; 0 or 1:
+            none do.
         tiers: of a store that is opened here, as of `MemoryStore`.
 
     Raises:
@@ -76,12 +78,15 @@ class Assistant(Ahead):
         config: str | None = None,
         reader: str | HMTModel | None = None,
         vllm: str | None = None,
+        together: int = 0,
         tiers: Tiers | None = None,
     ) -> None:
         self._store = None if store is None or isinstance(store, (str, Path)) else store
         place = default_store() if store is None else store if self._store is None else self._store.folder
         self.folder, self._tiers = str(place), tiers  # of the store
-        chosen = loading(model, reader, adapter=adapter, dtype=dtype, device=device, config=config, vllm=vllm)
+        chosen = loading(
+            model, reader, adapter=adapter, dtype=dtype, device=device, config=config, vllm=vllm, together=together
+        )
         self.settings = chosen.settings  # those that the models are loaded by
         self._weights, self._reader, self._by_default = chosen.model, chosen.reader, chosen.by_default
         self._namespace = Namespace()
@@ -111,11 +116,6 @@ class Assistant(Ahead):
     def name(self) -> str:
         """The model's name. Does not load it."""
         return self.settings.model
-
-    @property
-    def is_loaded(self) -> bool:
-        """True once the weights are in memory."""
-        return self._weights.is_loaded
 
     @property
     def model(self) -> HMTModel:

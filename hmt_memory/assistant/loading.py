@@ -30,6 +30,7 @@ class ModelSettings:
     config: str | None = None  # sizes of an untrained model, as JSON
     vllm: str | None = None  # address of a vLLM server with the weights of `model`, which writes its answers
     reader: str | None = None  # reads and remembers, while `model` answers from notes; "same": `model` itself; None: as is best
+    together: int = 0  # answers that share their steps
 
 
 class Weights:
@@ -68,6 +69,8 @@ class Weights:
                 model = HMTModel.from_pretrained(
                     chosen.model, adapter=chosen.adapter, config=config, dtype=chosen.dtype, device=chosen.device
                 )
+                if chosen.together > 1:
+                    model.batch_answers(chosen.together)
                 self._model = model if chosen.vllm is None else _written_by(chosen.vllm, model)
             return self._model
 
@@ -111,6 +114,7 @@ def loading(
     device: str = "auto",
     config: str | None = None,
     vllm: str | None = None,
+    together: int = 0,
 ) -> Loading:
     """Return the weights of a model and of its reader, not loaded yet.
 
@@ -122,11 +126,16 @@ def loading(
         device: of both.
         config: of an untrained model, as JSON.
         vllm: address of a vLLM server that writes the answers of `model`.
+        together: answers that share their steps, as of `HMTModel.batch_answers`.
 
     Raises:
         InputError: `model` is the address of a server, and something is wanted of it that only a model here does; or it is a
-            model, and `vllm` is given.
+            model, and `vllm` or `together` is given; or both are.
     """
+    if together and (not isinstance(model, str) or places.is_address(model) or vllm is not None):
+        raise InputError(
+            "together= is about a model by name that writes here. Leave it out; of a model object, call batch_answers()."
+        )
     if isinstance(model, str) and places.is_address(model):
         return _behind(model, reader, adapter, dtype, device, config, vllm)
     if vllm is not None and not isinstance(model, str):
@@ -136,7 +145,7 @@ def loading(
     usual = default_reader(model, adapter, config) if reader is None and isinstance(model, str) else None
     other = None if reader == SAME else usual if reader is None else reader
     if isinstance(model, str):
-        settings = ModelSettings(model, given, dtype, device, config, vllm, named)
+        settings = ModelSettings(model, given, dtype, device, config, vllm, named, together)
         own = shared_weights(settings if other is None else replace(settings, adapter=None))
     else:
         settings = ModelSettings(model.backbone.name, reader=named)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 import urllib.request
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +21,9 @@ from ..server.logs import LogFormat
 from . import options
 from .options import DEFAULT_MODEL, Dtype
 from .terminal import Screen
+
+if TYPE_CHECKING:
+    from ..server.readiness import Readiness
 
 _ANY = ("0.0.0.0", "::")
 _SECONDS = 30  # in which a server starts
@@ -38,6 +45,12 @@ def serve(
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="The token of --token may look only.")] = False,
     answers: Annotated[int, typer.Option(min=1, help="Answers that are written at once.")] = 4,
+    together: Annotated[
+        int, typer.Option(min=0, help="Answers that share their steps, for GPUs; then at least so many are written at once.")
+    ] = 0,
+    no_load: Annotated[
+        bool, typer.Option("--no-load", help="Load the model with the first call that needs it, not as the server starts.")
+    ] = False,
     log_format: Annotated[
         LogFormat, typer.Option(help="Form of the lines on standard error; with json, one for each call.")
     ] = LogFormat.text,
@@ -110,13 +123,23 @@ def serve(
         raise InputError("--read-only and --of are about a new token: name it with --token.")
     if replicas is not None and not ray:
         raise InputError("--replicas says how many answer on a Ray cluster: give it with --ray.")
+    if ray and no_load:
+        raise InputError("replicas load the model before they are called: leave out --no-load.")
     # A page of another site that leads a browser here by a name of its own has no token to show.
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
     tiers = Tiers.of_mebibytes(hot_mib, warm_mib, folder=warm_folder, fetch_ahead=fetch_ahead)
     assistant = Assistant(
-        model, adapter=adapter, reader=reader, store=place, dtype=dtype.value, device=device, vllm=vllm, tiers=tiers
+        model,
+        adapter=adapter,
+        reader=reader,
+        store=place,
+        dtype=dtype.value,
+        device=device,
+        vllm=vllm,
+        together=together,
+        tiers=tiers,
     )
-    settings, required = Settings(hosts=hosts, answers=answers), tokens if len(tokens) else None
+    settings, required = Settings(hosts=hosts, answers=max(answers, together)), tokens if len(tokens) else None
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     said = f"{assistant.name} answers at {address}/v1, and {address} shows what is remembered."
     here = address if host not in _ANY else f"http://127.0.0.1:{port}"
@@ -141,9 +164,28 @@ def serve(
         return
     if show:
         opening.start()
-    app = create_app(assistant, settings, tokens=required)
+    app = create_app(assistant, settings, tokens=required, load=not no_load)
     screen.note(said)
-    uvicorn.run(app, host=host, port=port, log_level="warning", log_config=logs.settings(log_format), server_header=False)
+    with _not_waiting(app.state.readiness):
+        uvicorn.run(app, host=host, port=port, log_level="warning", log_config=logs.settings(log_format), server_header=False)
+
+
+@contextmanager
+def _not_waiting(readiness: Readiness) -> Iterator[None]:
+    """Serve inside; if the model is still being loaded then, end the process at once.
+
+    Python would end that thread in the middle of torch, and the process with it.
+    """
+    code = 0
+    try:
+        yield
+    except SystemExit:  # as where the port is taken; the server has said so
+        code = 1
+    if readiness.is_loading:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise typer.Exit(code)
 
 
 def _open(address: str) -> None:

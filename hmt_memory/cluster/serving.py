@@ -123,7 +123,7 @@ class Replica:
         self._begun: asyncio.Future[None] | None = None
         self._life: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        assert assistant.model and assistant.reader  # loads both: nobody is sent here before
+        assistant.load()  # nobody is sent here before
 
     async def answer(self, call: Sent) -> AsyncGenerator[list[Any], None]:
         """Answer a call; yield what ASGI sends, as soon as it is there."""

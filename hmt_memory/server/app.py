@@ -29,6 +29,7 @@ from .memory import Known
 from .metrics import CONTENT_TYPE, Counted, Metrics
 from .pages.routes import STATIC, failure
 from .pages.routes import router as pages
+from .readiness import Readiness
 from .settings import Settings
 from .stored_responses import tidy
 
@@ -37,13 +38,16 @@ if TYPE_CHECKING:
     from .tokens import Tokens
 
 
-def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens: Tokens | None = None) -> FastAPI:
+def create_app(
+    assistant: Assistant, settings: Settings | None = None, *, tokens: Tokens | None = None, load: bool = False
+) -> FastAPI:
     """Make the application.
 
     Args:
         assistant: answers, and keeps the sessions.
         settings: what is allowed.
         tokens: one of which every caller has to show; None: nobody needs one.
+        load: whether the model is loaded as the application starts, behind it, and not only with the first call that needs it.
     """
     settings = settings or Settings()
     # FastAPI's own telemetry would tell whoever collects what was said, in the messages of errors.
@@ -61,6 +65,7 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     app.state.looking = Gate(settings.looking, settings.waiting)
     app.state.settings, app.state.metrics = settings, metrics
     app.state.door = door = Door(settings, metrics)
+    app.state.readiness = readiness = Readiness(assistant)
     since = int(time.time())
     tools = Mounted(assistant, app.state.looking)
     app.mount("/mcp", tools)
@@ -68,6 +73,8 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
     @asynccontextmanager
     async def running(_: FastAPI) -> AsyncIterator[None]:
         """Clear away what unfinished answers have left, serve, and send the last spans."""
+        if load:
+            readiness.begin()
         await run_in_threadpool(tidy, assistant, 2 * settings.seconds)
         async with tools.manager.run(), door.background.running():
             yield
@@ -86,9 +93,10 @@ def create_app(assistant: Assistant, settings: Settings | None = None, *, tokens
 
     @app.get("/ready")
     async def ready(response: Response) -> dict[str, str]:
-        """Tell whether the model is loaded."""
-        response.status_code = 200 if assistant.is_loaded else 503
-        return {"status": "ready" if assistant.is_loaded else "the model is loaded with the first answer"}
+        """Tell whether the model is loaded; if it is not, why."""
+        missing = readiness.missing(reason=tokens is None)
+        response.status_code = 200 if missing is None else 503
+        return {"status": missing or "ready"}
 
     @app.get("/metrics", responses=TEXT, response_class=PlainTextResponse)
     async def measured(_: Known) -> Response:

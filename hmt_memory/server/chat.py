@@ -222,10 +222,15 @@ class Chunks:
         return json.dumps({**self._about, "choices": [choice], **more})
 
 
-def usage_of(written: Written[Any]) -> dict[str, int]:
+def usage_of(written: Written[Any]) -> dict[str, Any]:
     """Return the counts of an answer or of texts, as OpenAI has them for both."""
-    asked, answered = written.input_tokens, written.answer.usage.completion_tokens
-    return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
+    asked, usage = written.input_tokens, written.answer.usage
+    return {
+        "prompt_tokens": asked,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": asked + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": min(asked, usage.cached_tokens)},
+    }
 
 
 def _logprobs(chances: Sequence[TokenChance]) -> dict[str, Any] | None:

@@ -182,7 +182,7 @@ class Texts(Written[Piece]):
 
 
 def _chunks(
-    about: Mapping[str, Any], choices: Iterable[Mapping[str, Any]], usage: Mapping[str, int] | None = None
+    about: Mapping[str, Any], choices: Iterable[Mapping[str, Any]], usage: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
     """Yield a chunk of each choice, and one of the counts if there are any."""
     same = {name: about[name] for name in ("id", "object", "created", "model")}
@@ -197,4 +197,5 @@ def _choice(piece: Piece) -> dict[str, Any]:
 
 
 def _sum(one: Usage, other: Usage) -> Usage:
-    return Usage(one.prompt_tokens + other.prompt_tokens, one.completion_tokens + other.completion_tokens, 0)
+    asked, answered = one.prompt_tokens + other.prompt_tokens, one.completion_tokens + other.completion_tokens
+    return Usage(asked, answered, 0, one.cached_tokens + other.cached_tokens)

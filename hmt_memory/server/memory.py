@@ -15,14 +15,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import anyio
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from ..errors import InputError, StoreDamagedError
-from .bodies import ChatMessage
-from .description import FILE, TAKES_FILE, shows
+from .description import FILE, TAKES_FILE
 from .guard import Caller, caller
+from .memory_bodies import (
+    Added,
+    AddedDocuments,
+    Attached,
+    Corpus,
+    Documents,
+    Forgotten,
+    Fork,
+    Found,
+    Id,
+    Listed,
+    Messages,
+    Named,
+    New,
+    Passages,
+    Retention,
+    Said,
+    Session,
+    Stored,
+    Verified,
+)
 from .tracing import Span
 
 if TYPE_CHECKING:
@@ -73,66 +92,7 @@ Known = Annotated[Caller, Depends(caller)]
 Writer = Annotated[Caller, Depends(_writer)]
 Memory = Annotated[Any, Depends(assistant_of)]  # an `Assistant`; FastAPI would look into its type
 TopK = Annotated[int, Query(ge=1, le=100)]
-Id = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]  # what a database holds
 Words = Annotated[str, Query(min_length=1, max_length=100_000)]
-
-
-class New(BaseModel):
-    """A session or corpus to be made."""
-
-    model_config = shows({"name": "alice"})
-
-    name: str
-
-
-class Said(BaseModel):
-    """Messages to be added."""
-
-    model_config = shows({"messages": [{"role": "user", "content": "Ida grows roses."}]})
-
-    messages: list[ChatMessage] = Field(min_length=1)
-
-
-class Fork(BaseModel):
-    """A fork to be made."""
-
-    model_config = shows({"name": "alice-what-if"})
-
-    name: str
-    upto: Id | None = None  # id of the last message that is shared; None: all are
-
-
-class Attached(BaseModel):
-    """Corpora that a session recalls from; those that are left out are detached."""
-
-    model_config = shows({"corpora": ["garden"]})
-
-    corpora: list[str]
-
-
-class Retention(BaseModel):
-    """What a session keeps: at most so many messages, and none that is older. Without a limit all are kept."""
-
-    model_config = shows({"messages": 1000, "seconds": 7_776_000})
-
-    messages: Annotated[int, Field(ge=1, lt=1 << 63)] | None = None
-    seconds: Annotated[float, Field(gt=0, le=1e11)] | None = None
-
-
-class NewDocument(BaseModel):
-    """A document to be added."""
-
-    text: str = Field(min_length=1)
-    name: str | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
-
-
-class Documents(BaseModel):
-    """Documents to be added to a corpus; those of the same name are replaced."""
-
-    model_config = shows({"documents": [{"name": "roses.md", "text": "Roses grow in the sun."}]})
-
-    documents: list[NewDocument] = Field(min_length=1)
 
 
 def _listed(names: list[str], known: Caller, limit: int, after: str | None) -> dict[str, Any]:
@@ -170,7 +130,7 @@ def described(stats: dict[str, Any], known: Caller) -> dict[str, Any]:
 # --- sessions -----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/sessions")
+@router.get("/sessions", response_model=Listed)
 def sessions(
     known: Known, memory: Memory, limit: Annotated[int, Query(ge=1, le=_MOST)] = 100, after: str | None = None
 ) -> dict[str, Any]:
@@ -178,14 +138,14 @@ def sessions(
     return _listed(memory.store.sessions(), known, limit, after)
 
 
-@router.post("/sessions", status_code=201, dependencies=[traced("create_memory_store")])
+@router.post("/sessions", status_code=201, dependencies=[traced("create_memory_store")], response_model=Session)
 def make_session(body: New, known: Writer, memory: Memory) -> dict[str, Any]:
     """Make a session, unless it is there."""
     memory.session(known.own(body.name))
     return described(memory.store.session(known.own(body.name)).stats(), known)
 
 
-@router.get("/sessions/{name:path}/messages")
+@router.get("/sessions/{name:path}/messages", response_model=Messages)
 def messages(
     name: str, known: Known, memory: Memory, start: Id = 0, stop: Annotated[Id | None, Query()] = None
 ) -> dict[str, Any]:
@@ -195,14 +155,14 @@ def messages(
     return {"object": "list", "data": [_message(message) for message in stored[:_MOST]], "has_more": len(stored) > _MOST}
 
 
-@router.post("/sessions/{name:path}/messages", status_code=201, dependencies=[traced("create_memory")])
+@router.post("/sessions/{name:path}/messages", status_code=201, dependencies=[traced("create_memory")], response_model=Added)
 def add(name: str, body: Said, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add messages to a session without an answer, and read them into memory."""
     ids = memory.session(known.own(name)).add([message.plain() for message in body.messages])
     return {"message_ids": ids}
 
 
-@router.delete("/sessions/{name:path}/messages", dependencies=[traced("delete_memory")])
+@router.delete("/sessions/{name:path}/messages", dependencies=[traced("delete_memory")], response_model=Forgotten)
 def forget(
     name: str, ids: Annotated[list[Id], Query(alias="id", min_length=1)], known: Writer, memory: Memory
 ) -> dict[str, Any]:
@@ -213,13 +173,13 @@ def forget(
     return {"forgotten": forgotten.messages, "also_in": also}
 
 
-@router.get("/sessions/{name:path}/recall", dependencies=[traced("search_memory")])
+@router.get("/sessions/{name:path}/recall", dependencies=[traced("search_memory")], response_model=Passages)
 def recall(name: str, query: Words, known: Known, memory: Memory, top_k: TopK = 5) -> dict[str, Any]:
     """List the passages of a session that a text remembers most."""
     return _passages(memory.recall(query, session=known.own(name), top_k=top_k), known)
 
 
-@router.post("/sessions/{name:path}/prepare", status_code=202)
+@router.post("/sessions/{name:path}/prepare", status_code=202, response_model=Named)
 def prepare(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     """Make what the next answer in a session needs, behind this call: somebody begins to type, or is about to."""
     memory.store.session(known.own(name))  # checks that it exists
@@ -227,14 +187,14 @@ def prepare(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     return {"name": name}
 
 
-@router.post("/sessions/{name:path}/fork", status_code=201)
+@router.post("/sessions/{name:path}/fork", status_code=201, response_model=Session)
 def fork(name: str, body: Fork, known: Writer, memory: Memory) -> dict[str, Any]:
     """Make a session that shares this one's past and goes its own way from here."""
     made = memory.store.session(known.own(name)).fork(known.own(body.name), upto=body.upto)
     return described(made.stats(), known)
 
 
-@router.put("/sessions/{name:path}/corpora")
+@router.put("/sessions/{name:path}/corpora", response_model=Session)
 def attach(name: str, body: Attached, known: Writer, memory: Memory) -> dict[str, Any]:
     """Let a session recall from these corpora, and from no others."""
     memory.store.session(known.own(name))
@@ -246,7 +206,7 @@ def attach(name: str, body: Attached, known: Writer, memory: Memory) -> dict[str
     return described(session.stats(), known)
 
 
-@router.put("/sessions/{name:path}/retention", dependencies=[traced("delete_memory")])
+@router.put("/sessions/{name:path}/retention", dependencies=[traced("delete_memory")], response_model=Session)
 def limit(name: str, body: Retention, known: Writer, memory: Memory) -> dict[str, Any]:
     """Set what a session keeps: messages beyond a limit are erased for good, now and from now on."""
     memory.store.session(known.own(name))  # checks that it exists
@@ -265,7 +225,7 @@ def export(name: str, known: Known, memory: Memory, later: BackgroundTasks) -> F
     return FileResponse(Path(folder.name) / "session.hmt", filename="session.hmt", background=later)
 
 
-@router.post("/sessions/{name:path}/import", status_code=201, openapi_extra=TAKES_FILE)
+@router.post("/sessions/{name:path}/import", status_code=201, openapi_extra=TAKES_FILE, response_model=Session)
 async def import_session(name: str, request: Request, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add the session of an exported file, the body of the call, after checking all of it."""
     with tempfile.TemporaryDirectory(prefix="hmt-import-") as folder:
@@ -284,7 +244,7 @@ async def import_session(name: str, request: Request, known: Writer, memory: Mem
         return await run_in_threadpool(work)
 
 
-@router.get("/sessions/{name:path}/verify")
+@router.get("/sessions/{name:path}/verify", response_model=Verified)
 def verify(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     """Read every row of a session and follow every digest."""
     memory.store.session(known.own(name))
@@ -292,7 +252,7 @@ def verify(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     return {"ok": found.ok, "problems": found.problems, "notes": found.notes}
 
 
-@router.get("/sessions/{name:path}")
+@router.get("/sessions/{name:path}", response_model=Session)
 def session(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     """Describe a session: counts, times, and what it recalls from."""
     return described(memory.store.session(known.own(name)).stats(), known)
@@ -304,7 +264,7 @@ def delete(name: str, known: Writer, memory: Memory) -> None:
     memory.store.delete(known.own(name))
 
 
-@router.get("/search", dependencies=[traced("search_memory")])
+@router.get("/search", dependencies=[traced("search_memory")], response_model=Found)
 def search(query: Words, known: Known, memory: Memory, top_k: TopK = 10) -> dict[str, Any]:
     """List the messages of all sessions that share most words with a query."""
     own = [name for name in memory.store.sessions() if known.shown(name) is not None]
@@ -316,7 +276,7 @@ def search(query: Words, known: Known, memory: Memory, top_k: TopK = 10) -> dict
 # --- corpora ------------------------------------------------------------------------------------------------------------
 
 
-@router.get("/corpora")
+@router.get("/corpora", response_model=Listed)
 def corpora(
     known: Known, memory: Memory, limit: Annotated[int, Query(ge=1, le=_MOST)] = 100, after: str | None = None
 ) -> dict[str, Any]:
@@ -324,7 +284,7 @@ def corpora(
     return _listed(memory.store.corpora(), known, limit, after)
 
 
-@router.get("/corpora/{name:path}/documents")
+@router.get("/corpora/{name:path}/documents", response_model=Stored)
 def documents(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     """List the documents of a corpus, without their text."""
     stored = memory.store.corpus(known.own(name)).documents()
@@ -341,7 +301,12 @@ def documents(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-@router.post("/corpora/{name:path}/documents", status_code=201, dependencies=[traced("create_memory")])
+@router.post(
+    "/corpora/{name:path}/documents",
+    status_code=201,
+    dependencies=[traced("create_memory")],
+    response_model=AddedDocuments,
+)
 def add_documents(name: str, body: Documents, known: Writer, memory: Memory) -> dict[str, Any]:
     """Add documents to a corpus, which is made if there is none, and read them into memory."""
     given = [document.model_dump(exclude_none=True) for document in body.documents]
@@ -354,13 +319,13 @@ def remove(name: str, ids: Annotated[list[Id], Query(alias="id", min_length=1)],
     memory.store.corpus(known.own(name)).remove(ids)
 
 
-@router.get("/corpora/{name:path}/recall", dependencies=[traced("search_memory")])
+@router.get("/corpora/{name:path}/recall", dependencies=[traced("search_memory")], response_model=Passages)
 def recall_corpus(name: str, query: Words, known: Known, memory: Memory, top_k: TopK = 5) -> dict[str, Any]:
     """List the passages of a corpus that a text remembers most."""
     return _passages(memory.recall(query, corpora=[known.own(name)], top_k=top_k), known)
 
 
-@router.get("/corpora/{name:path}")
+@router.get("/corpora/{name:path}", response_model=Corpus)
 def corpus(name: str, known: Known, memory: Memory) -> dict[str, Any]:
     """Describe a corpus: counts and times."""
     return described(memory.store.corpus(known.own(name)).stats(), known)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,3 +106,13 @@ def test_the_service_of_systemd_is_understood() -> None:
     given = options(shlex.split(command))
     assert str(given["store"]) == "/var/lib/hmt/store" and given["host"] == "127.0.0.1"
     assert "StateDirectory=hmt\n" in PAGE and "CacheDirectory=hmt\n" in PAGE
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd, which knows its options, is not installed")
+def test_systemd_knows_every_option_of_the_service(tmp_path: Path) -> None:
+    (unit,) = re.findall(r"^```ini\n(\[Unit\]\n.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    file = tmp_path / "hmt.service"
+    file.write_text(unit.replace("/opt/hmt/bin/hmt", sys.executable))  # which has to be there
+    checked = subprocess.run(["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True)
+    about = [line for line in (checked.stdout + checked.stderr).splitlines() if file.name in line]
+    assert not about, "nothing is said of this unit; others are not ours"

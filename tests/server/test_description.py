@@ -23,6 +23,7 @@ ROUTES = [
     for path, methods in create_app(Assistant("none"), Settings()).openapi()["paths"].items()
     for method in methods
 ]
+ABOUT_MEMORY = ("/v1/sessions", "/v1/corpora", "/v1/search")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,16 @@ def test_examples_are_such_bodies_and_are_answered(app: Any, api: TestClient, me
             method, path.replace("{name}", name), json={**example, **({"model": None} if "model" in example else {})}
         )
         assert answer.is_success, answer.text
+
+
+@pytest.mark.parametrize(("method", "path"), [route for route in ROUTES if route[1].startswith(ABOUT_MEMORY)])
+def test_what_comes_back_of_a_memory_is_described(app: Any, method: str, path: str) -> None:
+    answers = app.openapi()["paths"][path][method]["responses"]
+    (answer,) = (answers[status] for status in answers if status.startswith("2"))
+    schema = answer.get("content", {}).get("application/json", {}).get("schema")
+    assert schema is None or "$ref" in schema, "an object of any kind tells a client nothing"
+    erases = method == "delete" and "messages" not in path
+    assert (schema is None) is (erases or path.endswith("export")), "or nothing, or a file"
 
 
 def test_errors_and_tokens_are_described(app: Any) -> None:

@@ -86,6 +86,24 @@ def test_a_process_that_grows_is_found(load: ModuleType) -> None:
     assert "descriptors" in next(load.Life([300.0], [900]).wrong())
 
 
+def test_what_ran_too_shortly_to_be_judged_is_not_said_to_hold_its_memory(load: ModuleType) -> None:
+    short = load.Life([300.0 * at for at in range(1, load._LONG)], [20] * (load._LONG - 1))
+    long = load.Life([300.0] * load._LONG, [20] * load._LONG)
+    assert list(short.wrong()) == [] and "memory not judged in less than 300 s" in str(short) and "judged" not in str(long)
+    assert load.verdict([], [long, long]).endswith("no words of others, no leak")
+    assert load.verdict([], [long, short]).endswith("memory judged in 1 of 2 processes")
+    assert load.verdict(["it is wrong"], [long]) == "WRONG:\nit is wrong"
+
+
+@pytest.mark.parametrize("clients", [1, 4, 5, 32, 64])
+def test_a_crowd_asks_in_each_session_once_and_no_two_in_the_same(load: ModuleType, clients: int) -> None:
+    crowd = importlib.import_module("bench_serve")
+    asked = [session for number in range(clients) for session in crowd.sessions_of(number, clients)]
+    assert sorted(asked) == list(range(max(32, clients))) and all(
+        crowd.sessions_of(number, clients) for number in range(clients)
+    )
+
+
 def test_a_server_that_does_not_come_back_is_found(client: Any, load: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*given: Any, **options: Any) -> Any:
         raise load.Gone

@@ -170,23 +170,29 @@ async def test_without_tokens_pages_of_other_sites_are_refused(assistant: Assist
         assert (await http.post("/mcp/notes", json=LIST, headers=JSON | {"Host": "evil.example"})).status_code == 400
 
 
+def command(store: Path, reader: str, *options: str) -> StdioServerParameters:
+    given = ["mcp", "--session", "notes", "--store", str(store), "--reader", reader, "--device", "cpu", *options]
+    return StdioServerParameters(command=sys.executable, args=["-c", "from hmt_memory.cli import main; main()", *given])
+
+
 @pytest.mark.slow
 async def test_an_agent_starts_the_command_and_what_it_adds_is_on_disk(chatty: str, tmp_path: Path) -> None:
-    command = [
-        "-c",
-        "from hmt_memory.cli import main; main()",
-        "mcp",
-        "--session",
-        "notes",
-        "--store",
-        str(tmp_path),
-        "--reader",
-        chatty,
-    ]
-    start = StdioServerParameters(command=sys.executable, args=[*command, "--device", "cpu"])
-    async with Client(start) as client:
+    async with Client(command(tmp_path, chatty)) as client:
         told = await called(client, "remember", text="The user's cat is called Minka.")
         (passage,) = await called(client, "recall", query="cat called")
         assert "The user's cat is called Minka." in passage["text"] and passage["message_ids"] == [told["message_id"]]
     (message,) = Assistant(chatty, reader="same", store=tmp_path, **CPU).store.session("notes").messages()
     assert (message.id, message.content) == (told["message_id"], "The user's cat is called Minka.")
+
+
+@pytest.mark.slow
+async def test_the_command_lets_nothing_be_added_where_it_may_look_only(chatty: str, tmp_path: Path) -> None:
+    told = Assistant(chatty, reader="same", store=tmp_path, **CPU)
+    told.session("notes").add({"role": "user", "content": "The user's cat is called Minka."})
+    told.store.close()
+    async with Client(command(tmp_path, chatty, "--read-only")) as client:
+        assert {tool.name for tool in (await client.list_tools()).tools} == LOOKING
+        assert "Unknown tool" in await refused(client, "remember", text="Another one.")
+        assert "Unknown tool" in await refused(client, "forget", message_ids=[1])
+        (message,) = await called(client, "list_messages")
+        assert message["text"] == "The user's cat is called Minka."

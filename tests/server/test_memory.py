@@ -58,6 +58,19 @@ def test_a_session_is_made_told_read_forked_and_erased(api: TestClient, assistan
     assert api.get("/v1/sessions/work/alice").status_code == 404 and api.delete("/v1/sessions/work/alice").status_code == 404
 
 
+def test_messages_come_back_as_they_were_added(api: TestClient, assistant: Assistant) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    said = [
+        {"role": "user", "content": "Look.", "name": "Ann", "mood": {"calm": None}},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "It is red.", "tool_call_id": "1"},
+    ]
+    ids = assistant.session("alice").add(said)
+    listed = api.get("/v1/sessions/alice/messages").json()["data"]
+    assert [one.pop("id") for one in listed] == ids and all(one.pop("created_at") for one in listed)
+    assert listed == said
+
+
 def test_names_that_look_the_same_are_the_same(api: TestClient) -> None:
     api.post("/v1/sessions", json={"name": "a"})
     one, other = "cafe\N{COMBINING ACUTE ACCENT}", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"

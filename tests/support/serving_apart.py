@@ -24,12 +24,14 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serving(folder: Path, model: str, **environment: str) -> Iterator[Served]:
+def serving(folder: Path, model: str, *options: str, script: str = "hmt_command.py", **environment: str) -> Iterator[Served]:
     """Run `hmt serve` at a free port, and stop it as systemd does.
 
     Args:
         folder: of its store and its output.
         model: answers and reads.
+        *options: further ones of the command.
+        script: of `tests/support`, which is the command.
         **environment: variables that it has besides this process's own; of OpenTelemetry's it has no others.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -37,9 +39,9 @@ def serving(folder: Path, model: str, **environment: str) -> Iterator[Served]:
     files = [folder / name for name in ("in", "out", "err")]
     for file in files:
         file.touch()
-    given = ("serve", "--port", str(port), "--store", str(folder / "store"), "--model", model, "--reader", "same")
+    given = ("serve", "--port", str(port), "--store", str(folder / "store"), "--model", model, "--reader", "same", *options)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
-    process = start(apart, str(SUPPORT / "hmt_command.py"), given, kept | environment, [str(file) for file in files])
+    process = start(apart, str(SUPPORT / script), given, kept | environment, [str(file) for file in files])
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as api:
             while not _answers(api):
