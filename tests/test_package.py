@@ -55,6 +55,16 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_admitted() -> No
     assert f"'transformers>={lowest},<6'" in (ROOT / "hmt_memory/cli/doctor.py").read_text(), "what it advises"
 
 
+def test_the_workflow_makes_all_that_a_clean_checkout_has_to_pass() -> None:
+    texts = [(ROOT / name).read_text().replace("\\\n", " ") for name in (".ci/run", ".github/workflows/ci.yml")]
+    asked, made = (
+        {word for line in re.findall(r"^(?:\s+- run: )?make (.*)$", text, re.MULTILINE) for word in line.split()}
+        for text in texts
+    )
+    targets = {word for word in asked if re.fullmatch(r"[a-z][a-z-]*", word)}
+    assert {"lint", "docs", "test-all", "test-other", "test-lowest"} <= targets <= made
+
+
 def test_importing_is_light() -> None:
     code = (
         "import sys, hmt_memory; from hmt_memory import HMTConfig, HMTError; HMTConfig();"
