@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.request
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -148,6 +147,8 @@ def serve(
 
 def _open(address: str) -> None:
     """Open a page in the user's browser as soon as the server answers."""
+    import urllib.request
+
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(_SECONDS * 10):
         try:

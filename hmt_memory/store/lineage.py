@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ..errors import StoreDamagedError
 from .rows import CollectionRow, Kept, Lineage, MessageRow, Part, SegmentRow, StreamRow, TokenRow
 from .transaction import Transaction
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TOKENS_PER_ROW = 4096
 _FEW = 1000  # rows that one transaction may move
@@ -231,6 +233,8 @@ def tokens(db: Transaction, parts: Lineage, start: int, stop: int) -> NDArray[np
         start: the first of them.
         stop: one past the last of them.
     """
+    import numpy as np
+
     stop = min(stop, parts[-1].tokens[1])
     pieces: list[NDArray[np.int64]] = []
     place = start
