@@ -11,6 +11,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +30,7 @@ FILES = {
     if path.stem != "__init__"
 }
 MODULES = sorted(FILES)
+SOURCES = [path for folder in ("hmt_memory", "integrations", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
 # The last runs another model, whose retrieval ours is compared with.
 KNOW_HUGGING_FACE = [
     f"hmt_memory/{name}.py" for name in ("engine/backbone", "engine/traced", "engine/weights", "evaluate/evidence")
@@ -94,12 +96,51 @@ def test_only_the_store_knows_sqlite_and_faiss(module: str) -> None:
 
 
 def test_no_file_is_long_and_no_class() -> None:
-    for name, path in FILES.items():
+    for path in SOURCES:
         text = path.read_text()
-        assert len(text.splitlines()) <= 400, name
+        assert len(text.splitlines()) <= 400, path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ClassDef):
-                assert (node.end_lineno or 0) - node.lineno < 300, f"{name}.{node.name}"
+                assert (node.end_lineno or 0) - node.lineno < 300, f"{path} {node.name}"
+
+
+def test_what_has_three_parameters_says_what_each_is() -> None:
+    """A protocol says it for what meets it. Commands and routes are called by nobody here, and their options say it."""
+    apart = tuple(str(ROOT / "hmt_memory" / folder) + os.sep for folder in ("cli", "server", "evaluate"))
+    trees = {path: ast.parse(path.read_text()) for path in SOURCES if not str(path).startswith(apart)}
+    protocols = {
+        (method.name, *parameters(method))
+        for tree in trees.values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
+        for method in public_functions(node)
+        if "Args:" in (ast.get_docstring(method) or "")
+    }
+    wordless = [
+        f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
+        for path, tree in trees.items()
+        for function in public_functions(tree)
+        if len(parameters(function)) >= 3 and (text := ast.get_docstring(function)) is not None and "Args:" not in text
+        if (function.name, *parameters(function)) not in protocols
+    ]
+    assert len(protocols) > 10 and wordless == []
+
+
+def public_functions(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the public functions of a module or class, and the methods of its public classes."""
+    for part in node.body:
+        if isinstance(part, ast.ClassDef) and not part.name.startswith("_"):
+            yield from public_functions(part)
+        elif isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and not part.name.startswith("_"):
+            yield part
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """The names of a function's parameters, but for what a method is called on."""
+    given = function.args
+    several = [part for part in (given.vararg, given.kwarg) if part is not None]
+    names = [part.arg for part in (*given.posonlyargs, *given.args, *given.kwonlyargs, *several)]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
 
 
 @pytest.mark.parametrize("folder", ["hmt_memory", "kernels/hmt_kernels"])
