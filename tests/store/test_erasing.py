@@ -183,6 +183,18 @@ def test_a_rewriting_that_a_crash_has_cut_short_is_done_on_opening(store: Memory
     assert done == [store.folder]
 
 
+def test_an_edit_rewrites_no_file(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it takes no longer in a large store, and nobody waits for more than a write."""
+    monkeypatch.setattr(Database, "rewrite", lambda _: pytest.fail("the file is rewritten"))
+    session = store.session("alice", MODEL)
+    (said,) = session.add(user("a first secret"))
+    session.add(user("something else"), replacing=said)
+    asked = session.reply(user("a second secret"), **DECODING).finish().message_ids[0]
+    session.reply(user("another question"), replacing=asked, **DECODING).finish()
+    assert [message.content for message in session.messages()][:2] == ["something else", "another question"]
+    assert bytes_in(store.folder, b"a first secret", b"a second secret") == []
+
+
 # --- nobody waits -----------------------------------------------------------------------------------------------------
 
 
