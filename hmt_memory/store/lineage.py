@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import StoreDamagedError
-from .rows import CollectionRow, Kept, Lineage, MessageRow, Part, SegmentRow, StreamRow, TokenRow
+from .rows import CollectionRow, Kept, Lineage, LineagePart, MessageRow, SegmentRow, StreamRow, TokenRow
 from .transaction import Transaction
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def of(db: Transaction, row: CollectionRow) -> Lineage:
 
 def of_stream(db: Transaction, tip: int) -> Lineage:
     """Return the stretches of a stream and its ancestors that make up its whole history, from the root."""
-    parts: list[Part] = []
+    parts: list[LineagePart] = []
     messages, tokens, segments = None, None, None
     stream: int | None = tip
     while stream is not None:
@@ -39,7 +39,7 @@ def of_stream(db: Transaction, tip: int) -> Lineage:
         ends = (messages if messages is not None else row.messages, tokens if tokens is not None else row.tokens)
         if any(stop < start for start, stop in zip(own, ends, strict=False)) or ends[0] > row.messages or ends[1] > row.tokens:
             raise StoreDamagedError(f"the record of stream {stream} is damaged: it ends before it begins. Restore a backup.")
-        parts.insert(0, Part(stream, (own[0], ends[0]), (own[1], ends[1]), (own[2], segments)))
+        parts.insert(0, LineagePart(stream, (own[0], ends[0]), (own[1], ends[1]), (own[2], segments)))
         messages, tokens, segments = own
         stream = row.parent
     if (messages, tokens, segments) != (0, 0, 0):
@@ -61,7 +61,7 @@ def until(parts: Lineage, messages: int, tokens: int, segments: int) -> Lineage:
         tokens: that stay.
         segments: closed ones that stay.
     """
-    kept: list[Part] = []
+    kept: list[LineagePart] = []
     for part in parts:
         if kept and (part.messages[0] > messages or part.tokens[0] > tokens or part.segments[0] > segments):
             break
@@ -325,7 +325,7 @@ def segment_count(db: Transaction, parts: Lineage) -> int:
     return 0
 
 
-def _stop(part: Part) -> int:
+def _stop(part: LineagePart) -> int:
     return _END if part.segments[1] is None else part.segments[1]
 
 

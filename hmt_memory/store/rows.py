@@ -61,7 +61,7 @@ class StreamRow(NamedTuple):
     tokens: int
 
 
-class Part(NamedTuple):
+class LineagePart(NamedTuple):
     """A stretch of one stream's own rows within a lineage: [start, stop) of each."""
 
     stream: int
@@ -70,7 +70,7 @@ class Part(NamedTuple):
     segments: tuple[int, int | None]  # None: as many as there are
 
 
-Lineage = tuple[Part, ...]
+Lineage = tuple[LineagePart, ...]
 
 
 class MessageRow(NamedTuple):
