@@ -12,6 +12,7 @@ import sys
 import venv
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def test_the_engine_never_imports_a_framework_or_faiss() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_store_knows_sqlite_and_faiss(module: str) -> None:
     imported = set()
-    for node in ast.parse(FILES[module].read_text()).body:
+    for node in parsed(FILES[module]).body:
         imported |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
     assert module.startswith("store.") or not imported & {"sqlite3", "faiss"}
     assert "faiss" not in imported, "FAISS is imported when an index is made"
@@ -97,9 +98,8 @@ def test_only_the_store_knows_sqlite_and_faiss(module: str) -> None:
 
 def test_no_file_is_long_and_no_class() -> None:
     for path in SOURCES:
-        text = path.read_text()
-        assert len(text.splitlines()) <= 400, path
-        for node in ast.walk(ast.parse(text)):
+        assert len(path.read_text().splitlines()) <= 400, path
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
                 assert (node.end_lineno or 0) - node.lineno < 300, f"{path} {node.name}"
 
@@ -107,7 +107,7 @@ def test_no_file_is_long_and_no_class() -> None:
 def test_what_has_three_parameters_says_what_each_is() -> None:
     """A protocol says it for what meets it. Commands and routes are called by nobody here, and their options say it."""
     apart = tuple(str(ROOT / "hmt_memory" / folder) + os.sep for folder in ("cli", "server", "evaluate"))
-    trees = {path: ast.parse(path.read_text()) for path in SOURCES if not str(path).startswith(apart)}
+    trees = {path: parsed(path) for path in SOURCES if not str(path).startswith(apart)}
     protocols = {
         (method.name, *parameters(method))
         for tree in trees.values()
@@ -124,6 +124,11 @@ def test_what_has_three_parameters_says_what_each_is() -> None:
         if (function.name, *parameters(function)) not in protocols
     ]
     assert len(protocols) > 10 and wordless == []
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def public_functions(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
