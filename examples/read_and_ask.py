@@ -6,6 +6,7 @@ Everything is measured here and now; the store is a temporary folder.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from hmt_memory import HMTModel, MemoryStore
+from hmt_memory.assistant import DEFAULT_MODEL
 from hmt_memory.cli.terminal import Screen, show_recalled, stream
 from hmt_memory.config import ViewConfig
 from hmt_memory.sessions.corpus import Corpus
@@ -41,7 +43,7 @@ QUESTIONS = (
 
 def main() -> None:
     screen = Screen(Console(highlight=False), sys.stdout)
-    model = HMTModel.from_pretrained("smollm2-135m-instruct")
+    model = HMTModel.from_pretrained(os.environ.get("HMT_MODEL", DEFAULT_MODEL))
     with tempfile.TemporaryDirectory() as folder, MemoryStore(folder) as store:
         corpus = store.corpus("office", model)
         read(corpus)

@@ -16,6 +16,7 @@ from pydoc_data.topics import topics
 from rich.console import Console
 
 from hmt_memory import HMTModel, MemoryStore, Session
+from hmt_memory.assistant import DEFAULT_MODEL
 from hmt_memory.cli.terminal import Screen, beginning, show_recalled, stream
 
 SESSION = "demo"
@@ -44,7 +45,7 @@ def main() -> None:
 def open_session(folder: str) -> tuple[MemoryStore, Session]:
     """Open the session in `folder`, from what lies on disk."""
     started = time.perf_counter()
-    model = HMTModel.from_pretrained("smollm2-135m-instruct")
+    model = HMTModel.from_pretrained(os.environ.get("HMT_MODEL", DEFAULT_MODEL))
     loaded = time.perf_counter()
     store = MemoryStore(folder)
     session = store.session(SESSION, model)

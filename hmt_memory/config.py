@@ -178,7 +178,12 @@ class ViewConfig:
         _check_types(self, at_least_one=set())
 
     def resolve(self, config: HMTConfig, *, hidden_size: int, positions: int | None) -> ViewConfig:
-        """Fill every `None` for a backbone of width `hidden_size` with `positions` positions (None: no limit).
+        """Fill every `None` for a backbone.
+
+        Args:
+            config: how the model reads.
+            hidden_size: width of the backbone's hidden states.
+            positions: the window of the backbone, in tokens; None: no limit.
 
         Raises:
             ConfigError: the budgets that are given do not fit the backbone's window.

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -273,8 +274,12 @@ def test_training_is_stopped_goes_on_and_is_measured(dry: Dry, monkeypatch: pyte
 
 
 def test_the_command_is_ended_when_its_time_is_up(dry: Dry, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = dry.module.subprocess.Popen
-    sleeping = [sys.executable, "-c", "import time; time.sleep(60)"]
-    monkeypatch.setattr(dry.module.subprocess, "Popen", lambda command, **options: real(sleeping, **options))
-    begun = time.monotonic()
-    assert dry.module._hmt(["train"], begun + 0.3, "cpu") == (None, 0) and time.monotonic() - begun < 20
+    real, begun = dry.module.subprocess.Popen, []
+
+    def endless(command: Sequence[str], **options: Any) -> Any:
+        begun.append(real([sys.executable, "-c", "import signal; signal.pause()"], **options))
+        return begun[-1]
+
+    monkeypatch.setattr(dry.module.subprocess, "Popen", endless)
+    assert dry.module._hmt(["train"], time.monotonic() + 0.3, "cpu") == (None, 0)
+    assert [process.returncode for process in begun] == [-signal.SIGTERM]

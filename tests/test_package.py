@@ -11,6 +11,8 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -29,6 +31,7 @@ FILES = {
     if path.stem != "__init__"
 }
 MODULES = sorted(FILES)
+SOURCES = [path for folder in ("hmt_memory", "integrations", "kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
 # The last runs another model, whose retrieval ours is compared with.
 KNOW_HUGGING_FACE = [
     f"hmt_memory/{name}.py" for name in ("engine/backbone", "engine/traced", "engine/weights", "evaluate/evidence")
@@ -55,6 +58,16 @@ def test_the_lowest_versions_that_are_tested_are_those_that_are_admitted() -> No
     assert f"'transformers>={lowest},<6'" in (ROOT / "hmt_memory/cli/doctor.py").read_text(), "what it advises"
 
 
+def test_the_workflow_makes_all_that_a_clean_checkout_has_to_pass() -> None:
+    texts = [(ROOT / name).read_text().replace("\\\n", " ") for name in (".ci/run", ".github/workflows/ci.yml")]
+    asked, made = (
+        {word for line in re.findall(r"^(?:\s+- run: )?make (.*)$", text, re.MULTILINE) for word in line.split()}
+        for text in texts
+    )
+    targets = {word for word in asked if re.fullmatch(r"[a-z][a-z-]*", word)}
+    assert {"lint", "docs", "test-all", "test-other", "test-lowest"} <= targets <= made
+
+
 def test_importing_is_light() -> None:
     code = (
         "import sys, hmt_memory; from hmt_memory import HMTConfig, HMTError; HMTConfig();"
@@ -77,19 +90,62 @@ def test_the_engine_never_imports_a_framework_or_faiss() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_store_knows_sqlite_and_faiss(module: str) -> None:
     imported = set()
-    for node in ast.parse(FILES[module].read_text()).body:
+    for node in parsed(FILES[module]).body:
         imported |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
     assert module.startswith("store.") or not imported & {"sqlite3", "faiss"}
     assert "faiss" not in imported, "FAISS is imported when an index is made"
 
 
 def test_no_file_is_long_and_no_class() -> None:
-    for name, path in FILES.items():
-        text = path.read_text()
-        assert len(text.splitlines()) <= 400, name
-        for node in ast.walk(ast.parse(text)):
+    for path in SOURCES:
+        assert len(path.read_text().splitlines()) <= 400, path
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ClassDef):
-                assert (node.end_lineno or 0) - node.lineno < 300, f"{name}.{node.name}"
+                assert (node.end_lineno or 0) - node.lineno < 300, f"{path} {node.name}"
+
+
+def test_what_has_three_parameters_says_what_each_is() -> None:
+    """A protocol says it for what meets it. Commands and routes are called by nobody here, and their options say it."""
+    apart = tuple(str(ROOT / "hmt_memory" / folder) + os.sep for folder in ("cli", "server", "evaluate"))
+    trees = {path: parsed(path) for path in SOURCES if not str(path).startswith(apart)}
+    protocols = {
+        (method.name, *parameters(method))
+        for tree in trees.values()
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
+        for method in public_functions(node)
+        if "Args:" in (ast.get_docstring(method) or "")
+    }
+    wordless = [
+        f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
+        for path, tree in trees.items()
+        for function in public_functions(tree)
+        if len(parameters(function)) >= 3 and (text := ast.get_docstring(function)) is not None and "Args:" not in text
+        if (function.name, *parameters(function)) not in protocols
+    ]
+    assert len(protocols) > 10 and wordless == []
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def public_functions(node: ast.Module | ast.ClassDef) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Yield the public functions of a module or class, and the methods of its public classes."""
+    for part in node.body:
+        if isinstance(part, ast.ClassDef) and not part.name.startswith("_"):
+            yield from public_functions(part)
+        elif isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and not part.name.startswith("_"):
+            yield part
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """The names of a function's parameters, but for what a method is called on."""
+    given = function.args
+    several = [part for part in (given.vararg, given.kwarg) if part is not None]
+    names = [part.arg for part in (*given.posonlyargs, *given.args, *given.kwonlyargs, *several)]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
 
 
 @pytest.mark.parametrize("folder", ["hmt_memory", "kernels/hmt_kernels"])

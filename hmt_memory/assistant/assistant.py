@@ -103,7 +103,10 @@ class Assistant(Ahead):
     ) -> Assistant:
         """Return the assistant of these settings and this folder: the same object for all callers, as long as one holds it.
 
-        An open store gets an assistant of its own; weights are shared all the same.
+        Args:
+            settings: of the model. Its weights are shared whatever the store is.
+            store: the folder of sessions and corpora; None: the default one. An open store gets an assistant of its own.
+            tiers: how much the store keeps in memory and on disk; None: as the environment says.
         """
         others = {name: value for name, value in vars(settings).items() if name != "model"}
         made = cls(settings.model, store=store, tiers=tiers, **others)
@@ -119,10 +122,7 @@ class Assistant(Ahead):
 
     @property
     def model(self) -> HMTModel:
-        """The model, loaded when first asked for; the one that reads, if the model is behind an address.
-
-        Raises the errors of `HMTModel.from_pretrained`.
-        """
+        """The model, loaded by `HMTModel.from_pretrained` when first asked for; the reader, if that is at an address."""
         return self._weights.model
 
     @property

@@ -25,7 +25,7 @@ class Entry(NamedTuple):
     id: str | None = None  # given by the framework
 
 
-class Plan(NamedTuple):
+class Continuation(NamedTuple):
     """The changes that a call makes to a session."""
 
     keep: int  # the number of the session's messages that stay; later ones are replaced
@@ -41,7 +41,7 @@ def entry(message: Mapping[str, Any]) -> Entry:
     return Entry(digest, str(message["role"]), None if own_id is None else str(own_id))
 
 
-def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode = "auto") -> Plan:
+def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode = "auto") -> Continuation:
     """Decide how the messages of a call continue a session; system messages are in neither.
 
     Args:
@@ -57,17 +57,17 @@ def reconcile(log: Sequence[Entry], messages: Sequence[Entry], mode: HistoryMode
     if mode not in get_args(HistoryMode):
         raise ConfigError(f"history mode {mode!r} is unknown. Choose one of {', '.join(get_args(HistoryMode))}.")
     if mode == "incremental" or not log:
-        return Plan(len(log), 0)
+        return Continuation(len(log), 0)
     common = _common(log, messages)
     if common == len(log) or mode == "full":
-        return Plan(common, common)
+        return Continuation(common, common)
     if known := _continued(log, messages, common):
-        return Plan(len(log), known)
+        return Continuation(len(log), known)
     common = _same_talk(log[:common], messages)
     sure = common >= 2 or (common == 1 and _same_ids(log[:1], messages))
     if sure and (common == len(messages) or log[common].role == messages[common].role):
-        return Plan(common, common)
-    return Plan(len(log), common if sure else 0)
+        return Continuation(common, common)
+    return Continuation(len(log), common if sure else 0)
 
 
 def _common(log: Sequence[Entry], messages: Sequence[Entry]) -> int:

@@ -73,7 +73,7 @@ class Batch:
         return Batch([*self.messages, message], [*self.stretches, stretch])
 
 
-class Asked(NamedTuple):
+class EncodedPrompt(NamedTuple):
     """Messages up to the beginning of their answer."""
 
     pinned: list[int]  # the system part
@@ -147,7 +147,7 @@ class Transcript:
             first &= not written[-1].ids
         return written
 
-    def asked(self, messages: Messages, *, before: Sequence[int] | None = None) -> Asked:
+    def asked(self, messages: Messages, *, before: Sequence[int] | None = None) -> EncodedPrompt:
         """Write a conversation that is to be answered, or its continuation; system messages are pinned.
 
         Args:
@@ -162,7 +162,7 @@ class Transcript:
             raise InputError("there is nothing to answer: add a user message.")
         closing = [] if before is None else self._closing(before)
         ids = [*closing, *batch.ids, *self.answer_opening()]
-        return Asked(self.pinned("\n\n".join(batch.system) or None), ids, batch.turns.behind(len(closing)))
+        return EncodedPrompt(self.pinned("\n\n".join(batch.system) or None), ids, batch.turns.behind(len(closing)))
 
     def around(self, before: str, after: str, *, system: str | None = None) -> tuple[list[int], list[int]]:
         """Write a conversation of one user turn, cut in two where the rest of its text is to stand.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..sessions import lookup
 from .output import print_json, print_table
 from .terminal import Screen, beginning
 
@@ -25,6 +24,8 @@ def show_found(texts: Sequence[FoundText], query: str, screen: Screen, *, as_jso
         screen: where the table goes.
         as_json: print JSON instead of a table.
     """
+    from ..sessions import lookup
+
     if as_json:
         return print_json([vars(text) | {"created_at": text.created_at.isoformat()} for text in texts], screen)
     if not texts:

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-import urllib.request
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -190,6 +189,8 @@ def _not_waiting(readiness: Readiness) -> Iterator[None]:
 
 def _open(address: str) -> None:
     """Open a page in the user's browser as soon as the server answers."""
+    import urllib.request
+
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(_SECONDS * 10):
         try:

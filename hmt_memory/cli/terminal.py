@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
 from rich.text import Text
 
 from ..errors import InputError
 from . import keyboard
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from ..retrieval.ranking import RecalledSegment
 
 _PASSAGE_CHARACTERS = 200
@@ -55,6 +55,8 @@ class Screen:
 
 def reading_bar(console: Console) -> Progress:
     """Make a progress bar that is drawn when it moves: a thread that redraws it would take time from the model."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
     count = TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens")
     columns = (TextColumn("{task.description}"), BarColumn(), count, TextColumn("{task.fields[pace]}"))
     return Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
@@ -101,6 +103,8 @@ def show_rows(title: str, rows: Sequence[tuple[str, ...]], screen: Screen) -> No
         rows: the columns of each.
         screen: where they go.
     """
+    from rich.table import Table
+
     table = Table.grid(padding=(0, 2))
     for *columns, text in rows:
         table.add_row(*(Text(printable(column)) for column in columns), Text(beginning(text)))

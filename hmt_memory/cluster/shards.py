@@ -100,7 +100,13 @@ class Part:
             return getattr(self, method)(db, *arguments)
 
     def search(self, db: Transaction, query: NDArray[np.float32], k: int) -> Found:
-        """Find the segments with the best embeddings."""
+        """Find the segments with the best embeddings.
+
+        Args:
+            db: the transaction to read rows in.
+            query: [d] folded query.
+            k: how many, at most.
+        """
         return Found(self._indexes.memory.search(db, self._shelf, query, k), self._indexes.memory.bound)
 
     def find(self, db: Transaction, words: Sequence[str]) -> Postings:
@@ -108,7 +114,13 @@ class Part:
         return self._indexes.words.find(db, self._shelf, words)
 
     def nearest(self, db: Transaction, key: NDArray[np.float32], k: int) -> list[KeyHit]:
-        """Find the nearest keys by meaning."""
+        """Find the nearest keys by meaning.
+
+        Args:
+            db: the transaction to read rows in.
+            key: [key_dim] of a question.
+            k: how many, at most.
+        """
         assert self._indexes.keys is not None
         return self._indexes.keys.search(db, self._shelf, key, k)
 

@@ -56,7 +56,7 @@ class Backbone(TextCodec, nn.Module):
             raise BackboneError(f"{type(causal_lm).__name__} is not a Hugging Face model. Pass a causal language model.")
         self.causal_lm: Any = causal_lm
         self.quantization = quantized.kind(plain)
-        if any(config.is_prompt_learning for config in self._peft_configs()):
+        if any(config.is_prompt_learning for config in _peft_configs(self.causal_lm)):
             raise BackboneError(
                 f"{self.name} has a prompt-learning adapter, whose virtual tokens have no place in a segment. Use LoRA, or "
                 "another adapter that changes the weights."
@@ -186,7 +186,11 @@ class Backbone(TextCodec, nn.Module):
     def masked(self, embeddings: Tensor, seen: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
         """Turn input embeddings [B, T, d] at positions [B, T] that see what `seen` [B, T, S] says into hidden states [B, T, d].
 
-        The S places are those of a cache, which grows, and the T new ones.
+        Args:
+            embeddings: [B, T, d] of the input.
+            seen: [B, T, S], whether each of the T new places sees each of S: those of the cache and the new ones.
+            positions: [B, T] of the new places.
+            cache: of keys and values, which grows; None: there are no places before.
         """
         if self.compiled:
             self._choose_attention(learning=torch.is_grad_enabled())
@@ -317,7 +321,7 @@ class Backbone(TextCodec, nn.Module):
     @property
     def has_adapter(self) -> bool:
         """True if a PEFT adapter is around the backbone."""
-        return bool(self._peft_configs())
+        return bool(_peft_configs(self.causal_lm))
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -329,8 +333,9 @@ class Backbone(TextCodec, nn.Module):
         prefix = getattr(getattr(self.causal_lm, "base_model", None), "prefix", None)  # PEFT's mark of its own weights
         return prefix is not None and (prefix in name or "modules_to_save" in name)
 
-    def _peft_configs(self) -> list[Any]:
-        return list(getattr(self.causal_lm, "peft_config", {}).values())
+
+def _peft_configs(causal_lm: Any) -> list[Any]:
+    return list(getattr(causal_lm, "peft_config", {}).values())
 
 
 def _digest_of(weights: Iterable[Tensor]) -> str:

@@ -41,6 +41,11 @@ def branched(backbone: Backbone, rows: Sequence[Branching]) -> list[list[Tensor]
 def behind(backbone: Backbone, cache: Any, branches: Sequence[Tensor]) -> list[Tensor]:
     """Compute the hidden states B x [t_b, d] of branches B x [t_b, d], each behind a cache of one row; it is spent.
 
+    Args:
+        backbone: computes them.
+        cache: of keys and values of what stands before all of them; one row.
+        branches: B x [t_b, d] embeddings.
+
     Raises:
         BackboneError: the family's cache cannot be repeated.
     """

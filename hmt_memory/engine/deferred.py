@@ -167,7 +167,13 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, folder: Path, lora: Path | None, bits: int = 8) -> Origin | None:
-        """Look at the files; None: they cannot be read, or nothing is converted here."""
+        """Look at the files; None: they cannot be read, or nothing is converted here.
+
+        Args:
+            folder: of the backbone's weights.
+            lora: folder of a LoRA adapter; None: there is none.
+            bits: of a weight in the body after conversion: 8 or 4.
+        """
         lora = None if lora is None else lora.resolve()
         try:
             return cls(folder, lora, bits, _key(folder, lora, bits))

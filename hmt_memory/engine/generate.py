@@ -140,7 +140,16 @@ def assembled(
     recollection: Recollection | None = None,
     turns: Turns | None = None,
 ) -> Assembled:
-    """Return the view that `generate` with these arguments would condition an answer on, and answer nothing."""
+    """Return the view that `generate` with these arguments would condition an answer on, and answer nothing.
+
+    Args:
+        model: would answer.
+        ids: [t] token ids that would be added to the stream before the answer.
+        state: the stream so far; None: a fresh one. It is not changed.
+        pinned: [p] token ids at the head of the view.
+        recollection: what P recalls from, and what is noted, instead of the state's own memory.
+        turns: where the turns of the stream begin, its new tokens included; None: notes stand behind the pinned part.
+    """
     view, start, added = _opened(model, ids, state, pinned, torch.zeros(0, dtype=torch.long), recollection, turns)
     with torch.no_grad(), eval_mode(model):
         return view.assembled(read(model, added, start))

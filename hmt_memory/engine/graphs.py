@@ -52,7 +52,13 @@ def available() -> bool:
 
 
 def nothing(layers: Sequence[tuple[int, int]], rows: int, held: int = 0) -> list[Tensor]:
-    """Return keys and values of `held` positions of some rows, all zero."""
+    """Return keys and values of `held` positions of some rows, all zero.
+
+    Args:
+        layers: heads and their width, for each layer.
+        rows: the number of rows.
+        held: positions of each.
+    """
     return [torch.zeros(rows, heads, held, width) for heads, width in layers]
 
 

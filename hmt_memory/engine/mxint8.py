@@ -7,8 +7,6 @@ https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-fina
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..errors import InputError
 
 BLOCK = 32  # values that share a power of two
@@ -24,6 +22,8 @@ def pack(halves: bytes) -> bytes:
     Raises:
         InputError: 8 bits do not hold one of them.
     """
+    import numpy as np
+
     values = np.frombuffer(halves, "<f2").astype(np.float32)
     if not np.isfinite(values).all():
         raise InputError(_UNROUNDED)
@@ -39,6 +39,8 @@ def pack(halves: bytes) -> bytes:
 
 def unpack(packed: bytes) -> bytes:
     """Return the float16 values, little-endian, that were packed."""
+    import numpy as np
+
     count = -(-len(packed) // (BLOCK + 1))
     exponents = np.frombuffer(packed[:count], np.int8).astype(np.int32)
     codes = np.frombuffer(packed[count:], np.int8).astype(np.float32)

@@ -9,14 +9,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import HMTConfig
 from ..errors import CheckpointError, ModelNotFoundError
 from . import places
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 CONFIG_FILE = "hmt_config.json"
 MEMORY_FILE = "hmt_memory.safetensors"
@@ -144,6 +145,7 @@ def _folder(name: str) -> Path | None:
 
 def _memory(path: Path) -> str | None:
     """Return the digest of a checkpoint's memory parameters; None if the file alone does not tell it."""
+    import numpy as np
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

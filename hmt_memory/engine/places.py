@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +110,8 @@ def bundled_file(name: str = DEFAULT_MODEL) -> Path:
     Raises:
         ModelNotFoundError: the distribution is not installed.
     """
+    from importlib import metadata
+
     package = BUNDLED[name.lower()]
     try:
         files = metadata.files(package) or []

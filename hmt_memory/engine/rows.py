@@ -25,7 +25,13 @@ def joined(caches: Sequence[Any]) -> tuple[Any, list[int]]:
 
 
 def part(cache: Any, row: int, pad: int) -> Any:
-    """Return a row of a cache by itself, without its padding."""
+    """Return a row of a cache by itself, without its padding.
+
+    Args:
+        cache: of keys and values, of some rows.
+        row: number of the row.
+        pad: positions before it that are padding.
+    """
     return cache.part(row) if hasattr(cache, "part") else traced.chosen(cache, [row], pad)
 
 

@@ -109,7 +109,13 @@ def joined(caches: Sequence[Any], longest: int) -> Any:
 
 
 def chosen(cache: Any, rows: Sequence[int], first: int = 0) -> Any:
-    """Return some rows of a cache by themselves, from position `first` on."""
+    """Return some rows of a cache by themselves, from position `first` on.
+
+    Args:
+        cache: of keys and values.
+        rows: their numbers, in the order wanted.
+        first: the position that is kept first.
+    """
     own = copy.copy(cache)
     own.layers = [copy.copy(layer) for layer in own.layers]
     for layer in own.layers:

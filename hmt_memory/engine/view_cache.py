@@ -90,7 +90,14 @@ class ViewCache:
         return Prefilled(*backbone.advance(behind[None], cache), count)
 
     def prepare(self, backbone: Backbone, before: Tensor, namespace: Hashable, since: int | None = None) -> None:
-        """Read what a view will begin with, ahead of the question; arguments are those of `prefill`."""
+        """Read what a view will begin with, ahead of the question.
+
+        Args:
+            backbone: reads.
+            before: [s, d] input embeddings that the view begins with, which are kept.
+            namespace: within which what was kept is used.
+            since: `cleared` as it was before the rows of the view were read; None: as it is now.
+        """
         if not self._keeps(backbone, before):
             return
         key, reading = (os.getpid(), namespace), threading.Event()
@@ -162,7 +169,13 @@ class ViewCache:
 
 
 def read_whole(backbone: Backbone, before: Tensor, behind: Tensor) -> Prefilled:
-    """Read a view without anything kept, as `ViewCache.prefill` does."""
+    """Read a view without anything kept, as `ViewCache.prefill` does.
+
+    Args:
+        backbone: reads.
+        before: [s, d] input embeddings that the view begins with.
+        behind: [t, d] those that follow.
+    """
     return Prefilled(*backbone.advance(torch.cat([before, behind])[None]), 0)
 
 

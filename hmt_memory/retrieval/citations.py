@@ -69,7 +69,17 @@ def of_messages(
     decode: Decode,
     source: str,
 ) -> list[Citation]:
-    """Cite messages whole if they are short, else the sentences in and around a segment's span."""
+    """Cite messages whole if they are short, else the sentences in and around a segment's span.
+
+    Args:
+        rows: the messages, in order.
+        segment: number of the segment that is cited.
+        span: tokens [start, stop) of it.
+        before: where the view begins to show messages: from this token on nothing is cited; None: it shows none.
+        ids: gives the tokens of a message that stand in [start, stop).
+        decode: token ids to text.
+        source: the name of the session.
+    """
     cited = []
     for row in rows:
         end = row.content[1] if before is None else min(row.content[1], before)
@@ -89,7 +99,14 @@ def lines(
     ids: Ids,
     decode: Decode,
 ) -> Iterator[str]:
-    """Yield each message's words within a span; `ids` gives a message's tokens [start, stop)."""
+    """Yield each message's words within a span.
+
+    Args:
+        rows: the messages, in order.
+        span: tokens [start, stop).
+        ids: gives the tokens of a message that stand in [start, stop).
+        decode: token ids to text.
+    """
     for row in rows:
         start, stop = _overlap(span, row.content)
         said = trimmed(decode(ids(row, start, stop)), (start, stop), row.content)

@@ -16,7 +16,14 @@ _BESIDE = 96  # tokens before and after a segment, within which its sentences be
 def sentences_in(
     ids: Callable[[int, int], Sequence[int]], span: tuple[int, int], limits: tuple[int, int], decode: Decode
 ) -> tuple[list[str], tuple[int, int]]:
-    """Return the whole sentences of a text that stand in and around a segment's span, and the tokens that hold them."""
+    """Return the whole sentences of a text that stand in and around a segment's span, and the tokens that hold them.
+
+    Args:
+        ids: gives the tokens [start, stop) of the text.
+        span: tokens [start, stop) of the segment.
+        limits: tokens [start, stop) of the text.
+        decode: token ids to text.
+    """
     low, high = max(limits[0], span[0] - _BESIDE), min(limits[1], span[1] + _BESIDE)
     if low >= high:
         return [], span
@@ -30,6 +37,12 @@ def whole_sentences(
     """Return the sentences, each whole, that a segment's span has a part of, and the tokens that hold them.
 
     Where no sentence begins or ends near, the text is cut between words.
+
+    Args:
+        ids: gives the tokens [start, stop) of the text.
+        span: tokens [start, stop) of the segment.
+        limits: tokens [start, stop) of the text.
+        decode: token ids to text.
     """
     low, start = max(limits[0], span[0] - _BESIDE), max(limits[0], span[0])
     stop, high = min(limits[1], span[1]), min(limits[1], span[1] + _BESIDE)
@@ -60,6 +73,12 @@ def _said(tokens: Sequence[int], decode: Decode, count: int) -> int:
 
 
 def trimmed(text: str, span: tuple[int, int], whole: tuple[int, int]) -> str:
-    """Remove the halves of characters that a span's edges cut out of the whole."""
+    """Remove the halves of characters that a span's edges cut out of the whole.
+
+    Args:
+        text: what the span's tokens say.
+        span: tokens [start, stop) of the text.
+        whole: tokens [start, stop) of what it was cut from.
+    """
     text = text.lstrip(_BROKEN) if span[0] > whole[0] else text
     return text.rstrip(_BROKEN) if span[1] < whole[1] else text

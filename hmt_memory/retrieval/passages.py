@@ -27,7 +27,7 @@ _AROUND = 2  # messages before a message, and after it, among which the question
 _ASKS = ("?", "\N{FULLWIDTH QUESTION MARK}", "\N{ARABIC QUESTION MARK}")
 
 
-class Found(NamedTuple):
+class FoundPassage(NamedTuple):
     """A passage of a segment."""
 
     place: tuple[int, int]  # (shard, position) of the segment
@@ -123,7 +123,7 @@ def ranked(
         enough: look at further segments until there are so many passages.
         finely: rank the sentences of documents one by one.
     """
-    found: list[Found] = []
+    found: list[FoundPassage] = []
     searched = 0
     for place, weight in zip(chosen.places, chosen.weights, strict=True):
         parts = _parts_of(shards, place, before, finely)
@@ -147,11 +147,11 @@ def _parts_of(
 
 def _found(
     shards: Sequence[Shard], chosen: Choice, place: tuple[int, int], parts: Sequence[Citation], weight: float
-) -> list[Found]:
+) -> list[FoundPassage]:
     """Return the passages of a segment with their scores by meaning: of the best of the keys that stand for a part of them."""
     scores = chosen.nearest.get(place)
     if not scores or not parts:
-        return [Found(place, cited, weight) for cited in parts]
+        return [FoundPassage(place, cited, weight) for cited in parts]
     spans = shards[place[0]].stretches(place[1])
     found = []
     for cited, (start, stop) in zip(parts, _spans(parts), strict=True):
@@ -160,7 +160,7 @@ def _found(
             for number, (low, high) in enumerate(spans)
             if number in scores and 2 * (min(stop, high) - max(start, low)) >= min(stop - start, high - low)
         ]
-        found.append(Found(place, cited, weight, max(shared, default=0.0)))
+        found.append(FoundPassage(place, cited, weight, max(shared, default=0.0)))
     return found
 
 
@@ -174,7 +174,7 @@ def _spans(parts: Sequence[Citation]) -> list[tuple[int, int]]:
     return spans
 
 
-def scored(passages: Sequence[Found], question: str, worth: Mapping[str, float]) -> list[Scored]:
+def scored(passages: Sequence[FoundPassage], question: str, worth: Mapping[str, float]) -> list[Scored]:
     """Score passages by how much they bear on a question, the best first.
 
     Args:

@@ -51,6 +51,11 @@ def whole(text: str, *, from_start: bool, to_end: bool) -> str:
 def around(text: str, start: int, stop: int) -> tuple[int, int]:
     """Return where the whole sentences begin and end that characters [start, stop) of a text are part of.
 
+    Args:
+        text: the text.
+        start: the first character.
+        stop: one past the last character.
+
     >>> text = "One. Two three. Four."
     >>> text[slice(*around(text, 7, 9))]
     'Two three. '

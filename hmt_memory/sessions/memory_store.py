@@ -11,7 +11,6 @@ from ..errors import InputError
 from ..store import lineage, rewriting
 from ..store.open import place_of
 from ..store.rows import OWED, CollectionRow
-from . import archive, lookup
 from .backup import back_up
 from .made_by import made_by
 from .names import check_name, check_new, normal
@@ -215,6 +214,8 @@ class MemoryStore(Storage):
             InputError: the query has no word.
             SessionNotFoundError: there is no such session.
         """
+        from . import lookup
+
         chosen = self.sessions() if names is None else names
         return lookup.best(query, [lookup.messages_as_found(name, self.session(name).messages()) for name in chosen], top_k)
 
@@ -230,6 +231,8 @@ class MemoryStore(Storage):
             InputError: the query has no word.
             SessionNotFoundError: there is no such corpus.
         """
+        from . import lookup
+
         chosen = self.corpora() if names is None else names
         documents = [(name, document) for name in chosen for document in self.corpus(name).documents()]
         return lookup.best(query, [lookup.paragraphs_as_found(*pair) for pair in documents], top_k)
@@ -250,7 +253,9 @@ class MemoryStore(Storage):
             SessionExistsError: the name is taken.
             InputError: the name is impossible, or the model's template has no place for a message. Nothing is added then.
         """
-        row = archive.import_session(self, Path(path), name)
+        from .archive.importing import import_session
+
+        row = import_session(self, Path(path), name)
         if model is None:
             return StoredSession(self, row)
         try:

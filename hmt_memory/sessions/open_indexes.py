@@ -21,11 +21,11 @@ from ..store.backend import Backend, Capability
 from ..store.index import derived
 from ..store.rows import CollectionRow
 from ..store.shelf import shelf_of
-from .indexing import Shape, new_indexes
 
 if TYPE_CHECKING:
     from ..hot import Hot
     from ..retrieval.sources import Indexes
+    from .indexing import Shape
     from .tiers import Tiers
 
 log = logging.getLogger("hmt_memory")
@@ -69,6 +69,8 @@ class OpenIndexes:
             shape: of the model that reads it.
             decode: token ids to text.
         """
+        from .indexing import new_indexes
+
         with self._mutex.held():
             opened, paths = self._open.get(row.id), self.paths(row.id)
             self.uses["hot" if opened else "warm" if paths[0].exists() else "cold"] += 1

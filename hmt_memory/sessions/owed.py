@@ -59,7 +59,13 @@ def is_owing(session: StoredSession) -> bool:
 
 
 def change(session: StoredSession, name: str, **changes: Any) -> bool:
-    """Change the note of an answer that is pending. Returns whether it is."""
+    """Change the note of an answer that is pending. Returns whether it is.
+
+    Args:
+        session: is owed the answer.
+        name: of the note.
+        **changes: fields of the note, and their new values.
+    """
     pending = False
 
     def changed(notes: Mapping[str, Note]) -> Mapping[str, Note]:

@@ -26,7 +26,6 @@ from ..store.open import open_backend, place_of
 from ..store.rows import MEMORY_BITS, CollectionRow
 from ..store.shelf import Shelf, shelf_of
 from .behind import Behind
-from .indexing import Shape, shape_of
 from .names import find
 from .open_indexes import OpenIndexes
 from .tiers import Tiers
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from ..model import HMTModel
     from ..retrieval.sources import Indexes
     from ..store.transaction import Transaction
+    from .indexing import Shape
 
 log = logging.getLogger("hmt_memory")
 
@@ -154,6 +154,8 @@ class Storage:
 
     def shape(self, model: HMTModel, made_by: str) -> Shape:
         """Return the shape of the indexes of what a model has read; `made_by` is its digest."""
+        from .indexing import shape_of
+
         return shape_of(model, made_by, self._factory)
 
     def settle(self) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from ..errors import StoreDamagedError
-from .rows import CollectionRow, Kept, Lineage, MessageRow, Part, SegmentRow, StreamRow, TokenRow
+from .rows import CollectionRow, Kept, Lineage, LineagePart, MessageRow, SegmentRow, StreamRow, TokenRow
 from .transaction import Transaction
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TOKENS_PER_ROW = 4096
 _FEW = 1000  # rows that one transaction may move
@@ -28,7 +30,7 @@ def of(db: Transaction, row: CollectionRow) -> Lineage:
 
 def of_stream(db: Transaction, tip: int) -> Lineage:
     """Return the stretches of a stream and its ancestors that make up its whole history, from the root."""
-    parts: list[Part] = []
+    parts: list[LineagePart] = []
     messages, tokens, segments = None, None, None
     stream: int | None = tip
     while stream is not None:
@@ -37,7 +39,7 @@ def of_stream(db: Transaction, tip: int) -> Lineage:
         ends = (messages if messages is not None else row.messages, tokens if tokens is not None else row.tokens)
         if any(stop < start for start, stop in zip(own, ends, strict=False)) or ends[0] > row.messages or ends[1] > row.tokens:
             raise StoreDamagedError(f"the record of stream {stream} is damaged: it ends before it begins. Restore a backup.")
-        parts.insert(0, Part(stream, (own[0], ends[0]), (own[1], ends[1]), (own[2], segments)))
+        parts.insert(0, LineagePart(stream, (own[0], ends[0]), (own[1], ends[1]), (own[2], segments)))
         messages, tokens, segments = own
         stream = row.parent
     if (messages, tokens, segments) != (0, 0, 0):
@@ -59,7 +61,7 @@ def until(parts: Lineage, messages: int, tokens: int, segments: int) -> Lineage:
         tokens: that stay.
         segments: closed ones that stay.
     """
-    kept: list[Part] = []
+    kept: list[LineagePart] = []
     for part in parts:
         if kept and (part.messages[0] > messages or part.tokens[0] > tokens or part.segments[0] > segments):
             break
@@ -231,6 +233,8 @@ def tokens(db: Transaction, parts: Lineage, start: int, stop: int) -> NDArray[np
         start: the first of them.
         stop: one past the last of them.
     """
+    import numpy as np
+
     stop = min(stop, parts[-1].tokens[1])
     pieces: list[NDArray[np.int64]] = []
     place = start
@@ -321,7 +325,7 @@ def segment_count(db: Transaction, parts: Lineage) -> int:
     return 0
 
 
-def _stop(part: Part) -> int:
+def _stop(part: LineagePart) -> int:
     return _END if part.segments[1] is None else part.segments[1]
 
 

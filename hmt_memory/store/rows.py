@@ -7,12 +7,13 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import StoreDamagedError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
 MEMORY_BITS = "memory_bits"  # the setting of a session or corpus
 OWED = "owed"  # the setting of a session with what is noted of answers that are not stored yet
@@ -60,7 +61,7 @@ class StreamRow(NamedTuple):
     tokens: int
 
 
-class Part(NamedTuple):
+class LineagePart(NamedTuple):
     """A stretch of one stream's own rows within a lineage: [start, stop) of each."""
 
     stream: int
@@ -69,7 +70,7 @@ class Part(NamedTuple):
     segments: tuple[int, int | None]  # None: as many as there are
 
 
-Lineage = tuple[Part, ...]
+Lineage = tuple[LineagePart, ...]
 
 
 class MessageRow(NamedTuple):
@@ -131,6 +132,8 @@ class DocumentRow(NamedTuple):
 
 def as_array(ids: ArrayLike) -> NDArray[np.uint32]:
     """Convert token ids to the form in which they are stored."""
+    import numpy as np
+
     return np.asarray(ids, dtype=np.uint32)
 
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from . import lineage
-from .rows import CollectionRow, Lineage, Part, SegmentRow
+from .rows import CollectionRow, Lineage, LineagePart, SegmentRow
 from .transaction import Transaction
 
 
@@ -123,7 +123,7 @@ def shelf_of(db: Transaction, row: CollectionRow) -> Shelf:
         return Shelf((volume_of(db, row.stream),), version)
     documents = db.document_streams(row.id)
     volumes = (
-        Volume((Part(document.stream, (0, 0), (0, document.tokens), (0, None)),), document.segments, document.digest)
+        Volume((LineagePart(document.stream, (0, 0), (0, document.tokens), (0, None)),), document.segments, document.digest)
         for document in documents
     )
     return Shelf(tuple(volumes), version, tuple(document.document for document in documents))

@@ -333,5 +333,11 @@ def tell(kind: str, chance: random.Random, split: Split, *, other_than: str | No
 
 
 def ask(kind: str, chance: random.Random, split: Split) -> str:
-    """Choose a question that asks for a fact of a kind."""
+    """Choose a question that asks for a fact of a kind.
+
+    Args:
+        kind: of the fact.
+        chance: chooses.
+        split: whose wordings are used.
+    """
     return chance.choice(KINDS[kind].asked[split])

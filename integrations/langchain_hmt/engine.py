@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from langchain_core.language_models import BaseLanguageModel
 from langchain_core.load.serializable import Serializable, SerializedConstructor, SerializedNotImplemented
 from langchain_core.runnables import ensure_config
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from hmt_memory.assistant import DEFAULT_MODEL, Namespace, Selection
 
@@ -21,6 +21,7 @@ from .errors import HMTInvalidRequestError, as_langchain
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
+    from pydantic.fields import FieldInfo
     from typing_extensions import Self
 
     from hmt_memory import Assistant
@@ -67,7 +68,7 @@ class Engine(Serializable):
         unused = [name for name in cls.hosted if name in values and name not in cls.model_fields]
         if unused:
             log.warning("%s: for hosted models; a model that runs here has no use for it.", ", ".join(unused))
-        aliases = {field.alias for field in cls.model_fields.values() if field.alias}
+        aliases = {name for field in cls.model_fields.values() for name in _other_names(field)}
         kept = {name: value for name, value in values.items() if name not in unused}
         check_names(kept, cls.model_fields.keys() | aliases)
         return kept
@@ -196,8 +197,8 @@ class Decoder(Sessioned, Decoding, BaseLanguageModel[Any]):
 
     recent_tokens: int | None = Field(default=None, ge=0)
     """Budget of the latest turns, which an answer is shown word for word; None: as the model's configuration says."""
-    replay_tokens: int | None = Field(default=None, ge=0)
-    """Budget of the recalled passages that an answer is shown; None: as the model's configuration says."""
+    replay_tokens: int | None = Field(default=None, ge=0, validation_alias=AliasChoices("replay_tokens", "note_tokens"))
+    """Budget of the notes that an answer is shown, as `note_tokens` of a view; None: as the model's configuration says."""
     pinned_tokens: int | None = Field(default=None, ge=0)
     """Budget of system messages and tools, which never scroll away; None: as the model's configuration says."""
     corpora: Names = ()
@@ -335,6 +336,12 @@ def _parts(engine: Assistant) -> dict[str, Any]:
     made_by = engine.settings
     named = {"model_name": made_by.model, "adapter": made_by.adapter, "dtype": made_by.dtype, "device": made_by.device}
     return {**named, "reader": made_by.reader, "store": engine.folder}
+
+
+def _other_names(field: FieldInfo) -> list[str]:
+    """Return the names that a field is given by besides its own."""
+    known = field.validation_alias
+    return [name for name in (known.choices if isinstance(known, AliasChoices) else [known]) if isinstance(name, str)]
 
 
 def is_about_the_conversation(config: RunnableConfig | None, options: Mapping[str, Any]) -> bool:

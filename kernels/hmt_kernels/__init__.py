@@ -49,7 +49,13 @@ def recall(
 
 
 def reason_against(query: Tensor, memory: Tensor, mask: Tensor | None = None) -> str | None:
-    """Return why Triton does not take these inputs, as `recall` does; None: it does."""
+    """Return why Triton does not take these inputs, as `recall` does; None: it does.
+
+    Args:
+        query: [B, d], folded and scaled.
+        memory: [B, n, d] with n >= 1.
+        mask: [B, n] bool, True where an embedding exists; None: all exist.
+    """
     try:
         from . import triton_recall
     except ImportError as error:

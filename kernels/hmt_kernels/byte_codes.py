@@ -32,7 +32,7 @@ _EXACT = 1e-10  # far above the relative rounding error of any sum of doubles he
 _HUGE_PAGE, _MADV_HUGEPAGE, _MADV_COLLAPSE = 2 << 20, 14, 25  # Linux; kernels without the last ignore it
 
 
-class Asked(NamedTuple):
+class EncodedQuery(NamedTuple):
     """A query as the codes are asked it."""
 
     whole: Doubles  # [digits] whole numbers up to 127
@@ -92,7 +92,7 @@ class Codes:
         self.index.remove_ids(rows)
         self.loose = np.delete(self.loose, rows)
 
-    def asked(self, query: Doubles) -> Asked:
+    def asked(self, query: Doubles) -> EncodedQuery:
         """Round a query [d] to whole numbers and bound the error of every estimate."""
         coordinates, outside = self._turn.split(query)
         scale = float(np.abs(coordinates).max()) / _TOP or 1.0
@@ -105,7 +105,7 @@ class Codes:
         unit = scale * self._step
         sums = unit * _TOP**2 * self.digits * 2.0**-23  # FAISS returns float32, which is exact below 2^24
         arithmetic = _EXACT * float(size_of(query)) * (norm + size + float(size_of(self._centre)))
-        return Asked(whole, unit, float(coordinates @ self._centre), bound * (1 + _EXACT) + sums + arithmetic)
+        return EncodedQuery(whole, unit, float(coordinates @ self._centre), bound * (1 + _EXACT) + sums + arithmetic)
 
     def all_digits(self) -> NDArray[np.int16]:
         """Return the codes [n, digits] as whole numbers from -127 to 127."""

@@ -21,7 +21,7 @@ _SHARE = 16  # a scan of codes that leaves more than 1/16 of the rows is given u
 _LARGE = 32 << 20  # bytes of a matrix for which huge pages are worth asking
 
 
-class Found(NamedTuple):
+class BestRows(NamedTuple):
     """The k best rows of a query."""
 
     scores: NDArray[np.float32]  # [k] falling; the exact inner product, rounded once
@@ -123,7 +123,7 @@ class BoundedScan:
             if self._codes is not None:
                 self._codes.remove(gone)
 
-    def search(self, query: NDArray[Any], k: int) -> Found:
+    def search(self, query: NDArray[Any], k: int) -> BestRows:
         """Find the k rows with the largest inner products; all of them when k >= n.
 
         Args:
@@ -136,12 +136,12 @@ class BoundedScan:
         wide = self._checked(query)
         k = min(k, len(self))
         if k < 1:
-            return Found(np.zeros(0, np.float32), np.zeros(0, np.int64), float("-inf") if not len(self) else float("inf"), 0)
+            return BestRows(np.zeros(0, np.float32), np.zeros(0, np.int64), float("-inf") if not len(self) else float("inf"), 0)
         kept = self._by_codes(wide, k) or self._by_halves(wide, k) or self._all(wide)
         best = np.lexsort((kept.rows, -kept.scores))[:k]
         scores = kept.scores[best]
         ceiling = float("-inf") if k == len(self) else float(np.nextafter(scores[-1], np.float32(np.inf)))
-        return Found(scores, kept.rows[best], ceiling, kept.checked)
+        return BestRows(scores, kept.rows[best], ceiling, kept.checked)
 
     def estimate(self, query: NDArray[Any]) -> Estimate | None:
         """Compute what the codes tell of all rows; None while there are no codes. For checks: slower than a search."""

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import Assistant
 from hmt_memory.assistant.loading import ModelSettings
 from hmt_memory.model import HMTModel
+from hmt_memory.server.app import create_app
+from hmt_memory.server.settings import Settings
+from hmt_memory.server.tokens import Tokens
 
 MODEL = light_model(config=REMEMBERING, tokenizer=byte_tokenizer())
 PROMPT = "The secret word is zanzibar, and this is long enough for some segments."
@@ -129,3 +133,25 @@ def test_a_deep_copy_shares_where_its_framework_makes_them_all_the_time(
         read(monkeypatch, lambda: ask(model, {}))  # noqa: B023
         again = read(monkeypatch, lambda: ask(copy.deepcopy(model), {}))  # noqa: B023
         assert (again == 0) == shares
+
+
+BODIES = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": PROMPT}], "max_completion_tokens": 2},
+    "/v1/responses": {"input": PROMPT, "max_output_tokens": 2, "store": False},
+}
+
+
+@pytest.mark.parametrize("route", BODIES)
+def test_whoever_shows_a_token_of_a_server_is_a_caller(
+    route: str, assistant: Assistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = Tokens(tmp_path)
+    alice, bob, hers = tokens.make("alice"), tokens.make("bob"), tokens.make("phone", of="alice")
+    with TestClient(create_app(assistant, Settings(hosts=("testserver",)), tokens=tokens)) as http:
+
+        def ask(token: str) -> None:
+            http.post(route, json=BODIES[route], headers={"Authorization": f"Bearer {token}"}).raise_for_status()
+
+        whole = read(monkeypatch, lambda: ask(alice))
+        assert read(monkeypatch, lambda: ask(bob)) == whole > 64
+        assert [read(monkeypatch, lambda token=token: ask(token)) for token in (alice, bob, hers)] == [0, 0, 0]

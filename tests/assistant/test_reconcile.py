@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmt_memory.assistant.reconcile import Entry, Plan, entry, reconcile
+from hmt_memory.assistant.reconcile import Continuation, Entry, entry, reconcile
 from hmt_memory.errors import ConfigError
 
 
@@ -22,48 +22,52 @@ def conversation(text: str, ids: str = "") -> list[Entry]:
 @pytest.mark.parametrize(
     ("log", "messages", "plan"),
     [
-        ("", "A", Plan(0, 0)),
-        ("Ab", "AbC", Plan(2, 2)),  # the whole conversation again
-        ("Ab", "C", Plan(2, 0)),  # only what is new
-        ("AbCd", "CdE", Plan(4, 2)),  # a trimmed window
-        ("AbCd", "dE", Plan(4, 1)),  # trimmed to the last answer
-        ("AbCd", "AbC", Plan(3, 3)),  # another try
-        ("AbCd", "AbE", Plan(2, 2)),  # an edited turn
-        ("AbCdEf", "AbXdE", Plan(2, 2)),  # edited in the middle
-        ("AbCdEf", "AdEfG", Plan(6, 4)),  # the first and the last turns
-        ("CdEf", "AbCdEfG", Plan(4, 6)),  # the session has forgotten the beginning
-        ("AbEf", "AbCdEfG", Plan(4, 6)),  # or something in the middle
-        ("AbCd", "AbX", Plan(2, 2)),
-        ("AbCbDeFb", "AbCbDeX", Plan(6, 6)),  # edited behind an answer in the same words as the last
-        ("AbCbDb", "AbCbX", Plan(4, 4)),
-        ("AbCdEfCd", "AbCdX", Plan(4, 4)),  # and a turn in the same words
-        ("AbCdAb", "AbX", Plan(6, 2)),  # a trimmed window, or an edited turn: nothing is lost
-        ("Ab", "CbD", Plan(2, 0)),  # another turn that was answered in the same words
-        ("Ab", "A", Plan(2, 0)),  # the same said once more
-        ("AbAb", "A", Plan(4, 0)),
-        ("A", "A", Plan(1, 1)),  # said and not answered yet
-        ("Ab", "XyZ", Plan(2, 0)),
+        ("", "A", Continuation(0, 0)),
+        ("Ab", "AbC", Continuation(2, 2)),  # the whole conversation again
+        ("Ab", "C", Continuation(2, 0)),  # only what is new
+        ("AbCd", "CdE", Continuation(4, 2)),  # a trimmed window
+        ("AbCd", "dE", Continuation(4, 1)),  # trimmed to the last answer
+        ("AbCd", "AbC", Continuation(3, 3)),  # another try
+        ("AbCd", "AbE", Continuation(2, 2)),  # an edited turn
+        ("AbCdEf", "AbXdE", Continuation(2, 2)),  # edited in the middle
+        ("AbCdEf", "AdEfG", Continuation(6, 4)),  # the first and the last turns
+        ("CdEf", "AbCdEfG", Continuation(4, 6)),  # the session has forgotten the beginning
+        ("AbEf", "AbCdEfG", Continuation(4, 6)),  # or something in the middle
+        ("AbCd", "AbX", Continuation(2, 2)),
+        ("AbCbDeFb", "AbCbDeX", Continuation(6, 6)),  # edited behind an answer in the same words as the last
+        ("AbCbDb", "AbCbX", Continuation(4, 4)),
+        ("AbCdEfCd", "AbCdX", Continuation(4, 4)),  # and a turn in the same words
+        ("AbCdAb", "AbX", Continuation(6, 2)),  # a trimmed window, or an edited turn: nothing is lost
+        ("Ab", "CbD", Continuation(2, 0)),  # another turn that was answered in the same words
+        ("Ab", "A", Continuation(2, 0)),  # the same said once more
+        ("AbAb", "A", Continuation(4, 0)),
+        ("A", "A", Continuation(1, 1)),  # said and not answered yet
+        ("Ab", "XyZ", Continuation(2, 0)),
     ],
 )
-def test_calls_of_every_kind(log: str, messages: str, plan: Plan) -> None:
+def test_calls_of_every_kind(log: str, messages: str, plan: Continuation) -> None:
     assert reconcile(conversation(log), conversation(messages)) == plan
 
 
 def test_equal_ids_tell_another_try_from_the_same_said_once_more() -> None:
-    assert reconcile(conversation("Ab", "1 "), conversation("A", "1")) == Plan(1, 1)
-    assert reconcile(conversation("Ab", "1 "), conversation("A", "2")) == Plan(2, 0)
-    assert reconcile(conversation("AbA", "1 3"), conversation("AC", "34")) == Plan(3, 1)
-    assert reconcile(conversation("AbCd", "1 3 "), conversation("AE", "15")) == Plan(4, 1)  # trimmed to the first and the new
-    assert reconcile(conversation("AbCd", "1234"), conversation("AbE", "567")) == Plan(4, 0)  # another talk that begins alike
-    assert reconcile(conversation("AbCd", "1 3 "), conversation("AbC", "1 9")) == Plan(2, 2)  # the edit once more
-    assert reconcile(conversation("AbA", "1 3"), conversation("AC", "94")) == Plan(3, 0)
+    assert reconcile(conversation("Ab", "1 "), conversation("A", "1")) == Continuation(1, 1)
+    assert reconcile(conversation("Ab", "1 "), conversation("A", "2")) == Continuation(2, 0)
+    assert reconcile(conversation("AbA", "1 3"), conversation("AC", "34")) == Continuation(3, 1)
+    assert reconcile(conversation("AbCd", "1 3 "), conversation("AE", "15")) == Continuation(
+        4, 1
+    )  # trimmed to the first and the new
+    assert reconcile(conversation("AbCd", "1234"), conversation("AbE", "567")) == Continuation(
+        4, 0
+    )  # another talk that begins alike
+    assert reconcile(conversation("AbCd", "1 3 "), conversation("AbC", "1 9")) == Continuation(2, 2)  # the edit once more
+    assert reconcile(conversation("AbA", "1 3"), conversation("AC", "94")) == Continuation(3, 0)
 
 
 def test_modes() -> None:
     log, again = conversation("AbCd"), conversation("AbC")
-    assert reconcile(log, again, "incremental") == Plan(4, 0)
-    assert reconcile(log, conversation("X"), "full") == Plan(0, 0)
-    assert reconcile(log, conversation("A"), "full") == Plan(1, 1)
+    assert reconcile(log, again, "incremental") == Continuation(4, 0)
+    assert reconcile(log, conversation("X"), "full") == Continuation(0, 0)
+    assert reconcile(log, conversation("A"), "full") == Continuation(1, 1)
     with pytest.raises(ConfigError, match="Choose one of auto, incremental, full"):
         reconcile(log, again, "other")  # type: ignore[arg-type]
 
@@ -98,7 +102,7 @@ turns = st.lists(st.sampled_from("AbCdEf"), max_size=8).map("".join)
 def test_resending_everything_adds_exactly_what_is_new(log: str, more: str) -> None:
     known, messages = conversation(log), conversation(log + more)
     plan = reconcile(known, messages)
-    assert plan == Plan(len(log), len(log) if log else 0)
+    assert plan == Continuation(len(log), len(log) if log else 0)
 
 
 @given(turns, turns, st.sampled_from(["auto", "full", "incremental"]))
@@ -122,4 +126,4 @@ def test_an_edited_turn_replaces_what_followed_whatever_else_was_said_in_the_sam
     if any(log.endswith(before[:length]) for length in range(1, len(before) + 1)):
         assert plan.keep in (len(before), len(log))
     else:
-        assert plan == Plan(len(before), len(before))
+        assert plan == Continuation(len(before), len(before))

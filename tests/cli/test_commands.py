@@ -79,6 +79,20 @@ def test_what_runs_no_model_loads_none(store: Path, tmp_path: Path) -> None:
     assert dict(zip(LIGHT, codes, strict=True)) == dict.fromkeys(LIGHT, "code 0")
 
 
+def test_looking_at_a_store_loads_no_numpy(store: Path) -> None:
+    looking = (
+        ["--help"],
+        ["sessions", "list"],
+        ["sessions", "show", "alice"],
+        ["corpora", "list"],
+        ["corpora", "show", "book"],
+    )
+    assert repr(HEAVY) in RUN
+    ran = outcome(*looking, code=RUN.replace(repr(HEAVY), repr(("numpy", *HEAVY))))
+    codes = [line for line in ran.stderr.splitlines() if line.startswith("code ")]
+    assert codes == ["code 0"] * len(looking) and "The door code is 4071." in ran.stdout
+
+
 def test_what_somebody_else_is_reading_is_no_warning(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "hmt_memory")
     with MemoryStore(store) as opened:

@@ -175,6 +175,8 @@ def test_budgets_and_selection_are_those_of_the_view_and_the_weights_are_shared(
     found = chat.assistant().model
     assert {name: getattr(found.config, name) for name in given} == given
     assert found.backbone is MODEL.backbone and MODEL.view.recent_tokens == REMEMBERING.recent_tokens
+    named = HMTChatModel(engine=assistant, note_tokens=41)  # type: ignore[call-arg]
+    assert named.replay_tokens == named.assistant().model.config.replay_tokens == 41
     plain = HMTChatModel(engine=assistant, max_tokens=4)
     assert plain.assistant() is assistant and chat.assistant() is HMTLLM(engine=assistant, **given).assistant()
     for number in range(6):

@@ -13,7 +13,7 @@ from tiny import tiny_model
 from hmt_memory.retrieval import lexical
 from hmt_memory.retrieval.citations import Citation, Message
 from hmt_memory.retrieval.notes import HEADING, Note, day, written
-from hmt_memory.retrieval.passages import FUSED, Evidence, Found, Scored, scored
+from hmt_memory.retrieval.passages import FUSED, Evidence, FoundPassage, Scored, scored
 from hmt_memory.retrieval.ranking import alone
 from hmt_memory.retrieval.recollection import ViewRecollection
 from hmt_memory.retrieval.sentences import LONGEST, sentences, whole
@@ -32,7 +32,7 @@ def ranked(question: str, *texts: str | tuple[str, str]) -> list[Scored]:
     """Rank messages, each found by a segment of its own and of the same weight."""
     cited = [said(number, *((text,) if isinstance(text, str) else text)) for number, text in enumerate(texts)]
     worth = dict.fromkeys(lexical.distinct_terms(question), 1.0)
-    return scored([Found((0, one.segment), one, 1.0) for one in cited], question, worth)
+    return scored([FoundPassage((0, one.segment), one, 1.0) for one in cited], question, worth)
 
 
 def test_notes_say_when_and_by_whom_once_a_day() -> None:
@@ -93,7 +93,9 @@ def test_the_message_that_shares_rare_words_comes_first_and_an_answer_with_its_q
 def test_the_question_itself_is_no_passage_and_a_passage_found_twice_is_one() -> None:
     assert ranked("Where is it?", "Where is it?") == []
     cited = said(1, "The key is here.")
-    twice = scored([Found((0, 1), cited, 0.2), Found((0, 2), cited._replace(segment=2), 0.8)], "key?", {"key": 1.0})
+    twice = scored(
+        [FoundPassage((0, 1), cited, 0.2), FoundPassage((0, 2), cited._replace(segment=2), 0.8)], "key?", {"key": 1.0}
+    )
     assert len(twice) == 1 and twice[0].cited.segment == 1, "named by the first segment that has a part of it"
 
 
@@ -123,7 +125,7 @@ def near_by_meaning(question: str, *texts: tuple[str, float] | tuple[str, float,
     """Rank messages of which it is known how near their keys are to the question's."""
     cited = [(said(number, text, *role), meaning) for number, (text, meaning, *role) in enumerate(texts)]
     worth = dict.fromkeys(lexical.distinct_terms(question), 1.0)
-    return scored([Found((0, one.segment), one, 1.0, meaning) for one, meaning in cited], question, worth)
+    return scored([FoundPassage((0, one.segment), one, 1.0, meaning) for one, meaning in cited], question, worth)
 
 
 def test_what_is_near_by_meaning_comes_first_and_is_noted_although_it_shares_no_words() -> None:
@@ -178,7 +180,7 @@ def test_sentences_of_a_document_do_not_stand_for_those_beside_them() -> None:
     texts = ("The regatta in Ostend is next.", "Water is wet.")
     cited = [said(number, text)._replace(messages=(), document=7) for number, text in enumerate(texts)]
     worth = dict.fromkeys(lexical.distinct_terms("The regatta in Ostend?"), 1.0)
-    order = scored([Found((0, one.segment), one, 1.0, 0.3) for one in cited], "The regatta in Ostend?", worth)
+    order = scored([FoundPassage((0, one.segment), one, 1.0, 0.3) for one in cited], "The regatta in Ostend?", worth)
     assert [one.evidence.around == 0 for one in order] == [False, True]
 
 

@@ -1,9 +1,8 @@
-"""Erasing: what is forgotten is in no file, nobody waits for it, and a crash at any step changes neither."""
+"""Erasing: what is forgotten is in no file, nobody waits for it, and no crash changes that (`crash_conformance`)."""
 
 from __future__ import annotations
 
 import random
-import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -184,6 +183,18 @@ def test_a_rewriting_that_a_crash_has_cut_short_is_done_on_opening(store: Memory
     assert done == [store.folder]
 
 
+def test_an_edit_rewrites_no_file(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it takes no longer in a large store, and nobody waits for more than a write."""
+    monkeypatch.setattr(Database, "rewrite", lambda _: pytest.fail("the file is rewritten"))
+    session = store.session("alice", MODEL)
+    (said,) = session.add(user("a first secret"))
+    session.add(user("something else"), replacing=said)
+    asked = session.reply(user("a second secret"), **DECODING).finish().message_ids[0]
+    session.reply(user("another question"), replacing=asked, **DECODING).finish()
+    assert [message.content for message in session.messages()][:2] == ["something else", "another question"]
+    assert bytes_in(store.folder, b"a first secret", b"a second secret") == []
+
+
 # --- nobody waits -----------------------------------------------------------------------------------------------------
 
 
@@ -337,78 +348,6 @@ def test_the_log_of_a_database_behind_a_link_is_found(tmp_path: Path, monkeypatc
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------------
-
-
-class Crash(BaseException):
-    """The process ends here."""
-
-
-def forget(store: MemoryStore) -> None:
-    store.session("alice").forget([6, 901])
-
-
-def delete(store: MemoryStore) -> None:
-    store.delete("alice")
-
-
-def edit(store: MemoryStore) -> None:
-    store.session("alice", MODEL).add(user("something else"), replacing=5)
-
-
-def replace(store: MemoryStore) -> None:
-    store.corpus("papers", MODEL).add_documents([("one", "a new text")], replace_named=True)
-
-
-def everything_said(store: MemoryStore) -> str:
-    """What the record shows."""
-    messages = [message.content for name in store.sessions() for message in store.session(name).messages()]
-    return "\n".join([*messages, *(document.text for document in store.corpus("papers").documents())])
-
-
-@pytest.mark.slow
-@pytest.mark.disk
-@pytest.mark.parametrize("erase", [forget, delete, edit, replace])
-def test_a_crash_at_any_transaction_of_an_erasure_is_made_good_on_opening(tmp_path: Path, erase: Any) -> None:
-    """At each in turn, until there are no more: the record is as before or as after, and the next opening ends the erasure."""
-    secret = "paper secret" if erase is replace else "alice 5 secret-alice-5-"
-    outcomes = []
-    with MemoryStore(tmp_path / "before") as store:
-        told(store, "alice", 1100 if erase is forget else 30)
-        store.corpus("papers", MODEL).add_documents([("one", "paper secret " * 40), ("two", "other things")])
-    for crash_at in range(60):
-        folder = tmp_path / str(crash_at)
-        shutil.copytree(tmp_path / "before", folder)
-        store = MemoryStore(folder)
-        finished = crashing(erase, store, crash_at)
-        with MemoryStore(folder) as again:
-            shown = secret in everything_said(again)
-            assert again.verify().ok
-            with again.database.reading() as db:
-                assert not db.erasures() and not db.drafted()
-            assert bool(bytes_in(folder, secret.encode())) == shown
-        outcomes.append(shown)
-        if finished:
-            assert outcomes == sorted(outcomes, reverse=True) and not shown and len(outcomes) > 3
-            return
-    raise AssertionError("it never ended")
-
-
-def crashing(erase: Any, store: MemoryStore, crash_at: int) -> bool:
-    """Erase until the transaction of that number begins; return whether there was none."""
-    plain, begun = Database.writing, iter(range(1000))
-
-    def writing(self: Database) -> Any:
-        if next(begun) == crash_at:
-            raise Crash
-        return plain(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Database, "writing", writing)
-        try:
-            erase(store)
-        except Crash:
-            return False
-    return True
 
 
 def test_an_erasure_that_another_process_is_at_is_left_to_it(store: MemoryStore) -> None:

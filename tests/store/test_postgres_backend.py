@@ -38,6 +38,9 @@ class TestPostgres(RecordStoreConformance):
     def _url(self, postgres_url: str) -> None:
         self.url = postgres_url
 
+    def place(self, backend: Backend) -> Path | str:
+        return self.url
+
     def damage(self, backend: Backend, statement: str) -> None:
         postgres.run(self.url, statement)
 

@@ -24,6 +24,9 @@ class TestSqlite(RecordStoreConformance):
     def _folder(self, tmp_path: Path) -> None:
         self.folder = tmp_path / "store"
 
+    def place(self, backend: Backend) -> Path | str:
+        return self.folder
+
     def damage(self, backend: Backend, statement: str) -> None:
         db = sqlite3.connect(self.folder / "memory.db", isolation_level=None)
         assert db.execute(statement).rowcount > 0

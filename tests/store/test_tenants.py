@@ -48,6 +48,9 @@ class TestTenant(RecordStoreConformance):
         yield opened
         opened.close()
 
+    def place(self, backend: Backend) -> Path | str:
+        return self.url
+
     def damage(self, backend: Backend, statement: str) -> None:
         postgres.run(self.url, statement)
 

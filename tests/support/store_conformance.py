@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crash_conformance import CrashConformance
 
 from hmt_memory.errors import SessionBusyError, StoreDamagedError
 from hmt_memory.store import lineage, sweeping
@@ -93,8 +94,8 @@ def erase(backend: Backend, work: Callable[[Transaction, int], None]) -> None:
     sweeping.finish(backend, backend.erasing(begun))
 
 
-class RecordStoreConformance:
-    """Inherit and give `backend`; `damage(backend, table, column)` changes one stored value behind its back."""
+class RecordStoreConformance(CrashConformance):
+    """Inherit and give `backend` and `place`; `damage(backend, statement)` changes a stored value behind its back."""
 
     def damage(self, backend: Backend, statement: str) -> None:
         raise NotImplementedError

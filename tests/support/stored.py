@@ -36,10 +36,12 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def bytes_in(folder: Path, secret: bytes) -> list[str]:
-    """Files of a folder that hold these bytes, read by another process: a store is open in this one."""
+def bytes_in(folder: Path, *secrets: bytes) -> list[str]:
+    """Files of a folder that hold any of these bytes, read by another process: a store is open in this one."""
     code = (
-        "import sys, pathlib; secret = bytes.fromhex(sys.argv[2]);"
-        "print(*[p.name for p in sorted(pathlib.Path(sys.argv[1]).rglob('*')) if p.is_file() and secret in p.read_bytes()])"
+        "import sys, pathlib; folder, *secrets = sys.argv[1:];"
+        "files = [path for path in pathlib.Path(folder).rglob('*') if path.is_file()];"
+        "print(*sorted(path.name for path in files if any(bytes.fromhex(secret) in path.read_bytes() for secret in secrets)))"
     )
-    return subprocess.run([sys.executable, "-c", code, folder, secret.hex()], capture_output=True, text=True).stdout.split()
+    call = [sys.executable, "-S", "-c", code, folder, *(secret.hex() for secret in secrets)]
+    return subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()

@@ -5,6 +5,5 @@ Nothing in it is code, nothing is trusted: an import checks every length, digest
 
 from .agreement import UNVERIFIED, settle
 from .exporting import export_session
-from .importing import import_session
 
-__all__ = ["UNVERIFIED", "export_session", "import_session", "settle"]
+__all__ = ["UNVERIFIED", "export_session", "settle"]

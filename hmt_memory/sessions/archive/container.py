@@ -32,7 +32,7 @@ _ENCRYPTED = 0x1
 _DAMAGE = (Unfit, zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError)
 
 
-class Part:
+class ArchiveFile:
     """One file of an archive as it is read: counted, hashed, and never longer than the manifest says."""
 
     def __init__(self, name: str, member: IO[bytes], stated: Stated) -> None:
@@ -111,10 +111,10 @@ class Archive:
             return member.read(size)
 
     @contextmanager
-    def part(self, name: str) -> Iterator[Part]:
+    def part(self, name: str) -> Iterator[ArchiveFile]:
         """Open one of the other files, all of which must be read inside."""
         with self._zip.open(name) as member:
-            part = Part(name, member, self.manifest.files[name])
+            part = ArchiveFile(name, member, self.manifest.files[name])
             yield part
             part.finish()
 

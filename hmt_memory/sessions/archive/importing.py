@@ -20,7 +20,7 @@ from ...store.rows import MEMORY_BITS, CollectionRow, MessageRow, SegmentRow, ch
 from ..names import check_new, normal
 from . import layout
 from .agreement import UNVERIFIED
-from .container import BLOCK_BYTES, Archive, Part, opened
+from .container import BLOCK_BYTES, Archive, ArchiveFile, opened
 from .layout import check
 from .manifest import Manifest, Model
 from .messages import read_messages
@@ -135,12 +135,12 @@ def _copy_memory(db: Transaction, archive: Archive, stream: int, model: Model) -
             lineage.append_segments(db, parts, rows)
 
 
-def _memory(part: Part, model: Model, bits: int) -> bytes:
+def _memory(part: ArchiveFile, model: Model, bits: int) -> bytes:
     """Read the memory of the next segment."""
     return _held(part.read(model.segment_bytes), bits, "a memory embedding")
 
 
-def _keys(part: Part, model: Model, bits: int) -> bytes:
+def _keys(part: ArchiveFile, model: Model, bits: int) -> bytes:
     """Read the keys by meaning of the next segment."""
     size = int.from_bytes(part.read(layout.KEYS_SIZE_BYTES), "little")
     check(size <= layout.MOST_SEGMENT_BYTES and size % model.key_bytes == 0, "the keys of a segment are of another size")

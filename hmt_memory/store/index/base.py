@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Halves = NDArray[np.float16]
+Halves: TypeAlias = "NDArray[np.float16]"
 DEFAULT = "SQfp16"  # the name of the exact search
 
 
@@ -70,6 +71,8 @@ def matrix(data: memoryview, rows: int, width: int) -> Halves:
     Raises:
         ValueError: the data has another size.
     """
+    import numpy as np
+
     if len(data) != rows * width * 2:
         raise ValueError("it holds another number of keys than its header says")
     loaded: Halves = np.frombuffer(data, "<f2").reshape(rows, width)

@@ -14,15 +14,16 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from ...errors import SessionBusyError
 from ...files import replacing
 from ..shelf import Shelf, Volume
 from ..transaction import Transaction
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger("hmt_memory")
 _MAGIC = b"HMTINDEX"
@@ -132,6 +133,8 @@ class Derived:
         held = [volume for volume, missing in zip(self._volumes, gone, strict=True) if not missing]
         if not any(gone) or sum(volume.segments for volume in self._volumes) != self.count or not _begins(shelf.volumes, held):
             return
+        import numpy as np
+
         kept = np.repeat(~np.array(gone), [volume.segments for volume in self._volumes])
         if self._keep(kept):
             self.count, self._saved = int(kept.sum()), 0
