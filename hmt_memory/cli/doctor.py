@@ -71,7 +71,7 @@ class Hardware:
     device: str
     dtype: str | None  # the meaning of dtype="auto"; None if HMT_DTYPE names no precision
     dtype_from: str  # the origin of `dtype`: "HMT_DTYPE" or "hardware"
-    engine: str  # what computes where nothing learns, under engine="auto"
+    engine: str  # what computes the model where nothing learns, under engine="auto"
     recall: str  # what computes the cross-attention over memory embeddings
     threads: int
     advice: str = ""  # what to do about HMT_DTYPE
@@ -125,7 +125,7 @@ def examine(chosen: str = DEFAULT_MODEL) -> Findings:
     model = _default_model() if has_torch else None
     if model is not None and model.advice:
         problems.append(model.advice)
-    hardware = _hardware() if has_torch else None
+    hardware = _hardware(chosen) if has_torch else None
     if hardware is not None and hardware.advice:
         problems.append(hardware.advice)
     here = (Package("hmt-memory", __version__), Package("python", platform.python_version()), Package("sqlite", SQLITE))
@@ -193,7 +193,7 @@ def _package(name: str, advice: str) -> Package:
     return Package(name, version)
 
 
-def _hardware() -> Hardware:
+def _hardware(chosen: str) -> Hardware:
     import torch
 
     from ..engine import weights
@@ -206,7 +206,7 @@ def _hardware() -> Hardware:
         device=f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
         dtype=dtype,
         dtype_from="HMT_DTYPE" if os.environ.get("HMT_DTYPE") else "hardware",
-        engine=_auto_engine(device, dtype),
+        engine=_auto_engine(device, dtype, chosen),
         recall=_recall(device),
         threads=torch.get_num_threads(),
         advice=advice,
@@ -223,20 +223,52 @@ def _auto_dtype(device: torch.device) -> tuple[str | None, str]:
         return None, str(error)
 
 
-def _auto_engine(device: torch.device, dtype: str | None) -> str:
-    """Say which engine `engine="auto"` means, and why."""
+def _auto_engine(device: torch.device, dtype: str | None, chosen: str) -> str:
+    """Say which engine `engine="auto"` means for a model, and why.
+
+    Args:
+        device: of the model.
+        dtype: its precision; None: nobody knows it.
+        chosen: the model's name, or the folder of a checkpoint.
+    """
     from ..engine import graphs
 
-    if chosen := os.environ.get("HMT_ENGINE"):
+    if asked := os.environ.get("HMT_ENGINE"):
         known = get_args(Engine)
-        return f"{chosen} (set by HMT_ENGINE)" if chosen in known else f"HMT_ENGINE={chosen!r} is not one of {', '.join(known)}"
+        return f"{asked} (set by HMT_ENGINE)" if asked in known else f"HMT_ENGINE={asked!r} is not one of {', '.join(known)}"
     if dtype is None:
         return "-"
     if device.type != "cpu" or dtype != "float32":
         return f"torch (it is the fastest in {dtype} on {device.type})"
     if not graphs.available():
         return "torch (OpenVINO is not installed, which is faster here)"
-    return "openvino, with 8-bit weights (fastest here; HMT_ENGINE=torch computes in fp32)"
+    return _by_weights(chosen)
+
+
+def _by_weights(chosen: str) -> str:
+    """Say which engine computes a model in fp32 on a CPU, by its weights as far as they are known."""
+    from ..engine import checkpoint
+
+    least, most = checkpoint.CONVERTED
+    try:
+        name = outline.sources(chosen, None).name
+        quantized_by, count = outline.quantization(name), outline.weight_count(name)
+    except HMTError:  # loading says why
+        quantized_by = count = None
+    if quantized_by is not None:
+        return "torch (the model's weights are quantised)"
+    if count is None:
+        return f"openvino, with 8-bit weights, if the model has {_millions(least)} to {_millions(most)} weights; else torch"
+    if count < least:
+        return f"torch (the model has {_millions(count)} weights; OpenVINO is chosen from {_millions(least)} on)"
+    if count > most:
+        asked = "HMT_ENGINE=openvino takes it, and converting takes much memory"
+        return f"torch (the model has {_millions(count)} weights; OpenVINO is chosen up to {_millions(most)}; {asked})"
+    return "openvino, with 8-bit weights (fastest here, if it converts the model; HMT_ENGINE=torch computes in fp32)"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.0f} million" if count >= 1e6 else f"{count:,}"
 
 
 def _recall(device: torch.device) -> str:
