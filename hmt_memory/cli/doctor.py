@@ -49,6 +49,7 @@ _ADVICE = {
 _NEEDED = ("torch", "transformers", "accelerate")
 _IMPORTED = ("torch", "transformers", "faiss")  # have to load; of others, some of which take seconds, the version is looked up
 _ROUNDING = 1e-3  # what kernels in fp32 may be off
+_TRIED = (20_000, 576, 128, 300)  # rows of an index, their width, the directions of queries, and how many are searched for
 _READ_BY = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "gptq": "gptqmodel", "awq": "gptqmodel"}  # quantised weights
 _MODEL_FILES = ("config.json", "model.safetensors")
 
@@ -73,6 +74,7 @@ class Hardware:
     dtype_from: str  # the origin of `dtype`: "HMT_DTYPE" or "hardware"
     engine: str  # what computes the model where nothing learns, under engine="auto"
     recall: str  # what computes the cross-attention over memory embeddings
+    index: str  # what searches very many memories
     threads: int
     advice: str = ""  # what to do about HMT_DTYPE
 
@@ -163,6 +165,7 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
             ("precision", _precision(hardware)),
             ("engine", hardware.engine),
             ("recall", hardware.recall),
+            ("index", hardware.index),
         ]
     if (model := findings.model) is not None:
         converted = _megabytes(model.cache_bytes) if model.cache_bytes else "will be converted on first use, about 20 s"
@@ -208,6 +211,7 @@ def _hardware(chosen: str) -> Hardware:
         dtype_from="HMT_DTYPE" if os.environ.get("HMT_DTYPE") else "hardware",
         engine=_auto_engine(device, dtype, chosen),
         recall=_recall(device),
+        index=_index(),
         threads=torch.get_num_threads(),
         advice=advice,
     )
@@ -296,6 +300,39 @@ def _tried(query: torch.Tensor, memory: torch.Tensor) -> str:
     if not off <= _ROUNDING:
         return f"Triton's kernels are off by {off:.1e} here: pip uninstall triton, then plain torch computes it"
     return f"Triton's kernels (tried here, {off:.0e} from plain torch)"
+
+
+def _index() -> str:
+    """Try the search by codes, which indexes of very many memories use on a CPU, beside FAISS's scan."""
+    import numpy as np
+
+    try:
+        import faiss
+    except _BROKEN as error:
+        return f"plain torch (FAISS does not load: {error})"
+    from hmt_kernels.cpu_recall import BoundedScan
+
+    from ..store.index.flat import FlatSearch, one_thread
+
+    count, width, inner, k = _TRIED
+    drawn = np.random.default_rng(0)
+    rows = drawn.integers(-100, 101, (count, width), np.int8).astype(np.float16)
+    directions = drawn.standard_normal((inner, width), np.float32)
+    query = drawn.standard_normal(inner, np.float32) @ directions
+    by_codes, by_rows = BoundedScan(width, directions), FlatSearch(faiss, width)
+    try:
+        with one_thread(faiss):
+            by_codes.add(rows)
+            found = by_codes.search(query, k).rows
+    except Exception as error:  # of FAISS, or of what it was built for: the finding
+        return f"the search by codes does not run here ({error}): reinstall FAISS"
+    by_rows.add(rows)
+    wrong = len(np.setdiff1d(by_rows(query, k)[1], found))
+    if wrong:
+        return f"the search by codes misses {wrong} of the best {k} that FAISS's scan finds here: reinstall FAISS"
+    return (
+        f"FAISS's scan; codes of 8 bits before it in large ones (tried here: the best {k} of {count:,}, as by the scan alone)"
+    )
 
 
 def _default_model() -> DefaultModel:

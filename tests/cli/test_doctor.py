@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_bytes(b"GGUF")
     monkeypatch.setattr(places, "bundled_file", lambda *_: path)
     monkeypatch.setenv("HMT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "_TRIED", (200, 32, 8, 20))
     for name in ("load", "convert_gguf"):
         monkeypatch.delattr(weights, name)
     return path
@@ -36,6 +40,7 @@ def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_doctor_on_a_machine_where_all_is_well(bundled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("doctor") == 0
     shown = capsys.readouterr().out
+    assert "tried here: the best 20 of 200" in shown
     assert torch.__version__ in shown and "will be converted on first use" in shown and str(bundled) in shown
     assert "The default model can run." in shown
 
@@ -208,3 +213,20 @@ def test_doctor_says_the_rule_where_it_does_not_know_the_weights(bundled: Path, 
     assert engine_of(places.DEFAULT_MODEL) == rule, "it was never converted"
     (Path(tiny) / "model.safetensors").write_bytes(b"damaged")
     assert engine_of(tiny) == rule
+
+
+def test_doctor_tries_the_search_by_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu_recall = pytest.importorskip("hmt_kernels.cpu_recall")
+    pytest.importorskip("faiss")
+    used = mock.Mock(side_effect=cpu_recall.Codes)
+    monkeypatch.setattr(cpu_recall, "Codes", used)
+    assert "tried here: the best 300 of 20,000, as by the scan alone" in doctor._index()
+    assert used.called, "codes were made of so many rows"
+    monkeypatch.setattr(doctor, "_TRIED", (200, 32, 8, 20))
+    right = cpu_recall.BoundedScan.search
+    monkeypatch.setattr(cpu_recall.BoundedScan, "search", lambda *given: SimpleNamespace(rows=right(*given).rows[1:]))
+    assert doctor._index() == "the search by codes misses 1 of the best 20 that FAISS's scan finds here: reinstall FAISS"
+    monkeypatch.setattr(cpu_recall.BoundedScan, "search", mock.Mock(side_effect=RuntimeError("no AVX2")))
+    assert doctor._index() == "the search by codes does not run here (no AVX2): reinstall FAISS"
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert doctor._index().startswith("plain torch (FAISS does not load: ")
