@@ -168,7 +168,7 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
             ("index", hardware.index),
         ]
     if (model := findings.model) is not None:
-        converted = _megabytes(model.cache_bytes) if model.cache_bytes else "will be converted on first use, half a minute to a minute"
+        converted = _megabytes(model.cache_bytes) if model.cache_bytes else "will be converted on first use, in about a minute"
         rows += [
             ("default model", f"{model.name}: {model.file or 'not installed'}"),
             ("converted to", f"{model.cache} ({converted})" if model.cache else "-"),

@@ -138,7 +138,7 @@ def load_model(name: str, screen: Screen, **options: Any) -> HMTModel:
         from ..model import HMTModel
 
         if _converts_first(name):
-            screen.note(f"The first start of {name} converts its weights once: half a minute to a minute.")
+            screen.note(f"The first start of {name} converts its weights once, in about a minute.")
         return HMTModel.from_pretrained(name, **options)
 
 
