@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Spin only briefly at torch's barriers: on a busy machine the default is many times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test test-all test-real test-other test-lowest test-kernels test-quantized test-ray test-vllm coverage lint docs bench gpu adapter clean
+.PHONY: demo test test-all test-real test-other test-lowest test-kernels test-faiss-gpu test-quantized test-ray test-vllm coverage lint docs bench gpu adapter clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready
@@ -55,6 +55,18 @@ test-kernels: $(TRITON)/ready
 
 $(TRITON)/ready: .venv/ready
 	$(INSTALL) --no-deps --upgrade --target $(TRITON) --constraint constraints.txt triton
+	touch $@
+
+# Those of the index with FAISS for GPUs, which needs none to be imported: its calls are compared with those that are recorded. It and
+# what it needs of NVIDIA's lie apart, because it and faiss-cpu overwrite each other.
+FAISS_GPU := $(CURDIR)/.venv/faiss-gpu
+test-faiss-gpu: $(FAISS_GPU)/ready
+	PYTHONPATH=$(FAISS_GPU) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+		tests/store/test_gpu_devices.py tests/store/test_gpu_search.py tests/store/test_index.py
+
+$(FAISS_GPU)/ready: .venv/ready
+	$(INSTALL) --no-deps --upgrade --target $(FAISS_GPU) --constraint constraints.txt \
+		faiss-gpu nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-curand-cu12
 	touch $@
 
 # Those of quantised backbones. Their libraries lie apart, because transformers and PEFT import them wherever they find them.

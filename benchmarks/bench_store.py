@@ -105,7 +105,8 @@ def recalling(model: HMTModel, folder: Path, segments: int, rounds: int, wanted:
         shards = [session._own_shard(session._snapshot())]
         print(f"  its index is made of the rows in {seconds(lambda: preselect(model, shards, summary, 300)):.2f} s, once")
         with one_thread():
-            keys = next(iter(store.open_indexes._open.values())).memory._search.codes().view(np.int64).ravel()
+            search = next(iter(store.open_indexes._open.values())).memory._search
+            keys = search.vectors(np.arange(segments * model.recalled_slots)).view(np.int64).ravel()
             once = min(seconds(lambda: np.bitwise_xor.reduce(keys)) for _ in range(rounds))
             times = [seconds(lambda: weigh(model, preselect(model, shards, summary, 300))) for _ in range(rounds * 3)]
         print(f"  recall: {min(times) * 1e3:.1f} ms, median {statistics.median(times) * 1e3:.1f} ms (wanted at most {wanted})")

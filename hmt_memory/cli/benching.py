@@ -55,7 +55,8 @@ def bench(
     if against is not None:
         LlamaCpp.check()
         rival = partial(LlamaCpp, file_of(model))
-    report = speed.measure(Loading(model, given), plan, against=rival, progress=screen.note)
+    settings = {} if against is None else {"against": against.value}
+    report = speed.measure(Loading(model, given), plan, against=rival, settings=settings, progress=screen.note)
     (table,) = report.tables
     if as_json:
         rows = [{"what": what, "value": value, "unit": unit} for what, value, unit in table.rows]

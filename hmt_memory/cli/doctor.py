@@ -49,6 +49,7 @@ _ADVICE = {
 _NEEDED = ("torch", "transformers", "accelerate")
 _IMPORTED = ("torch", "transformers", "faiss")  # have to load; of others, some of which take seconds, the version is looked up
 _ROUNDING = 1e-3  # what kernels in fp32 may be off
+_TRIED = (20_000, 576, 128, 300)  # rows of an index, their width, the directions of queries, and how many are searched for
 _READ_BY = {"bitsandbytes": "bitsandbytes", "torchao": "torchao", "gptq": "gptqmodel", "awq": "gptqmodel"}  # quantised weights
 _MODEL_FILES = ("config.json", "model.safetensors")
 
@@ -71,8 +72,9 @@ class Hardware:
     device: str
     dtype: str | None  # the meaning of dtype="auto"; None if HMT_DTYPE names no precision
     dtype_from: str  # the origin of `dtype`: "HMT_DTYPE" or "hardware"
-    engine: str  # what computes where nothing learns, under engine="auto"
+    engine: str  # what computes the model where nothing learns, under engine="auto"
     recall: str  # what computes the cross-attention over memory embeddings
+    index: str  # what searches very many memories
     threads: int
     advice: str = ""  # what to do about HMT_DTYPE
 
@@ -125,7 +127,7 @@ def examine(chosen: str = DEFAULT_MODEL) -> Findings:
     model = _default_model() if has_torch else None
     if model is not None and model.advice:
         problems.append(model.advice)
-    hardware = _hardware() if has_torch else None
+    hardware = _hardware(chosen) if has_torch else None
     if hardware is not None and hardware.advice:
         problems.append(hardware.advice)
     here = (Package("hmt-memory", __version__), Package("python", platform.python_version()), Package("sqlite", SQLITE))
@@ -163,6 +165,7 @@ def _rows(findings: Findings) -> list[tuple[str, str]]:
             ("precision", _precision(hardware)),
             ("engine", hardware.engine),
             ("recall", hardware.recall),
+            ("index", hardware.index),
         ]
     if (model := findings.model) is not None:
         converted = (
@@ -195,7 +198,7 @@ def _package(name: str, advice: str) -> Package:
     return Package(name, version)
 
 
-def _hardware() -> Hardware:
+def _hardware(chosen: str) -> Hardware:
     import torch
 
     from ..engine import weights
@@ -208,8 +211,9 @@ def _hardware() -> Hardware:
         device=f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device),
         dtype=dtype,
         dtype_from="HMT_DTYPE" if os.environ.get("HMT_DTYPE") else "hardware",
-        engine=_auto_engine(device, dtype),
+        engine=_auto_engine(device, dtype, chosen),
         recall=_recall(device),
+        index=_index(),
         threads=torch.get_num_threads(),
         advice=advice,
     )
@@ -225,20 +229,52 @@ def _auto_dtype(device: torch.device) -> tuple[str | None, str]:
         return None, str(error)
 
 
-def _auto_engine(device: torch.device, dtype: str | None) -> str:
-    """Say which engine `engine="auto"` means, and why."""
+def _auto_engine(device: torch.device, dtype: str | None, chosen: str) -> str:
+    """Say which engine `engine="auto"` means for a model, and why.
+
+    Args:
+        device: of the model.
+        dtype: its precision; None: nobody knows it.
+        chosen: the model's name, or the folder of a checkpoint.
+    """
     from ..engine import graphs
 
-    if chosen := os.environ.get("HMT_ENGINE"):
+    if asked := os.environ.get("HMT_ENGINE"):
         known = get_args(Engine)
-        return f"{chosen} (set by HMT_ENGINE)" if chosen in known else f"HMT_ENGINE={chosen!r} is not one of {', '.join(known)}"
+        return f"{asked} (set by HMT_ENGINE)" if asked in known else f"HMT_ENGINE={asked!r} is not one of {', '.join(known)}"
     if dtype is None:
         return "-"
     if device.type != "cpu" or dtype != "float32":
         return f"torch (it is the fastest in {dtype} on {device.type})"
     if not graphs.available():
         return "torch (OpenVINO is not installed, which is faster here)"
-    return "openvino, with 8-bit weights (fastest here; HMT_ENGINE=torch computes in fp32)"
+    return _by_weights(chosen)
+
+
+def _by_weights(chosen: str) -> str:
+    """Say which engine computes a model in fp32 on a CPU, by its weights as far as they are known."""
+    from ..engine import checkpoint
+
+    least, most = checkpoint.CONVERTED
+    try:
+        name = outline.sources(chosen, None).name
+        quantized_by, count = outline.quantization(name), outline.weight_count(name)
+    except HMTError:  # loading says why
+        quantized_by = count = None
+    if quantized_by is not None:
+        return "torch (the model's weights are quantised)"
+    if count is None:
+        return f"openvino, with 8-bit weights, if the model has {_millions(least)} to {_millions(most)} weights; else torch"
+    if count < least:
+        return f"torch (the model has {_millions(count)} weights; OpenVINO is chosen from {_millions(least)} on)"
+    if count > most:
+        asked = "HMT_ENGINE=openvino takes it, and converting takes much memory"
+        return f"torch (the model has {_millions(count)} weights; OpenVINO is chosen up to {_millions(most)}; {asked})"
+    return "openvino, with 8-bit weights (fastest here, if it converts the model; HMT_ENGINE=torch computes in fp32)"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.0f} million" if count >= 1e6 else f"{count:,}"
 
 
 def _recall(device: torch.device) -> str:
@@ -266,6 +302,39 @@ def _tried(query: torch.Tensor, memory: torch.Tensor) -> str:
     if not off <= _ROUNDING:
         return f"Triton's kernels are off by {off:.1e} here: pip uninstall triton, then plain torch computes it"
     return f"Triton's kernels (tried here, {off:.0e} from plain torch)"
+
+
+def _index() -> str:
+    """Try the search by codes, which indexes of very many memories use on a CPU, beside FAISS's scan."""
+    import numpy as np
+
+    try:
+        import faiss
+    except _BROKEN as error:
+        return f"plain torch (FAISS does not load: {error})"
+    from hmt_kernels.cpu_recall import BoundedScan
+
+    from ..store.index.flat import FlatSearch, one_thread
+
+    count, width, inner, k = _TRIED
+    drawn = np.random.default_rng(0)
+    rows = drawn.integers(-100, 101, (count, width), np.int8).astype(np.float16)
+    directions = drawn.standard_normal((inner, width), np.float32)
+    query = drawn.standard_normal(inner, np.float32) @ directions
+    by_codes, by_rows = BoundedScan(width, directions), FlatSearch(faiss, width)
+    try:
+        with one_thread(faiss):
+            by_codes.add(rows)
+            found = by_codes.search(query, k).rows
+    except Exception as error:  # of FAISS, or of what it was built for: the finding
+        return f"the search by codes does not run here ({error}): reinstall FAISS"
+    by_rows.add(rows)
+    wrong = len(np.setdiff1d(by_rows(query, k)[1], found))
+    if wrong:
+        return f"the search by codes misses {wrong} of the best {k} that FAISS's scan finds here: reinstall FAISS"
+    return (
+        f"FAISS's scan; codes of 8 bits before it in large ones (tried here: the best {k} of {count:,}, as by the scan alone)"
+    )
 
 
 def _default_model() -> DefaultModel:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackboneError
-from . import quantized
+from . import offloaded, quantized
 from .adapter import Merged, merge
 from .modes import eval_mode, learning_kept
 from .probe import probe
@@ -76,6 +76,8 @@ class Backbone(TextCodec, nn.Module):
         self.compiled, self._mark = False, object()
         self._engine: OpenVinoEngine | None = None
         self._head_scale = head_scale(self.config)
+        if self.device.type == "meta":
+            raise BackboneError(f"device_map keeps the input embeddings of {self.name} on no device. Give them one in it.")
         self.appends = probe(self, lambda ids: plain(input_ids=ids, use_cache=False).logits)
 
     @property
@@ -277,9 +279,15 @@ class Backbone(TextCodec, nn.Module):
         }
 
     def merge_lora(self, folder: Path) -> bool:
-        """Merge the LoRA adapter in `folder` into the weights. Returns False, with nothing changed, if that takes PEFT."""
+        """Merge the LoRA adapter in `folder` into the weights. Returns False, with nothing changed, if that takes PEFT.
+
+        Raises:
+            BackboneError: not all weights are in memory.
+        """
         if self.quantization is not None:  # whose rounding would lose it
             return False
+        if offloaded.some(self):
+            raise BackboneError(f"device_map keeps weights of {self.name} elsewhere. Run hmt export, and load what it writes.")
         digest = self._digest()
         self.merged = merge(self.causal_lm, folder)
         if self.merged is not None:
@@ -300,7 +308,7 @@ class Backbone(TextCodec, nn.Module):
         if self.dtype not in (torch.float32, torch.bfloat16):
             return None
         embeddings = getattr(self.embedding, "original_module", self.embedding).weight
-        weights = [value for name, value in self.causal_lm.named_parameters() if not self._of_adapter(name)]
+        weights = [value for name, value in offloaded.named_weights(self.causal_lm) if not self._of_adapter(name)]
         return _digest_of([embeddings] if self.config.model_type == "rwkv" else weights)
 
     def save(self, folder: str | Path) -> None:
@@ -362,6 +370,10 @@ def _openvino(backbone: Backbone, bits: int) -> OpenVinoEngine:
         raise BackboneError(
             f"OpenVINO makes 8-bit weights itself, from weights that are not quantised; those of {backbone.name} are quantised "
             f"({backbone.quantization}). Load the model that they were made from, or with engine='torch'."
+        )
+    if offloaded.some(backbone):
+        raise BackboneError(
+            f"OpenVINO converts weights that are in memory; device_map keeps some of {backbone.name} elsewhere."
         )
     if backbone.device.type != "cpu" or backbone.dtype != torch.float32 or backbone.has_adapter:
         raise BackboneError(

@@ -32,7 +32,7 @@ from .outline import CONFIG_FILE, MEMORY_FILE, read_config, sources
 _Model = TypeVar("_Model", bound=MemoryCell)
 
 ADAPTER_FOLDER = "backbone_adapter"
-_CONVERTED = (10_000_000, 2_000_000_000)  # weights of a backbone that is converted unasked: few win nothing, many take memory
+CONVERTED = (10_000_000, 2_000_000_000)  # weights of a backbone that is converted unasked: few win nothing, many take memory
 _log = logging.getLogger(__name__)
 
 
@@ -169,7 +169,7 @@ class _Choice(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int]:
         """How many weights a backbone that OpenVINO runs has, at least and at most."""
-        return _CONVERTED if self.engine == "auto" else (0, sys.maxsize)
+        return CONVERTED if self.engine == "auto" else (0, sys.maxsize)
 
     @property
     def bits(self) -> int:

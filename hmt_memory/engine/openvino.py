@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..errors import BackboneError, MissingDependencyError
 from .graphs import available, body_graph, head_graph, library, nothing
-from .places import cache_folder
+from .places import CONVERTING, cache_folder, sweep_killed
 from .traced import TracedBody
 
 _VERSION = 4  # of the conversion
@@ -250,7 +250,7 @@ def _converted(
     expected = body(sample, torch.zeros(2, dtype=torch.long), *nothing(layers, 2))[0]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=CONVERTING, dir=folder.parent))
     except OSError as error:
         raise BackboneError(f"{folder.parent} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
     try:
@@ -273,7 +273,8 @@ def _converted(
 
 
 def _sweep(parent: Path) -> None:
-    """Remove conversions that nobody has used for long: each new adapter and each update of a library makes another."""
+    """Remove conversions that were killed, and those that nobody has used for long: a new adapter or library makes another."""
+    sweep_killed(parent)
     for kept in parent.glob("openvino-*"):
         with contextlib.suppress(OSError):
             if time.time() - kept.stat().st_mtime > _UNUSED_SECONDS:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -119,6 +120,22 @@ def quantization(name: str) -> dict[str, Any] | None:
     """
     said = _configuration(name).get("quantization_config")
     return said if isinstance(said, dict) else None
+
+
+def weight_count(name: str) -> int | None:
+    """Return how many weights a model has, by the headers of its files; None: this machine does not have them whole.
+
+    Raises:
+        ModelNotFoundError: nothing has that name.
+    """
+    from .trust import header
+
+    folder = _folder(name)
+    try:
+        tensors = [header(path) for path in sorted(folder.glob("model*.safetensors"))] if folder else []
+    except (ValueError, OSError):
+        return None
+    return sum(math.prod(tensor.shape) for stored in tensors for tensor in stored.values()) or None
 
 
 def _backbone(name: str) -> dict[str, Any]:

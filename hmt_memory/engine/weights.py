@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from . import places, trust
 from .quantized import kind_of
 
 DTYPES = ("float32", "bfloat16", "float16")  # the values of $HMT_DTYPE
-_STALE_SECONDS = 24 * 3600
 _PLACE_OPTIONS = ("revision", "cache_dir", "token")
 _SOURCE_OPTIONS = (*_PLACE_OPTIONS, "trust_remote_code")  # options of configuration and tokenizer alike
 _log = logging.getLogger(__name__)
@@ -78,8 +76,8 @@ def convert_gguf(gguf: Path) -> Path:
     _log.info("converting %s once to %s", gguf.name, target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target.parent)
-        scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+        places.sweep_killed(target.parent)
+        scratch = Path(tempfile.mkdtemp(prefix=places.CONVERTING, dir=target.parent))
     except OSError as error:
         raise ConfigError(f"{target.parent} cannot be written: {error}. Point HMT_CACHE to a folder that can.") from error
     try:
@@ -97,7 +95,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
     from safetensors import SafetensorError
 
     try:
-        with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=places.CONVERTING, dir=folder.parent) as scratch:
             model, tokenizer = _from_gguf(_alone(gguf, Path(scratch)))
     except ImportError as error:
         raise MissingDependencyError(f"{gguf} takes a package that is not installed: {error}. Install it.") from error
@@ -150,14 +148,6 @@ def _parsed_once() -> Iterator[None]:
         finally:
             for name, parser in parsers.items():
                 setattr(gguf, name, parser)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the remains of conversions that were killed more than a day ago."""
-    for left in folder.glob(".converting-*"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _from_hub(name: str, *, place: torch.device, **options: Any) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ import torch
 from ..engine.stretches import stretches
 from ..errors import InputError
 from ..sessions.memory_store import MemoryStore
+from ..sessions.reading import TOGETHER
 from ..store import lineage
 from ..store.rows import SegmentRow, chain
 from ..train.talk import small_talk
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 _QUESTION = {"role": "user", "content": "What did I say about the neighbours?"}
 _WRITTEN = 32  # tokens of an answer
 _BEHIND = 2048  # tokens that are written behind
-_READ = 1024  # tokens that are read
+_READ = 1024  # tokens that are read, as one text or as documents
 _TURNS = 8  # of talk that are said at once
 _ROLES = ("user", "assistant")
 Rival = Callable[[int], LlamaCpp]  # makes it for prompts with answers of so many positions
@@ -84,12 +85,14 @@ def measure(
     rows: list[list[Any]] = [["loading, imports included", time.perf_counter() - begun, "s"]]
     rows += _engine(model, plan, progress, against)
     with tempfile.TemporaryDirectory(prefix="hmt-bench-") as folder, MemoryStore(folder) as store:
+        rows.append(_reading_together(store, model, plan.rounds, progress))
         for tokens in plan.history:
             rows += _answering(store, model, tokens, plan.rounds, progress)
         for segments in plan.segments:
             rows.append(_recalling(store, model, segments, plan.rounds, progress))
     if (peak := _peak_megabytes()) is not None:
         rows.append(["most memory in use", peak, "MB"])
+    rows.append(["the whole measurement", time.perf_counter() - begun, "s"])
     described = {
         "model": model.backbone.name,
         "dtype": str(model.backbone.dtype).removeprefix("torch."),
@@ -147,8 +150,7 @@ def _random(noise: np.random.Generator, shape: tuple[int, int], *, scale: float)
 def _engine(model: HMTModel, plan: Plan, progress: Callable[[str], None], against: Rival | None) -> Iterator[list[Any]]:
     """Measure reading, and writing behind a long text, without a session."""
     backbone = model.backbone
-    talk = small_talk(random.Random(0), 8 * _TURNS, "evaluation")
-    ids = torch.tensor(backbone.encode("\n".join(text for turn in talk for text in turn), literal=True))
+    ids = torch.tensor(backbone.encode(_talk(0, 8 * _TURNS), literal=True))
     ids = ids.repeat(-(-_BEHIND // len(ids)))
     progress("reading")
     yield ["reading", _READ / _median(lambda: model.read(ids[:_READ]).memory.cpu(), plan.rounds), "tokens/s"]
@@ -166,6 +168,21 @@ def _engine(model: HMTModel, plan: Plan, progress: Callable[[str], None], agains
             yield [f"prompt of {behind:,} tokens{whose}", behind / statistics.median(one.prompt for one in spent), "tokens/s"]
             writing = statistics.median(one.writing for one in spent)
             yield [f"writing behind {behind:,} tokens{whose}", _WRITTEN / writing, "tokens/s"]
+
+
+def _talk(seed: int, turns: int) -> str:
+    return "\n".join(text for turn in small_talk(random.Random(seed), turns, "evaluation") for text in turn)
+
+
+def _reading_together(store: MemoryStore, model: HMTModel, rounds: int, progress: Callable[[str], None]) -> list[Any]:
+    """Measure the reading of a corpus: several documents in lockstep, and their rows and keys into the store."""
+    progress(f"reading {TOGETHER} documents of a corpus together")
+    ids = [model.backbone.encode(_talk(number, 2 * _TURNS), literal=True) for number in range(TOGETHER)]
+    texts = [model.backbone.decode(each[: _READ // TOGETHER]) for each in ids]
+    names = iter(range(rounds + 1))
+    spent = _median(lambda: store.corpus(f"round {next(names)}", model).add_documents(texts), rounds)
+    tokens = sum(len(model.backbone.encode(text, literal=True)) for text in texts)
+    return [f"reading {TOGETHER} documents of a corpus together", tokens / spent, "tokens/s"]
 
 
 def _written(model: HMTModel, prompt: Tensor) -> Spent:

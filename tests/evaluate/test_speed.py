@@ -44,6 +44,7 @@ def test_the_command_measures_everything_and_writes_a_report(chatty: str, tmp_pa
     for what in (
         "loading, imports included",
         "reading",
+        "reading 8 documents of a corpus together",
         "prompt of 2,048 tokens",
         "writing behind 2,048 tokens",
         "first word after 200 tokens, as the session opens",
@@ -51,6 +52,7 @@ def test_the_command_measures_everything_and_writes_a_report(chatty: str, tmp_pa
         "writing after 200 tokens",
         "recall from 9 segments",
         "most memory in use",
+        "the whole measurement",
     ):
         assert measured.pop(what) > 0, what
     assert not measured and (tmp_path / "bench.md").is_file()
@@ -91,6 +93,22 @@ def test_llama_cpp_computes_the_same_in_turns(chatty: str, tmp_path: Path, monke
     assert {"prompt of 2,048 tokens, llama.cpp", "writing behind 2,048 tokens, llama.cpp"} < measured
     (other,) = _Llama.made
     assert other.resets == 3 and [len(prompt) for prompt in other.prompts] == [2048] * 3, "each reads its prompt anew"
+
+
+def test_what_llama_cpp_did_is_told_in_every_form(chatty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=_Llama))
+    file = tmp_path / "model.gguf"
+    file.touch()
+    monkeypatch.setattr("hmt_memory.evaluate.llama_cpp.file_of", lambda name: file)
+    wanted = ["bench", "-m", chatty, "--history", "50", "--segments", "3", "--rounds", "1", "--against", "llama.cpp"]
+    ran = CliRunner().invoke(app, [*wanted, "--json", "--out", str(tmp_path)])
+    assert ran.exit_code == 0, ran.output
+    shown = json.loads(ran.stdout)
+    rows = {row["what"]: row["value"] for row in shown["measured"]}
+    written = (tmp_path / "bench.md").read_text()
+    assert shown["settings"]["against"] == "llama.cpp" and "- against: llama.cpp" in written
+    for what in ("prompt of 2,048 tokens, llama.cpp", "writing behind 2,048 tokens, llama.cpp"):
+        assert rows[what] > 0 and f"| {what} |" in written
 
 
 def test_llama_cpp_needs_its_package_and_a_file(chatty: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("faiss")
 
 from hmt_kernels.cpu_recall import BoundedScan
+from hmt_memory import HMTModel
 
 D = 40  # no multiple of 16
 Matrix = np.ndarray[Any, Any]
@@ -240,6 +243,31 @@ def test_loose_rows_that_draw_the_centre_to_them_are_counted_once() -> None:
     assert estimate is not None and 34 <= estimate.loose.sum() < 60
     for k in (10, 34, 60):
         check(scan, rows, np.ones(D, np.float32), k)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@torch.no_grad()
+def test_memories_of_the_default_model_and_its_own_questions(smollm2: HMTModel) -> None:
+    """The queries lie in the span of its key projection, and there the bound holds."""
+    text = (Path(__file__).parents[2] / "docs" / "log.md").read_text()[:12_000]
+    ids = torch.tensor(smollm2.backbone.encode(text)[: 20 * smollm2.config.segment_length])
+    state = smollm2.read(ids)
+    memory = state.memory.float().reshape(-1, smollm2.config.memory_tokens, state.memory.shape[-1])
+    rows = memory[:, -smollm2.recalled_slots :].flatten(0, 1).numpy().astype(np.float16)
+    directions = smollm2.recall.key.weight.float().numpy()
+    scan = BoundedScan(rows.shape[1], directions, fewest=50)
+    scan.add(rows)
+    assert len(directions) < rows.shape[1] and len(rows) >= 60
+    for start in range(0, 600, 60):
+        summary, _ = smollm2.asked(ids[start : start + 24])
+        query = smollm2.recall.fold(summary[None])[0].float().numpy()
+        estimate = scan.estimate(query)
+        assert estimate is not None and estimate.loose.mean() < 0.5
+        scores = rows.astype(np.float64) @ query.astype(np.float64)
+        assert (np.abs(estimate.scores - scores)[~estimate.loose] <= estimate.error).all()
+        for k in (1, 9):
+            check(scan, rows, query, k)
 
 
 def test_what_is_no_row_or_no_query_is_refused() -> None:

@@ -25,6 +25,29 @@ if importlib.util.find_spec("triton") is None:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETER = {} if DEVICE == "cuda" else {"TRITON_INTERPRET": "1"}
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+WIDTHS = (64, 576, 896, 960, 2304, 4096)
+ALONE = [  # precision, width, memories
+    *((torch.float32, width, count) for width, count in ((64, 1), (576, 70), (896, 3), (960, 33), (2304, 3))),
+    *((torch.float16, width, count) for width, count in ((20, 70), (576, 33), (960, 1), (4096, 1))),
+    *((torch.bfloat16, width, count) for width, count in ((64, 70), (896, 3), (2304, 3))),
+]
+EVERY = [(dtype, width, 33) for dtype in DTYPES for width in WIDTHS if (dtype, width, 33) not in ALONE]
+SHARED = [  # precision, queries, width, memories
+    (torch.float32, 1, 20, 70),
+    (torch.float32, 3, 576, 5),
+    (torch.float32, 16, 64, 1),
+    (torch.float32, 33, 20, 70),
+    (torch.float32, 17, 576, 5),
+    (torch.float16, 3, 64, 33),
+    (torch.float16, 16, 576, 5),
+    (torch.bfloat16, 33, 64, 33),
+]
+WIDE = [(dtype, queries, width, 5) for dtype in DTYPES for queries in (3, 17) for width in (896, 2304)]
+
+
+def and_long(shown: list[Any], others: list[Any]) -> list[Any]:
+    """The parameters of a test; the others are for long runs."""
+    return [*shown, *(pytest.param(*values, marks=pytest.mark.long) for values in others)]
 
 
 def _load() -> ModuleType:
@@ -106,14 +129,7 @@ def assert_close(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...], dtype: to
         torch.testing.assert_close(got, wanted, atol=step * unit, rtol=max(step, rounding))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "width", "count"),
-    [
-        *((torch.float32, width, count) for width, count in ((64, 1), (576, 70), (896, 3), (960, 33), (2304, 3))),
-        *((torch.float16, width, count) for width, count in ((20, 70), (576, 33), (960, 1), (4096, 1))),
-        *((torch.bfloat16, width, count) for width, count in ((64, 70), (896, 3), (2304, 3))),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "width", "count"), and_long(ALONE, EVERY))
 def test_recall_and_its_gradients_equal_the_naive_ones(dtype: torch.dtype, width: int, count: int) -> None:
     query, memory = data(2, 2, count, width, dtype=dtype)
     query.requires_grad_(), memory.requires_grad_()
@@ -122,19 +138,7 @@ def test_recall_and_its_gradients_equal_the_naive_ones(dtype: torch.dtype, width
     assert_close(ours, results(exact(query, memory, mask), query, memory), dtype)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "queries", "width", "count"),
-    [
-        (torch.float32, 1, 20, 70),
-        (torch.float32, 3, 576, 5),
-        (torch.float32, 16, 64, 1),
-        (torch.float32, 33, 20, 70),
-        (torch.float32, 17, 576, 5),
-        (torch.float16, 3, 64, 33),
-        (torch.float16, 16, 576, 5),
-        (torch.bfloat16, 33, 64, 33),
-    ],
-)
+@pytest.mark.parametrize(("dtype", "queries", "width", "count"), and_long(SHARED, WIDE))
 def test_queries_that_share_a_memory_equal_the_naive_ones(dtype: torch.dtype, queries: int, width: int, count: int) -> None:
     query, memory = data(queries, count, width, dtype=dtype)
     query.requires_grad_(), memory.requires_grad_()

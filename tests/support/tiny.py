@@ -34,12 +34,14 @@ def _config(family: str, layers: int) -> Any:
     builders: dict[str, Callable[[], Any]] = {
         "llama": lambda: hf.LlamaConfig(**grouped),
         "qwen2": lambda: hf.Qwen2Config(**grouped),
+        "qwen3": lambda: hf.Qwen3Config(**grouped, head_dim=12),  # wider inside than their heads' share
         "mistral": lambda: hf.MistralConfig(**grouped, sliding_window=12),
         "gemma3": lambda: hf.Gemma3TextConfig(**gemma),
         "opt": lambda: hf.OPTConfig(**opt),
         "opt-projected": lambda: hf.OPTConfig(**(opt | {"word_embed_proj_dim": 20})),
         "gpt2": lambda: hf.GPT2Config(vocab_size=VOCAB, n_embd=WIDTH, n_layer=layers, n_head=4, n_positions=256),
         "gpt-neox": lambda: hf.GPTNeoXConfig(**common, **heads, intermediate_size=48),
+        "smollm3": lambda: hf.SmolLM3Config(**grouped, no_rope_layers=[1, 0, 1, 0][:layers]),  # some do not rotate
         "phi3": lambda: hf.Phi3Config(**grouped),
         "mamba": lambda: hf.MambaConfig(**common, state_size=4),
         "rwkv": lambda: hf.RwkvConfig(**common, attention_hidden_size=WIDTH, intermediate_size=48, rescale_every=1),
@@ -54,6 +56,8 @@ def _config(family: str, layers: int) -> Any:
 FAMILIES = [
     "llama",
     "qwen2",
+    "qwen3",
+    "smollm3",
     "mistral",
     "gemma3",
     "opt",
