@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
