@@ -239,6 +239,22 @@ def test_nothing_is_reported_to_anybody(cache: Path) -> None:
     assert done.returncode == 0, done.stderr[-600:]
 
 
+def test_the_comparison_lays_out_weights_as_writing_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For eight positions and more they are laid out once more, in memory that not everybody needs."""
+    passes, extend = [], engine.OpenVinoEngine.extend
+
+    def counted(
+        self: engine.OpenVinoEngine, embeddings: torch.Tensor, kept: engine.Kept | None
+    ) -> tuple[torch.Tensor, engine.Kept]:
+        passes.append((embeddings.shape[0] * embeddings.shape[1], kept is None))
+        return extend(self, embeddings, kept)
+
+    monkeypatch.setattr(engine.OpenVinoEngine, "extend", counted)
+    backbone().use_openvino()
+    assert sum(positions for positions, _ in passes) == 24 and max(positions for positions, _ in passes) <= 4
+    assert [begins for _, begins in passes] == [True] + [False] * 5
+
+
 def test_what_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "_small", lambda weights, inner: graphs.ops().constant(weights[::-1].copy()))
     with pytest.raises(BackboneError, match="something else than torch"):
