@@ -106,7 +106,7 @@ def test_no_file_is_long_and_no_class() -> None:
 
 def test_what_has_three_parameters_says_what_each_is() -> None:
     """A protocol says it for what meets it. Commands and routes are called by nobody here, and their options say it."""
-    apart = tuple(str(ROOT / "hmt_memory" / folder) + os.sep for folder in ("cli", "server", "evaluate"))
+    apart = tuple(str(ROOT / "hmt_memory" / folder) + os.sep for folder in ("cli", "server"))
     trees = {path: parsed(path) for path in SOURCES if not str(path).startswith(apart)}
     protocols = {
         (method.name, *parameters(method))

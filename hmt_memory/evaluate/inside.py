@@ -122,6 +122,12 @@ def _beginning(text: str, ids: Sequence[int], count: int, codec: TextCodec) -> i
 
 
 def shares_among(passages: Sequence[Passage], evidence: Sequence[int], counts: Sequence[int]) -> list[float]:
-    """Return the share of the turns of evidence that are among the first so many distinct turns of the passages."""
+    """Return the share of the turns of evidence that are among the first so many distinct turns of the passages.
+
+    Args:
+        passages: what is recalled, best first.
+        evidence: numbers of the turns that hold part of the answer.
+        counts: how many turns are looked at.
+    """
     turns = list(dict.fromkeys(piece.turn for passage in passages for piece in passage.pieces))
     return [len(set(evidence) & set(turns[:count])) / len(set(evidence)) for count in counts]
