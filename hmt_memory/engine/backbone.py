@@ -51,26 +51,11 @@ class Backbone(TextCodec, nn.Module):
         self.kept_digest: str | None = None  # of weights that were merged or divided since
         plain: Any = causal_lm.get_base_model() if hasattr(causal_lm, "get_base_model") else causal_lm
         self.name = name or str(getattr(plain, "name_or_path", "") or "unnamed")
-        config = getattr(plain, "config", None)
-        if config is None or not hasattr(plain, "get_input_embeddings"):
-            raise BackboneError(f"{type(causal_lm).__name__} is not a Hugging Face model. Pass a causal language model.")
+        _check_decoder(causal_lm, plain, self.name)
         self.causal_lm: Any = causal_lm
         self.quantization = quantized.kind(plain)
-        if any(config.is_prompt_learning for config in _peft_configs(self.causal_lm)):
-            raise BackboneError(
-                f"{self.name} has a prompt-learning adapter, whose virtual tokens have no place in a segment. Use LoRA, or "
-                "another adapter that changes the weights."
-            )
-        if getattr(config, "is_encoder_decoder", False):
-            raise BackboneError(
-                f"{self.name} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model."
-            )
-        if plain.get_output_embeddings() is None:
-            raise BackboneError(
-                f"{self.name} ({type(plain).__name__}) has no language-model head. Load it with AutoModelForCausalLM."
-            )
         self.tokenizer = tokenizer
-        self.config = config.get_text_config()
+        self.config = plain.config.get_text_config()
         self._plain = (plain,)  # in a tuple, so that the module is registered once
         self.cache_argument = cache_argument(self._body)  # the name of the cache in its forward pass
         self.compiled, self._mark = False, object()
@@ -340,6 +325,22 @@ class Backbone(TextCodec, nn.Module):
     def _of_adapter(self, name: str) -> bool:
         prefix = getattr(getattr(self.causal_lm, "base_model", None), "prefix", None)  # PEFT's mark of its own weights
         return prefix is not None and (prefix in name or "modules_to_save" in name)
+
+
+def _check_decoder(causal_lm: Any, plain: Any, name: str) -> None:
+    """Refuse a model, maybe with an adapter around `plain`, that is no decoder with a head. Raises `BackboneError`."""
+    config = getattr(plain, "config", None)
+    if config is None or not hasattr(plain, "get_input_embeddings"):
+        raise BackboneError(f"{type(causal_lm).__name__} is not a Hugging Face model. Pass a causal language model.")
+    if any(config.is_prompt_learning for config in _peft_configs(causal_lm)):
+        raise BackboneError(
+            f"{name} has a prompt-learning adapter, whose virtual tokens have no place in a segment. Use LoRA, or "
+            "another adapter that changes the weights."
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise BackboneError(f"{name} ({config.model_type}) is an encoder-decoder model. HMT needs a decoder-only model.")
+    if plain.get_output_embeddings() is None:
+        raise BackboneError(f"{name} ({type(plain).__name__}) has no language-model head. Load it with AutoModelForCausalLM.")
 
 
 def _peft_configs(causal_lm: Any) -> list[Any]:
