@@ -12,10 +12,11 @@ from typing import Any
 
 import crash_worker
 import numpy as np
+import postgres
 import pytest
 from processes import start
 from sqlite_pages import Pages
-from stored import DECODING, bytes_in, memory_of, user
+from stored import DECODING, holds, memory_of, user
 from tiny import LONG
 
 from hmt_memory import MemoryStore
@@ -30,9 +31,13 @@ MODEL = crash_worker.MODEL
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryStore]:
-    with MemoryStore(tmp_path / "store", timeout=5) as opened:
+def store(place: Path | str) -> Iterator[MemoryStore]:
+    with MemoryStore(place, timeout=5) as opened:
         yield opened
+
+
+in_a_folder = pytest.mark.parametrize("place", ["folder"], indirect=True)  # what is about the files of SQLite
+slow_on_a_server = pytest.mark.parametrize("place", ["folder", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
 
 
 def told(store: MemoryStore, name: str, count: int, text: str = "{name} {turn} secret-{name}-{turn}-") -> list[int]:
@@ -45,6 +50,14 @@ def told(store: MemoryStore, name: str, count: int, text: str = "{name} {turn} s
     return ids
 
 
+def content_of(store: MemoryStore) -> bytes:
+    """Every byte of a store's files; with a server, of its rows of content and of the files on this machine."""
+    if isinstance(store.folder, Path):
+        return b"".join(path.read_bytes() for path in store.folder.rglob("*") if path.is_file())
+    rows = postgres.run(store.folder, "SELECT data FROM payloads")
+    return b"".join([data for (data,) in rows] + [path.read_bytes() for path in store.database.cache.iterdir()])
+
+
 def log_bytes(store: MemoryStore) -> int:
     path = store.folder / "memory.db-wal"
     return path.stat().st_size if path.exists() else 0
@@ -53,6 +66,7 @@ def log_bytes(store: MemoryStore) -> int:
 # --- in no file -------------------------------------------------------------------------------------------------------
 
 
+@in_a_folder
 @pytest.mark.slow
 def test_no_copy_of_content_is_left_where_it_does_not_stand(store: MemoryStore) -> None:
     """Random writing and erasing: in the pages of the content, every byte that belongs to no row is zero."""
@@ -126,7 +140,7 @@ def test_secrets_of_many_sessions_are_gone_when_forgetting_returns(store: Memory
             corpus.remove([document.id for document in corpus.documents()][:1])
             kept = {document.name.rpartition(" ")[2] for document in corpus.documents()}
             gone |= {secret} - kept
-    content = b"".join(path.read_bytes() for path in store.folder.rglob("*") if path.is_file())
+    content = content_of(store)
     still = {text for known in held.values() for _, text in known}
     assert gone - still and not [text for text in gone - still if text.encode() in content]
     assert all(text.encode() in content for text in still) and store.verify() == ([], [])
@@ -135,7 +149,7 @@ def test_secrets_of_many_sessions_are_gone_when_forgetting_returns(store: Memory
 def test_names_are_content_too(store: MemoryStore) -> None:
     store.session("alice@wonderland.example", MODEL).add(user("hello"))
     store.rename("alice@wonderland.example", "bob")
-    assert bytes_in(store.folder, b"wonderland") == []
+    assert not holds(store, b"wonderland")
     store.delete("bob")
     assert store.sessions() == []
 
@@ -146,14 +160,15 @@ def test_what_is_erased_of_a_shared_past_stays_with_those_who_keep_it(store: Mem
     second = first.fork("second")
     assert first.forget(ids[1:2]) == (1, ("second",))
     assert [message.content for message in second.messages()] == ["one", "a shared secret", "three"]
-    assert bytes_in(store.folder, b"a shared secret")
+    assert holds(store, b"a shared secret")
     assert second.forget(ids[1:2]) == (1, ())
-    assert bytes_in(store.folder, b"a shared secret") == []
+    assert not holds(store, b"a shared secret")
     for session in (first, second):
         assert [message.content for message in session.messages()] == ["one", "three"]
     assert store.verify() == ([], [])
 
 
+@in_a_folder
 @pytest.mark.slow
 def test_room_is_used_again_and_given_back_when_asked(store: MemoryStore) -> None:
     sizes = []
@@ -168,6 +183,7 @@ def test_room_is_used_again_and_given_back_when_asked(store: MemoryStore) -> Non
     assert [message.content for message in keep.messages()] == ["this stays"] and store.verify() == ([], [])
 
 
+@in_a_folder
 def test_a_rewriting_that_a_crash_has_cut_short_is_done_on_opening(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows may move while room is given up: until the file is rewritten, copies of content may lie about."""
     told(store, "long", 50, "x" * 900)
@@ -187,6 +203,7 @@ def test_a_rewriting_that_a_crash_has_cut_short_is_done_on_opening(store: Memory
 # --- nobody waits -----------------------------------------------------------------------------------------------------
 
 
+@slow_on_a_server
 def test_others_write_between_the_steps_of_an_erasure(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session of thousands of messages is deleted; another process's session is written to between any two steps."""
     told(store, "long", 1500)
@@ -200,21 +217,23 @@ def test_others_write_between_the_steps_of_an_erasure(store: MemoryStore, monkey
         steps.append(more)
         return more
 
-    def erasing_beside(self: Database, work: Any) -> Any:
+    def erasing_beside(self: Any, work: Any) -> Any:
         said.append(busy.add(user(f"between {len(said)}")))
         return plain(self, work)
 
     steps: list[bool] = []
-    plain = Database.erasing
+    kind = type(store.database)
+    plain = kind.erasing
     monkeypatch.setattr(sweeping, "_some_steps", some_steps)
-    monkeypatch.setattr(Database, "erasing", erasing_beside)
+    monkeypatch.setattr(kind, "erasing", erasing_beside)
     store.delete("long")
     assert len(steps) > 10 and len(said) >= len(steps)
     assert [message.content for message in busy.messages()] == [f"between {turn}" for turn in range(len(said))]
-    assert bytes_in(store.folder, b"secret-long-7-") == []
+    assert not holds(store, b"secret-long-7-")
     other.close()
 
 
+@slow_on_a_server
 def test_forgetting_early_in_a_long_session_moves_the_rest_in_short_transactions(store: MemoryStore) -> None:
     ids = told(store, "long", 1400)
     session, other = store.session("long"), MemoryStore(store.folder, timeout=0.2)
@@ -230,10 +249,11 @@ def test_forgetting_early_in_a_long_session_moves_the_rest_in_short_transactions
         session.forget([ids[3], ids[700]])
     assert max(largest) <= 256 and len(largest) == 6
     assert session.messages() == [message for message in before if message.id not in (ids[3], ids[700])]
-    assert other.verify() == ([], []) and bytes_in(store.folder, b"secret-long-700-") == []
+    assert other.verify() == ([], []) and not holds(store, b"secret-long-700-")
     other.close()
 
 
+@slow_on_a_server
 def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer is stored between two of the transactions that forgetting takes."""
     ids = told(store, "long", 1100)
@@ -252,6 +272,7 @@ def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypa
     assert said[-1].content == "said meanwhile" and len(said) == 1100 and store.verify() == ([], [])
 
 
+@slow_on_a_server
 def test_a_session_that_is_rewritten_while_the_rest_moves_is_planned_anew(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +300,7 @@ def test_a_session_that_is_rewritten_while_the_rest_moves_is_planned_anew(
     assert store.verify() == ([], [])
 
 
+@in_a_folder
 def test_readers_that_follow_one_another_do_not_hold_an_erasure_up(store: MemoryStore) -> None:
     """There is a reader at every moment, each for a moment only."""
     path = store.folder.parent / "journal"
@@ -287,11 +309,12 @@ def test_readers_that_follow_one_another_do_not_hold_an_erasure_up(store: Memory
     readers = [start(crash_worker.look, str(store.folder), 20.0, str(path)) for _ in range(2)]
     time.sleep(1)
     session.forget([id])
-    assert bytes_in(store.folder, b"a secret that is read") == []
+    assert not holds(store, b"a secret that is read")
     for reader in readers:
         reader.kill()
 
 
+@in_a_folder
 def test_a_reader_that_stays_is_named_and_others_write_meanwhile(store: MemoryStore) -> None:
     session, other = store.session("alice", MODEL), MemoryStore(store.folder, timeout=0.3)
     ids = session.add([user("a secret"), user("more")])
@@ -303,9 +326,10 @@ def test_a_reader_that_stays_is_named_and_others_write_meanwhile(store: MemorySt
         other.session("bob", MODEL).add(user("nobody holds me up"))
     other.close()
     MemoryStore(store.folder).close()
-    assert bytes_in(store.folder, b"a secret") == []
+    assert not holds(store, b"a secret")
 
 
+@in_a_folder
 @pytest.mark.slow
 def test_the_log_stays_small_under_readers_that_overlap(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 50_000)
@@ -367,8 +391,17 @@ def everything_said(store: MemoryStore) -> str:
 
 @pytest.mark.slow
 @pytest.mark.disk
-@pytest.mark.parametrize("erase", [forget, delete, edit, replace])
-def test_a_crash_at_any_transaction_of_an_erasure_is_made_good_on_opening(tmp_path: Path, erase: Any) -> None:
+@pytest.mark.parametrize(
+    ("erase", "kind"),
+    [
+        *((erase, "folder") for erase in (forget, delete, edit, replace)),
+        *((erase, "server") for erase in (delete, edit, replace)),
+        pytest.param(forget, "server", marks=pytest.mark.long),
+    ],
+)
+def test_a_crash_at_any_transaction_of_an_erasure_is_made_good_on_opening(
+    tmp_path: Path, request: pytest.FixtureRequest, erase: Any, kind: str
+) -> None:
     """At each in turn, until there are no more: the record is as before or as after, and the next opening ends the erasure."""
     secret = "paper secret" if erase is replace else "alice 5 secret-alice-5-"
     outcomes = []
@@ -376,16 +409,17 @@ def test_a_crash_at_any_transaction_of_an_erasure_is_made_good_on_opening(tmp_pa
         told(store, "alice", 1100 if erase is forget else 30)
         store.corpus("papers", MODEL).add_documents([("one", "paper secret " * 40), ("two", "other things")])
     for crash_at in range(60):
-        folder = tmp_path / str(crash_at)
-        shutil.copytree(tmp_path / "before", folder)
-        store = MemoryStore(folder)
+        place = a_copy(tmp_path / "before", tmp_path / str(crash_at), request if kind == "server" else None)
+        store = MemoryStore(place)
         finished = crashing(erase, store, crash_at)
-        with MemoryStore(folder) as again:
+        if kind == "server":
+            postgres.cut(str(place))  # as where a process has ended
+        with MemoryStore(place) as again:
             shown = secret in everything_said(again)
             assert again.verify().ok
             with again.database.reading() as db:
                 assert not db.erasures() and not db.drafted()
-            assert bool(bytes_in(folder, secret.encode())) == shown
+            assert holds(again, secret.encode()) == shown
         outcomes.append(shown)
         if finished:
             assert outcomes == sorted(outcomes, reverse=True) and not shown and len(outcomes) > 3
@@ -393,17 +427,30 @@ def test_a_crash_at_any_transaction_of_an_erasure_is_made_good_on_opening(tmp_pa
     raise AssertionError("it never ended")
 
 
+def a_copy(before: Path, folder: Path, server: pytest.FixtureRequest | None) -> Path | str:
+    """Return the place of a copy of a store: in a folder, or on the server of a test's fixtures."""
+    if server is None:
+        return Path(shutil.copytree(before, folder))
+    url = postgres.new_store(server.getfixturevalue("postgres_server"))
+    server.getfixturevalue("monkeypatch").setenv("HMT_CACHE", str(folder))
+    server.addfinalizer(lambda: postgres.drop(url))
+    with MemoryStore(before) as store:
+        store.backup(url)
+    return url
+
+
 def crashing(erase: Any, store: MemoryStore, crash_at: int) -> bool:
     """Erase until the transaction of that number begins; return whether there was none."""
-    plain, begun = Database.writing, iter(range(1000))
+    kind, begun = type(store.database), iter(range(1000))
+    plain = kind.writing
 
-    def writing(self: Database) -> Any:
+    def writing(self: Any) -> Any:
         if next(begun) == crash_at:
             raise Crash
         return plain(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Database, "writing", writing)
+        patch.setattr(kind, "writing", writing)
         try:
             erase(store)
         except Crash:
@@ -444,6 +491,7 @@ def test_a_draft_that_somebody_is_writing_is_left_alone(store: MemoryStore) -> N
 # --- a full disk ------------------------------------------------------------------------------------------------------
 
 
+@in_a_folder
 def test_what_makes_room_works_on_a_full_disk(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be written until the room that is kept for erasing is given up."""
     ids = told(store, "alice", 20)
@@ -465,7 +513,7 @@ def test_what_makes_room_works_on_a_full_disk(store: MemoryStore, monkeypatch: p
     store.delete("bob")
     assert store.sessions() == ["alice"] and len(store.session("alice").messages()) == 15
     monkeypatch.undo()
-    assert store.verify() == ([], []) and bytes_in(store.folder, b"secret-bob") == []
+    assert store.verify() == ([], []) and not holds(store, b"secret-bob")
     store.close()
     MemoryStore(store.folder).close()
     assert reserve.exists(), "room is kept again once there is some"
@@ -490,6 +538,7 @@ def steps_of(db: SqliteTransaction, work: Any) -> int:
     return counted[0]
 
 
+@in_a_folder
 def test_the_tokens_of_a_message_are_found_without_looking_at_those_before(store: MemoryStore) -> None:
     told(store, "long", 1000, "x")
     told(store, "short", 10, "x")
@@ -503,6 +552,7 @@ def test_the_tokens_of_a_message_are_found_without_looking_at_those_before(store
     assert counted["long"] <= counted["short"] + 3
 
 
+@in_a_folder
 def test_forgetting_costs_no_more_with_many_forks_of_others(store: MemoryStore) -> None:
     """Forks share rows that are not forgotten: they are not looked at."""
     shared, alone = store.session("shared", MODEL), store.session("alone", MODEL)
@@ -528,7 +578,7 @@ def test_forgetting_costs_no_more_with_many_forks_of_others(store: MemoryStore) 
 
 
 @pytest.mark.slow
-def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemoryStore) -> None:
+def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemoryStore, tmp_path: Path) -> None:
     session, chance = store.session("alice", MODEL), random.Random(2)
     ids = [id for turn in range(30) for id in session.add(user(f"turn {turn} " * 4))]
     for _ in range(12):
@@ -536,8 +586,8 @@ def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemorySt
         session.reply(user("and?"), **DECODING).finish()
     with store.database.reading() as db:
         assert len(lineage.of(db, session._row(db))) == 1
-    session.export(store.folder.parent / "export")
-    fresh = store.import_session(store.folder.parent / "export", name="fresh").rebuild(MODEL)
+    session.export(tmp_path / "export")
+    fresh = store.import_session(tmp_path / "export", name="fresh").rebuild(MODEL)
     np.testing.assert_allclose(memory_of(session), memory_of(fresh), atol=2e-3)
     with pytest.raises(SessionNotFoundError, match="no message"):
         session.forget([ids[0], 10_000])

@@ -183,7 +183,7 @@ def test_a_lock_and_a_transaction_end_with_their_process(store: MemoryStore, pos
 
 def test_two_processes_append_to_one_session(store: MemoryStore, postgres_url: str, tmp_path: Path) -> None:
     journals = [tmp_path / who for who in ("one", "two")]
-    workers = [start(postgres_worker.write, postgres_url, path.name, 8, str(path)) for path in journals]
+    workers = [start(crash_worker.write, postgres_url, path.name, 8, str(path)) for path in journals]
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
@@ -359,7 +359,7 @@ def test_a_network_that_is_cut_loses_and_doubles_nothing(postgres_url: str) -> N
 
 
 def test_a_forked_process_leaves_its_parents_connections_alone(store: MemoryStore, postgres_url: str, tmp_path: Path) -> None:
-    worker = start(postgres_worker.fork_and_write, postgres_url, str(tmp_path / "journal"))
+    worker = start(crash_worker.fork_and_write, postgres_url, str(tmp_path / "journal"))
     worker.join(120)
     (_, child, reused), (_, parent, status, problems) = journal_of(tmp_path / "journal")
     assert not reused and (worker.exitcode, status, problems) == (0, 0, [])
