@@ -10,13 +10,16 @@ from terminal_input import run
 
 from hmt_memory import MemoryStore
 
+REPLICAS = "--replicas says how many answer on a Ray cluster: give it with --ray."
+WORKERS = "--workers says how many read on a Ray cluster: give it with --ray."
+
 
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["serve", "--replicas", "2"], "--replicas says how many answer on a Ray cluster: give it with --ray."),
-        (["serve", "--replicas", "1-4"], "--replicas says how many answer on a Ray cluster: give it with --ray."),
-        (["read", "--corpus", "book", "FILE", "--workers", "2"], "--workers says how many read on a Ray cluster: give it with --ray."),
+        (["serve", "--replicas", "2"], REPLICAS),
+        (["serve", "--replicas", "1-4"], REPLICAS),
+        (["read", "--corpus", "book", "FILE", "--workers", "2"], WORKERS),
     ],
 )
 def test_what_only_a_cluster_has_needs_one(

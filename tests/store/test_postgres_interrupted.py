@@ -16,7 +16,7 @@ import postgres
 import postgres_worker
 import psycopg
 import pytest
-from postgres import Server, Wire, once
+from postgres import Wire, once, own_server
 from processes import journal_of, start
 from stored import FAST, memory_of, user
 from tiny import LONG
@@ -267,8 +267,26 @@ def keep_adding(store: MemoryStore, interrupt: Callable[[], None], times: int) -
 @pytest.mark.long
 def test_a_server_that_crashes_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
-    with closing(Server()) as server, MemoryStore(server.get_uri(), timeout=20) as store:
-        keep_adding(store, server.crash, 20)
+    with closing(own_server()) as server, MemoryStore(server.get_uri(), timeout=20) as store:
+        keep_adding(store, server.crash_and_recover, 20)
+
+
+@pytest.mark.long
+def test_a_standby_that_takes_over_has_all_that_was_acknowledged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is synchronous, and the address names both servers."""
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
+    with closing(own_server(synchronous_standby_names="standby")) as primary, closing(primary.copied()) as standby:
+        primary.wait_for("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
+
+        def fail_over() -> None:
+            primary.crash()
+            standby.promote()
+
+        url = f"postgresql://postgres@/postgres?host={primary.folder},{standby.folder}&target_session_attrs=read-write"
+        with MemoryStore(url, timeout=60) as store:
+            keep_adding(store, fail_over, 1)
+        with MemoryStore(standby.get_uri()) as store:
+            assert store.sessions() == ["one", "two"] and store.verify() == ([], [])
 
 
 def test_a_network_that_is_cut_loses_and_doubles_nothing(postgres_url: str) -> None:

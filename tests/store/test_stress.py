@@ -18,6 +18,7 @@ import numpy as np
 import postgres
 import pytest
 import stress_worker
+from postgres_programs import Cluster
 from processes import start
 from stored import memory_of
 from stress_ledger import SECRET, Common, Entry, Owner, Said, paired, secrets_in, token_pattern
@@ -197,7 +198,7 @@ class SiegeOfServer(Siege):
 
     ends = (0, -signal.SIGKILL)  # a process that a server cuts off in the middle of a call kills itself
 
-    def __init__(self, root: Path, server: postgres.Server, wire: postgres.Wire) -> None:
+    def __init__(self, root: Path, server: Cluster, wire: postgres.Wire) -> None:
         super().__init__(root, f"{wire.url}&application_name=siege&schema=siege")
         self.server, self.wire, self.crashes, self.cuts = server, wire, 0, 0
 
@@ -211,7 +212,7 @@ class SiegeOfServer(Siege):
             self.processes[chance.choice(alive)].kill()
             self.kills += 1
         if self.kills // EVERY > self.crashes:
-            self.server.crash()
+            self.server.crash_and_recover()
             self.crashes += 1
         elif (self.kills + EVERY // 2) // EVERY > self.cuts:
             self.wire.cut()
@@ -295,7 +296,7 @@ def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path) -> None:
 def test_a_database_under_siege_keeps_what_it_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, and its server crashes, ends connections, and cannot be reached for a moment."""
     monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
-    with closing(postgres.Server()) as server, closing(postgres.Wire(server.get_uri())) as wire:
+    with closing(postgres.own_server()) as server, closing(postgres.Wire(server.get_uri())) as wire:
         siege = SiegeOfServer(tmp_path, server, wire)
         keeps_what_it_acknowledged(siege)
     assert siege.crashes == siege.cuts == KILLS // EVERY

