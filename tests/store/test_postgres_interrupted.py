@@ -120,6 +120,17 @@ def test_a_server_that_does_not_come_back_leaves_the_outcome_open(
         session.add(user("one"))
 
 
+def test_a_lost_connection_is_no_damage(store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.session("alice", MODEL).add(user("word " * 30))
+    with monkeypatch.context() as patch:
+        calls = once(patch, lineage, "tokens", lambda: postgres.cut(postgres_url))
+        assert store.verify() == ([], []) and calls[0] == 2
+    monkeypatch.setattr(store.database, "timeout", 0)
+    once(monkeypatch, lineage, "tokens", lambda: postgres.cut(postgres_url))
+    with pytest.raises(StoreInterruptedError):
+        store.verify()
+
+
 @pytest.mark.parametrize("skip", range(6))
 def test_forgetting_goes_on_after_a_lost_connection(
     store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch, skip: int
