@@ -216,7 +216,7 @@ def test_a_replica_that_goes_writes_to_their_end_also_the_answers_that_nobody_fo
     until(lambda: len(served.running()) == 2)
     begun = time.monotonic()
     asked(served, "measured again", 200)
-    lasting = round(200 / (time.monotonic() - begun) * 30)
+    lasting = round(200 / (time.monotonic() - begun) * 40)
     with served.client() as http:
         names = []
         while served.answering().count(0):
@@ -224,7 +224,7 @@ def test_a_replica_that_goes_writes_to_their_end_also_the_answers_that_nobody_fo
             if (taken := http.post("/v1/responses", json=body)).status_code == 200:
                 names.append(taken.json()["id"])
             time.sleep(0.5)
-        served.scaled(serving.Scale(1, 1))
+        served.scaled(serving.Scale(1, 2, calls=3, up_after=1, down_after=1))
         until(lambda: len(served.running()) == 1)
         assert {status(http, name) for name in names} == {"in_progress"}, "both are still written"
         until(lambda: not {status(http, name) for name in names} & {"queued", "in_progress"}, 300)
