@@ -34,6 +34,7 @@ class Collection:
     def __init__(self, store: Storage, row: CollectionRow, model: HMTModel | None = None) -> None:
         self._store, self._database, self._model = store, store.database, model
         self._id, self._kind, self.name = row.id, row.kind, row.name
+        self._own_model: int | None = None  # the record of this model, once a row has named it: records never change
         if model is not None:
             self._made_by, self._transcript = fingerprint(model), Transcript(model.backbone)
             with self._database.reading() as db:
@@ -78,7 +79,9 @@ class Collection:
     def _own_row(self, db: Transaction) -> CollectionRow:
         """Return the row, if it is this model's."""
         row = self._row(db)
-        check_made_by(db, row, self._made_by)
+        if row.model is None or row.model != self._own_model:
+            check_made_by(db, row, self._made_by)
+            self._own_model = row.model
         return row
 
     def _in_one_view(self, work: Callable[[], T]) -> T:

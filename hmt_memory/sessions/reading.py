@@ -49,12 +49,8 @@ def load_state(db: Transaction, parts: Lineage, model: HMTModel, memory_bits: in
     if read_to > total or (rows and read_to != closed * length and read_to != total):
         raise StoreDamagedError("segments do not fit their tokens. Rebuild the session or corpus.")
     keep = max(model.view.recent_tokens or 0, model.config.sensory_length)
-    recent = torch.from_numpy(lineage.tokens(db, parts, max(0, read_to - keep), read_to))
-    unread = (
-        torch.from_numpy(lineage.tokens(db, parts, read_to, total))
-        if total - read_to < length
-        else torch.zeros(0, dtype=torch.long)
-    )
+    first, last = max(0, read_to - keep), total if total - read_to < length else read_to
+    recent, unread = torch.from_numpy(lineage.tokens(db, parts, first, last)).tensor_split([read_to - first])
     shape = (len(rows) * model.slots, model.backbone.hidden_size)
     try:
         memory = np.frombuffer(b"".join(row.memory for row in rows), "<f2").reshape(shape) if model.slots and rows else None

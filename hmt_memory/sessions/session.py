@@ -238,7 +238,8 @@ class Session(SessionMemory):
         times = [asked_at or now] * (len(batch.messages) - answers) + [now] * answers
         rows = rewriting.rows_of(batch.messages, batch.stretches, lineage.size(parts), row.next_id, times)
         rewriting.append(db, parts[-1].stream, rows, batch.stretches)
-        number = db.add_model(self._made_by.digest, self._made_by.parts)
+        known = row.model is not None and row.model == self._own_model
+        number = row.model if known else db.add_model(self._made_by.digest, self._made_by.parts)
         changed = replace(row, model=number, next_id=row.next_id + len(rows), updated_at=now)
         return db.update_collection(changed), [message.id for message in rows]
 

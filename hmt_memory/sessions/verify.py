@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..engine.fingerprint import digest_of
-from ..errors import HMTError, StoreDamagedError
+from ..errors import HMTError, SessionBusyError, StoreDamagedError, StoreInterruptedError
 from ..store import lineage
 from ..store.index import derived
-from ..store.rows import Lineage, MessageRow, chain
+from ..store.rows import CollectionRow, Lineage, MessageRow, chain
 from ..store.shelf import shelf_of
 from .archive.agreement import UNVERIFIED
 
@@ -30,46 +31,59 @@ class Verification(NamedTuple):
 
 
 def verify(storage: Storage, name: str | None = None) -> Verification:
-    """Read every row of a session (None: of everything, with the database's own check) and follow every digest."""
-    problems = [] if name is not None else storage.database.problems()
+    """Read every row of a session (None: of everything, with the database's own check) and follow every digest.
+
+    Raises:
+        StoreInterruptedError: the server went away, which is no fault of the record.
+        SessionBusyError: others kept all of this process's connections.
+    """
+    database = storage.database
+    problems = [] if name is not None else database.again(database.problems)
     notes: list[str] = []
     for kind in ("session", "corpus") if name is None else ("session",):
-        with storage.database.reading() as db:
-            try:
-                rows = db.collections(kind) if name is None else [storage.find(db, kind, name)]
-            except StoreDamagedError as error:
-                problems.append(str(error))
-                continue
+        try:
+            rows = database.read(partial(_rows, storage, kind, name))
+        except StoreDamagedError as error:
+            problems.append(str(error))
+            continue
         for row in rows:
             try:
-                _verify(storage, row.id, notes)
+                notes += database.read(partial(_verify, storage, row.id))
+            except (StoreInterruptedError, SessionBusyError):
+                raise
             except HMTError as error:
                 problems.append(f"{kind} {row.name!r}: {error}")
     return Verification(problems, notes)
 
 
-def _verify(storage: Storage, collection: int, notes: list[str]) -> None:
-    with storage.database.reading() as db:
-        row = db.collection(collection)
-        if row is None:
-            return  # deleted meanwhile
-        if row.model is not None:
-            stored = db.model(row.model)
-            if digest_of(stored.parts) != stored.digest:
-                raise StoreDamagedError("the record of its model does not fit its digest")
-        if row.settings.get(UNVERIFIED):
-            notes.append(f"{row.kind} {row.name!r}: its tokens are compared with its messages when a model opens it")
-        if row.kind == "corpus":
-            db.documents(row.id)
-        shelf = shelf_of(db, row)
-        for volume in shelf.volumes:
-            parts = lineage.of_stream(db, volume.stream)
-            _verify_messages(lineage.messages(db, parts), has_messages=row.kind == "session", tokens=lineage.size(parts)[1])
-            _verify_segments(db, parts, volume.segments)
-        for path in storage.open_indexes.paths(row.id):
-            doubt = derived.stale(path, db, shelf)
-            if doubt is not None:
-                notes.append(f"{row.kind} {row.name!r}: its index {path.name} will be made again: {doubt}")
+def _rows(storage: Storage, kind: str, name: str | None, db: Transaction) -> list[CollectionRow]:
+    return db.collections(kind) if name is None else [storage.find(db, kind, name)]
+
+
+def _verify(storage: Storage, collection: int, db: Transaction) -> list[str]:
+    """Return notes on a session or corpus. Raises the error that says what is wrong."""
+    notes: list[str] = []
+    row = db.collection(collection)
+    if row is None:
+        return notes  # deleted meanwhile
+    if row.model is not None:
+        stored = db.model(row.model)
+        if digest_of(stored.parts) != stored.digest:
+            raise StoreDamagedError("the record of its model does not fit its digest")
+    if row.settings.get(UNVERIFIED):
+        notes.append(f"{row.kind} {row.name!r}: its tokens are compared with its messages when a model opens it")
+    if row.kind == "corpus":
+        db.documents(row.id)
+    shelf = shelf_of(db, row)
+    for volume in shelf.volumes:
+        parts = lineage.of_stream(db, volume.stream)
+        _verify_messages(lineage.messages(db, parts), has_messages=row.kind == "session", tokens=lineage.size(parts)[1])
+        _verify_segments(db, parts, volume.segments)
+    for path in storage.open_indexes.paths(row.id):
+        doubt = derived.stale(path, db, shelf)
+        if doubt is not None:
+            notes.append(f"{row.kind} {row.name!r}: its index {path.name} will be made again: {doubt}")
+    return notes
 
 
 def _verify_messages(messages: list[MessageRow], *, has_messages: bool, tokens: int) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from background_answers import Calling, Pen
 from prometheus_client.parser import text_string_to_metric_families
+from scripted import MODEL, ScriptedAssistant
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -21,12 +23,15 @@ from starlette.routing import Route
 from hmt_memory import MemoryStore
 from hmt_memory.cluster.affinity import key_of
 from hmt_memory.cluster.asgi import Sent, answered, received
-from hmt_memory.cluster.connection import connect
+from hmt_memory.cluster.connection import check_place, connect
 from hmt_memory.cluster.measuring import merged
 from hmt_memory.cluster.serving import Scale
 from hmt_memory.errors import InputError, MissingDependencyError
+from hmt_memory.server.app import create_app
 from hmt_memory.server.items import Stem
 from hmt_memory.server.metrics import Metrics
+from hmt_memory.server.settings import Settings
+from hmt_memory.sessions.answer import Answer
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
 RESPONSE = Stem(7, 3, "0123456789abcdef").response
@@ -125,6 +130,53 @@ async def test_what_an_application_fails_with_is_raised() -> None:
     with pytest.raises(InputError):
         async for _ in answered(failing, Sent({"type": "http"}, b"")):
             pass
+
+
+async def test_whoever_ends_an_application_waits_for_its_answers_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pen, real = Pen(), Answer.__next__
+
+    def slowly(answer: Answer) -> str:
+        pen.used.set()
+        assert pen.free.wait(30)
+        return real(answer)
+
+    monkeypatch.setattr(Answer, "__next__", slowly)
+    pen.free.clear()
+    assistant = ScriptedAssistant(MODEL, reader="same", store=tmp_path / "store")
+    app = create_app(assistant, Settings(hosts=("testserver",)))
+    async with app.router.lifespan_context(app):
+        taken = (await Calling(app, "POST", RESPONSES, input="Hello.", background=True).whole()).json()
+        ending = asyncio.ensure_future(app.state.door.background.finished())
+        try:
+            assert await asyncio.to_thread(pen.used.wait, 10)
+            assert await asyncio.wait({ending}, timeout=0.3) == (set(), {ending})
+        finally:
+            pen.free.set()
+        await asyncio.wait_for(ending, 30)
+        done = (await Calling(app, "GET", f"{RESPONSES}/{taken['id']}").whole()).json()
+    assert (taken["status"], done["status"]) == ("queued", "completed")
+    assistant.store.close()
+
+
+class Nodes:
+    """Stands for Ray: says what nodes the cluster has."""
+
+    def __init__(self, *hosts: str, gone: tuple[str, ...] = ()) -> None:
+        self._hosts, self._gone = hosts, gone
+
+    def nodes(self) -> list[dict[str, Any]]:
+        alive = [{"NodeManagerHostname": host, "Alive": True} for host in self._hosts]
+        return alive + [{"NodeManagerHostname": host, "Alive": False} for host in self._gone]
+
+
+def test_a_folder_serves_workers_of_one_machine() -> None:
+    with pytest.raises(InputError, match=r"folder /memories, which serves one machine, and the cluster has 2\..*postgresql://"):
+        check_place(Nodes("one", "two", "two"), "/memories")
+    for ray in (Nodes("one", "one"), Nodes("one", gone=("two",))):
+        check_place(ray, "/memories")
+    check_place(Nodes("one", "two"), "postgresql://host/database")
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

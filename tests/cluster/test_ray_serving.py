@@ -211,6 +211,34 @@ def test_replicas_come_and_go_by_need_and_what_is_being_answered_is_answered(ser
             assert served.holder(name) == kept and len(messages(http, name)) == 4
 
 
+def test_a_replica_that_goes_writes_to_their_end_also_the_answers_that_nobody_follows(served: Served) -> None:
+    served.scaled(serving.Scale(2, 2))
+    until(lambda: len(served.running()) == 2)
+    begun = time.monotonic()
+    asked(served, "measured again", 200)
+    lasting = round(200 / (time.monotonic() - begun) * 40)
+    with served.client() as http:
+        names = []
+        while served.answering().count(0):
+            body = {"input": "Good morning.", "background": True, "max_output_tokens": lasting}
+            if (taken := http.post("/v1/responses", json=body)).status_code == 200:
+                names.append(taken.json()["id"])
+            time.sleep(0.5)
+        assert {status(http, name) for name in names} <= {"queued", "in_progress"}
+        served.scaled(serving.Scale(1, 1))  # returns when one has gone
+        until(lambda: len(served.running()) == 1)
+        until(lambda: not {status(http, name) for name in names} & {"queued", "in_progress"}, 300)
+        ended = [http.get(f"/v1/responses/{name}").json() for name in names]
+    told = [(one["status"], (one["incomplete_details"] or {}).get("reason")) for one in ended]
+    assert all(end in (("completed", None), ("incomplete", "max_output_tokens")) for end in told), told
+    assert all(one["output"][0]["content"][0]["text"] for one in ended)
+
+
+def status(http: httpx.Client, name: str) -> str:
+    """Return how far a response is that is written in the background."""
+    return str(patiently(lambda: http.get(f"/v1/responses/{name}")).json()["status"])
+
+
 def until(done: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not done():

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest import mock
 
 import numpy as np
+import postgres
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -25,6 +27,7 @@ from tiny import LONG, REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory.sessions import session as session_module
+from hmt_memory.store.postgres.transaction import PostgresTransaction
 from hmt_memory.store.sqlite.transaction import SqliteTransaction
 
 TOKENIZER = byte_tokenizer()
@@ -62,11 +65,24 @@ class Crash(BaseException):
 class Sessions(RuleBasedStateMachine):
     """Sessions in one store, and what they should hold."""
 
+    transaction: ClassVar[type[Any]] = SqliteTransaction
+
+    def new_place(self) -> str:
+        """Return the place of a store that does not exist yet."""
+        return f"{self.folder}/store"
+
+    def crash(self) -> None:
+        """Leave the store as a process does that ends here."""
+
+    def remove(self) -> None:
+        """Remove the store."""
+
     @initialize()
     def open(self) -> None:
         torch.set_num_threads(1)
         self.folder = tempfile.mkdtemp(dir=fast_folder())
-        self.store = MemoryStore(self.folder, clock=lambda: 0.0)
+        self.place = self.new_place()
+        self.store = MemoryStore(self.place, clock=lambda: 0.0)
         self.held: dict[str, list[Held]] = {}
         self.batches = 0
         self.live: dict[str, Session] = {}
@@ -132,7 +148,7 @@ class Sessions(RuleBasedStateMachine):
         """Before the transaction ends, or after it, before what was added is read."""
         session = self.session(name)
         next_id = max((one.id for one in self.held[name]), default=None)
-        spot = (session_module.Session, "_stored_already") if written else (SqliteTransaction, "update_collection")
+        spot = (session_module.Session, "_stored_already") if written else (self.transaction, "update_collection")
         with mock.patch.object(*spot, side_effect=Crash), pytest.raises(Crash):
             session.add(batch)
         if written:
@@ -146,8 +162,10 @@ class Sessions(RuleBasedStateMachine):
     def reopen(self, close: bool) -> None:
         if close:
             self.store.close()
+        else:
+            self.crash()
         self.live = {}
-        self.store = MemoryStore(self.folder, clock=lambda: 0.0)
+        self.store = MemoryStore(self.place, clock=lambda: 0.0)
 
     @rule(name=names)
     def export_and_import(self, name: str) -> None:
@@ -172,6 +190,7 @@ class Sessions(RuleBasedStateMachine):
             assert self.store.verify() == ([], [])
             self.store.close()
         finally:
+            self.remove()
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def equals_a_fresh_one(self, session: Session, held: list[Held]) -> None:
@@ -189,10 +208,41 @@ class Sessions(RuleBasedStateMachine):
             store.close()
 
 
-Sessions.TestCase.settings = settings(
-    max_examples=400 if LONG else 10,
-    stateful_step_count=30 if LONG else 12,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-)
+class SessionsOnAServer(Sessions):
+    """The same in a schema of a PostgreSQL server."""
+
+    transaction = PostgresTransaction
+    server: ClassVar[Any]
+
+    def new_place(self) -> str:
+        return postgres.new_store(self.server)
+
+    def crash(self) -> None:
+        postgres.cut(self.place)  # the server ends the connections of a process that is gone
+
+    def remove(self) -> None:
+        postgres.drop(self.place)
+
+
+@pytest.fixture(scope="module")
+def laws_server(postgres_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The server of the machine above, and a folder for its indexes."""
+    SessionsOnAServer.server = postgres_server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HMT_CACHE", str(tmp_path_factory.mktemp("caches")))
+        yield
+
+
+def settings_of(examples: int) -> settings:
+    """Return how often a machine runs, and how long; 400 times where tests may take long."""
+    return settings(
+        max_examples=400 if LONG else examples,
+        stateful_step_count=30 if LONG else 12,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+    )
+
+
+Sessions.TestCase.settings, SessionsOnAServer.TestCase.settings = settings_of(10), settings_of(4)
 test_sessions_keep_the_laws = Sessions.TestCase
+test_sessions_on_a_server_keep_the_laws = pytest.mark.usefixtures("laws_server")(SessionsOnAServer.TestCase)

@@ -44,24 +44,24 @@ def worker_model() -> HMTModel:
 
 
 @pytest.mark.slow
-def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, worker_model: HMTModel) -> None:
+def test_kill_9_at_any_moment_loses_and_doubles_nothing(tmp_path: Path, place: Path | str, worker_model: HMTModel) -> None:
     """One store, killed again and again: after each kill it holds what was acknowledged, and at most what was under way."""
-    folder, chance = tmp_path / "store", random.Random(5)
+    chance = random.Random(5)
     held: list[str | None] = []  # texts in order; None: an answer, whatever it says
     ids: list[int] = []
     for round in range(200 if LONG else 10):
         path = tmp_path / f"journal-{round}"
-        process = start(crash_worker.talk, str(folder), str(path), round)
+        process = start(crash_worker.talk, str(place), str(path), round)
         wait_for(path, 1)
         time.sleep(chance.uniform(0, 0.4))
         process.kill()
         process.join()
         attempt = follow(journal_of(path), held, ids)
-        with MemoryStore(folder) as store:
+        with MemoryStore(place) as store:
             found = store.session("talk").messages()
             accept(found, attempt, held, ids)
             assert store.verify().problems == []
-    with MemoryStore(folder) as store:
+    with MemoryStore(place) as store:
         session = store.session("talk", worker_model)
         memory = memory_of(session)
         session.export(tmp_path / "export")
@@ -246,9 +246,9 @@ def test_an_index_of_other_rows_is_not_believed(
     assert "the record says otherwise" in caplog.text
 
 
-def test_verify_follows_the_digests(tmp_path: Path, worker_model: HMTModel) -> None:
+def test_verify_follows_the_digests(place: Path | str, worker_model: HMTModel) -> None:
     """Rows that are whole in themselves and not those that were written."""
-    with MemoryStore(tmp_path) as store:
+    with MemoryStore(place) as store:
         session = store.session("talk", worker_model)
         session.add({"role": "user", "content": "word " * 30})
         assert store.verify() == store.verify("talk") == ([], [])
@@ -326,12 +326,14 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, worker_model
 
 
 @pytest.mark.parametrize("lock", ["session-1", "store"])
-def test_a_second_writer_waits_briefly_and_readers_not_at_all(tmp_path: Path, worker_model: HMTModel, lock: str) -> None:
+def test_a_second_writer_waits_briefly_and_readers_not_at_all(
+    tmp_path: Path, place: Path | str, worker_model: HMTModel, lock: str
+) -> None:
     path = tmp_path / "journal"
-    with MemoryStore(tmp_path / "store", timeout=0.2) as store:
+    with MemoryStore(place, timeout=0.2) as store:
         session = store.session("talk", worker_model)
         session.add({"role": "user", "content": "first"})
-        process = start(crash_worker.hold, str(tmp_path / "store"), lock, 60, str(path))
+        process = start(crash_worker.hold, str(place), lock, 60, str(path))
         wait_for(path, 1)
         with pytest.raises(SessionBusyError, match=r"Nothing was stored|Try again"):
             session.add({"role": "user", "content": "second"})
@@ -344,17 +346,16 @@ def test_a_second_writer_waits_briefly_and_readers_not_at_all(tmp_path: Path, wo
 
 
 @pytest.mark.slow
-def test_two_writers_and_two_readers_of_one_session(tmp_path: Path, worker_model: HMTModel) -> None:
-    folder = str(tmp_path / "store")
-    MemoryStore(folder).session("shared", worker_model)
+def test_two_writers_and_two_readers_of_one_session(tmp_path: Path, place: Path | str, worker_model: HMTModel) -> None:
+    MemoryStore(place).session("shared", worker_model)
     paths = [tmp_path / name for name in ("one", "two", "three", "four")]
-    writers = [start(crash_worker.write, folder, path.name, 25, str(path)) for path in paths[:2]]
-    readers = [start(crash_worker.look, folder, 2.0, str(path)) for path in paths[2:]]
+    writers = [start(crash_worker.write, str(place), path.name, 25, str(path)) for path in paths[:2]]
+    readers = [start(crash_worker.look, str(place), 2.0, str(path)) for path in paths[2:]]
     for process in writers + readers:
         process.join(60)
         assert process.exitcode == 0
     assert [entry[0] for path in paths[2:] for entry in journal_of(path)] == ["looked", "looked"]
-    with MemoryStore(folder) as store:
+    with MemoryStore(place) as store:
         session = store.session("shared", worker_model)
         said = [message.content for message in session.messages()]
         for path in paths[:2]:
@@ -379,9 +380,9 @@ def test_a_process_may_fork_with_a_store_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sixteen_threads_over_fifty_sessions_keep_them_apart(tmp_path: Path, worker_model: HMTModel) -> None:
+def test_sixteen_threads_over_fifty_sessions_keep_them_apart(place: Path | str, worker_model: HMTModel) -> None:
     errors: list[BaseException] = []
-    with MemoryStore(tmp_path, timeout=60) as store:
+    with MemoryStore(place, timeout=60) as store:
 
         def talk(thread: int) -> None:
             chance = random.Random(thread)
@@ -409,8 +410,8 @@ def test_sixteen_threads_over_fifty_sessions_keep_them_apart(tmp_path: Path, wor
         np.testing.assert_allclose(memory_of(store.session(name, worker_model)), memory_of(alone), atol=2e-3)
 
 
-def test_threads_that_answer_in_one_session_lose_no_turn(tmp_path: Path, worker_model: HMTModel) -> None:
-    with MemoryStore(tmp_path, timeout=60) as store:
+def test_threads_that_answer_in_one_session_lose_no_turn(place: Path | str, worker_model: HMTModel) -> None:
+    with MemoryStore(place, timeout=60) as store:
         session = store.session("talk", worker_model)
         session.add({"role": "user", "content": "hello"})
         decoding = {"max_new_tokens": 8}

@@ -11,10 +11,11 @@ from typing import Any
 
 import crash_worker
 import numpy as np
+import postgres
 import pytest
 from processes import start
 from sqlite_pages import Pages
-from stored import DECODING, bytes_in, memory_of, user
+from stored import DECODING, holds, memory_of, user
 from tiny import LONG
 
 from hmt_memory import MemoryStore
@@ -29,9 +30,13 @@ MODEL = crash_worker.MODEL
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryStore]:
-    with MemoryStore(tmp_path / "store", timeout=5) as opened:
+def store(place: Path | str) -> Iterator[MemoryStore]:
+    with MemoryStore(place, timeout=5) as opened:
         yield opened
+
+
+in_a_folder = pytest.mark.parametrize("place", ["folder"], indirect=True)  # what is about the files of SQLite
+slow_on_a_server = pytest.mark.parametrize("place", ["folder", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
 
 
 def told(store: MemoryStore, name: str, count: int, text: str = "{name} {turn} secret-{name}-{turn}-") -> list[int]:
@@ -44,6 +49,14 @@ def told(store: MemoryStore, name: str, count: int, text: str = "{name} {turn} s
     return ids
 
 
+def content_of(store: MemoryStore) -> bytes:
+    """Every byte of a store's files; with a server, of its rows of content and of the files on this machine."""
+    if isinstance(store.folder, Path):
+        return b"".join(path.read_bytes() for path in store.folder.rglob("*") if path.is_file())
+    rows = postgres.run(store.folder, "SELECT data FROM payloads")
+    return b"".join([data for (data,) in rows] + [path.read_bytes() for path in store.database.cache.iterdir()])
+
+
 def log_bytes(store: MemoryStore) -> int:
     path = store.folder / "memory.db-wal"
     return path.stat().st_size if path.exists() else 0
@@ -52,6 +65,7 @@ def log_bytes(store: MemoryStore) -> int:
 # --- in no file -------------------------------------------------------------------------------------------------------
 
 
+@in_a_folder
 @pytest.mark.slow
 def test_no_copy_of_content_is_left_where_it_does_not_stand(store: MemoryStore) -> None:
     """Random writing and erasing: in the pages of the content, every byte that belongs to no row is zero."""
@@ -125,7 +139,7 @@ def test_secrets_of_many_sessions_are_gone_when_forgetting_returns(store: Memory
             corpus.remove([document.id for document in corpus.documents()][:1])
             kept = {document.name.rpartition(" ")[2] for document in corpus.documents()}
             gone |= {secret} - kept
-    content = b"".join(path.read_bytes() for path in store.folder.rglob("*") if path.is_file())
+    content = content_of(store)
     still = {text for known in held.values() for _, text in known}
     assert gone - still and not [text for text in gone - still if text.encode() in content]
     assert all(text.encode() in content for text in still) and store.verify() == ([], [])
@@ -134,7 +148,7 @@ def test_secrets_of_many_sessions_are_gone_when_forgetting_returns(store: Memory
 def test_names_are_content_too(store: MemoryStore) -> None:
     store.session("alice@wonderland.example", MODEL).add(user("hello"))
     store.rename("alice@wonderland.example", "bob")
-    assert bytes_in(store.folder, b"wonderland") == []
+    assert not holds(store, b"wonderland")
     store.delete("bob")
     assert store.sessions() == []
 
@@ -145,14 +159,15 @@ def test_what_is_erased_of_a_shared_past_stays_with_those_who_keep_it(store: Mem
     second = first.fork("second")
     assert first.forget(ids[1:2]) == (1, ("second",))
     assert [message.content for message in second.messages()] == ["one", "a shared secret", "three"]
-    assert bytes_in(store.folder, b"a shared secret")
+    assert holds(store, b"a shared secret")
     assert second.forget(ids[1:2]) == (1, ())
-    assert bytes_in(store.folder, b"a shared secret") == []
+    assert not holds(store, b"a shared secret")
     for session in (first, second):
         assert [message.content for message in session.messages()] == ["one", "three"]
     assert store.verify() == ([], [])
 
 
+@in_a_folder
 @pytest.mark.slow
 def test_room_is_used_again_and_given_back_when_asked(store: MemoryStore) -> None:
     sizes = []
@@ -167,6 +182,7 @@ def test_room_is_used_again_and_given_back_when_asked(store: MemoryStore) -> Non
     assert [message.content for message in keep.messages()] == ["this stays"] and store.verify() == ([], [])
 
 
+@in_a_folder
 def test_a_rewriting_that_a_crash_has_cut_short_is_done_on_opening(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows may move while room is given up: until the file is rewritten, copies of content may lie about."""
     told(store, "long", 50, "x" * 900)
@@ -183,6 +199,7 @@ def test_a_rewriting_that_a_crash_has_cut_short_is_done_on_opening(store: Memory
     assert done == [store.folder]
 
 
+@in_a_folder
 def test_an_edit_rewrites_no_file(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """So it takes no longer in a large store, and nobody waits for more than a write."""
     monkeypatch.setattr(Database, "rewrite", lambda _: pytest.fail("the file is rewritten"))
@@ -192,12 +209,13 @@ def test_an_edit_rewrites_no_file(store: MemoryStore, monkeypatch: pytest.Monkey
     asked = session.reply(user("a second secret"), **DECODING).finish().message_ids[0]
     session.reply(user("another question"), replacing=asked, **DECODING).finish()
     assert [message.content for message in session.messages()][:2] == ["something else", "another question"]
-    assert bytes_in(store.folder, b"a first secret", b"a second secret") == []
+    assert not holds(store, b"a first secret") and not holds(store, b"a second secret")
 
 
 # --- nobody waits -----------------------------------------------------------------------------------------------------
 
 
+@slow_on_a_server
 def test_others_write_between_the_steps_of_an_erasure(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A session of thousands of messages is deleted; another process's session is written to between any two steps."""
     told(store, "long", 1500)
@@ -211,21 +229,23 @@ def test_others_write_between_the_steps_of_an_erasure(store: MemoryStore, monkey
         steps.append(more)
         return more
 
-    def erasing_beside(self: Database, work: Any) -> Any:
+    def erasing_beside(self: Any, work: Any) -> Any:
         said.append(busy.add(user(f"between {len(said)}")))
         return plain(self, work)
 
     steps: list[bool] = []
-    plain = Database.erasing
+    kind = type(store.database)
+    plain = kind.erasing
     monkeypatch.setattr(sweeping, "_some_steps", some_steps)
-    monkeypatch.setattr(Database, "erasing", erasing_beside)
+    monkeypatch.setattr(kind, "erasing", erasing_beside)
     store.delete("long")
     assert len(steps) > 10 and len(said) >= len(steps)
     assert [message.content for message in busy.messages()] == [f"between {turn}" for turn in range(len(said))]
-    assert bytes_in(store.folder, b"secret-long-7-") == []
+    assert not holds(store, b"secret-long-7-")
     other.close()
 
 
+@slow_on_a_server
 def test_forgetting_early_in_a_long_session_moves_the_rest_in_short_transactions(store: MemoryStore) -> None:
     ids = told(store, "long", 1400)
     session, other = store.session("long"), MemoryStore(store.folder, timeout=0.2)
@@ -241,10 +261,11 @@ def test_forgetting_early_in_a_long_session_moves_the_rest_in_short_transactions
         session.forget([ids[3], ids[700]])
     assert max(largest) <= 256 and len(largest) == 6
     assert session.messages() == [message for message in before if message.id not in (ids[3], ids[700])]
-    assert other.verify() == ([], []) and bytes_in(store.folder, b"secret-long-700-") == []
+    assert other.verify() == ([], []) and not holds(store, b"secret-long-700-")
     other.close()
 
 
+@slow_on_a_server
 def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer is stored between two of the transactions that forgetting takes."""
     ids = told(store, "long", 1100)
@@ -263,6 +284,7 @@ def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypa
     assert said[-1].content == "said meanwhile" and len(said) == 1100 and store.verify() == ([], [])
 
 
+@slow_on_a_server
 def test_a_session_that_is_rewritten_while_the_rest_moves_is_planned_anew(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +312,7 @@ def test_a_session_that_is_rewritten_while_the_rest_moves_is_planned_anew(
     assert store.verify() == ([], [])
 
 
+@in_a_folder
 def test_readers_that_follow_one_another_do_not_hold_an_erasure_up(store: MemoryStore) -> None:
     """There is a reader at every moment, each for a moment only."""
     path = store.folder.parent / "journal"
@@ -298,11 +321,12 @@ def test_readers_that_follow_one_another_do_not_hold_an_erasure_up(store: Memory
     readers = [start(crash_worker.look, str(store.folder), 20.0, str(path)) for _ in range(2)]
     time.sleep(1)
     session.forget([id])
-    assert bytes_in(store.folder, b"a secret that is read") == []
+    assert not holds(store, b"a secret that is read")
     for reader in readers:
         reader.kill()
 
 
+@in_a_folder
 def test_a_reader_that_stays_is_named_and_others_write_meanwhile(store: MemoryStore) -> None:
     session, other = store.session("alice", MODEL), MemoryStore(store.folder, timeout=0.3)
     ids = session.add([user("a secret"), user("more")])
@@ -314,9 +338,10 @@ def test_a_reader_that_stays_is_named_and_others_write_meanwhile(store: MemorySt
         other.session("bob", MODEL).add(user("nobody holds me up"))
     other.close()
     MemoryStore(store.folder).close()
-    assert bytes_in(store.folder, b"a secret") == []
+    assert not holds(store, b"a secret")
 
 
+@in_a_folder
 @pytest.mark.slow
 def test_the_log_stays_small_under_readers_that_overlap(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "_CHECKPOINT_BYTES", 50_000)
@@ -383,6 +408,7 @@ def test_a_draft_that_somebody_is_writing_is_left_alone(store: MemoryStore) -> N
 # --- a full disk ------------------------------------------------------------------------------------------------------
 
 
+@in_a_folder
 def test_what_makes_room_works_on_a_full_disk(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing can be written until the room that is kept for erasing is given up."""
     ids = told(store, "alice", 20)
@@ -404,7 +430,7 @@ def test_what_makes_room_works_on_a_full_disk(store: MemoryStore, monkeypatch: p
     store.delete("bob")
     assert store.sessions() == ["alice"] and len(store.session("alice").messages()) == 15
     monkeypatch.undo()
-    assert store.verify() == ([], []) and bytes_in(store.folder, b"secret-bob") == []
+    assert store.verify() == ([], []) and not holds(store, b"secret-bob")
     store.close()
     MemoryStore(store.folder).close()
     assert reserve.exists(), "room is kept again once there is some"
@@ -429,6 +455,7 @@ def steps_of(db: SqliteTransaction, work: Any) -> int:
     return counted[0]
 
 
+@in_a_folder
 def test_the_tokens_of_a_message_are_found_without_looking_at_those_before(store: MemoryStore) -> None:
     told(store, "long", 1000, "x")
     told(store, "short", 10, "x")
@@ -442,6 +469,7 @@ def test_the_tokens_of_a_message_are_found_without_looking_at_those_before(store
     assert counted["long"] <= counted["short"] + 3
 
 
+@in_a_folder
 def test_forgetting_costs_no_more_with_many_forks_of_others(store: MemoryStore) -> None:
     """Forks share rows that are not forgotten: they are not looked at."""
     shared, alone = store.session("shared", MODEL), store.session("alone", MODEL)
@@ -467,7 +495,7 @@ def test_forgetting_costs_no_more_with_many_forks_of_others(store: MemoryStore) 
 
 
 @pytest.mark.slow
-def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemoryStore) -> None:
+def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemoryStore, tmp_path: Path) -> None:
     session, chance = store.session("alice", MODEL), random.Random(2)
     ids = [id for turn in range(30) for id in session.add(user(f"turn {turn} " * 4))]
     for _ in range(12):
@@ -475,8 +503,8 @@ def test_memory_after_many_rewritings_is_that_of_a_fresh_session(store: MemorySt
         session.reply(user("and?"), **DECODING).finish()
     with store.database.reading() as db:
         assert len(lineage.of(db, session._row(db))) == 1
-    session.export(store.folder.parent / "export")
-    fresh = store.import_session(store.folder.parent / "export", name="fresh").rebuild(MODEL)
+    session.export(tmp_path / "export")
+    fresh = store.import_session(tmp_path / "export", name="fresh").rebuild(MODEL)
     np.testing.assert_allclose(memory_of(session), memory_of(fresh), atol=2e-3)
     with pytest.raises(SessionNotFoundError, match="no message"):
         session.forget([ids[0], 10_000])

@@ -12,16 +12,18 @@ from typing import Any
 from urllib.parse import quote
 
 import crash_worker
+import numpy as np
 import postgres
 import pytest
 from store_conformance import RecordStoreConformance
-from stored import user
+from stored import memory_of, user
 
 from hmt_memory import MemoryStore
 from hmt_memory.errors import StoreError
 from hmt_memory.store.backend import Backend, Capability
 from hmt_memory.store.open import open_backend
 from hmt_memory.store.postgres.transaction import CONTENT, PostgresTransaction
+from hmt_memory.store.sql import migrations
 
 MODEL = crash_worker.MODEL
 
@@ -179,6 +181,23 @@ def test_a_store_of_a_newer_version_is_refused(postgres_url: str) -> None:
     postgres.run(postgres_url, "UPDATE store SET steps = 99")
     with pytest.raises(StoreError, match="a newer hmt-memory wrote this store"):
         MemoryStore(postgres_url)
+
+
+def test_rows_of_the_second_schema_are_read_as_they_were(postgres_url: str) -> None:
+    with MemoryStore(postgres_url) as store:
+        store.session("alice", MODEL).add([user("quinces " * 9), user("word " * 20)])
+        before = memory_of(store.session("alice", MODEL))
+    postgres.run(postgres_url, "ALTER TABLE segments DROP COLUMN bits")
+    postgres.run(postgres_url, "UPDATE store SET steps = 2")
+    with pytest.raises(StoreError, match="holds no store of this version"):
+        MemoryStore(postgres_url, read_only=True)
+    with MemoryStore(postgres_url, memory_bits=8) as store:
+        session = store.session("alice", MODEL)
+        np.testing.assert_array_equal(memory_of(session), before)
+        session.add(user("what is added later is of 16 bits as well"))
+        assert session.stats()["memory_bits"] == 16 and store.verify() == ([], [])
+        assert store.session("bob", MODEL).stats()["memory_bits"] == 8
+    assert postgres.run(postgres_url, "SELECT steps FROM store") == [(len(migrations.STEPS),)]
 
 
 def test_looking_makes_nothing(postgres_url: str) -> None:

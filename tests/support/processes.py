@@ -49,8 +49,15 @@ def _fork(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
         os._exit(0)
 
 
+def _with_caches(caches: str | None, work: Callable[..., None], *arguments: Any) -> None:
+    if caches is not None:
+        os.environ["HMT_CACHE"] = caches
+    work(*arguments)
+
+
 def start(work: Callable[..., None], *arguments: Any) -> Any:
-    process = SERVER.Process(target=work, args=arguments, daemon=True)
+    """Start a process; whatever it can make again goes to the same folder as this one's."""
+    process = SERVER.Process(target=_with_caches, args=(os.environ.get("HMT_CACHE"), work, *arguments), daemon=True)
     path = os.pathsep.join([str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])])  # where it finds what to preload
     with _ENVIRONMENT, mock.patch.dict(os.environ, PYTHONPATH=path):
         process.start()

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postgres
 from tiny import PlainText, byte_tokenizer
 
-from hmt_memory import Session
+from hmt_memory import MemoryStore, Session
 from hmt_memory.store import lineage
 
 FAST: dict[str, Any] = {"max_new_tokens": 8}
@@ -45,3 +46,11 @@ def bytes_in(folder: Path, *secrets: bytes) -> list[str]:
     )
     call = [sys.executable, "-S", "-c", code, folder, *(secret.hex() for secret in secrets)]
     return subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()
+
+
+def holds(store: MemoryStore, secret: bytes) -> bool:
+    """Whether any file of a store holds these bytes; with a server, any row of content, or any file on this machine."""
+    if isinstance(store.folder, Path):
+        return bool(bytes_in(store.folder, secret))
+    rows = postgres.run(store.folder, "SELECT data FROM payloads")
+    return any(secret in data for (data,) in rows) or bool(bytes_in(store.database.cache, secret))

@@ -62,7 +62,6 @@ def take_short_steps() -> None:
 def attack(place: str, root: str, journal_path: str, seed: str, slot: int, short_steps: bool) -> None:
     """Work with all hands until there is a file "stop" in the root, or somebody kills the process."""
     faulthandler.enable()
-    os.environ["HMT_CACHE"] = str(Path(root) / "caches")
     if short_steps:
         take_short_steps()
     journal, common = Journal(journal_path), {}

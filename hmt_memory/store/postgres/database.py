@@ -25,7 +25,7 @@ from ..transaction import Transaction
 from .address import Address
 from .connections import Connection, Connections, may_hold, roll_back
 from .errors import lost
-from .tenants import owns_tables, tenant_of
+from .tenants import check_owns_tables, owns_tables, tenant_of
 from .transaction import CONTENT, PostgresTransaction
 
 T = TypeVar("T")
@@ -95,11 +95,13 @@ class Database(Connections):
 
     def _migrate(self) -> None:
         with self.begun(_READ) as connection, self.translated(connection):
-            pending = migrations.pending(PostgresTransaction(connection))
-        if not pending:
-            return
-        if self.read_only:
-            raise StoreError(f"{self.place} holds no store of this version. Open it once without read_only.")
+            db = PostgresTransaction(connection)
+            if not migrations.pending(db):
+                return
+            if self.read_only:
+                raise StoreError(f"{self.place} holds no store of this version. Open it once without read_only.")
+            if db.version():
+                check_owns_tables(db)
         with self._committed() as connection:
             db = PostgresTransaction(connection)
             db.prepare(self.address.schema, secrets.token_hex(12))

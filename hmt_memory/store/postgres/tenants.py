@@ -38,6 +38,7 @@ _MORE = (
     " AND CASE relkind WHEN 'S' THEN has_sequence_privilege(oid, 'UPDATE') ELSE false END"
 )
 _OWNED = f"SELECT bool_and(pg_has_role(current_user, relowner, 'USAGE')) FROM pg_class WHERE {_TABLES}"
+_WHO = "SELECT current_user::text, tableowner::text FROM pg_tables WHERE schemaname = current_schema() AND tablename = ?"
 _HOLDING = "SELECT EXISTS (SELECT 1 FROM {})"
 _NOTES = "commits"  # of connections: whoever has none of the other rows has nothing
 
@@ -51,6 +52,16 @@ def are_apart(db: PostgresTransaction) -> bool:
 def owns_tables(db: PostgresTransaction) -> bool:
     """Return whether the role may do what only the owner of the tables may."""
     return bool(db.one(_OWNED)[0])
+
+
+def check_owns_tables(db: PostgresTransaction) -> None:
+    """Raise StoreError unless the role may bring the tables of an earlier version up to date."""
+    if not owns_tables(db):
+        role, owner = db.one(_WHO, (_SHARED,))
+        raise StoreError(
+            f"the store is of an earlier version, and {role!r} does not own its tables. Open it once as {owner!r}, or run hmt "
+            "tenants as that role."
+        )
 
 
 def tenant_of(db: PostgresTransaction, wanted: str | None) -> str:
@@ -161,8 +172,7 @@ def admit(db: PostgresTransaction, role: str) -> None:
     """
     if db.one("SELECT 1 FROM pg_roles WHERE rolname = ?", (role,)) is None:
         raise InputError(f"the server has no role {role!r}. Make it first: CREATE ROLE {role} LOGIN.")
-    owner = "SELECT tableowner::text FROM pg_tables WHERE schemaname = current_schema() AND tablename = ?"
-    if db.one(owner, (_SHARED,))[0] == role:
+    if db.one(_WHO, (_SHARED,))[1] == role:
         return
     schema, name = sql.Identifier(db.one("SELECT current_schema()::text")[0]), sql.Identifier(role)
     for what in ("SCHEMA {}", "ALL TABLES IN SCHEMA {}", "ALL SEQUENCES IN SCHEMA {}"):

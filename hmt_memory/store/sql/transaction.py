@@ -20,6 +20,8 @@ _TOKENS = (
 _TOKEN_ROW = (
     "SELECT start, ids, ids_size, ids_check, crc FROM tokens WHERE stream = ? AND start >= ? AND start < ? ORDER BY start"
 )
+# Named, because a column that a step adds may come behind one that a database has added itself.
+_SEGMENT_COLUMNS = "stream, seq, token_start, token_stop, memory, memory_size, memory_check, keys_size, digest, crc, bits"
 _SEGMENT = (
     "seq, token_start, token_stop, memory, memory_size, memory_check, keys_size, digest, bits, crc, data"
     " FROM segments s JOIN payloads p ON p.id = memory"
@@ -128,7 +130,7 @@ class SqlTransaction(Catalogue):
             memory, keys = pack(memory), None if keys is None else pack(keys)
         size = None if keys is None else len(keys)
         values = (segment.seq, *segment.tokens, *self.put(memory + (keys or b"")), size, segment.digest)
-        insert = f"INSERT INTO segments VALUES ({', '.join('?' * 11)})"
+        insert = f"INSERT INTO segments ({_SEGMENT_COLUMNS}) VALUES ({', '.join('?' * 11)})"
         self.execute(insert, (stream, *values, _segment_crc(values, bits), bits))
 
     def segments(self, stream: int, start: int, stop: int) -> Iterator[SegmentRow]:
