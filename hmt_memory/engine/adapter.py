@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import trust
+from . import offloaded, trust
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -95,10 +95,12 @@ def merge(causal_lm: nn.Module, folder: Path) -> Merged | None:
     """Merge the adapter in `folder` into `causal_lm`. Returns None, with nothing changed, if it is more than plain LoRA.
 
     Raises:
-        ValueError: the files are damaged or for another model.
+        ValueError: the files are damaged or for another model, or not all its weights are in memory.
         OSError: the files cannot be read.
         KeyError: the files lack a field or a tensor.
     """
+    if offloaded.some(causal_lm):
+        raise ValueError("device_map keeps some of the weights elsewhere. Run hmt export, and load what it writes.")
     config, stored = _config(folder), trust.header(folder / WEIGHTS_FILE)
     linear = _changed(causal_lm, stored)
     if linear is None or any(config.get(name, allowed[-1]) not in allowed for name, allowed in _PLAIN.items()):

@@ -61,8 +61,6 @@ class Backbone(TextCodec, nn.Module):
         self.compiled, self._mark = False, object()
         self._engine: OpenVinoEngine | None = None
         self._head_scale = head_scale(self.config)
-        if self.device.type == "meta":
-            raise BackboneError(f"device_map keeps the input embeddings of {self.name} on no device. Give them one in it.")
         self.appends = probe(self, lambda ids: plain(input_ids=ids, use_cache=False).logits)
 
     @property
@@ -264,15 +262,9 @@ class Backbone(TextCodec, nn.Module):
         }
 
     def merge_lora(self, folder: Path) -> bool:
-        """Merge the LoRA adapter in `folder` into the weights. Returns False, with nothing changed, if that takes PEFT.
-
-        Raises:
-            BackboneError: not all weights are in memory.
-        """
+        """Merge the LoRA adapter in `folder` into the weights. Returns False, with nothing changed, if that takes PEFT."""
         if self.quantization is not None:  # whose rounding would lose it
             return False
-        if offloaded.some(self):
-            raise BackboneError(f"device_map keeps weights of {self.name} elsewhere. Run hmt export, and load what it writes.")
         digest = self._digest()
         self.merged = merge(self.causal_lm, folder)
         if self.merged is not None:

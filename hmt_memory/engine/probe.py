@@ -25,8 +25,11 @@ def probe(backbone: Any, logits_of: Callable[[Tensor], Tensor]) -> bool:
         logits_of: its own way from token ids [B, T] to logits [B, T, vocab].
 
     Raises:
-        BackboneError: it is an encoder, has another width inside, or a head that is not understood.
+        BackboneError: it is an encoder, has input embeddings on no device, another width inside, or a head that is not
+            understood.
     """
+    if backbone.device.type == "meta":
+        raise BackboneError(f"device_map keeps the input embeddings of {backbone.name} on no device. Give them one in it.")
     top = backbone.vocab_size - 1
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=backbone.device).clamp(max=top)
     try:

@@ -284,10 +284,14 @@ def test_nothing_is_refused_or_referred_to_because_another_tenant_has_it(told: s
 
 def test_rows_are_found_by_tenant_and_key(told: str) -> None:
     """Otherwise whatever a tenant looks for would take longer the more rows others have."""
+    named = "SELECT string_agg(indexdef, ' ') FROM pg_indexes WHERE tablename = 'collections'"
     with MemoryStore(told) as store, store.database.begun("BEGIN; SET LOCAL enable_seqscan = off") as db:  # type: ignore[attr-defined]
-        for key in ("kind = 'session' AND key = 'x'", "id = 3"):
+        ((indexes,),) = db.execute(named)
+        for key, columns in (("kind = 'session' AND key = 'x'", "kind, key"), ("id = 3", "id")):
+            assert f"(tenant, {columns})" in indexes
+            # which index is as cheap as any other among so few rows, but it is asked for the tenant's
             plan = " ".join(line for (line,) in db.execute(f"EXPLAIN SELECT 1 FROM collections WHERE {key}"))
-            assert re.search(rf"Index Cond: \(\(tenant = .*{key[:2]}", plan), plan
+            assert re.search(r"Index Cond: \(+tenant = ", plan), plan
 
 
 # --- connections ------------------------------------------------------------------------------------------------------
