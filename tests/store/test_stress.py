@@ -299,7 +299,7 @@ def test_a_database_under_siege_keeps_what_it_acknowledged(tmp_path: Path, monke
     with closing(postgres.own_server()) as server, closing(postgres.Wire(server.get_uri())) as wire:
         siege = SiegeOfServer(tmp_path, server, wire)
         keeps_what_it_acknowledged(siege)
-    assert siege.crashes == siege.cuts == KILLS // EVERY
+    assert siege.kills >= KILLS and min(siege.crashes, siege.cuts) >= KILLS // EVERY  # more if nothing was erased before
 
 
 def keeps_what_it_acknowledged(siege: Siege) -> None:
