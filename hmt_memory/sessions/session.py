@@ -68,9 +68,8 @@ class Session(SessionMemory):
             SessionBusyError: another process is writing this session.
             StoreError: the disk is full or failing. Nothing is stored then.
         """
-        told = validated(messages)
         self._needs_model()
-        if not told:
+        if not (told := validated(messages)):
             return []
         self._check_pinned(told)
         return self._database.again(lambda: self._added(told, replacing, progress))
@@ -222,8 +221,8 @@ class Session(SessionMemory):
             return
         with self._unless_rewritten(snapshot), self._database.reading() as db:
             size = lineage.size(snapshot.parts)[0]
-            last = lineage.messages(db, snapshot.parts, max(0, size - 1), size)
-        if [row.id for row in last] != [message]:
+            last = [row.id for row in lineage.messages(db, snapshot.parts, max(0, size - 1), size)]
+        if last != [message]:
             raise self._added_to()
 
     def _added_to(self) -> SessionBusyError:
@@ -240,8 +239,8 @@ class Session(SessionMemory):
         rewriting.append(db, parts[-1].stream, rows, batch.stretches)
         known = row.model is not None and row.model == self._own_model
         number = row.model if known else db.add_model(self._made_by.digest, self._made_by.parts)
-        changed = replace(row, model=number, next_id=row.next_id + len(rows), updated_at=now)
-        return db.update_collection(changed), [message.id for message in rows]
+        row = db.update_collection(replace(row, model=number, next_id=row.next_id + len(rows), updated_at=now))
+        return row, [message.id for message in rows]
 
     def _as_it_follows(self, db: Transaction, row: CollectionRow, batch: Batch) -> Batch:
         """Write messages as they follow the stored ones."""
