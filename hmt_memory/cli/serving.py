@@ -105,6 +105,10 @@ def serve(
     from ..sessions.tiers import Tiers
     from ..store.open import data_folder, default_store, place_of
 
+    if replicas is not None and not ray:
+        raise InputError("--replicas says how many answer on a Ray cluster: give it with --ray.")
+    if ray and no_load:
+        raise InputError("replicas load the model before they are called: leave out --no-load.")
     tracing.start()
     screen = Screen.standard()
     place = default_store() if store is None else place_of(store)
@@ -120,10 +124,6 @@ def serve(
         screen.note(f"The token {token!r}, which is shown this once: {secret}")
     elif read_only or of is not None:
         raise InputError("--read-only and --of are about a new token: name it with --token.")
-    if replicas is not None and not ray:
-        raise InputError("--replicas says how many answer on a Ray cluster: give it with --ray.")
-    if ray and no_load:
-        raise InputError("replicas load the model before they are called: leave out --no-load.")
     # A page of another site that leads a browser here by a name of its own has no token to show.
     hosts = ("*",) if len(tokens) and not allow_host else (*LOCAL_HOSTS, host, *(allow_host or ()))
     tiers = Tiers.of_mebibytes(hot_mib, warm_mib, folder=warm_folder, fetch_ahead=fetch_ahead)

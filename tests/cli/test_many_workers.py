@@ -19,6 +19,7 @@ WORKERS = "--workers says how many read on a Ray cluster: give it with --ray."
     [
         (["serve", "--replicas", "2"], REPLICAS),
         (["serve", "--replicas", "1-4"], REPLICAS),
+        (["serve", "--replicas", "2", "--token", "ann"], REPLICAS),
         (["read", "--corpus", "book", "FILE", "--workers", "2"], WORKERS),
     ],
 )
@@ -28,7 +29,8 @@ def test_what_only_a_cluster_has_needs_one(
     (tmp_path / "FILE").write_text("a text")
     given = [str(tmp_path / "FILE") if word == "FILE" else word for word in command]
     assert run(*given, "--store", str(tmp_path / "store")) == 1
-    assert said in " ".join(capsys.readouterr().err.split())
+    told = capsys.readouterr()
+    assert said in " ".join(told.err.split()) and "shown this once" not in told.out + told.err
     with MemoryStore(tmp_path / "store") as store:
         assert store.corpora() == store.sessions() == []
 
