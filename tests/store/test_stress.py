@@ -346,7 +346,8 @@ def keeps_what_it_acknowledged(siege: Siege) -> None:
 
 def nothing_is_left_over(store: MemoryStore) -> None:
     """Verify everything, and that there is no row, no content and no stream that nobody shows."""
-    assert store.verify() == ([], [])
+    problems, notes = store.verify()
+    assert problems == [] and all("when a model opens it" in note for note in notes), "an import may have been cut short"
     with store.database.reading() as db:
         assert not db.erasures() and not db.fact("rewriting")
         shown = "SELECT body FROM messages UNION SELECT body FROM documents UNION SELECT ids FROM tokens"
