@@ -55,7 +55,7 @@ def ask(page: Page) -> None:
     page.locator("#explained q", has_text=_QUESTION).first.wait_for(timeout=120_000)
     page.locator("#explained svg.heat").wait_for()
     page.get_by_role("button", name="Why message").last.wait_for()
-    page.wait_for_function("!document.querySelector('form.ask button').disabled")
+    page.locator("#ask button:enabled").wait_for(timeout=120_000)
 
 
 def take(browser: Browser, url: str, out: Path) -> None:
