@@ -25,7 +25,7 @@ MUCH_ELSE = f"Please keep this text about Python for me: {topics['while']}"  # m
 FACTS = (  # what is told, what is asked, and the word that a right answer says
     ("The door code of the office is 4071.", "What is the door code of the office?", "4071"),
     ("We got a dog last week, he is called Bruno.", "What is my dog called?", "Bruno"),
-    ("The meeting with Carla is on Friday at noon.", "When do I meet Carla?", "Friday"),
+    ("The meeting with Carla is on Friday at noon.", "On which day is the meeting with Carla?", "Friday"),
     ("I'm allergic to hazelnuts, by the way.", "What am I allergic to?", "hazelnuts"),
     ("My sister Nora works as a beekeeper now.", "What is my sister's job?", "beekeep"),
     ("The spare key hangs behind the blue cupboard.", "Where is the spare key?", "blue cupboard"),
