@@ -306,32 +306,17 @@ def _tried(query: torch.Tensor, memory: torch.Tensor) -> str:
 
 def _index() -> str:
     """Try the search by codes, which indexes of very many memories use on a CPU, beside FAISS's scan."""
-    import numpy as np
+    from ..store.index import bounded
 
+    count, _, _, k = _TRIED
     try:
-        import faiss
-    except _BROKEN as error:
+        missed = bounded.missed(*_TRIED)
+    except ImportError as error:
         return f"plain torch (FAISS does not load: {error})"
-    from hmt_kernels.cpu_recall import BoundedScan
-
-    from ..store.index.flat import FlatSearch, one_thread
-
-    count, width, inner, k = _TRIED
-    drawn = np.random.default_rng(0)
-    rows = drawn.integers(-100, 101, (count, width), np.int8).astype(np.float16)
-    directions = drawn.standard_normal((inner, width), np.float32)
-    query = drawn.standard_normal(inner, np.float32) @ directions
-    by_codes, by_rows = BoundedScan(width, directions), FlatSearch(faiss, width)
-    try:
-        with one_thread(faiss):
-            by_codes.add(rows)
-            found = by_codes.search(query, k).rows
     except Exception as error:  # of FAISS, or of what it was built for: the finding
         return f"the search by codes does not run here ({error}): reinstall FAISS"
-    by_rows.add(rows)
-    wrong = len(np.setdiff1d(by_rows(query, k)[1], found))
-    if wrong:
-        return f"the search by codes misses {wrong} of the best {k} that FAISS's scan finds here: reinstall FAISS"
+    if missed:
+        return f"the search by codes misses {missed} of the best {k} that FAISS's scan finds here: reinstall FAISS"
     return (
         f"FAISS's scan; codes of 8 bits before it in large ones (tried here: the best {k} of {count:,}, as by the scan alone)"
     )

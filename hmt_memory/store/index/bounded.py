@@ -90,3 +90,31 @@ class BoundedSearch(Search):
             assert self._flat is not None
             return self._flat.codes()
         return self._scan.rows
+
+
+def missed(count: int, width: int, inner: int, k: int) -> int:
+    """Search made-up rows by codes, and by FAISS's scan; return how many of the best the codes miss.
+
+    Args:
+        count: how many rows.
+        width: of a row.
+        inner: how many directions span the queries.
+        k: how many are searched for.
+
+    Raises:
+        ImportError: FAISS does not load.
+    """
+    import faiss
+
+    from hmt_kernels.cpu_recall import BoundedScan
+
+    drawn = np.random.default_rng(0)
+    rows = drawn.integers(-100, 101, (count, width), np.int8).astype(np.float16)
+    directions = drawn.standard_normal((inner, width), np.float32)
+    query = drawn.standard_normal(inner, np.float32) @ directions
+    by_codes, by_rows = BoundedScan(width, directions), FlatSearch(faiss, width)
+    with one_thread(faiss):
+        by_codes.add(rows)
+        found = by_codes.search(query, k).rows
+    by_rows.add(rows)
+    return len(np.setdiff1d(by_rows(query, k)[1], found))
