@@ -15,6 +15,10 @@ minutes is not judged, and it says so.
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as `hmt` sets it: the same threads on both sides
+
 import argparse
 import json
 import statistics

@@ -7,8 +7,8 @@ import json
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import anyio
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .replays import Version
     from .settings import Settings
 
+_LOOKS = 0.1  # seconds between looks whether a client is still there
 Event = str | ServerSentEvent  # of a stream
 Body = TypeVar("Body", bound=Answered)
 Piece = TypeVar("Piece")
@@ -101,6 +102,7 @@ class Call(ABC, Generic[Body]):
     """
 
     operation: ClassVar[str] = "chat"  # as traces name it
+    prepares: ClassVar[bool] = False  # whether there is something to look for, and to clear away: each costs another thread
 
     def __init__(self, assistant: Assistant, settings: Settings, body: Body, name: str | None = None) -> None:
         self._assistant, self._settings, self.body, self._name = assistant, settings, body, name
@@ -212,30 +214,77 @@ async def pieces(answer: Pieces[Piece], until: float, noted: Callable[[Pieces[An
     Raises:
         TimeoutError: it is later than that, and the answer is not finished.
     """
-    loop, gone = asyncio.get_running_loop(), threading.Event()
+    loop = asyncio.get_running_loop()
+    written: asyncio.Queue[Piece | None] = asyncio.Queue()
+
+    def tell(piece: Piece | None) -> None:
+        loop.call_soon_threadsafe(written.put_nowait, piece)
+
+    async with _writing(answer, until, noted, tell) as writing:
+        while (piece := await written.get()) is not None:
+            yield piece
+        await writing
+
+
+async def to_the_end(
+    answer: Pieces[Piece], until: float, noted: Callable[[Pieces[Any]], object], here: Callable[[], Awaitable[bool]]
+) -> bool:
+    """Write an answer to its end in another thread, which tells of no piece: that would cost more than many a token.
+
+    Args:
+        answer: being written.
+        until: by the clock of the event loop.
+        noted: called with it in that thread after each piece.
+        here: whether the client is there, asked now and then. The writing stops if not; once the last piece is there, it ends.
+
+    Returns:
+        Whether the client was there until then; if not, the answer may have no end.
+
+    Raises:
+        TimeoutError: it is later than that, and the answer is not finished.
+    """
+    async with _writing(answer, until, noted, lambda piece: None) as writing:
+        while not (await asyncio.wait({writing}, timeout=_LOOKS))[0]:
+            if answer.finish_reason is None and not await here():
+                return False
+        await writing
+        return True
+
+
+@asynccontextmanager
+async def _writing(
+    answer: Pieces[Piece], until: float, noted: Callable[[Pieces[Any]], object], tell: Callable[[Piece | None], object]
+) -> AsyncIterator[asyncio.Future[None]]:
+    """Write an answer in another thread until it ends, or whoever waits for it leaves.
+
+    Args:
+        answer: being written.
+        until: by the clock of the event loop.
+        noted: called with it in that thread after each piece.
+        tell: called there with each piece, and with None when there is none any more, whatever the reason.
+    """
+    gone = threading.Event()
     last = time.monotonic() + until - anyio.current_time()
-    written: asyncio.Queue[Piece | BaseException | None] = asyncio.Queue()
 
     def write() -> None:
-        piece: Any = answer
-        while piece is not None and not gone.is_set():
-            try:
+        try:
+            while not gone.is_set():
                 if answer.finish_reason is None and time.monotonic() > last:
                     raise TimeoutError
                 piece = next(answer, None)
                 noted(answer)
-            except BaseException as error:
-                loop.call_soon_threadsafe(written.put_nowait, error)
-                return
-            loop.call_soon_threadsafe(written.put_nowait, piece)
+                if piece is None:
+                    return
+                tell(piece)
+        finally:
+            tell(None)
 
     writing = asyncio.ensure_future(run_in_threadpool(write))
     try:
-        while (piece := await written.get()) is not None:
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
+        yield writing
     finally:
         gone.set()
         with anyio.CancelScope(shield=True):  # the token that is being computed
-            await writing
+            await asyncio.wait({writing})
+        if not writing.cancelled():
+            writing.exception()  # whoever has left does not hear of it

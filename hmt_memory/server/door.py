@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from ..errors import SessionBusyError
 from . import failures, replays
 from .background import Background
-from .calls import Call, Event, Pieces, Written, pieces, started
+from .calls import Call, Event, Pieces, Written, pieces, started, to_the_end
 from .guard import Caller, Gate
 from .metrics import Metrics, Timed
 from .tracing import Span
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .background_streams import Stream
     from .settings import Settings
 
-_LOOKS = 0.1  # seconds between looks whether a client is still there
 _LAST_WORDS = 10.0  # seconds that streams of the background have to end when the server is stopped
 END = "[DONE]"  # of a stream
 
@@ -59,7 +58,8 @@ class Door:
         until = anyio.current_time() + self._settings.seconds
         async with AsyncExitStack() as held:
             keeper = held.enter_context(self._replays.keeping(caller.tenant, key, asked))
-            await run_in_threadpool(call.look)
+            if call.prepares:
+                await run_in_threadpool(call.look)
             held.enter_context(self._alone(call.session(self._answering)))
             span = Span(call.operation, request.headers, model=call.model, asked=call.body.requested())
             timed = Timed(self._metrics, held.enter_context(span))
@@ -67,7 +67,8 @@ class Door:
             held.enter_context(timed)
             if await request.is_disconnected():
                 return Response(status_code=failures.CLOSED)
-            held.push_async_callback(_closed, call)
+            if call.prepares:
+                held.push_async_callback(_closed, call)
 
             def noted(answer: Pieces[Any]) -> None:
                 """Look, in the thread that writes, which version of its session an answer is of that is whole."""
@@ -83,13 +84,14 @@ class Door:
                 if answer.is_whole and timed.ends(answer.usage, written.input_tokens, answer.finish_reason) and key is not None:
                     keeper.keep(written.kept())
 
-            writing = pieces(written.answer, until, noted)
             if stream:
-                kept = held.pop_all()
+                kept, writing = held.pop_all(), pieces(written.answer, until, noted)
                 return _streamed(self._events(written, first, writing, kept, finished), BackgroundTask(kept.aclose))
             try:
-                if not await _to_the_end(written.answer, writing, request):
+                if not await to_the_end(written.answer, until, noted, partial(_is_there, request)):
                     return Response(status_code=failures.CLOSED)
+            except TimeoutError as error:
+                raise HTTPException(504, failures.TOO_LONG) from error
             finally:
                 finished()
             return JSONResponse(written.whole())
@@ -214,29 +216,8 @@ class Door:
         yield END
 
 
-async def _to_the_end(answer: Pieces[object], writing: AsyncGenerator[object, None], request: Request) -> bool:
-    """Write an answer to its end. Returns whether its client is still there; if not, it may have no end.
-
-    Args:
-        answer: being written.
-        writing: its pieces.
-        request: the call.
-
-    Raises:
-        HTTPException: it is later than that.
-    """
-    looked = time.monotonic()
-    try:
-        async with aclosing(writing):
-            async for _ in writing:
-                if time.monotonic() - looked < _LOOKS or answer.finish_reason is not None:
-                    continue
-                if await request.is_disconnected():
-                    return False
-                looked = time.monotonic()
-    except TimeoutError as error:
-        raise HTTPException(504, failures.TOO_LONG) from error
-    return True
+async def _is_there(request: Request) -> bool:
+    return not await request.is_disconnected()
 
 
 async def _closed(call: Call[Any]) -> None:

@@ -55,6 +55,8 @@ class ResponseCall(Call["ResponseRequest"]):
         HTTPException: the caller may store no answer.
     """
 
+    prepares = True
+
     def __init__(self, assistant: Assistant, settings: Settings, body: ResponseRequest, caller: Caller) -> None:
         if caller.read_only and body.store:
             raise HTTPException(403, 'this token may look only: send "store": false.')

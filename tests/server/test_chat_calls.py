@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fastapi.testclient import TestClient
 from openai import OpenAI
 
 from hmt_memory import Assistant
-from hmt_memory.server import door as doors
+from hmt_memory.server import calls
 from hmt_memory.server.app import create_app
 from hmt_memory.server.bodies import ChatRequest
 from hmt_memory.server.chat import ChatCall
@@ -86,12 +87,13 @@ async def answered(saying: Any, leaving: Leaving) -> tuple[int, Door]:
 async def test_a_whole_answer_whose_client_goes_away_is_given_up(
     saying: Any, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    monkeypatch.setattr(doors, "_LOOKS", 0.0)
+    monkeypatch.setattr(calls, "_LOOKS", 0.001)
     saying.says, leaving, pieces, real = "Hello. " * 30, Leaving(), [], Answer.__next__
     leaving.gone = not after
 
     def leave(answer: Answer) -> str:
         pieces.append(real(answer))
+        time.sleep(0.005)
         leaving.gone = len(pieces) >= after
         return pieces[-1]
 
