@@ -86,14 +86,16 @@ class Session(SessionMemory):
             with self._database.writing() as db:
                 row = self._own_row(db)
                 alone = row == snapshot.row
+                follows = alone and replacing is None
                 if replacing is not None:
                     row, erasure = self._forget_from(db, row, snapshot)
                 row, ids = self._append(db, row, batch if alone else self._as_it_follows(db, row, batch))
-                if alone and replacing is None:
+                if follows:
                     self._write_segments(db, snapshot, state)
             self._erase_replaced(erasure)
             with self._stored_already():
-                self._read_pending(progress)
+                if not (follows and self._gone_on(snapshot, row, batch)):
+                    self._read_pending(progress)
         with self._stored_already():
             self._apply_retention(row)
         return ids

@@ -182,9 +182,33 @@ class SessionMemory(StoredSession):
             if known is None or known.row != row:
                 parts = lineage.of(db, row)
                 known = Snapshot(row, parts, load_state(db, parts, model, row.memory_bits))
-        self._cache = known
-        self._store.hot.keep("memories", self._kept, known.state.nbytes, partial(_let_go, weakref.ref(self)))
+        self._keep(known)
         return known
+
+    def _keep(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot in memory, as long as there is room."""
+        self._cache = snapshot
+        self._store.hot.keep("memories", self._kept, snapshot.state.nbytes, partial(_let_go, weakref.ref(self)))
+
+    def _gone_on(self, snapshot: Snapshot, row: CollectionRow, batch: Batch) -> bool:
+        """Keep the session as it is behind messages that fill no segment, without asking the store for what is known.
+
+        Args:
+            snapshot: that they follow, which lacks nothing.
+            row: of the session since they were stored.
+            batch: the messages. Nobody has added others.
+
+        Returns:
+            Whether that was possible; if not, the session has to be loaded, and read on.
+        """
+        state, (*before, tip) = snapshot.state, snapshot.parts
+        open_ids = torch.cat([state.open_ids, torch.tensor(batch.ids, dtype=torch.long)])
+        if state.tokens != snapshot.tokens or len(open_ids) >= self._needs_model().config.segment_length:
+            return False
+        messages, tokens = tip.messages[1] + len(batch.messages), tip.tokens[1] + len(batch.ids)
+        tip = tip._replace(messages=(tip.messages[0], messages), tokens=(tip.tokens[0], tokens))
+        self._keep(Snapshot(row, (*before, tip), replace(state, open_ids=open_ids, tokens=tokens)))
+        return True
 
     def _seen_by(self, snapshot: Snapshot, model: HMTModel) -> Snapshot:
         """Load the snapshot's state with as many recent tokens as the model's view has room for."""
@@ -303,7 +327,7 @@ class SessionMemory(StoredSession):
 
     def _write_segments(self, db: Transaction, snapshot: Snapshot, state: HMTState) -> None:
         """Write the segments by which `state` is ahead of the snapshot, unless a session that shares them was first."""
-        if lineage.segment_count(db, snapshot.parts) != snapshot.state.segments:
+        if state.segments == snapshot.state.segments or lineage.segment_count(db, snapshot.parts) != snapshot.state.segments:
             return
         digest = lineage.digest_at(db, snapshot.parts, snapshot.state.segments)
         rows = segment_rows(self._needs_model(), snapshot.state, state, digest)
