@@ -78,8 +78,16 @@ class Siege:
         return [(slot, life, entry) for slot, life in places for entry in self.entries(slot, life)]
 
     def has_erased(self) -> bool:
-        """Whether anything has been erased, which on a busy machine takes its time."""
-        return any(entry.kind == "erased" for _, _, entry in self.everything())
+        """Whether anything that was read is gone, which on a busy machine takes its time."""
+        with MemoryStore(self.place, timeout=HUNG) as store:
+            return bool(self.gone(store))
+
+    def gone(self, store: MemoryStore) -> set[bytes]:
+        """The embeddings that somebody has seen in sessions before they were erased, and that no row holds any more."""
+        noted = {bytes.fromhex(entry.value) for _, _, entry in self.everything() if entry.kind == "erased"}
+        with store.database.reading() as db:
+            rows = db.execute("SELECT data, memory_size FROM segments JOIN payloads ON id = memory").fetchall()
+        return noted - {data[:size] for data, size in rows}
 
     def told(self) -> list[tuple[Entry, Entry | None]]:
         """What was announced to everybody's sessions and corpora, and what came of it."""
@@ -176,16 +184,13 @@ class Siege:
         """Nothing of what was ever to be stored and is not held now is in any file; nobody is at the store."""
         entries = self.everything()
         told = {secret for _, _, entry in entries if entry.kind == "try" for secret in secrets_of(entry)}
-        embeddings = {bytes.fromhex(entry.value) for _, _, entry in entries if entry.kind == "erased"}
         with MemoryStore(self.place) as store:
             held = {name: said(store, name) for name in store.sessions()}
             held |= {name: self._documents(store, name) for name in store.corpora()}
-            with store.database.reading() as db:
-                rows = db.execute("SELECT data, memory_size FROM segments JOIN payloads ON id = memory").fetchall()
+            gone = self.gone(store)
         left = traces(self.content()) - secrets_of_held(held)
         assert told and not left, f"erased, and in a file: {left}"
         content = self.content()
-        gone = embeddings - {data[:size] for data, size in rows}
         assert gone and not [one for one in gone if one in content]
 
     @staticmethod
