@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SESSION_HEADERS = ("x-hmt-session", "x-session-id")
 _OPEN_WEBUI = "x-openwebui-chat-id"  # its calls for titles and tags, which are not streamed, have the same
+_TEXT = "\0"  # stands for the text of a piece
 _NOT_TO_LAST = ("local:", "channel:")  # what the ids of chats begin with that it marks as temporary, and of channels
 
 
@@ -187,6 +188,7 @@ class Chunks:
     def __init__(self, about: Mapping[str, Any], *, usage: bool) -> None:
         self._about = {name: about[name] for name in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
         self._usage = usage
+        self._before, self._after = self._chunk({"content": _TEXT}).split(json.dumps(_TEXT))
 
     def opening(self) -> str:
         """Return the first chunk."""
@@ -194,6 +196,8 @@ class Chunks:
 
     def piece(self, text: str, logprobs: Mapping[str, Any] | None = None) -> str:
         """Return the chunk of a piece of text, with the log-probabilities of its tokens if there are any."""
+        if logprobs is None:  # there is one for each token, and they differ in nothing else
+            return f"{self._before}{json.dumps(text)}{self._after}"
         return self._chunk({"content": text}, logprobs=logprobs)
 
     def closing(self, whole: Mapping[str, Any]) -> Iterator[str]:
