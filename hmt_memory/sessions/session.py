@@ -22,7 +22,7 @@ from ..engine.view import check_budget
 from ..errors import ModelMismatchError, SessionBusyError, SessionNotFoundError, StoreDamagedError, StoreError
 from ..retrieval.recollection import ViewRecollection
 from ..store import lineage, rewriting
-from ..store.rows import CollectionRow
+from ..store.rows import CollectionRow, Lineage
 from .answer import Answer, Keeping, Request, Wanted
 from .answering import answering, messages_of
 from .collection import log
@@ -77,9 +77,7 @@ class Session(SessionMemory):
     def _added(self, told: Sequence[Mapping[str, Any]], replacing: int | None, progress: Progress | None) -> list[int]:
         """Store messages and read them. What was stored is the result, whatever comes after."""
         with self._reading():
-            snapshot = self._read_pending()
-            if replacing is not None:
-                snapshot = self._before(snapshot, replacing)
+            snapshot = self._last_seen() if replacing is None else self._before(self._read_pending(), replacing)
             batch = self._transcript.batch(told, first=not snapshot.tokens)
             state = self._read_ahead(snapshot, batch)
             erasure = None
@@ -89,7 +87,8 @@ class Session(SessionMemory):
                 follows = alone and replacing is None
                 if replacing is not None:
                     row, erasure = self._forget_from(db, row, snapshot)
-                row, ids = self._append(db, row, batch if alone else self._as_it_follows(db, row, batch))
+                parts = snapshot.parts if follows else lineage.of(db, row)
+                row, ids = self._append(db, row, parts, batch if alone else self._as_it_follows(parts, batch))
                 if follows:
                     self._write_segments(db, snapshot, state)
             self._erase_replaced(erasure)
@@ -231,10 +230,10 @@ class Session(SessionMemory):
         return SessionBusyError(f"session {self.name!r} was added to meanwhile, so nothing was stored. Try again.")
 
     def _append(
-        self, db: Transaction, row: CollectionRow, batch: Batch, *, asked_at: float | None = None
+        self, db: Transaction, row: CollectionRow, parts: Lineage, batch: Batch, *, asked_at: float | None = None
     ) -> tuple[CollectionRow, list[int]]:
         """Store messages behind the last one, all but an answer as of `asked_at` (None: now). Returns the row and their ids."""
-        parts, now = lineage.of(db, row), self._store.now()
+        now = self._store.now()
         answers = 0 if asked_at is None else 1  # the last
         times = [asked_at or now] * (len(batch.messages) - answers) + [now] * answers
         rows = rewriting.rows_of(batch.messages, batch.stretches, lineage.size(parts), row.next_id, times)
@@ -244,9 +243,9 @@ class Session(SessionMemory):
         row = db.update_collection(replace(row, model=number, next_id=row.next_id + len(rows), updated_at=now))
         return row, [message.id for message in rows]
 
-    def _as_it_follows(self, db: Transaction, row: CollectionRow, batch: Batch) -> Batch:
+    def _as_it_follows(self, parts: Lineage, batch: Batch) -> Batch:
         """Write messages as they follow the stored ones."""
-        return self._transcript.batch(batch.messages, first=not lineage.size(lineage.of(db, row))[1])
+        return self._transcript.batch(batch.messages, first=not lineage.size(parts)[1])
 
     def _check_pinned(self, batch: Sequence[Mapping[str, Any]]) -> None:
         if system := system_texts(batch):
@@ -282,12 +281,13 @@ class Session(SessionMemory):
             alone = row == snapshot.row
             if reply._replacing is not None:
                 row, reply._erasure = self._forget_from(db, row, snapshot)
-            asked = self._as_it_follows(db, row, reply._asked)
+            parts = lineage.of(db, row)
+            asked = self._as_it_follows(parts, reply._asked)
             if reply._keeping.owed is not None:
                 row = settled(row, reply._keeping.owed)
             own = None if generation is None else self._transcript.answer(generation.ids)
             answered = asked.followed_by(answer, own or self._transcript.stretch(answer, first=False))
-            row, ids = self._append(db, row, answered, asked_at=reply._asked_at)
+            row, ids = self._append(db, row, parts, answered, asked_at=reply._asked_at)
             if alone and generation is not None and generation.closed is not None and reply._replacing is None:
                 self._write_segments(db, snapshot, generation.closed[1])
             return ids

@@ -190,6 +190,11 @@ class SessionMemory(StoredSession):
         self._cache = snapshot
         self._store.hot.keep("memories", self._kept, snapshot.state.nbytes, partial(_let_go, weakref.ref(self)))
 
+    def _last_seen(self) -> Snapshot:
+        """Return the session as this object has seen it last, inside `_reading`: whoever adds to it looks at its row anyway."""
+        known = self._cache
+        return self._read_pending() if known is None or self._lacks_segments(known) else known
+
     def _gone_on(self, snapshot: Snapshot, row: CollectionRow, batch: Batch) -> bool:
         """Keep the session as it is behind messages that fill no segment, without asking the store for what is known.
 
