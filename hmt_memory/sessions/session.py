@@ -77,8 +77,11 @@ class Session(SessionMemory):
     def _added(self, told: Sequence[Mapping[str, Any]], replacing: int | None, progress: Progress | None) -> list[int]:
         """Store messages and read them. What was stored is the result, whatever comes after."""
         with self._reading():
-            snapshot = self._last_seen() if replacing is None else self._before(self._read_pending(), replacing)
+            snapshot = self._last_seen()
             batch = self._transcript.batch(told, first=not snapshot.tokens)
+            if replacing is not None or self._fills_segment(snapshot, batch):
+                snapshot = self._read_pending() if replacing is None else self._before(self._read_pending(), replacing)
+                batch = self._transcript.batch(told, first=not snapshot.tokens)
             state = self._read_ahead(snapshot, batch)
             erasure = None
             with self._database.writing() as db:

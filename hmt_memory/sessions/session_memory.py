@@ -207,9 +207,9 @@ class SessionMemory(StoredSession):
             Whether that was possible; if not, the session has to be loaded, and read on.
         """
         state, (*before, tip) = snapshot.state, snapshot.parts
-        open_ids = torch.cat([state.open_ids, torch.tensor(batch.ids, dtype=torch.long)])
-        if state.tokens != snapshot.tokens or len(open_ids) >= self._needs_model().config.segment_length:
+        if state.tokens != snapshot.tokens or self._fills_segment(snapshot, batch):
             return False
+        open_ids = torch.cat([state.open_ids, torch.tensor(batch.ids, dtype=torch.long)])
         messages, tokens = tip.messages[1] + len(batch.messages), tip.tokens[1] + len(batch.ids)
         tip = tip._replace(messages=(tip.messages[0], messages), tokens=(tip.tokens[0], tokens))
         self._keep(Snapshot(row, (*before, tip), replace(state, open_ids=open_ids, tokens=tokens)))
@@ -304,6 +304,10 @@ class SessionMemory(StoredSession):
         """Return whether stored tokens fill a segment that is not read yet."""
         length = self._needs_model().config.segment_length
         return snapshot.tokens - snapshot.state.segments * length >= length
+
+    def _fills_segment(self, snapshot: Snapshot, batch: Batch) -> bool:
+        """Return whether messages fill the segment that is open."""
+        return len(snapshot.state.open_ids) + len(batch.ids) >= self._needs_model().config.segment_length
 
     def _unread(self, snapshot: Snapshot, segments: int) -> Tensor | None:
         """Return the next tokens to read [t], as many as so many segments have; None: the session was rewritten meanwhile."""
