@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,21 +22,10 @@ from tiny import else_long
 
 from hmt_memory import Assistant, HMTModel
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.real
 NOTICE = "The notice period is three months to the end of a quarter. Thirty days of leave a year are yours."
 QUESTION = "What is the door code of the office?"
 HOUSE = "The canteen opens at half past eleven. Bicycles stand in the cellar, whose door code is 4071."
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    """What LlamaIndex leaves open is closed, and complains, where that is ignored."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture
