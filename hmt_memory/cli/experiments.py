@@ -237,7 +237,14 @@ def passkey(
     settings = {"text": text and Path(text).name, **_described(loaded, {"hmt": adapter})}
     with screen.notes.status("hiding passkeys") as status:
         report = measure(
-            loaded, lengths or LENGTHS, depths=depths, filler=filler, seed=seed, settings=settings, progress=status.update
+            loaded,
+            lengths or LENGTHS,
+            depths=depths,
+            filler=filler,
+            seed=seed,
+            settings=settings,
+            progress=status.update,
+            done=lambda report: report.write(out),
         )
     _publish(report, out, screen)
 

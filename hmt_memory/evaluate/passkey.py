@@ -137,6 +137,7 @@ def measure(
     max_new_tokens: int = 24,
     settings: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    done: Callable[[Report], object] = lambda report: None,
 ) -> Report:
     """Hide `depths` passkeys in a text of each length, read it into a corpus, and ask for each.
 
@@ -149,11 +150,13 @@ def measure(
         max_new_tokens: the longest answer.
         settings: what else the report records.
         progress: called with a line about what begins.
+        done: called after each length with the report so far: the longest text may take hours.
 
     Raises:
         InputError: a text is too short for its facts, or `depths` is out of range.
     """
     hidden, results = needles(depths, seed=seed), []
+    settings = {**(settings or {}), "depths": depths, "seed": seed, "hidden in": "filler" if filler is None else "text"}
     for length in lengths:
         text = haystack(length, hidden, lambda piece: len(model.backbone.encode(piece)), filler, seed=seed)
         with tempfile.TemporaryDirectory(prefix="hmt-eval-") as folder, MemoryStore(Path(folder)) as store:
@@ -162,9 +165,8 @@ def measure(
             corpus.add_documents([{"name": "haystack", "text": text}])
             progress(f"asking about {length:,} tokens")
             results += [ask(corpus, needle, length, max_new_tokens=max_new_tokens) for needle in hidden]
-    return _report(
-        results, {**(settings or {}), "depths": depths, "seed": seed, "hidden in": "filler" if filler is None else "text"}
-    )
+        done(_report(results, settings))
+    return _report(results, settings)
 
 
 def ask(corpus: Corpus, needle: Needle, length: int, *, max_new_tokens: int = 24) -> Found:

@@ -126,7 +126,7 @@ def history(store: MemoryStore, model: HMTModel, name: str, tokens: int) -> Sess
             talk = small_talk(chance, _TURNS, "evaluation")
             said = [{"role": role, "content": text} for turn in talk for role, text in zip(_ROLES, turn, strict=True)]
             batch = session._transcript.batch(said, first=not lineage.size(parts)[1])
-            row, _ = session._append(db, row, batch)
+            row, _ = session._append(db, row, parts, batch)
         whole = lineage.size(parts)[1] // length
         ids = lineage.tokens(db, parts, 0, whole * length).reshape(whole, length)
         digest = b""

@@ -16,6 +16,7 @@ from tiny import SMALL, random_ids, tiny_model
 from hmt_memory import HMTModel
 from hmt_memory.cli import main
 from hmt_memory.errors import InputError
+from hmt_memory.evaluate import passkey
 from hmt_memory.evaluate.behaviour import diluted, interleaved, recall_weights
 from hmt_memory.evaluate.conversations import load_conversations
 from hmt_memory.evaluate.evidence import bm25, evidence_inside
@@ -290,6 +291,23 @@ def test_passkeys_are_asked_for_in_a_real_store(chatty: str, tmp_path: Path) -> 
     share, grid = held["tables"]
     assert share["rows"][0][:3] == [8000, 1.0, 0.0]
     assert [row[0] for row in grid["rows"]] == ["0%", "50%", "100%"] and {row[1] for row in grid["rows"]} == {"R"}
+
+
+def test_lengths_that_were_measured_are_written_before_the_next(
+    chatty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = passkey.haystack
+
+    def interrupted(tokens: int, *args: Any, **options: Any) -> str:
+        if tokens == 4000:
+            raise KeyboardInterrupt
+        return made(tokens, *args, **options)
+
+    monkeypatch.setattr(passkey, "haystack", interrupted)
+    arguments = ["--length", "2000", "--length", "4000", "--depths", "1", "--model", chatty, "--out", str(tmp_path)]
+    assert run(["eval", "passkey", *arguments]) == 130
+    held = json.loads((tmp_path / "passkey.json").read_text())
+    assert [row[0] for row in held["tables"][0]["rows"]] == [2000]
 
 
 # --- questions and behaviour --------------------------------------------------------------------------------------------

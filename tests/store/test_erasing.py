@@ -45,7 +45,8 @@ def told(store: MemoryStore, name: str, count: int, text: str = "{name} {turn} s
     bodies = [user(text.format(name=name, turn=turn)) for turn in range(count)]
     with store.database.writing() as db:
         row = session._row(db)
-        _, ids = session._append(db, row, session._as_it_follows(db, row, Batch(bodies, ())))
+        parts = lineage.of(db, row)
+        _, ids = session._append(db, row, parts, session._as_it_follows(parts, Batch(bodies, ())))
     return ids
 
 
@@ -275,7 +276,9 @@ def test_what_is_added_while_the_rest_moves_is_kept(store: MemoryStore, monkeypa
         stream = real(db, **options)
         if not added:
             row = session._row(db)
-            added.extend(session._append(db, row, session._as_it_follows(db, row, Batch([user("said meanwhile")], ())))[1])
+            parts = lineage.of(db, row)
+            said = session._as_it_follows(parts, Batch([user("said meanwhile")], ()))
+            added.extend(session._append(db, row, parts, said)[1])
         return stream
 
     monkeypatch.setattr(rewriting, "_advance", advance)
