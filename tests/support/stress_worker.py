@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from crash_worker import MODEL, TOKENIZER, Journal
 from stress_ledger import Entry, Owner, Said, said_equal
 from tiny import PlainText
@@ -62,6 +63,7 @@ def take_short_steps() -> None:
 def attack(place: str, root: str, journal_path: str, seed: str, slot: int, short_steps: bool) -> None:
     """Work with all hands until there is a file "stop" in the root, or somebody kills the process."""
     faulthandler.enable()
+    torch.set_num_threads(1)  # before there are others: torch fails where several are the first to compute after a fork
     if short_steps:
         take_short_steps()
     journal, common = Journal(journal_path), {}
