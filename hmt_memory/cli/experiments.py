@@ -235,17 +235,9 @@ def passkey(
     filler = None if text is None else open_documents([text], screen)[0].text
     loaded = load_model(model, screen, adapter=adapter, dtype=dtype, device=device)
     settings = {"text": text and Path(text).name, **_described(loaded, {"hmt": adapter})}
+    hidden: dict[str, Any] = {"depths": depths, "filler": filler, "seed": seed, "settings": settings}
     with screen.notes.status("hiding passkeys") as status:
-        report = measure(
-            loaded,
-            lengths or LENGTHS,
-            depths=depths,
-            filler=filler,
-            seed=seed,
-            settings=settings,
-            progress=status.update,
-            done=lambda report: report.write(out),
-        )
+        report = measure(loaded, lengths or LENGTHS, **hidden, progress=status.update, done=lambda report: report.write(out))
     _publish(report, out, screen)
 
 
