@@ -227,10 +227,7 @@ class Session(SessionMemory):
             size = lineage.size(snapshot.parts)[0]
             last = [row.id for row in lineage.messages(db, snapshot.parts, max(0, size - 1), size)]
         if last != [message]:
-            raise self._added_to()
-
-    def _added_to(self) -> SessionBusyError:
-        return SessionBusyError(f"session {self.name!r} was added to meanwhile, so nothing was stored. Try again.")
+            raise _added_to(self.name)
 
     def _append(
         self, db: Transaction, row: CollectionRow, parts: Lineage, batch: Batch, *, asked_at: float | None = None
@@ -280,7 +277,7 @@ class Session(SessionMemory):
                     "Ask again."
                 )
             if reply._keeping.after is not None and row.next_id != snapshot.row.next_id:
-                raise self._added_to()
+                raise _added_to(self.name)
             alone = row == snapshot.row
             if reply._replacing is not None:
                 row, reply._erasure = self._forget_from(db, row, snapshot)
@@ -335,12 +332,7 @@ class Session(SessionMemory):
         if self._store.behind.threaded:
             self._store.behind.do(repr(self), partial(self._store.open_indexes.keep_up, self._id))
         if self._store.tiers.fetch_ahead:
-            self._store.behind.do(repr(self), partial(self._unless_gone, ahead))
-
-    def _unless_gone(self, work: Callable[[], None]) -> None:
-        """Work for a session that may have been deleted, or given to another model, meanwhile."""
-        with suppress(*_GONE):
-            work()
+            self._store.behind.do(repr(self), partial(_unless_gone, ahead))
 
     def _read_behind(self) -> None:
         """Read what is not read yet, a little at a time, unless somebody else does: others get their turns in between."""
@@ -349,6 +341,16 @@ class Session(SessionMemory):
             while more and not self._store.behind.closing:
                 with self._reading(wait=False):
                     more = self._lacks_segments(self._read_pending(most=_BEHIND_SEGMENTS))
+
+
+def _added_to(name: str) -> SessionBusyError:
+    return SessionBusyError(f"session {name!r} was added to meanwhile, so nothing was stored. Try again.")
+
+
+def _unless_gone(work: Callable[[], None]) -> None:
+    """Work for a session that may have been deleted, or given to another model, meanwhile."""
+    with suppress(*_GONE):
+        work()
 
 
 class Reply(Answer):

@@ -77,6 +77,15 @@ class Asked(NamedTuple):
     turns: Turns
 
 
+def _followed(snapshot: Snapshot, row: CollectionRow, batch: Batch) -> Snapshot:
+    """Return a session behind messages that fill no segment, without asking the store for what is known."""
+    state, (*before, tip) = snapshot.state, snapshot.parts
+    messages, tokens = tip.messages[1] + len(batch.messages), tip.tokens[1] + len(batch.ids)
+    tip = tip._replace(messages=(tip.messages[0], messages), tokens=(tip.tokens[0], tokens))
+    open_ids = torch.cat([state.open_ids, torch.tensor(batch.ids, dtype=torch.long)])
+    return Snapshot(row, (*before, tip), replace(state, open_ids=open_ids, tokens=tokens))
+
+
 class SessionMemory(StoredSession):
     """A session with the model that reads it; `Session` adds and answers.
 
@@ -196,23 +205,10 @@ class SessionMemory(StoredSession):
         return self._read_pending() if known is None or self._lacks_segments(known) else known
 
     def _gone_on(self, snapshot: Snapshot, row: CollectionRow, batch: Batch) -> bool:
-        """Keep the session as it is behind messages that fill no segment, without asking the store for what is known.
-
-        Args:
-            snapshot: that they follow, which lacks nothing.
-            row: of the session since they were stored.
-            batch: the messages. Nobody has added others.
-
-        Returns:
-            Whether that was possible; if not, the session has to be loaded, and read on.
-        """
-        state, (*before, tip) = snapshot.state, snapshot.parts
-        if state.tokens != snapshot.tokens or self._fills_segment(snapshot, batch):
+        """Keep the session as it is behind messages that nobody has added to. Returns whether that fills no segment."""
+        if snapshot.state.tokens != snapshot.tokens or self._fills_segment(snapshot, batch):
             return False
-        open_ids = torch.cat([state.open_ids, torch.tensor(batch.ids, dtype=torch.long)])
-        messages, tokens = tip.messages[1] + len(batch.messages), tip.tokens[1] + len(batch.ids)
-        tip = tip._replace(messages=(tip.messages[0], messages), tokens=(tip.tokens[0], tokens))
-        self._keep(Snapshot(row, (*before, tip), replace(state, open_ids=open_ids, tokens=tokens)))
+        self._keep(_followed(snapshot, row, batch))
         return True
 
     def _seen_by(self, snapshot: Snapshot, model: HMTModel) -> Snapshot:
