@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conversing import MODEL, TOKENIZER
 from stored import FAST, memory_of, tokens_of, user
-from tiny import REMEMBERING, PlainText, byte_tokenizer, light_model
+from tiny import PlainText
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory.engine import generate
@@ -18,21 +17,6 @@ from hmt_memory.errors import (
     SessionBusyError,
     SessionNotFoundError,
 )
-
-TOKENIZER = byte_tokenizer()
-MODEL = light_model(config=REMEMBERING, tokenizer=TOKENIZER)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryStore]:
-    with MemoryStore(tmp_path / "store") as opened:
-        yield opened
-
-
-@pytest.fixture
-def session(store: MemoryStore) -> Session:
-    return store.session("alice", MODEL)
-
 
 # --- answers ----------------------------------------------------------------------------------------------------------
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conversing import MODEL
 from stored import FAST, bytes_in, memory_of, tokens_of, user
-from tiny import REMEMBERING, byte_tokenizer, light_model
 
 from hmt_memory import MemoryStore, Session
 from hmt_memory.errors import (
@@ -21,20 +20,6 @@ from hmt_memory.errors import (
     StoreError,
 )
 from hmt_memory.store.sqlite.database import Database
-
-TOKENIZER = byte_tokenizer()
-MODEL = light_model(config=REMEMBERING, tokenizer=TOKENIZER)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryStore]:
-    with MemoryStore(tmp_path / "store") as opened:
-        yield opened
-
-
-@pytest.fixture
-def session(store: MemoryStore) -> Session:
-    return store.session("alice", MODEL)
 
 
 def test_a_fork_may_begin_at_any_message(session: Session) -> None:

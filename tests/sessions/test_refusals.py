@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conversing import MODEL, TOKENIZER
 from stored import FAST, memory_of, tokens_of, user
 from tiny import LONG, NO_SYSTEM, REMEMBERING, byte_tokenizer, light_model
 
@@ -20,20 +19,6 @@ from hmt_memory.errors import (
     ModelMismatchError,
     SessionNotFoundError,
 )
-
-TOKENIZER = byte_tokenizer()
-MODEL = light_model(config=REMEMBERING, tokenizer=TOKENIZER)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryStore]:
-    with MemoryStore(tmp_path / "store") as opened:
-        yield opened
-
-
-@pytest.fixture
-def session(store: MemoryStore) -> Session:
-    return store.session("alice", MODEL)
 
 
 @pytest.mark.parametrize(

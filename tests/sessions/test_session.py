@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conversing import MODEL, TOKENIZER
 from stored import FAST, memory_of, tokens_of, user
 from tiny import NO_SYSTEM, REMEMBERING, PlainText, byte_tokenizer, light_model
 from tokenizers.processors import TemplateProcessing
@@ -26,21 +27,8 @@ from hmt_memory.retrieval.passages import Choice
 from hmt_memory.retrieval.recollection import ViewRecollection
 from hmt_memory.retrieval.sources import Shard
 
-TOKENIZER = byte_tokenizer()
-MODEL = light_model(config=REMEMBERING, tokenizer=TOKENIZER)
 BEHIND = light_model(config=replace(REMEMBERING, memory_tokens=2, recalled_tokens=1), tokenizer=TOKENIZER)
 WIDE = light_model(config=replace(REMEMBERING, memory_tokens=2, pinned_tokens=64, replay_tokens=80), tokenizer=TOKENIZER)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[MemoryStore]:
-    with MemoryStore(tmp_path / "store") as opened:
-        yield opened
-
-
-@pytest.fixture
-def session(store: MemoryStore) -> Session:
-    return store.session("alice", MODEL)
 
 
 # --- what the stream is -----------------------------------------------------------------------------------------------

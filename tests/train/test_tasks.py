@@ -11,7 +11,6 @@ import pytest
 import torch
 from tiny import SMALL, random_ids
 
-from hmt_memory import HMTModel
 from hmt_memory.errors import InputError
 from hmt_memory.train import open_sources
 from hmt_memory.train.examples import IGNORED, Example
@@ -19,22 +18,6 @@ from hmt_memory.train.sources import Document, Question, Stream, document_of
 from hmt_memory.train.tasks import Shape, cloze, draw, questions, recitation, text
 
 L = SMALL.segment_length
-
-
-def example(segments: int, seed: int = 0) -> Example:
-    ids = random_ids(segments * L, seed)
-    return Example(ids, ids.clone())
-
-
-def trainable(model: HMTModel) -> HMTModel:
-    model.backbone.requires_grad_(False)
-    return model
-
-
-def gradients(model: HMTModel) -> dict[str, torch.Tensor]:
-    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
-    model.zero_grad()
-    return found
 
 
 # --- objectives ---------------------------------------------------------------------------------------------------------

@@ -21,26 +21,9 @@ from tiny import SMALL, else_long, random_ids
 from hmt_memory import HMTConfig, HMTError, HMTModel
 from hmt_memory.errors import ConfigError
 from hmt_memory.train import PRESETS, Recipe, Stage, Trainer, open_sources, prepare
-from hmt_memory.train.examples import Example
 from hmt_memory.train.optimizer import Group, MasterAdamW
 
 L = SMALL.segment_length
-
-
-def example(segments: int, seed: int = 0) -> Example:
-    ids = random_ids(segments * L, seed)
-    return Example(ids, ids.clone())
-
-
-def trainable(model: HMTModel) -> HMTModel:
-    model.backbone.requires_grad_(False)
-    return model
-
-
-def gradients(model: HMTModel) -> dict[str, torch.Tensor]:
-    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
-    model.zero_grad()
-    return found
 
 
 # --- recipes ------------------------------------------------------------------------------------------------------------
