@@ -1,21 +1,27 @@
 """What many workers give on a Ray cluster of this machine: answers a second of two replicas, and recall over four shards.
 
-    python benchmarks/bench_ray.py [--answers 48] [--clients 8] [--tokens 32] [--rounds 2] [--segments 100000]
+    python benchmarks/bench_ray.py [--answers 96] [--clients 16] [--tokens 32] [--rounds 3] [--segments 100000]
 
-Replicas have one core each and answer with a random model of six layers, in sessions of their own. What shards recall
-is compared with one index before it is timed. Ratios are taken in turns in one run.
+Replicas answer with a random model of twelve narrow layers, whose weights do not wait for the memory of the machine. Each has
+a core of its own: Ray counts cores and holds nobody to them, and one replica, which reads what was said while it answers the
+next, would use both. As many sessions belong to one as to another. What shards recall is compared with one index before it is
+timed. Ratios are taken in turns in one run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import httpx
@@ -23,9 +29,11 @@ import numpy as np
 import torch
 import transformers
 from measure import english, interleaved, machine, ratio
+from ray import serve as ray_serve
+from ray.serve.handle import DeploymentHandle
 
 from hmt_memory import Assistant, Corpus, HMTConfig, HMTModel, MemoryStore, Tiers
-from hmt_memory.cluster.serving import Scale, serve, stop
+from hmt_memory.cluster.serving import APPLICATION, Scale, serve, stop
 from hmt_memory.cluster.shards import ShardedCorpus, sharded
 from hmt_memory.config import DEFAULT_MODEL
 from hmt_memory.server.settings import Settings
@@ -39,10 +47,10 @@ _QUESTIONS = ["How are names bound in a block?", "What does an assignment to a s
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--answers", type=int, default=48)
-    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--answers", type=int, default=96)
+    parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--segments", type=int, default=100_000)
     options = parser.parse_args()
     logging.getLogger("hmt_memory").setLevel(logging.ERROR)
@@ -63,10 +71,10 @@ def written(folder: Path, default: HMTModel) -> str:
     """Write a random model with the default model's tokenizer."""
     config = transformers.LlamaConfig(
         vocab_size=default.backbone.vocab_size,
-        hidden_size=576,
-        num_hidden_layers=6,
-        num_attention_heads=9,
-        intermediate_size=1536,
+        hidden_size=256,
+        num_hidden_layers=12,
+        num_attention_heads=4,
+        intermediate_size=768,
         max_position_embeddings=2048,
     )
     torch.manual_seed(0)
@@ -82,27 +90,50 @@ def replicas(store: Path, name: str, answers: int, clients: int, tokens: int, ro
     for _ in range(rounds):
         for count, known in rates.items():
             serve(assistant, Settings(), scale=Scale(count, count), port=_PORT)
-            known.append(rate(answers, clients, tokens))
+            replica = ray_serve.get_deployment_handle("Replica", app_name=APPLICATION)
+            bind(sorted(set(replica.broadcast("process").results())))
+            rate(spread(replica, clients, count), clients, tokens)  # warms up
+            known.append(rate(spread(replica, answers, count), clients, tokens))
             print(f"{count} replicas: {known[-1]:.2f} answers of {tokens} tokens a second", flush=True)
     stop()
     gain = statistics.median(two / one for one, two in zip(*rates.values(), strict=True))
     print(f"two replicas answer {gain:.2f} x as much as one (wanted 1.8)")
 
 
-def rate(answers: int, clients: int, tokens: int) -> float:
-    """Return how many answers a second clients at once get, each in sessions of its own."""
-    with httpx.Client(base_url=f"http://127.0.0.1:{_PORT}", timeout=600, limits=httpx.Limits(max_connections=clients)) as http:
+def bind(processes: list[int]) -> None:
+    """Hold each process to a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    for number, process in enumerate(processes):
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), {cores[number % len(cores)]})
 
-        def ask(number: int) -> None:
+
+def spread(replica: DeploymentHandle[Any], answers: int, count: int) -> list[list[str]]:
+    """Return names of new sessions of each replica, as many of one as of another."""
+    held: dict[int, list[str]] = defaultdict(list)
+    while len(held) < count or min(map(len, held.values())) < answers // count:
+        name = f"session {time.time_ns()}"
+        held[replica.options(session_id=f"/session:{name}").process.remote().result()].append(name)
+    return [names[: answers // count] for names in held.values()]
+
+
+def rate(sessions: list[list[str]], clients: int, tokens: int) -> float:
+    """Return how many answers a second clients at once get, as many of them in sessions of one replica as of another."""
+    with (
+        httpx.Client(base_url=f"http://127.0.0.1:{_PORT}", timeout=600, limits=httpx.Limits(max_connections=clients)) as http,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def ask(session: str) -> None:
             said = [{"role": "user", "content": "Good morning. What do you know of the sea?"}]
-            asked = {"messages": said, "max_tokens": tokens, "metadata": {"session_id": f"session {time.time_ns()} {number}"}}
+            asked = {"messages": said, "max_tokens": tokens, "metadata": {"session_id": session}}
             http.post("/v1/chat/completions", json=asked).raise_for_status()
 
-        with ThreadPoolExecutor(clients) as threads:
-            list(threads.map(ask, range(2 * clients)))  # warms up
-            begun = time.perf_counter()
-            list(threads.map(ask, range(answers)))
-            return answers / (time.perf_counter() - begun)
+        pools = [stack.enter_context(ThreadPoolExecutor(clients // len(sessions))) for _ in sessions]
+        begun = time.perf_counter()
+        for answered in [pool.map(ask, names) for pool, names in zip(pools, sessions, strict=True)]:
+            list(answered)
+        return sum(map(len, sessions)) / (time.perf_counter() - begun)
 
 
 def shards(folder: Path, model: HMTModel, segments: int) -> None:
