@@ -207,15 +207,34 @@ def serve(
         health_check_period_s=2.0,
     )
     at_once = 2 * scale.most * (settings.answers + settings.looking) + settings.waiting
-    front = ray_serve.deployment(ray_serve.ingress(_front_of(settings, tokens))(), name="Front").options(
-        num_replicas=sum(node["Alive"] for node in ray.nodes()),
+    one_front = ray_serve.deployment(ray_serve.ingress(_front_of(settings, tokens))(), name="Front").options(
         max_replicas_per_node=1,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=at_once,
         graceful_shutdown_timeout_s=_LAST_WORDS,
     )
-    application = front.bind(one_replica.bind(assistant, settings, tokens, form))
-    ray_serve.run(application, name=APPLICATION, logging_config=_QUIET)
+    behind, fronts = one_replica.bind(assistant, settings, tokens, form), 0
+    while fronts != (alive := sum(node["Alive"] for node in ray.nodes())) or not _answers():
+        if fronts != alive:  # one on each; a node that dies meanwhile would be waited for without end
+            fronts = alive
+            application = one_front.options(num_replicas=fronts).bind(behind)
+            target = ray_serve.RunTarget(application, name=APPLICATION, logging_config=_QUIET)
+            ray_serve.run_many([target], wait_for_applications_running=False)
+        time.sleep(_POLL_SECONDS)
+
+
+def _answers() -> bool:
+    """Return whether everything that was started is there.
+
+    Raises:
+        RuntimeError: it cannot be started.
+    """
+    from ray import serve as ray_serve
+
+    application = ray_serve.status().applications[APPLICATION]
+    if application.status == "DEPLOY_FAILED":
+        raise RuntimeError(f"the replicas could not be started: {application.message}")
+    return bool(application.status == "RUNNING")
 
 
 def stop() -> None:
