@@ -1,4 +1,6 @@
-"""What tests with LlamaIndex's own memory put up with: it keeps a database that it never closes, and old ways of pydantic."""
+"""What tests of LlamaIndex begin with, and what those with LlamaIndex's own memory put up with: a database it never closes, and
+old ways of pydantic.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,9 @@ import gc
 from collections.abc import Iterator
 
 import pytest
+from llama_indexed import assistant, handbook, llm
+
+__all__ = ["assistant", "handbook", "llm"]
 
 _FILES = tuple(f"test_llama_index_{what}.py" for what in ("engines", "memory", "retriever", "real"))
 _IGNORED = (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +20,16 @@ from llama_index.core.workflow import Context, JsonSerializer
 from llama_index.llms.hmt import HMTLLM
 from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock
 from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
+from llama_indexed import SAYS, answer, user
 from pydantic import BaseModel
-from scripted import MODEL as SCRIPTED_MODEL
 from scripted import ScriptedAssistant
-from tiny import REMEMBERING, byte_tokenizer, else_long, light_model
-
-from hmt_memory import Assistant
-
-# Segments that hold a sentence; random weights recall nothing in particular.
-MODEL = light_model(
-    config=replace(REMEMBERING, segment_length=64, replay_tokens=40, pinned_tokens=80, selection="words"),
-    tokenizer=byte_tokenizer(),
-)
-NOTICE = "The notice period is three months to the end of a quarter."
-CANTEEN = "The canteen opens at noon and closes at two."
-SAYS = "Hello, nice to meet you."
-
-
-@pytest.fixture
-def assistant(tmp_path: Path) -> Assistant:
-    return Assistant(MODEL, store=tmp_path / "memories")
-
-
-@pytest.fixture
-def llm(tmp_path: Path) -> HMTLLM:
-    """Says what the script wants; tells engines that it takes 1,024 tokens."""
-    return HMTLLM(engine=ScriptedAssistant(SCRIPTED_MODEL, store=tmp_path / "memories"), context_window=1024)
-
-
-@pytest.fixture
-def handbook(llm: HMTLLM) -> HMTRetriever:
-    retriever = HMTRetriever("handbook", llm=llm, similarity_top_k=3)
-    contract = Document(text=NOTICE, metadata={"file_name": "contract.md", "year": 2024})
-    retriever.add_documents([contract, Document(text=CANTEEN)])
-    return retriever
+from tiny import else_long
 
 
 class Person(BaseModel):
     """A person."""
 
     name: str
-
-
-def user(text: str) -> ChatMessage:
-    return ChatMessage(role="user", content=text)
-
-
-def answer(text: str) -> ChatMessage:
-    return ChatMessage(role="assistant", content=text)
 
 
 # --- chat engines -------------------------------------------------------------------------------------------------------

@@ -5,62 +5,22 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llama_index.core import Document
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, TextBlock, ToolCallBlock
 from llama_index.core.chat_engine import SimpleChatEngine
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.memory import Memory
 from llama_index.llms.hmt import HMTLLM
 from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock
-from llama_index.retrievers.hmt import HMTRetriever
-from scripted import MODEL as SCRIPTED_MODEL
-from scripted import ScriptedAssistant
-from tiny import REMEMBERING, byte_tokenizer, light_model
+from llama_indexed import MODEL, answer, user
 
 from hmt_memory import Assistant
 from llama_index_hmt.messages import to_dicts
-
-# Segments that hold a sentence; random weights recall nothing in particular.
-MODEL = light_model(
-    config=replace(REMEMBERING, segment_length=64, replay_tokens=40, pinned_tokens=80, selection="words"),
-    tokenizer=byte_tokenizer(),
-)
-NOTICE = "The notice period is three months to the end of a quarter."
-CANTEEN = "The canteen opens at noon and closes at two."
-
-
-@pytest.fixture
-def assistant(tmp_path: Path) -> Assistant:
-    return Assistant(MODEL, store=tmp_path / "memories")
-
-
-@pytest.fixture
-def llm(tmp_path: Path) -> HMTLLM:
-    """Says what the script wants; tells engines that it takes 1,024 tokens."""
-    return HMTLLM(engine=ScriptedAssistant(SCRIPTED_MODEL, store=tmp_path / "memories"), context_window=1024)
-
-
-@pytest.fixture
-def handbook(llm: HMTLLM) -> HMTRetriever:
-    retriever = HMTRetriever("handbook", llm=llm, similarity_top_k=3)
-    contract = Document(text=NOTICE, metadata={"file_name": "contract.md", "year": 2024})
-    retriever.add_documents([contract, Document(text=CANTEEN)])
-    return retriever
-
-
-def user(text: str) -> ChatMessage:
-    return ChatMessage(role="user", content=text)
-
-
-def answer(text: str) -> ChatMessage:
-    return ChatMessage(role="assistant", content=text)
 
 
 def contents(memory: HMTMemory) -> list[str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 from llama_index.core import Document, SimpleDirectoryReader
 from llama_index.core.base.base_retriever import BaseRetriever
-from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.memory import BaseMemory, BaseMemoryBlock
 from llama_index.core.postprocessor import SimilarityPostprocessor
@@ -20,45 +18,13 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from llama_index.llms.hmt import HMTLLM
 from llama_index.memory.hmt import HMTMemory, HMTMemoryBlock
 from llama_index.retrievers.hmt import HMTQueryEngine, HMTRetriever
+from llama_indexed import CANTEEN, NOTICE, SAYS
 from scripted import MODEL as SCRIPTED_MODEL
 from scripted import ScriptedAssistant
-from tiny import REMEMBERING, byte_tokenizer, else_long, light_model
+from tiny import else_long
 
 from hmt_memory import Assistant
 from hmt_memory.errors import InputError, SessionNotFoundError
-
-# Segments that hold a sentence; random weights recall nothing in particular.
-MODEL = light_model(
-    config=replace(REMEMBERING, segment_length=64, replay_tokens=40, pinned_tokens=80, selection="words"),
-    tokenizer=byte_tokenizer(),
-)
-NOTICE = "The notice period is three months to the end of a quarter."
-CANTEEN = "The canteen opens at noon and closes at two."
-SAYS = "Hello, nice to meet you."
-
-
-@pytest.fixture
-def assistant(tmp_path: Path) -> Assistant:
-    return Assistant(MODEL, store=tmp_path / "memories")
-
-
-@pytest.fixture
-def llm(tmp_path: Path) -> HMTLLM:
-    """Says what the script wants; tells engines that it takes 1,024 tokens."""
-    return HMTLLM(engine=ScriptedAssistant(SCRIPTED_MODEL, store=tmp_path / "memories"), context_window=1024)
-
-
-@pytest.fixture
-def handbook(llm: HMTLLM) -> HMTRetriever:
-    retriever = HMTRetriever("handbook", llm=llm, similarity_top_k=3)
-    contract = Document(text=NOTICE, metadata={"file_name": "contract.md", "year": 2024})
-    retriever.add_documents([contract, Document(text=CANTEEN)])
-    return retriever
-
-
-def user(text: str) -> ChatMessage:
-    return ChatMessage(role="user", content=text)
-
 
 # --- retriever ----------------------------------------------------------------------------------------------------------
 
