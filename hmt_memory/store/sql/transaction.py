@@ -53,10 +53,10 @@ class SqlTransaction(Catalogue):
         (first,) = self.one(query, (stream, low, before))
         query = (
             f"SELECT {_MESSAGE} WHERE stream = ? AND token_start >= ? AND token_start < ? AND token_stop > ?"
-            " AND token_stop > token_start AND seq < ?"
+            " AND token_stop > token_start AND +seq < ? ORDER BY token_start"  # the sign: SQLite would go by the primary key
         )
         values = (stream, low if first is None else first, high, low, before)
-        return [_message(row) for row in self.all(f"{query} ORDER BY seq", values)]
+        return [_message(row) for row in self.all(query, values)]
 
     def pinned(self, stream: int, start: int, stop: int) -> Iterator[MessageRow]:
         """Yield a stream's own pinned messages of [start, stop), the latest first."""
