@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -439,63 +439,7 @@ def test_what_makes_room_works_on_a_full_disk(store: MemoryStore, monkeypatch: p
     assert reserve.exists(), "room is kept again once there is some"
 
 
-# --- the cost of forgetting -------------------------------------------------------------------------------------------
-
-
-def steps_of(db: SqliteTransaction, work: Any) -> int:
-    """How many instructions SQLite executes for something."""
-    counted = [0]
-
-    def count() -> int:
-        counted[0] += 1
-        return 0
-
-    db._db.set_progress_handler(count, 10)
-    try:
-        work()
-    finally:
-        db._db.set_progress_handler(None, 0)
-    return counted[0]
-
-
-@in_a_folder
-@pytest.mark.parametrize("look", [lineage.tokens, lineage.messages_in])
-def test_what_was_said_at_a_place_is_found_without_looking_at_the_rest(store: MemoryStore, look: Callable[..., Any]) -> None:
-    told(store, "long", 1000, "x")
-    told(store, "short", 10, "x")
-    counted = {}
-    for name in ("long", "short"):
-        session = store.session(name)
-        with store.database.reading() as db:
-            parts = lineage.of(db, session._row(db))
-            (one,) = lineage.messages(db, parts, -5, -4)
-            counted[name] = steps_of(db, lambda parts=parts, one=one: look(db, parts, *one.tokens))
-    assert counted["long"] <= counted["short"] + 3
-
-
-@in_a_folder
-def test_forgetting_costs_no_more_with_many_forks_of_others(store: MemoryStore) -> None:
-    """Forks share rows that are not forgotten: they are not looked at."""
-    shared, alone = store.session("shared", MODEL), store.session("alone", MODEL)
-    ids = {session.name: session.add([user(f"turn {turn}") for turn in range(6)]) for session in (shared, alone)}
-    for number in range(60):
-        shared.fork(f"fork {number}", upto=ids["shared"][2])
-    counted = {}
-    for session in (alone, shared):
-        with store.database.writing() as db:
-            row, parts = session._row(db), lineage.of(db, session._row(db))
-            seq = lineage.size(parts)[0] - 1
-            counted[session.name] = steps_of(
-                db, lambda row=row, parts=parts, seq=seq: rewriting._sharing(db, row, parts, [seq])
-            )
-    assert counted["shared"] <= counted["alone"] + 60
-    assert shared.forget(ids["shared"][:1])[1] == tuple(sorted(f"fork {number}" for number in range(60)))
-    for number in range(60):
-        store.delete(f"fork {number}")
-    shared.forget(ids["shared"][5:])
-    with store.database.reading() as db:
-        assert db.execute("SELECT count(*) FROM streams").fetchone() == (2,), "one for each session"
-    assert store.verify() == ([], [])
+# --- what is left of rewritten sessions, and what fails ----------------------------------------------------------------
 
 
 @pytest.mark.slow
