@@ -35,6 +35,7 @@ _LAST_WORDS = 60.0  # seconds that answers may still take when everything is sto
 _LONGEST_ANSWER = 3600.0  # and when a replica is one too many
 _AVERAGED = (11.0, 30.0)  # seconds over which Ray counts calls, at least and at most; it hears of them every ten
 _POLL_SECONDS = 0.1
+_NODE_SECONDS = 60.0  # for which a node may say nothing
 _QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # addresses of calls say what is searched for
 
 
@@ -216,15 +217,33 @@ def serve(
     behind, fronts = one_replica.bind(assistant, settings, tokens, form), 0
     while fronts != (alive := sum(node["Alive"] for node in ray.nodes())) or not _answers():
         if fronts != alive:  # one on each; a node that dies meanwhile would be waited for without end
-            fronts = alive
+            fronts = _nodes(ray)
             application = one_front.options(num_replicas=fronts).bind(behind)
             target = ray_serve.RunTarget(application, name=APPLICATION, logging_config=_QUIET)
             ray_serve.run_many([target], wait_for_applications_running=False)
         time.sleep(_POLL_SECONDS)
 
 
+def _nodes(ray: Any) -> int:
+    """Return how many nodes there are. One that has just died is waited for until Ray knows it, since it says so late."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nothing = ray.remote(num_cpus=0, max_retries=0)(lambda: None)
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+    answers = [nothing.options(scheduling_strategy=place).remote() for place in places]
+    return sum(_is_there(ray, answer) for answer in answers)
+
+
+def _is_there(ray: Any, answer: Any) -> bool:
+    try:
+        ray.get(answer, timeout=_NODE_SECONDS)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
 def _answers() -> bool:
-    """Return whether everything that was started is there.
+    """Return whether everything that was started is there, in its newest form. Ray says RUNNING before, if numbers change, too.
 
     Raises:
         RuntimeError: it cannot be started.
@@ -234,7 +253,7 @@ def _answers() -> bool:
     application = ray_serve.status().applications[APPLICATION]
     if application.status == "DEPLOY_FAILED":
         raise RuntimeError(f"the replicas could not be started: {application.message}")
-    return bool(application.status == "RUNNING")
+    return all(deployment.status == "HEALTHY" for deployment in application.deployments.values())
 
 
 def stop() -> None:

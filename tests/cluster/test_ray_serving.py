@@ -71,6 +71,9 @@ def served(cluster: Any, chatty: str, tmp_path_factory: pytest.TempPathFactory) 
 
     scaled(serving.Scale(2, 2))
     yield Served(f"http://127.0.0.1:{port}", secrets, scaled)
+    from ray import serve
+
+    serve.shutdown()  # else threads of its handles connect again
 
 
 def said(session: str | None = None, *, tokens: int = 4, **body: Any) -> dict[str, Any]:
