@@ -243,7 +243,7 @@ def _is_there(ray: Any, answer: Any) -> bool:
 
 
 def _answers() -> bool:
-    """Return whether everything that was started is there, in its newest form. Ray says RUNNING before, if numbers change, too.
+    """Return whether everything that was started is there.
 
     Raises:
         RuntimeError: it cannot be started.
@@ -253,7 +253,7 @@ def _answers() -> bool:
     application = ray_serve.status().applications[APPLICATION]
     if application.status == "DEPLOY_FAILED":
         raise RuntimeError(f"the replicas could not be started: {application.message}")
-    return all(deployment.status == "HEALTHY" for deployment in application.deployments.values())
+    return bool(application.status == "RUNNING")
 
 
 def stop() -> None:

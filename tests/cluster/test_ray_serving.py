@@ -252,11 +252,15 @@ def until(done: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def asked(served: Served, session: str, tokens: int, enough: threading.Event | None = None) -> str:
-    """Ask in a session until it is enough; return the end of the stream that answers."""
+    """Ask in a session until it is enough, again where too many ask; return the end of the stream that answers."""
     body = said(session, tokens=tokens, stream=True) | {"messages": [{"role": "user", "content": f"For {tokens}."}]}
-    with served.client() as http, http.stream("POST", CHAT, json=body) as answer:
-        lines = itertools.takewhile(lambda _: enough is None or not enough.is_set(), answer.iter_lines())
-        return "".join([line for line in lines if line][-3:])
+    with served.client() as http:
+        while True:
+            with http.stream("POST", CHAT, json=body) as answer:
+                if answer.status_code != 429:
+                    lines = itertools.takewhile(lambda _: enough is None or not enough.is_set(), answer.iter_lines())
+                    return "".join([line for line in lines if line][-3:])
+            time.sleep(0.2)
 
 
 def test_what_is_being_answered_is_answered_before_it_stops_but_not_without_end(
