@@ -215,31 +215,29 @@ def serve(
         graceful_shutdown_timeout_s=_LAST_WORDS,
     )
     behind, fronts = one_replica.bind(assistant, settings, tokens, form), 0
-    while fronts != (alive := sum(node["Alive"] for node in ray.nodes())) or not _answers():
+    _hear(ray)
+    while fronts != (alive := len(_nodes(ray))) or not _answers():
         if fronts != alive:  # one on each; a node that dies meanwhile would be waited for without end
-            fronts = _nodes(ray)
+            fronts = alive
             application = one_front.options(num_replicas=fronts).bind(behind)
             target = ray_serve.RunTarget(application, name=APPLICATION, logging_config=_QUIET)
             ray_serve.run_many([target], wait_for_applications_running=False)
         time.sleep(_POLL_SECONDS)
 
 
-def _nodes(ray: Any) -> int:
-    """Return how many nodes there are. One that has just died is waited for until Ray knows it, since it says so late."""
+def _nodes(ray: Any) -> list[str]:
+    """Return the nodes that Ray takes for alive."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+
+
+def _hear(ray: Any) -> None:
+    """Wait until each node answers, or is known as dead: Ray notices late that one has died."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nothing = ray.remote(num_cpus=0, max_retries=0)(lambda: None)
-    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in _nodes(ray)]
     answers = [nothing.options(scheduling_strategy=place).remote() for place in places]
-    return sum(_is_there(ray, answer) for answer in answers)
-
-
-def _is_there(ray: Any, answer: Any) -> bool:
-    try:
-        ray.get(answer, timeout=_NODE_SECONDS)
-    except ray.exceptions.RayError:
-        return False
-    return True
+    ray.wait(answers, num_returns=len(answers), timeout=_NODE_SECONDS)
 
 
 def _answers() -> bool:
